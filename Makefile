@@ -1,0 +1,100 @@
+# `make help` lists the targets. Needed beforehand: make and Python 3.11 or newer.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# PYTHON=/path/to/python chooses the interpreter, VENV=dir the place of the environment.
+PYTHON ?= $(firstword $(shell sh .ci/pythons))
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Extra arguments: make test ARGS='-k reload -x'
+ARGS   ?=
+
+# The newest pip is not needed, but 25.1 is the first that knows dependency groups.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then echo "make: no Python 3.11 or newer was found; PYTHON=/path/to/python names one" >&2; exit 1; fi
+	@"$(PYTHON)" -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.pip: | $(BIN)/python
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.pip
+	@echo "installing pgmonkey into $(VENV)"
+	@$(PIP) install --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.pip
+	@echo "installing pgmonkey and its development tools into $(VENV)"
+	@$(PIP) install --editable '.[demo]' --group dev
+	@touch $@ $(VENV)/.demo
+
+.PHONY: run
+run: $(VENV)/.demo ## the demonstration: a real PostgreSQL, three databases, a rotating password
+	@$(BIN)/pgmonkey demo $(ARGS)
+
+.PHONY: setup
+setup: $(VENV)/.dev ## the virtual environment with the development tools
+
+.PHONY: test
+test: $(VENV)/.dev ## the tests, on a real PostgreSQL
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-all
+test-all: ## the tests on every Python from 3.11 to 3.14 that is found
+	@pythons="$$(sh .ci/pythons)"; \
+	if [ -z "$$pythons" ]; then echo "make: no Python 3.11 or newer was found" >&2; exit 1; fi; \
+	failed=; \
+	for python in $$pythons; do \
+	  version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  echo "== Python $$version"; \
+	  $(MAKE) --no-print-directory test PYTHON="$$python" VENV=".venvs/$$version" || failed="$$failed $$version"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed on Python$$failed" >&2; exit 1; fi
+
+.PHONY: lint
+lint: $(VENV)/.dev ## ruff: rules and formatting
+	@$(BIN)/ruff check $(ARGS)
+	@$(BIN)/ruff format --check
+
+.PHONY: format
+format: $(VENV)/.dev ## let ruff format the code and mend what it can
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: types
+types: $(VENV)/.dev ## mypy --strict on the package and the test kit
+	@$(BIN)/mypy
+
+.PHONY: layers
+layers: $(VENV)/.dev ## the import contracts of pyproject.toml
+	@$(BIN)/lint-imports --no-cache
+
+.PHONY: docs
+docs: $(VENV)/.dev ## the documentation as a site, every warning an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.PHONY: docs-reference
+docs-reference: $(VENV)/.dev ## write the generated pages of the documentation anew
+	@$(BIN)/python -m tests.docs.generated
+
+.PHONY: bench
+bench: $(VENV)/.dev ## the benchmarks, against the alternatives in the same run
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load and kills; SOAK_FUZZ_SECONDS (60) of fuzzing
+	@SOAK_ROTATIONS="$${SOAK_ROTATIONS:-1000}" SOAK_FUZZ_SECONDS="$${SOAK_FUZZ_SECONDS:-60}" $(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
+
+.PHONY: clean
+clean: ## remove what the other targets made
+	@rm -rf .venv .venvs build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

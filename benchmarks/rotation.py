@@ -1,0 +1,178 @@
+"""A rotation under load: failed queries and peak connections, for this project and four others."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.comparison import Result
+from benchmarks.rotation_client import SIZE, THREADS
+from pgmonkey.embedded_server import EmbeddedServer
+
+ROTATIONS = 20
+#: Seconds of undisturbed load between two rotations.
+PAUSE = 0.2
+OLD_VERSION = "pgmonkey==4.0.0"
+
+NAMES = {
+    "ours": "pgmonkey, `reload()`",
+    "naive": "psycopg_pool: open another, swap, close",
+    "drain": "psycopg_pool: `drain()`, arguments from a callable",
+    "dispose": "SQLAlchemy: `engine.dispose()`, a `creator`",
+    "force_reload": "pgmonkey 4.0: `force_reload=True`",
+}
+
+FILE = """\
+connection_type: pool
+connection_settings:
+  host: {host}
+  port: '{port}'
+  dbname: postgres
+  user: app
+  password: {password}
+pool_settings: {{min_size: 1, max_size: {size}}}
+"""
+
+
+def run() -> list[Result]:
+    """Rotate under load with each of them, print the table, and keep the figures."""
+    figures: dict[str, Any] = {}
+    with EmbeddedServer() as server:
+        server.create_role("app", "first")
+        for name in NAMES:
+            figures[name] = _measure(server, name)
+    lines = [
+        "| way | queries | failed | peak connections |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [_row(name, figure) for name, figure in figures.items()]
+    print(
+        f"\n{ROTATIONS} rotations, {THREADS} threads, pools of {SIZE}:"
+        " the old password is revoked before each\n"
+    )
+    print("\n".join(lines), end="\n\n")
+    kept = Path("build", "rotation.json")
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return []
+
+
+def _row(name: str, figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return f"| {NAMES[name]} | not to be had here | | |"
+    failed = sum(figure["errors"].values())
+    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(figure["errors"].items()))
+    return (
+        f"| {NAMES[name]} | {figure['done'] + failed} |"
+        f" {failed}{f' ({kinds})' if kinds else ''} | {figure['peak']} |"
+    )
+
+
+def _measure(server: EmbeddedServer, name: str) -> dict[str, Any] | None:
+    python = sys.executable if name != "force_reload" else _old_environment()
+    if python is None:
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        (directory / "registry.d").mkdir()
+        arguments = {"host": server.host, "port": server.port, "dbname": "postgres", "user": "app"}
+
+        def write(password: str) -> None:
+            server.set_password("app", password)
+            text = FILE.format(host=server.host, port=server.port, password=password, size=SIZE)
+            for path, content in (
+                (directory / "password", password),
+                (directory / "orders-4.0.yaml", text),
+                (directory / "registry.d" / "orders.yaml", text),
+            ):
+                new = path.with_suffix(".new")
+                new.write_text(content)
+                new.replace(path)
+
+        write(secrets.token_hex(8))
+        client = Path(__file__).with_name("rotation_client.py")
+        ours = {"PYTHONPATH": str(Path(__file__).parents[1])} if name != "force_reload" else {}
+        process = subprocess.Popen(
+            [python, client, name, directory, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=directory,
+            env={**os.environ, **ours},
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with _Peak(server) as peak:
+                process.stdout.readline()
+                for _ in range(ROTATIONS):
+                    time.sleep(PAUSE)
+                    write(secrets.token_hex(8))
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+                    process.stdout.readline()
+                time.sleep(PAUSE)
+                process.stdin.close()
+                figure: dict[str, Any] = json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        return figure | {"peak": peak.highest}
+
+
+class _Peak:
+    """Count the sessions of the client all the time."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._server = server
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.highest = 0
+
+    def _run(self) -> None:
+        with self._server.connect() as connection:
+            connection.autocommit = True
+            while not self._stop.wait(0.002):
+                row = connection.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'"
+                ).fetchone()
+                assert row is not None
+                self.highest = max(self.highest, row[0])
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _old_environment() -> str | None:
+    """Return the interpreter of an environment with the older version, made at first use."""
+    place = Path("build", "pgmonkey-4.0").absolute()
+    python = place / "bin" / "python"
+    made = place / ".made"
+    if made.exists():
+        return str(python)
+    try:
+        subprocess.run([sys.executable, "-m", "venv", place], check=True, capture_output=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", OLD_VERSION, "psycopg[binary]"],
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    made.touch()
+    return str(python)

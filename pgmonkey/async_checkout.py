@@ -1,0 +1,153 @@
+"""The async checkout: from entering an `async with` block to leaving it."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import psycopg_pool
+from psycopg.errors import ReadOnlySqlTransaction
+
+from pgmonkey.checkout import BOUND, ENTERED, Checkout
+from pgmonkey.connection import FRESH, AsyncPooledConnection
+from pgmonkey.database import wrong_side
+from pgmonkey.generation import AsyncPool, Generation
+from pgmonkey.refusal import checkout_timeout, guard
+from pgmonkey.usage import FOLD_AT
+
+if TYPE_CHECKING:
+    from pgmonkey.async_handle import AsyncDatabase
+
+
+class AsyncCheckout(Checkout):
+    """Borrow one connection of an async handle, in the running loop."""
+
+    async def enter(self) -> AsyncPooledConnection:
+        """Return a connection that was alive a moment ago; see `SyncCheckout.enter`."""
+        if self.stage != BOUND:
+            self.enter_alone()
+        self.stage = ENTERED
+        handle: AsyncDatabase = self.handle
+        began = self.began = monotonic()
+        self.owner = asyncio.current_task()
+        timeout = self.timeout
+        left = -1.0
+        side = handle.side()
+        while True:
+            generation = side.generation
+            if generation is None or generation.applied.since != handle.target.applied.since:
+                generation = await side.obtain(began, timeout)
+            if left < 0.0:
+                left = timeout = generation.timeout if timeout is None else timeout
+            self.generation = generation
+            if generation.guarded:
+                guard(handle, self, generation)
+            generation.checkouts.add(self)
+            try:
+                connection: AsyncPooledConnection = await generation.getconn(left)
+            except psycopg_pool.PoolTimeout:
+                side.let_go(self, generation)
+                raise checkout_timeout(handle, generation, monotonic() - began) from None
+            except psycopg_pool.PoolClosed:
+                # The generation was retired while this client queued: it goes on with the next
+                # one, with what is left of its time. Nothing was sent, so nothing is repeated.
+                side.let_go(self, generation)
+            except BaseException as error:
+                side.let_go(self, generation)
+                handle.usage.errors["other"] += 1
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                    # psycopg_pool forgets a connection that it was about to hand over.
+                    await side.replace_later(generation, "interrupted")
+                raise
+            else:
+                now = monotonic()
+                if side.generation is not generation:
+                    await generation.putconn(connection)
+                elif (
+                    now - connection.returned_at < FRESH
+                    and now < connection.expires_at
+                    and not generation.pings
+                ) or await side.is_fit(connection, generation, left - (now - began)):
+                    self.connection = connection
+                    self.taken = now
+                    return connection
+                side.let_go(self, generation)
+            left = (timeout or 0.0) - (monotonic() - began)
+            if left <= 0.0:
+                raise checkout_timeout(handle, generation, monotonic() - began)
+
+    __aenter__ = enter
+
+    async def leave(self, kind: object = None, error: object = None, _trace: object = None) -> None:
+        """Commit or roll back, and give the connection back."""
+        connection: AsyncPooledConnection = self.connection
+        handle: AsyncDatabase = self.handle
+        generation: Generation[AsyncPool] = self.generation
+        try:
+            if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
+                await _end(connection, failed=kind is not None)
+            if generation.resets:
+                await _reset(connection, autocommit=generation.applied.config.autocommit)
+        finally:
+            self.connection = None
+            now = connection.returned_at = monotonic()
+            generation.checkouts.discard(self)
+            if generation.gives_up:
+                generation.gives_up = False
+                await connection.close()
+            await generation.putconn(connection)
+            taken = self.taken
+            handle.record((taken - self.began, now - taken))
+            if len(handle.records) >= FOLD_AT:
+                handle.usage.fold()
+            if generation.retired:
+                handle.side().drained_if_empty(generation)
+            if self.reported:
+                handle.side().returned_late(self, now)
+            if generation.wants_primary and isinstance(error, ReadOnlySqlTransaction):
+                # This server is no primary any more: all its connections are of no use.
+                await handle.side().replace_later(generation, "standby")
+
+    __aexit__ = leave
+
+    def __enter__(self) -> Any:
+        raise wrong_side(self.handle)
+
+    def __exit__(self, *exc_info: object) -> Any:
+        raise wrong_side(self.handle)
+
+
+async def _end(connection: AsyncPooledConnection, *, failed: bool) -> None:
+    """Commit or roll back what a block has left open.
+
+    Of a block that failed, its own exception is the one that the caller gets.
+    """
+    try:
+        if failed:
+            if not connection.closed:
+                await connection.rollback()
+        elif connection.broken or not connection.closed:
+            # A connection that broke unnoticed must not pass for a commit; one that the block
+            # itself has closed has nothing to commit.
+            await connection.commit()
+    except psycopg.Error:
+        if not failed:
+            raise
+        await connection.close()  # what cannot roll back is not given to anybody else
+    finally:
+        if connection.closed:
+            await connection.close()  # a broken one still has its socket and its slot
+
+
+async def _reset(connection: AsyncPooledConnection, *, autocommit: bool) -> None:
+    """Give a connection back as the next borrower shall find it; drop it if that fails."""
+    if connection.closed:
+        return
+    try:
+        await connection.set_autocommit(True)
+        await connection.execute("DISCARD ALL")
+        await connection.set_autocommit(autocommit)
+    except psycopg.Error:
+        await connection.close()

@@ -1,0 +1,268 @@
+"""The async handle: an `async` or `async_pool` database, in any number of event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from sys import _getframe
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from pgmonkey.async_checkout import AsyncCheckout
+from pgmonkey.candidate import Candidate
+from pgmonkey.checkout import EnterHalf, ExitHalf
+from pgmonkey.database import Borrowed, BorrowedCursor, Database, wrong_side
+from pgmonkey.dialer import Dialer
+from pgmonkey.errors import ConnectError, ReloadRejectedError
+from pgmonkey.gate import LONGEST_FAREWELL, Gate
+from pgmonkey.generation import AsyncPool, Generation
+from pgmonkey.loop_side import LoopSide
+from pgmonkey.target import Applied
+from pgmonkey.usage import Usage
+
+if TYPE_CHECKING:
+    from pgmonkey.config import ConnectionType, DatabaseConfig
+
+
+class AsyncDatabase(Database):
+    """Be the handle of an `async` or `async_pool` database, in any number of event loops.
+
+    It costs no thread; each loop that uses it has a pool of its own.
+    """
+
+    checkout_class = AsyncCheckout
+    if not TYPE_CHECKING:
+        __aenter__ = EnterHalf()
+        __aexit__ = ExitHalf()
+
+        def __enter__(self) -> Any:
+            raise wrong_side(self)
+
+        def __exit__(self, *exc_info: object) -> Any:
+            raise wrong_side(self)
+
+    def __init__(self, applied: Applied, connection_type: ConnectionType) -> None:
+        super().__init__(applied, connection_type)
+        self._sides: dict[asyncio.AbstractEventLoop, LoopSide] = {}
+        # Guards `_sides`. Never held while waiting.
+        self._sides_lock = threading.Lock()
+        self._latest: tuple[asyncio.AbstractEventLoop | None, LoopSide | None] = (None, None)
+        self._force_due = False
+        _handles.add(self)
+
+    def side(self) -> LoopSide:
+        """Return the side of the running loop.
+
+        Raises:
+            RuntimeError: no loop is running.
+        """
+        loop = asyncio.get_running_loop()
+        latest, side = self._latest
+        if latest is not loop or side is None:
+            with self._sides_lock:
+                side = self._sides.get(loop)
+                if side is None:
+                    side = self._sides[loop] = LoopSide(self, loop)
+            self._latest = (loop, side)
+            self._abandon_closed_loops()
+        return side
+
+    def sides(self) -> list[LoopSide]:
+        """Return the sides of all loops that are not closed."""
+        self._abandon_closed_loops()
+        with self._sides_lock:
+            return list(self._sides.values())
+
+    def _abandon_closed_loops(self) -> None:
+        """Close the connections of loops that have ended: no task can use them any more."""
+        with self._sides_lock:
+            closed = [loop for loop in self._sides if loop.is_closed()]
+            abandoned = [self._sides.pop(loop) for loop in closed]
+        for side in abandoned:
+            side.gate.abandon()
+
+    def connection(self, timeout: float | None = None) -> Borrowed:
+        """Do what `Database.connection` says."""
+        return self._checkout(timeout)
+
+    def _checkout(self, timeout: float | None) -> AsyncCheckout:
+        return AsyncCheckout.bound(self, timeout, _getframe(2))
+
+    def transaction(
+        self, timeout: float | None = None, *, force_rollback: bool = False
+    ) -> Borrowed:
+        """Do what `Database.transaction` says."""
+        return self._transaction(self._checkout(timeout), force_rollback)  # type: ignore[return-value]  # its sync half is never there: wrong side
+
+    @asynccontextmanager
+    async def _transaction(
+        self, checkout: AsyncCheckout, force_rollback: bool
+    ) -> AsyncIterator[Any]:
+        async with checkout as connection, connection.transaction(force_rollback=force_rollback):
+            yield connection
+
+    def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
+        """Do what `Database.cursor` says."""
+        return self._cursor(self._checkout(timeout), options)  # type: ignore[return-value]  # its sync half is never there: wrong side
+
+    @asynccontextmanager
+    async def _cursor(self, checkout: AsyncCheckout, options: dict[str, Any]) -> AsyncIterator[Any]:
+        async with checkout as connection, connection.cursor(**options) as cursor:
+            yield cursor
+
+    async def open(self, timeout: float | None = None) -> Database:
+        """Do what `Database.open` says."""
+        if self._force_due:
+            self._force_due = False
+            await self.force_reload()
+        await self.side().obtain(monotonic(), timeout)
+        return self
+
+    def __await__(self) -> Generator[Any, None, Database]:
+        return self.open().__await__()
+
+    def start(self) -> None:
+        """Begin to open in the running loop, without waiting for it."""
+        side = self.side()
+        if side.generation is None:
+            side.refuse_if_gone()
+            side.move()
+
+    async def close(self) -> None:
+        """Do what `Database.close` says."""
+        await self._shut()
+
+    async def _shut(self) -> None:
+        here = asyncio.get_running_loop()
+        for side in self.sides():
+            if side.loop() is here:
+                await side.shut()
+            else:
+                side.shut_soon()
+
+    def shut(self, gone: Exception) -> list[LoopSide]:
+        """End this handle for good, from any thread.
+
+        Returns:
+            The sides, each of which closes on its own loop as soon as that loop turns.
+        """
+        self.target.gone = gone
+        sides = self.sides()
+        for side in sides:
+            side.shut_soon()
+        return sides
+
+    def patrol(self, now: float) -> None:
+        """Do what is due: see `Database.patrol`; and try again to connect, when clients could not."""
+        super().patrol(now)
+        for side in self.sides():
+            if side.wants_another_try(now):
+                side.start_soon()
+
+    # Reload: prepare a candidate, which may fail, then commit it, which may not.
+
+    def prepare(self, applied: Applied) -> Candidate[AsyncPool]:
+        """Probe a configuration with one plain connection, if any loop has a generation open.
+
+        The probe is sync, so it needs no loop and no loop can hold it up. Each loop makes a
+        connection of its own before it swaps.
+
+        Raises:
+            ConnectError: the probe failed; what runs goes on.
+        """
+        sides = [side for side in self.sides() if side.generation is not None]
+        if applied.since != self.target.applied.since and sides:
+            side = sides[0]
+            # The probe counts against the connections of one loop, beyond which there may be
+            # one more; when even that is taken, by an earlier move, it waits for it to end.
+            slot = side.gate.wait(side.is_gone, beyond=1, timeout=LONGEST_FAREWELL)
+            if slot is None:
+                raise side.no_room()
+            dialer = Dialer(applied.config, self.connection_type, side.gate)
+            try:
+                dialer.dial(slot, probe=True).close()
+            except ConnectError as error:
+                # The login was good, or this error would not have come: each loop makes room.
+                if error.reason != "too_many_connections":
+                    raise
+        return Candidate(applied, None, None)
+
+    def drop(self, candidate: Candidate[AsyncPool]) -> None:
+        """Throw a candidate away; its probe is closed already."""
+
+    def commit(self, candidate: Candidate[AsyncPool]) -> bool:
+        """Publish the candidate to every loop; each swaps at its next turn, or next checkout."""
+        self.target.applied = candidate.applied
+        for side in self.sides():
+            side.gate.forget_pause()  # it was for a login of before
+            side.move_soon()
+        return True
+
+    def request_reload(self) -> None:
+        """Let the next `await` of this handle replace the generation of its loop."""
+        self._force_due = True
+
+    async def force_reload(self, config: DatabaseConfig | None = None) -> None:
+        """Replace the generations, though nothing may have changed; open nothing that is closed.
+
+        Callers that ask while another one is at it, in the same loop, share its result.
+
+        Args:
+            config: What to run; default: what runs now.
+
+        Raises:
+            ReloadRejectedError: the first connection failed; the old generation keeps serving.
+        """
+        side = self.side()
+        before = self.target.applied
+        config = config or before.config
+        if side.forcing == config.digest:
+            candidate = before
+        else:
+            side.forcing = config.digest
+            self.target.applied = candidate = before.forced(config)
+        if side.generation is None:
+            side.forcing = None
+            return
+        try:
+            await side.move_now()
+        except ConnectError as error:
+            if self.target.applied is candidate:
+                self.target.applied = before
+            raise ReloadRejectedError(str(error), database=self.name, reason=error.reason) from None
+        finally:
+            side.forcing = None
+        for other in self.sides():
+            if other is not side:
+                other.move_soon()
+
+    def forget(self) -> None:
+        """Start anew in a child process; the parent's loops and connections are kept untouched."""
+        _inherited.append(self._sides)
+        self._sides_lock = threading.Lock()
+        self._sides = {}
+        self._latest = (None, None)
+        self._count_in(Usage())
+        self.loose.clear()
+
+    def _parts(self) -> tuple[list[Generation[Any]], list[Generation[Any]], list[Gate]]:
+        sides = self.sides()
+        current = [side.generation for side in sides if side.generation is not None]
+        retired = [generation for side in sides for generation in side.retired]
+        return list(current), list(retired), [side.gate for side in sides]
+
+
+_handles: Final[weakref.WeakSet[AsyncDatabase]] = weakref.WeakSet()
+_inherited: Final[list[object]] = []
+
+
+def _after_fork() -> None:
+    for handle in list(_handles):
+        handle.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

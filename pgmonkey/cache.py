@@ -1,0 +1,126 @@
+"""The cache of handles: one for each key, of the registry as of the manager."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+from pgmonkey.async_handle import AsyncDatabase
+from pgmonkey.errors import HandleClosedError
+from pgmonkey.handle import SyncDatabase
+
+if TYPE_CHECKING:
+    from pgmonkey.config import ConnectionType
+    from pgmonkey.target import Applied
+
+Handle = SyncDatabase | AsyncDatabase
+
+
+def make_handle(applied: Applied, connection_type: ConnectionType) -> Handle:
+    """Return a new handle of the right side; it connects to nothing."""
+    if connection_type in ("async", "async_pool"):
+        return AsyncDatabase(applied, connection_type)
+    return SyncDatabase(applied, connection_type)
+
+
+class HandleCache:
+    """Keep one handle for each key, for as long as the cache lives.
+
+    The registry's keys are (name, type), those of `PGConnectionManager` (digest, type).
+    """
+
+    def __init__(self) -> None:
+        self._handles: dict[Hashable, Handle] = {}
+        #: What the registry's `get` gives for a name alone. Read without a lock.
+        self.defaults: dict[str, Handle] = {}
+        # Guards `_handles`. Nothing is connected or closed while it is held.
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, applied: Applied, connection_type: ConnectionType) -> Handle:
+        """Return the handle of this key; make it if there is none."""
+        handle = self._handles.get(key)
+        if handle is None:
+            with self._lock:
+                handle = self._handles.get(key)
+                if handle is None:
+                    handle = self._handles[key] = make_handle(applied, connection_type)
+        return handle
+
+    def items(self) -> list[tuple[Any, Handle]]:
+        """Return every key with its handle."""
+        with self._lock:
+            return list(self._handles.items())
+
+    def all(self) -> list[Handle]:
+        """Return every handle."""
+        with self._lock:
+            return list(self._handles.values())
+
+    def remove(self, handle: Handle) -> None:
+        """Forget a handle."""
+        with self._lock:
+            for key in [key for key, one in self._handles.items() if one is handle]:
+                del self._handles[key]
+
+    def move(self, handle: Handle, key: tuple[bytes, str]) -> None:
+        """Let a handle be found under another key, if it is here at all.
+
+        The handle that is found under that key now stays in the cache, so that it is closed with
+        it, but under a key that nobody looks up.
+        """
+        with self._lock:
+            old = next((old for old, one in self._handles.items() if one is handle), None)
+            if old is None or old == key:
+                return
+            del self._handles[old]
+            if (displaced := self._handles.get(key)) is not None:
+                self._handles[secrets.token_bytes(16), key[1]] = displaced
+            self._handles[key] = handle
+
+    def drop_all(self) -> list[Handle]:
+        """Empty the cache and return what was in it, to be closed."""
+        with self._lock:
+            handles = list(self._handles.values())
+            self._handles.clear()
+            self.defaults.clear()
+        return handles
+
+    def forget_lock(self) -> None:
+        """Take a new lock, in a child process whose parent may have held it."""
+        self._lock = threading.Lock()
+
+
+def close_handles(handles: list[Handle], owner: str) -> None:
+    """Close handles for good, from any thread; those of loops close as their loops turn.
+
+    A loop of this thread that stands still, between two `run_until_complete`, is turned here.
+
+    Args:
+        handles: What to close.
+        owner: What was closed, for the error of later uses.
+    """
+    sides = [side for handle in handles for side in handle.shut(closed_error(handle, owner))]
+    if asyncio._get_running_loop() is not None:
+        return  # no other loop can be turned in this thread
+    for side in sides:
+        loop = side.loop()
+        if side.thread == threading.get_ident() and loop is not None and not loop.is_closed():
+            loop.run_until_complete(side.shut())
+
+
+async def close_handles_async(handles: list[Handle], owner: str) -> None:
+    """Close handles for good, and wait for those of the running loop."""
+    here = asyncio.get_running_loop()
+    for handle in handles:
+        sides = handle.shut(closed_error(handle, owner))
+        for side in sides or ():
+            if side.loop() is here:
+                await side.shut()
+
+
+def closed_error(handle: Handle, owner: str) -> HandleClosedError:
+    """Return the error for a use of this handle after its owner was closed."""
+    return HandleClosedError(f"{handle.name}: the {owner} of this handle was closed")

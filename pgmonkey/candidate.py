@@ -1,0 +1,27 @@
+"""A candidate: what a reload has made ready, before anything is replaced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from pgmonkey.generation import Generation
+    from pgmonkey.target import Applied
+
+PoolT = TypeVar("PoolT")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate(Generic[PoolT]):
+    """Hold the next configuration of a handle and, if it was open, the generation made from it.
+
+    Args:
+        applied: What the handle shall run.
+        replaces: The generation that was current when this was prepared, or `None`.
+        generation: The verified generation, or `None` when no connection is touched.
+    """
+
+    applied: Applied
+    replaces: Generation[PoolT] | None
+    generation: Generation[PoolT] | None

@@ -1,0 +1,179 @@
+"""A checkout: a client's hold on one connection, from entering `with` to leaving it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from sys import _getframe
+from types import CodeType, FrameType, MethodType
+from typing import Any, Final, Self
+
+#: The stages of a checkout.
+MADE: Final = 0
+BOUND: Final = 1
+ENTERED: Final = 2
+
+#: `with` looks up both halves before it calls either: which one first depends on the version.
+_EXIT_FIRST: Final = sys.version_info >= (3, 14)
+
+
+class Checkout:
+    """Borrow one connection of a handle, once.
+
+    Made by a handle; not by hand. It carries its own state, so that any number of them can be
+    open at once in one thread or task, and end in another one, in any order.
+    """
+
+    # Defaults of the class, not of each object: a checkout is made for every block, and sets
+    # only what differs.
+    connection: Any = None
+    generation: Any = None
+    #: The thread's number or the task that borrowed.
+    owner: Any = None
+    #: When it began to wait, and when it got its connection, on the monotonic clock.
+    began = 0.0
+    taken = 0.0
+    #: How far it is: made, bound to the other half of its `with`, entered.
+    stage = MADE
+    timeout: float | None = None
+    #: Whether it was reported as held too long.
+    reported = False
+
+    handle: Any
+    # Code and instruction say where it was borrowed, without holding the frame and with it the
+    # borrower's variables; the line is worked out when somebody asks.
+    code: CodeType
+    instruction: int
+
+    @classmethod
+    def bound(cls, handle: Any, timeout: float | None, frame: FrameType) -> Self:
+        """Return a checkout that is its own `with` block's, such as `connection()` gives.
+
+        Args:
+            handle: The handle.
+            timeout: Seconds to wait, or `None` for the configured ones.
+            frame: The borrower's.
+        """
+        checkout = cls()
+        checkout.handle = handle
+        checkout.timeout = timeout
+        checkout.code = frame.f_code
+        checkout.instruction = frame.f_lasti
+        checkout.stage = BOUND
+        return checkout
+
+    def enter_alone(self) -> None:
+        """Take note that `__enter__` was called by hand, so that `__exit__` finds it.
+
+        Raises:
+            RuntimeError: it was entered before.
+        """
+        if self.stage == ENTERED:
+            raise RuntimeError("a checkout can be entered once; ask the handle for another one")
+        self.handle.loose.append(self)
+
+    @property
+    def place(self) -> str:
+        """Return where it was borrowed, as `file:line in function`."""
+        line = next(
+            (line for start, end, line in self.code.co_lines() if start <= self.instruction < end),
+            None,
+        )
+        return f"{self.code.co_filename}:{line} in {self.code.co_name}"
+
+
+class _Half(threading.local):
+    """Keep, for each thread, the checkout of which `with` has looked up one half only."""
+
+    checkout: Any = None
+
+
+_half = _Half()
+
+
+class _Unbound:
+    """Pair the two halves that `ExitStack` looks up on the class."""
+
+    __slots__ = ("checkout", "frame", "handle", "stage")
+
+    def __init__(self, frame: FrameType) -> None:
+        self.handle: Any = None
+        self.stage = MADE
+        self.frame = frame
+        self.checkout: Any = None
+
+    def enter(self, handle: Any) -> Any:
+        self.checkout = checkout = handle.checkout_class.bound(handle, None, self.frame)
+        del self.frame  # it would keep the borrower's variables alive
+        self.stage = ENTERED
+        return checkout.enter()
+
+    def leave(self, _handle: Any, *exc_info: Any) -> Any:
+        return self.checkout.leave(*exc_info)
+
+
+class EnterHalf:
+    """Be `__enter__` or `__aenter__` of a handle: each look-up begins or completes a checkout.
+
+    `with` looks up both halves on the spot, one right after the other, in one thread. So the
+    first look-up makes a checkout and the second one binds to it: the block then owns its
+    checkout, whichever thread leaves it and in whatever order. A stack in a thread-local or
+    context variable cannot do that. When `__enter__` is called by hand, there is no second
+    look-up yet; such checkouts wait in the handle's list, and `__exit__` takes the last one.
+    """
+
+    __slots__ = ()
+
+    def __get__(self, handle: Any, owner: type) -> Any:
+        frame = _getframe(1)
+        if handle is None:
+            pair = _half.checkout = _Unbound(frame)
+            return pair.enter
+        if _EXIT_FIRST:
+            checkout = _half.checkout
+            if checkout is not None and checkout.handle is handle and checkout.stage == MADE:
+                _half.checkout = None
+                checkout.stage = BOUND
+                return checkout.enter
+        # Made here, field by field: this is on the way of every block.
+        checkout = handle.checkout_class()
+        checkout.handle = handle
+        checkout.code = frame.f_code
+        checkout.instruction = frame.f_lasti
+        if not _EXIT_FIRST:
+            _half.checkout = checkout
+        return checkout.enter
+
+
+class ExitHalf:
+    """Be `__exit__` or `__aexit__` of a handle; see `EnterHalf`."""
+
+    __slots__ = ()
+
+    def __get__(self, handle: Any, owner: type) -> Any:
+        checkout = _half.checkout
+        if _EXIT_FIRST and handle is not None:
+            checkout = _half.checkout = handle.checkout_class.bound(handle, None, _getframe(1))
+            checkout.stage = MADE
+            return MethodType(_leave_or_loose, checkout)
+        if checkout is not None and checkout.handle is handle and checkout.stage == MADE:
+            _half.checkout = None
+            checkout.stage = BOUND
+            return checkout.leave
+        if handle is None:
+            return lambda handle, *exc_info: loose(handle).leave(*exc_info)
+        return loose(handle).leave
+
+
+def _leave_or_loose(checkout: Any, *exc_info: Any) -> Any:
+    if checkout.stage == ENTERED:
+        return checkout.leave(*exc_info)
+    return loose(checkout.handle).leave(*exc_info)
+
+
+def loose(handle: Any) -> Any:
+    """Return the checkout that was entered last by calling `__enter__` by hand."""
+    try:
+        return handle.loose.pop()
+    except IndexError:
+        raise RuntimeError(f"{handle!r} was not entered") from None

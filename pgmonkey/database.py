@@ -1,0 +1,320 @@
+"""The public face of a handle: one database, for the life of the registry."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Generator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg.rows import TupleRow
+
+from pgmonkey import events
+from pgmonkey.checkout import Checkout
+from pgmonkey.errors import WrongSideError
+from pgmonkey.gate import Gate
+from pgmonkey.generation import Generation
+from pgmonkey.status import CheckoutStatus, PoolStatus
+from pgmonkey.target import Applied, Target
+from pgmonkey.usage import Usage
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pgmonkey.config import ConnectionType
+
+
+class Borrowed(Protocol):
+    """Be what `connection()` and `transaction()` return: a block that yields a connection."""
+
+    def __enter__(self) -> Connection[TupleRow]: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+    async def __aenter__(self) -> AsyncConnection[TupleRow]: ...
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+
+
+class BorrowedCursor(Protocol):
+    """Be what `cursor()` returns: a block that yields a cursor on a borrowed connection."""
+
+    def __enter__(self) -> Cursor[Any]: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+    async def __aenter__(self) -> AsyncCursor[Any]: ...
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+
+
+class Database(ABC):
+    """Hand out connections of one database; stay the same object over every reload.
+
+    `registry.get(name)` returns it at once and connects to nothing: the first checkout does.
+    A handle of type `normal` or `pool` is used with `with`, one of type `async` or
+    `async_pool` with `async with`. Each block is a checkout of its own, in any number of
+    threads or tasks at once, also nested. What it yields is psycopg's own connection:
+    committed when the block succeeds, rolled back when it raises.
+
+    Attributes:
+        name: The name of the database.
+        connection_type: `normal`, `pool`, `async` or `async_pool`.
+
+    Example:
+        >>> with registry.get("orders") as conn:
+        ...     conn.execute("SELECT 1").fetchone()
+        (1,)
+    """
+
+    name: str
+    connection_type: ConnectionType
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Connection[TupleRow]: ...
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+            /,
+        ) -> bool | None: ...
+        async def __aenter__(self) -> AsyncConnection[TupleRow]: ...
+        async def __aexit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+            /,
+        ) -> bool | None: ...
+
+    def __init__(self, applied: Applied, connection_type: ConnectionType) -> None:
+        self.name = applied.config.name
+        self.connection_type = connection_type
+        self._count_in(Usage())
+        #: Checkouts entered by calling `__enter__` by hand, which have no `__exit__` yet.
+        self.loose: list[Checkout] = []
+        self.target = Target(applied)
+        #: Called when the first connection of a process or loop is about to be made.
+        self.on_open: Callable[[], object] | None = None
+        #: Called when the server has refused a login.
+        self.on_refused: Callable[[], object] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} {self.connection_type}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self!r} cannot be pickled: its connections belong to this process; "
+            "make the registry in the other process and ask it for the name"
+        )
+
+    def _count_in(self, usage: Usage) -> None:
+        self.usage = usage
+        # What every checkout calls when it ends, without the way to it.
+        self.records = usage.records
+        self.record = usage.records.append
+
+    @abstractmethod
+    def connection(self, timeout: float | None = None) -> Borrowed:
+        """Borrow a connection, with a deadline of your own.
+
+        Args:
+            timeout: Seconds to wait for the connection; default: the configured `timeout`.
+
+        Raises:
+            CheckoutTimeout: no connection within the timeout.
+            ConnectError: the server refuses, for a reason that waiting does not mend.
+
+        Example:
+            >>> with registry.get("orders").connection(timeout=2) as conn:
+            ...     conn.execute("SELECT 1").fetchone()
+            (1,)
+        """
+
+    @abstractmethod
+    def transaction(
+        self, timeout: float | None = None, *, force_rollback: bool = False
+    ) -> Borrowed:
+        """Borrow a connection with a transaction open on it.
+
+        The same as a checkout with `conn.transaction()` inside: needed where `autocommit` is
+        on, or where BEGIN shall be sent at once.
+
+        Args:
+            timeout: Seconds to wait for the connection; default: the configured `timeout`.
+            force_rollback: Roll back at the end also on success.
+        """
+
+    @abstractmethod
+    def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
+        """Borrow a connection for the life of one cursor.
+
+        Args:
+            timeout: Seconds to wait for the connection; default: the configured `timeout`.
+            options: Passed to psycopg's `Connection.cursor`.
+        """
+
+    @abstractmethod
+    def open(self, timeout: float | None = None) -> Awaitable[Database]:
+        """Connect now instead of at the first checkout; `await` it on an async handle.
+
+        Args:
+            timeout: Seconds to wait; default: the configured `timeout`.
+
+        Raises:
+            CheckoutTimeout, ConnectError: as a checkout does.
+        """
+
+    @abstractmethod
+    def close(self) -> Awaitable[None]:
+        """Close the connections; `await` it on an async handle. The next checkout opens again.
+
+        Checkouts in progress go on; their connections close when they end.
+        """
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, None, Database]:
+        """Open an async handle."""
+
+    def status(self) -> PoolStatus:
+        """Return what the pools of this handle do at this moment, without waiting for anything."""
+        return self._status(*self._parts())
+
+    def is_open(self) -> bool:
+        """Tell whether there is a generation, in any loop."""
+        return bool(self._parts()[0])
+
+    def is_draining(self) -> bool:
+        """Tell whether checkouts of a retired generation are still out, in any loop."""
+        return bool(self._parts()[1])
+
+    def patrol(self, now: float) -> None:
+        """Report checkouts that last too long: leaked ones, and holders of a retired generation.
+
+        Args:
+            now: The monotonic clock.
+        """
+        current, retired, _ = self._parts()
+        config = self.target.applied.config
+        for generation in retired:
+            if not generation.lingers and now - generation.retired_at > config.drain_timeout:
+                generation.lingers = True
+                events.emit(
+                    "database.drain_timeout",
+                    database=self.name,
+                    connection_type=self.connection_type,
+                    generation=generation.version,
+                    holders=[_describe(one, now) for one in generation.out()],
+                )
+        if config.leak_detection is None:
+            return
+        for generation in current + retired:
+            for one in generation.out():
+                if not one.reported and now - one.taken > config.leak_detection:
+                    one.reported = True
+                    self.usage.leaks += 1
+                    events.emit(
+                        "checkout.leaked",
+                        database=self.name,
+                        connection_type=self.connection_type,
+                        **_describe(one, now),
+                    )
+
+    @abstractmethod
+    def _parts(self) -> tuple[list[Generation[Any]], list[Generation[Any]], list[Gate]]:
+        """Return the current generations, the retired ones, and the gates."""
+
+    def _status(
+        self, current: list[Generation[Any]], retired: list[Generation[Any]], gates: list[Gate]
+    ) -> PoolStatus:
+        settings = self.target.applied.config.pool(self.connection_type)
+        out = [checkout for generation in current for checkout in generation.out()]
+        old = [checkout for generation in retired for checkout in generation.out()]
+        everywhere = len(current) or 1
+        failure = next((gate.last_failure for gate in gates if gate.last_failure), None)
+        now = monotonic()
+        held = [
+            CheckoutStatus(holder_name(one.owner), now - one.taken, one.place) for one in out + old
+        ]
+        idle = sum(generation.pool.get_stats()["pool_available"] for generation in current)
+        return PoolStatus(
+            database=self.name,
+            connection_type=self.connection_type,
+            version=self.target.applied.version,
+            opened=bool(current),
+            idle=idle,
+            used=len(out),
+            retiring=len(old),
+            waiting=sum(generation.waiting() for generation in current),
+            min_size=settings.min_size * everywhere,
+            max_size=settings.max_size * everywhere,
+            longest_checkout=max((one.seconds for one in held), default=0.0),
+            requests=self.usage.requests + len(out) + len(old),
+            queued=self.usage.queued
+            + sum(one.pool.get_stats().get("requests_queued", 0) for one in current + retired),
+            errors=self.usage.errors.copy(),
+            waits=self.usage.waits,
+            uses=self.usage.uses,
+            connects=self.usage.connects,
+            connect_attempts=self.usage.attempts,
+            connect_failures=self.usage.failures.copy(),
+            evicted=self.usage.evicted.copy(),
+            leaks=self.usage.leaks,
+            last_failure=failure.text if failure else None,
+            last_failure_reason=failure.reason if failure else None,
+            checkouts=tuple(held),
+        )
+
+
+def _describe(checkout: Checkout, now: float) -> dict[str, Any]:
+    return {
+        "holder": holder_name(checkout.owner),
+        "seconds": round(now - checkout.taken, 3),
+        "place": checkout.place,
+    }
+
+
+def holder_name(owner: Any) -> str:
+    """Return the name of a thread or task, for a person."""
+    if isinstance(owner, int):
+        for thread in threading.enumerate():
+            if thread.ident == owner:
+                return f"thread {thread.name}"
+        return f"thread {owner} (ended)"
+    name = getattr(owner, "get_name", None)
+    return f"task {name()}" if name else "unknown"
+
+
+def wrong_side(handle: Database) -> WrongSideError:
+    """Return the error for `with` on an async handle, or the reverse."""
+    used, right = (
+        ("`async with` or `await`", "with")
+        if handle.connection_type in ("normal", "pool")
+        else ("`with`", "async with")
+    )
+    return WrongSideError(
+        f"{handle.name} is a {handle.connection_type} database: {used} does not work on it; "
+        f'use `{right} registry.get("{handle.name}") as conn:`'
+    )

@@ -1,0 +1,206 @@
+"""A dialer: how one generation makes its server connections."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pgmonkey import events
+from pgmonkey.connect_failure import ConnectFailure, classify
+from pgmonkey.connection import AsyncPooledConnection, PooledConnection, age_limit
+from pgmonkey.errors import ConnectError
+
+ConnectionT = TypeVar("ConnectionT", PooledConnection, AsyncPooledConnection)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgmonkey.config import ConnectionType, DatabaseConfig, PoolSettings
+    from pgmonkey.gate import Gate, Slot
+    from pgmonkey.generation import AsyncPool, SyncPool
+
+
+class Dialer:
+    """Make the connections of one generation: the probe, which it starts from, and the rest.
+
+    A pool is given the dialer as its only connect argument, and reads the secrets through it
+    at each connect, so neither the pool nor a traceback of it holds one.
+
+    Args:
+        config: The configuration of the generation.
+        connection_type: The connection type of the handle.
+        gate: The gate of the handle, shared by its generations.
+        on_failure: Called when a connect of the generation in force failed.
+    """
+
+    __slots__ = (
+        "_config",
+        "_connection_type",
+        "_gate",
+        "_on_failure",
+        "_seed",
+        "_settings",
+        "checkouts",
+        "held",
+        "retired",
+    )
+
+    def __init__(
+        self,
+        config: DatabaseConfig,
+        connection_type: ConnectionType,
+        gate: Gate,
+        on_failure: Callable[[Dialer, ConnectFailure], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._connection_type = connection_type
+        self._settings: PoolSettings = config.pool(connection_type)
+        self._gate = gate
+        self._on_failure = on_failure
+        self._seed: PooledConnection | AsyncPooledConnection | None = None
+        #: The checkouts of the generation, to know whether anybody waits.
+        self.checkouts: set[Any] = set()
+        #: Set while a reload makes room for its probe: nothing else may take the free place.
+        self.held = False
+        #: Set when the generation is retired: it makes no connection any more.
+        self.retired = False
+
+    def go_on(self, pool: SyncPool) -> None:
+        """Let a pool that has given up try again, if somebody waits or it is early yet."""
+        if self._shall_go_on():
+            pool.check()
+
+    async def go_on_async(self, pool: AsyncPool) -> None:
+        """Let a pool that has given up try again; see `go_on`."""
+        if self._shall_go_on():
+            await pool.check()
+
+    def _shall_go_on(self) -> bool:
+        if self.retired:
+            return False
+        waiting = any(one.connection is None for one in self.checkouts.copy())
+        return waiting or self._gate.outage() < self._settings.reconnect_timeout
+
+    def plant(self, seed: PooledConnection | AsyncPooledConnection) -> None:
+        """Let the next connect of the pool return this one, which the probe has made."""
+        # From here on it is a pool's, whose loop may end with it: no reason for psycopg to warn.
+        seed._pool = None
+        self._seed = seed
+
+    def uproot(self) -> PooledConnection | AsyncPooledConnection | None:
+        """Take back the planted connection, if the pool has not taken it yet."""
+        seed, self._seed = self._seed, None
+        return seed
+
+    def stop(self) -> None:
+        """Make no connection any more, and let go whoever waits to make one."""
+        self.retired = True
+        self._gate.wake()
+
+    def connect(self) -> PooledConnection:
+        """Return a new connection to the pool, as soon as the gate has a slot for it."""
+        if seed := self.uproot():
+            return cast(PooledConnection, seed)
+        slot = self._gate.wait(lambda: self.retired, lambda: self.held)
+        if slot is None:
+            raise ConnectError("this generation is retired", database=self._config.name)
+        return self.dial(slot)
+
+    async def connect_async(self) -> AsyncPooledConnection:
+        """Return a new connection to the pool, as soon as the gate has a slot for it."""
+        if seed := self.uproot():
+            return cast(AsyncPooledConnection, seed)
+        slot = await self._gate.wait_async(lambda: self.retired, lambda: self.held)
+        if slot is None:
+            raise ConnectError("this generation is retired", database=self._config.name)
+        return await self.dial_async(slot)
+
+    def dial(self, slot: Slot | None, *, probe: bool = False) -> PooledConnection:
+        """Make one connection now.
+
+        Args:
+            slot: Its place at the gate.
+            probe: Whether it tries a candidate, whose failure says nothing of what runs.
+
+        Raises:
+            ConnectError: with the server's reason, scrubbed; never chained to the driver's
+                error, whose frames and attributes hold the password.
+        """
+        began = monotonic()
+        connection, failure = self._try_dial()
+        self._met(failure, began, slot, probe=probe)
+        return self._admit(cast(PooledConnection, connection), slot)
+
+    async def dial_async(self, slot: Slot | None, *, probe: bool = False) -> AsyncPooledConnection:
+        """Make one connection now; see `dial`."""
+        began = monotonic()
+        try:
+            connection, failure = await self._try_dial_async()
+        except BaseException:
+            if slot is not None:
+                slot.release()
+            raise
+        self._met(failure, began, slot, probe=probe)
+        return self._admit(cast(AsyncPooledConnection, connection), slot)
+
+    def _try_dial(self) -> tuple[PooledConnection | None, ConnectFailure | None]:
+        try:
+            return PooledConnection.connect(
+                **self._config.connect_kwargs(self._connection_type)
+            ), None
+        except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
+            return None, classify(error, self._config.secrets)
+
+    async def _try_dial_async(self) -> tuple[AsyncPooledConnection | None, ConnectFailure | None]:
+        try:
+            return await AsyncPooledConnection.connect(
+                **self._config.connect_kwargs(self._connection_type)
+            ), None
+        except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
+            return None, classify(error, self._config.secrets)
+
+    def _met(
+        self, failure: ConnectFailure | None, began: float, slot: Slot | None, *, probe: bool
+    ) -> None:
+        """Record what came of a connect, and raise its failure."""
+        gate = self._gate
+        gate.count_attempt(failure, monotonic() - began)
+        if failure is not None and slot is not None:
+            slot.release()
+        if not probe:
+            self._report(failure, gate.note(failure))
+        if failure is not None:
+            if self._on_failure is not None and not probe and not self.retired:
+                self._on_failure(self, failure)
+            raise self.error(failure)
+
+    def _report(self, failure: ConnectFailure | None, outage: float | None) -> None:
+        """Emit that connects began to fail, or work again: once for each change of state."""
+        if failure is not None and outage == 0.0:
+            events.emit(
+                "connect.failed",
+                database=self._config.name,
+                reason=failure.reason,
+                error=failure.text,
+            )
+        elif failure is None and outage is not None:
+            events.emit("connect.recovered", database=self._config.name, outage=round(outage, 3))
+
+    def error(self, failure: ConnectFailure) -> ConnectError:
+        """Return the error that tells a person of this failure."""
+        return ConnectError(
+            f"{self._config.name}: cannot connect: {failure.text} [{failure.reason}]"
+            f"\n  hint: {failure.hint}",
+            database=self._config.name,
+            reason=failure.reason,
+        )
+
+    def _admit(self, connection: ConnectionT, slot: Slot | None) -> ConnectionT:
+        if slot is not None:
+            connection.slot = slot
+            slot.connection = weakref.ref(connection)
+        connection.returned_at = monotonic()
+        connection.expires_at = age_limit(self._settings.max_lifetime, random.random())  # noqa: S311 - jitter, no secret
+        return connection

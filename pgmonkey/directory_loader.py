@@ -1,0 +1,411 @@
+"""The directory of a registry: every file of it, read again only when something changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pgmonkey.config import DatabaseConfig
+from pgmonkey.connection_settings import libpq_variables
+from pgmonkey.errors import RegistryConfigError
+from pgmonkey.file_loader import Defaults, Rules, outcome_of, parse
+from pgmonkey.keyed_digest import keyed_digest
+from pgmonkey.problem import Problem, sorted_problems
+from pgmonkey.secret_file import (
+    SecretFileError,
+    Snapshot,
+    SnapshotMovedError,
+    signature_of,
+    snapshots,
+)
+from pgmonkey.sources import SourceFile, Sources, Statuses
+from pgmonkey.trust import Judge, Trust
+from pgmonkey.yaml_document import LIMIT
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_SUFFIXES: Final = (".yaml", ".yml")
+_DEFAULTS: Final = "_defaults.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Hold what the files of a directory say at one moment.
+
+    Args:
+        configs: The good databases, by name.
+        problems: What is wrong with the others, by name.
+        general: What is wrong beyond one database: the directory, a file's name, the defaults.
+        present: The names that have a file, good or bad.
+        missing: The names that were asked for and have no file.
+        directory_ok: Whether the directory could be read. If not, nothing was deleted.
+        watched_directories: Where a change can change the answer.
+        directory: The directory.
+    """
+
+    configs: Mapping[str, DatabaseConfig]
+    problems: Mapping[str, tuple[Problem, ...]]
+    general: tuple[Problem, ...]
+    present: frozenset[str]
+    missing: frozenset[str]
+    directory_ok: bool
+    watched_directories: frozenset[str]
+    directory: str
+
+    def all_problems(self) -> tuple[Problem, ...]:
+        """Return every problem once, in reading order.
+
+        What is wrong with the defaults or the environment belongs to many databases and is said
+        once.
+        """
+        return sorted_problems(dict.fromkeys(self._problems()))
+
+    def raise_for_problems(self) -> None:
+        """Raise if anything is wrong.
+
+        Raises:
+            RegistryConfigError: With every problem of every file.
+        """
+        problems = self.all_problems()
+        if problems:
+            raise RegistryConfigError(problems)
+
+    def _problems(self) -> Iterator[Problem]:
+        from difflib import get_close_matches  # only when something is wrong
+
+        yield from self.general
+        for name in self.missing:
+            near = get_close_matches(name, self.present, 1, 0.6)
+            yield Problem(
+                os.path.join(self.directory, f"{name}.yaml"),
+                "registry.no_such_database",
+                f'no file declares the database "{name}"',
+                hint=f'did you mean "{near[0]}"?' if near else None,
+                database=name,
+            )
+        for name, problems in self.problems.items():
+            for problem in problems:
+                if problem.code.startswith("environment."):
+                    yield replace(problem, path=self.directory, database=None)
+                elif os.path.basename(problem.path).startswith("_"):
+                    yield replace(problem, database=None)
+                else:
+                    yield replace(problem, database=name)
+
+
+class _Entry:
+    """Remember one file: how it looked, and what became of it."""
+
+    __slots__ = ("file", "outcome", "sources")
+
+    def __init__(
+        self,
+        file: SourceFile | None,
+        outcome: DatabaseConfig | tuple[Problem, ...],
+        sources: Sources | None,
+    ) -> None:
+        self.file = file
+        self.outcome = outcome
+        self.sources = sources
+
+    def current(self, statuses: Statuses) -> bool:
+        """Tell whether the files and variables behind the values are as they were."""
+        return self.sources is None or self.sources.values_current(statuses)
+
+
+class DirectoryLoader:
+    """Load the databases that the files of one directory declare.
+
+    The first scan reads everything; a later one looks at times and sizes, and reads again what
+    changed: a file, the secret files and TLS files it names, the variables it refers to. Nothing
+    else is kept of a file. Not for use by two threads at once.
+
+    Args:
+        directory: The directory.
+        names: The databases that are wanted; by default all. Other files are not opened.
+        allow_sensitive_defaults: Whether sensitive keys may have a default.
+        environ: The environment; by default that of the process.
+        trust: What becomes of a database whose file, secrets or TLS files other accounts can
+            change: `strict` makes it a problem, `warn` says it once, `off` does not look.
+        on_untrusted: Called with such a file and the reason, once for each file.
+
+    Example:
+        >>> scan = DirectoryLoader("registry.d").scan()
+        >>> scan.raise_for_problems()
+        >>> sorted(scan.configs)
+        ['audit', 'events', 'orders']
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        names: Iterable[str] | None = None,
+        allow_sensitive_defaults: bool = False,
+        environ: Mapping[str, str] | None = None,
+        trust: Trust = "off",
+        on_untrusted: Callable[[str, str], None] | None = None,
+    ) -> None:
+        #: The directory, as it was given.
+        self.directory = os.fspath(directory)
+        self._names = None if names is None else frozenset(names)
+        self._rules = Rules(
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            environ=os.environ if environ is None else environ,
+        )
+        self._entries: dict[str, _Entry] = {}
+        self._defaults: tuple[bytes, Defaults | None, tuple[Problem, ...]] = (b"", None, ())
+        self._trust: Trust = trust
+        self._on_untrusted = on_untrusted
+        self._told: set[str] = set()
+        self._judge = Judge()
+
+    def scan(self) -> Scan:
+        """Return what the files say now."""
+        self._judge = Judge()
+        for snapshot in snapshots():
+            try:
+                return self._scan(snapshot)
+            except SnapshotMovedError:
+                continue
+        return self._unreadable(
+            "registry.moving", "the directory is replaced again and again", None
+        )
+
+    def _scan(self, snapshot: Snapshot) -> Scan:
+        try:
+            with os.scandir(self.directory) as entries:
+                found = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            return self._no_directory(error)
+        files, general = self._sorted(found)
+        general += self._read_defaults(found, snapshot)
+        self._look_at_environment()
+        configs: dict[str, DatabaseConfig] = {}
+        problems: dict[str, tuple[Problem, ...]] = {}
+        watched = {os.path.abspath(self.directory)}
+        statuses: Statuses = {}
+        present = set(files)
+        for name, candidates in sorted(files.items()):
+            if len(candidates) > 1:
+                problems[name] = self._declared_twice(name, candidates)
+                self._entries.pop(name, None)
+                continue
+            entry = self._entry(name, candidates[0], snapshot, statuses)
+            if entry is None:
+                present.discard(name)
+                continue
+            if isinstance(entry.outcome, DatabaseConfig):
+                configs[name] = entry.outcome
+                watched |= entry.outcome.watched_directories
+            else:
+                problems[name] = entry.outcome
+                if entry.sources is not None:
+                    watched |= entry.sources.directories
+        for name in self._entries.keys() - present:
+            del self._entries[name]
+        return Scan(
+            configs=configs,
+            problems=problems,
+            general=tuple(general),
+            present=frozenset(present),
+            missing=frozenset() if self._names is None else self._names - present,
+            directory_ok=True,
+            watched_directories=frozenset(watched),
+            directory=self.directory,
+        )
+
+    def _sorted(
+        self, found: list[os.DirEntry[str]]
+    ) -> tuple[dict[str, list[os.DirEntry[str]]], list[Problem]]:
+        """Return the files of each database, and what is wrong with the names of others."""
+        files: dict[str, list[os.DirEntry[str]]] = {}
+        problems: list[Problem] = []
+        for entry in found:
+            name, suffix = os.path.splitext(entry.name)
+            if suffix not in _SUFFIXES:
+                continue
+            if name.startswith("_"):
+                if name == "_defaults" and suffix != ".yaml":
+                    problems.append(
+                        Problem(
+                            entry.path,
+                            "config.file_name",
+                            f"the defaults are read from {_DEFAULTS} only",
+                            hint="rename the file",
+                        )
+                    )
+                continue
+            if self._names is not None and name not in self._names:
+                continue
+            if _NAME.fullmatch(name):
+                files.setdefault(name, []).append(entry)
+            else:
+                problems.append(
+                    Problem(
+                        _printable(entry.path),
+                        "config.file_name",
+                        "the name of a database must match [a-z][a-z0-9_-]{0,62}",
+                        hint="rename the file",
+                    )
+                )
+        return files, problems
+
+    def _declared_twice(self, name: str, candidates: list[os.DirEntry[str]]) -> tuple[Problem, ...]:
+        listed = " and ".join(sorted(entry.name for entry in candidates))
+        return tuple(
+            Problem(
+                entry.path,
+                "config.declared_twice",
+                f'the database "{name}" is declared by {listed}',
+                hint="remove one of them",
+                database=name,
+            )
+            for entry in sorted(candidates, key=lambda entry: entry.name)
+        )
+
+    def _entry(
+        self,
+        name: str,
+        found: os.DirEntry[str],
+        snapshot: Snapshot,
+        statuses: Statuses,
+    ) -> _Entry | None:
+        """Return what is remembered of a file, brought up to date; `None` if it has gone."""
+        entry = self._entries.get(name)
+        if entry is not None and entry.file is not None:
+            try:
+                signature = signature_of(found.stat())
+            except OSError:
+                signature = None  # reading it says what is wrong
+            if entry.file.looks_like(signature) and entry.current(statuses):
+                return entry
+        path = found.path
+        read_at = time.time_ns()
+        try:
+            content, status = snapshot.read_bytes(path, LIMIT)
+        except SecretFileError as error:
+            if error.code == "secret.missing" and not os.path.lexists(path):
+                return None
+            entry = _Entry(None, (_read_problem(path, error, name),), None)
+        else:
+            if (
+                entry is not None
+                and entry.file is not None
+                and entry.file.holds(content, status, read_at)
+                and entry.current(statuses)
+            ):
+                return entry
+            file = SourceFile(path, content, status, read_at, LIMIT)
+            entry = self._made(content, name, path, file)
+        self._entries[name] = entry
+        return entry
+
+    def _made(self, content: bytes, name: str, path: str, file: SourceFile) -> _Entry:
+        _, defaults, problems = self._defaults
+        if problems:
+            return _Entry(file, problems, None)
+        outcome = outcome_of(
+            content, name=name, path=path, rules=self._rules, defaults=defaults, file=file
+        )
+        if self._trust != "off":
+            others = outcome.sources.paths if outcome.sources else ()
+            doubts = self._doubts((path, *others), path, name)
+            if doubts and outcome.config is not None:
+                # Without the file: a change of permissions alone does not show in its looks.
+                return _Entry(None, doubts, outcome.sources)
+        return _Entry(file, outcome.config or outcome.problems, outcome.sources)
+
+    def _doubts(self, paths: Iterable[str], path: str, name: str | None) -> tuple[Problem, ...]:
+        """Tell which files others can change; return that as problems if it shall be one."""
+        problems: list[Problem] = []
+        for one in paths:
+            doubt = self._judge.doubt(one)
+            if doubt is None:
+                continue
+            if self._on_untrusted is not None and one not in self._told:
+                self._told.add(one)
+                self._on_untrusted(one, str(doubt))
+            if self._trust == "strict":
+                message = f"the file is not to be trusted: {doubt}"
+                problems.append(
+                    Problem(path, "file.untrusted", message, hint=doubt.hint, database=name)
+                )
+        return tuple(dict.fromkeys(problems))
+
+    def _read_defaults(
+        self, found: list[os.DirEntry[str]], snapshot: Snapshot
+    ) -> tuple[Problem, ...]:
+        """Read the defaults again; if they changed, every file is made anew."""
+        path = os.path.join(self.directory, _DEFAULTS)
+        digest = b""
+        defaults: Defaults | None = None
+        problems: tuple[Problem, ...] = ()
+        if any(entry.name == _DEFAULTS for entry in found):
+            try:
+                content, _ = snapshot.read_bytes(path, LIMIT)
+            except SecretFileError as error:
+                if error.code != "secret.missing" or os.path.lexists(path):
+                    digest, problems = b"?", (_read_problem(path, error, None),)
+            else:
+                digest = keyed_digest(content)
+                if digest == self._defaults[0]:
+                    return self._defaults[2]
+                document, problems = parse(content, path)
+                if self._trust != "off" and (doubts := self._doubts((path,), path, None)):
+                    digest, document, problems = b"?", None, doubts
+                if document is not None:
+                    defaults = Defaults(path, document)
+        if digest != self._defaults[0] or digest == b"?":
+            self._entries.clear()
+            self._defaults = digest, defaults, problems
+        return problems
+
+    def _look_at_environment(self) -> None:
+        """Make every file anew if a variable that libpq reads came or went."""
+        variables = libpq_variables(self._rules.environ)
+        if variables != self._rules.variables:
+            self._rules = replace(self._rules, variables=variables)
+            self._entries.clear()
+
+    def _no_directory(self, error: OSError) -> Scan:
+        if isinstance(error, FileNotFoundError):
+            return self._unreadable("registry.missing", "the directory does not exist", None)
+        if isinstance(error, NotADirectoryError):
+            return self._unreadable(
+                "registry.not_a_directory", "expected a directory, got a file", None
+            )
+        if isinstance(error, PermissionError):
+            return self._unreadable(
+                "registry.permission",
+                "the directory may not be read (permission denied)",
+                f"the process runs as uid {os.geteuid()}",
+            )
+        reason = os.strerror(error.errno or 0)
+        return self._unreadable(
+            "registry.unreadable", f"the directory cannot be read ({reason})", None
+        )
+
+    def _unreadable(self, code: str, message: str, hint: str | None) -> Scan:
+        return Scan(
+            configs={},
+            problems={},
+            general=(Problem(self.directory, code, message, hint=hint),),
+            present=frozenset(),
+            missing=frozenset(),
+            directory_ok=False,
+            watched_directories=frozenset({os.path.abspath(self.directory)}),
+            directory=self.directory,
+        )
+
+
+def _read_problem(path: str, error: SecretFileError, name: str | None) -> Problem:
+    code = error.code.replace("secret.", "config.")
+    return Problem(path, code, f"the file {error}", hint=error.hint, database=name)
+
+
+def _printable(path: str) -> str:
+    return path if path.isprintable() else ascii(path)[1:-1]

@@ -1,0 +1,110 @@
+"""An entry: one declared database, what its file says, what runs, and what came of it."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pgmonkey.config import DatabaseConfig
+    from pgmonkey.connect_failure import Reason
+    from pgmonkey.errors import ConnectError
+    from pgmonkey.problem import Problem
+    from pgmonkey.target import Applied
+
+#: Seconds before a failed probe is tried again: the first pause, and the longest ones.
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 2.0
+_LONGEST_PAUSE_LASTING: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Say why the files of a database are not in force.
+
+    Args:
+        problems: What is wrong in the files; empty when the probe failed.
+        reason: Why the probe failed, or `None`.
+        text: The same in words.
+    """
+
+    problems: tuple[Problem, ...] = ()
+    reason: Reason | None = None
+    text: str = ""
+
+
+@dataclass(slots=True)
+class Entry:
+    """Keep the state of one declared database.
+
+    Changed only by the reload that holds `reloading`; read by anybody, at any time.
+
+    Args:
+        name: The name of the database.
+        applied: What is in force, or `None` if the files were never good.
+        rejection: Why the files are not in force, or `None` when they are.
+    """
+
+    name: str
+    applied: Applied | None = None
+    rejection: Rejection | None = None
+    removed: bool = False
+    #: Whether the server was reached at least once.
+    reached: bool = False
+    #: Why the last background probe failed, or `None`.
+    last_error: ConnectError | None = None
+    outcomes: Counter[str] = field(default_factory=Counter)
+    last_outcome: str | None = None
+    last_outcome_at: float | None = None
+    #: What the files say now, good or not yet proved; the newest wins.
+    wanted: DatabaseConfig | None = None
+    #: When the change that `wanted` came with was seen, on the monotonic clock.
+    wanted_since: float = 0.0
+    #: When a failed probe is due again, on the monotonic clock, and how long the pause was.
+    retry_at: float | None = None
+    pause: float = 0.0
+    # Held while one reload of this database runs, probe included: newer ones wait here, and
+    # find on their turn that the newest was applied already. No checkout ever waits for it.
+    reloading: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def stale(self) -> bool:
+        """Tell whether the files differ from what runs."""
+        return self.rejection is not None
+
+    def ended(self, outcome: str, at: float) -> None:
+        """Note what came of a reload.
+
+        Args:
+            outcome: applied, rejected or removed.
+            at: Unix time.
+        """
+        self.outcomes[outcome] += 1
+        self.last_outcome = outcome
+        self.last_outcome_at = at
+
+    def settle(self) -> None:
+        """Note that the files are in force."""
+        self.rejection = None
+        self.retry_at = None
+        self.pause = 0.0
+
+    def postpone(self, now: float, *, lasting: bool) -> float:
+        """Plan the next try of a probe that failed.
+
+        Args:
+            now: The monotonic clock.
+            lasting: Whether waiting alone will not mend it: then the pauses grow longer, for a
+                server may lock an account that is tried too often.
+
+        Returns:
+            Seconds from now.
+        """
+        longest = _LONGEST_PAUSE_LASTING if lasting else _LONGEST_PAUSE
+        self.pause = min(max(self.pause * 2, _FIRST_PAUSE), longest)
+        pause = self.pause * random.uniform(1.0, 1.2)  # noqa: S311 - jitter: pods must not retry in step
+        self.retry_at = now + pause
+        return pause

@@ -1,0 +1,236 @@
+"""An explanation: what one database comes to, and where each of its values comes from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pgmonkey.errors import UnknownDatabaseError
+from pgmonkey.file_loader import parse
+from pgmonkey.layout import SECTIONS
+from pgmonkey.loader import DirectoryLoader
+from pgmonkey.redaction import Secret, mask_urls, scrub
+from pgmonkey.references import Template, Variable, has_reference, parse_template
+from pgmonkey.secret_file import SecretFileError, Snapshot, SnapshotMovedError
+from pgmonkey.table import table
+from pgmonkey.yaml_document import LIMIT, YamlDocument
+
+Steps = tuple[str, ...]
+
+_DEFAULTS: Final = "_defaults.yaml"
+#: What a pool takes from its database if its own section does not say.
+_INHERITED: Final = ("timeout", "check_on_checkout")
+#: Where null is a value, not the absence of one.
+_NULL_MEANS: Final = ("connection_settings", "prepare_threshold")
+
+
+class Source(NamedTuple):
+    """Say where one value comes from.
+
+    Args:
+        path: The file that has it; `None` for a default of pgmonkey.
+        line: The line of the value, counted from 1.
+        column: The column.
+        references: What the file refers to: variables, defaults of references, secret files.
+    """
+
+    path: str | None = None
+    line: int | None = None
+    column: int | None = None
+    references: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.path is None:
+            return "default"
+        return ", ".join([f"{self.path}:{self.line}:{self.column}", *self.references])
+
+
+class Value(NamedTuple):
+    """Hold one effective value, with secrets masked.
+
+    Args:
+        key: The dotted key.
+        value: Text, a number, a boolean or `None`.
+        source: Where it comes from.
+    """
+
+    key: str
+    value: Any
+    source: Source
+
+
+class Explanation:
+    """Explain one database: its effective values, redacted, and their sources.
+
+    The file is parsed again for it: a config keeps no positions.
+
+    Args:
+        directory: The directory of the registry.
+        name: The database.
+        allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
+
+    Raises:
+        UnknownDatabaseError: No file declares the name.
+        RegistryConfigError: The file has problems.
+
+    Example:
+        >>> print(Explanation("registry.d", "orders").as_table(sources=True))
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        name: str,
+        *,
+        allow_sensitive_defaults: bool = False,
+    ) -> None:
+        self.name = name
+        scan = DirectoryLoader(
+            directory, names=[name], allow_sensitive_defaults=allow_sensitive_defaults
+        ).scan()
+        if scan.directory_ok and name in scan.missing:
+            raise UnknownDatabaseError(_unknown(directory, name))
+        scan.raise_for_problems()
+        config = scan.configs[name]
+        self.path = config.path
+        self._settings = config.redacted()
+        places = _Places(config.path, str(Path(directory) / _DEFAULTS))
+        self.values = tuple(
+            Value(".".join(path), _shown(value, config.secrets), places.source(path))
+            for path, value in _leaves(self._settings)
+        )
+
+    def as_json(self, *, sources: bool) -> str:
+        """Return the values as a JSON document.
+
+        Args:
+            sources: Whether to say where each comes from.
+        """
+        shape: dict[str, Any] = {"name": self.name, "path": self.path, "settings": {}}
+        for value in self.values:
+            section, _, key = value.key.partition(".")
+            if key:
+                shape["settings"].setdefault(section, {})[key] = value.value
+            else:
+                shape["settings"][section] = value.value
+        if sources:
+            shape["sources"] = {value.key: value.source._asdict() for value in self.values}
+        return json.dumps(shape, indent=2)
+
+    def as_table(self, *, sources: bool) -> str:
+        """Return the values as people read them.
+
+        Args:
+            sources: Whether to say where each comes from.
+        """
+        titles = ("KEY", "VALUE", "SOURCE") if sources else ("KEY", "VALUE")
+        rows = ((one.key, _text(one.value), str(one.source)) for one in self.values)
+        return table([titles, *(row[: len(titles)] for row in rows)])
+
+
+class _Places:
+    """Find the place of a value in the file of a database, or in the defaults under it."""
+
+    def __init__(self, path: str, defaults: str) -> None:
+        self._documents = [
+            (name, document)
+            for name in (path, defaults)
+            if (document := _document(name)) is not None
+        ]
+
+    def source(self, path: Steps) -> Source:
+        found = self._find(path)
+        if found is None and path[0] in SECTIONS and path[-1] in _INHERITED:
+            found = self._find(path[1:])
+        return found or Source()
+
+    def _find(self, path: Steps) -> Source | None:
+        for name, document in self._documents:
+            present, value = _written(document.value, path)
+            if not present:
+                continue
+            place = document.place(path)
+            if (value is None and path != _NULL_MEANS) or place is None:
+                return None  # a null takes back what the defaults say
+            return Source(name, place.line, place.column, tuple(_references(value)))
+        return None
+
+
+def _document(path: str) -> YamlDocument | None:
+    try:
+        with Snapshot() as snapshot:
+            content, _ = snapshot.read_bytes(path, LIMIT)
+    except (SecretFileError, SnapshotMovedError):
+        return None  # there are no defaults, or the file has gone since it was loaded
+    document, _ = parse(content, path)
+    return document
+
+
+def _written(tree: Any, path: Steps) -> tuple[bool, Any]:
+    for step in path:
+        if not isinstance(tree, dict) or step not in tree:
+            return False, None
+        tree = tree[step]
+    return True, tree
+
+
+def _references(value: Any) -> Iterator[str]:
+    """Yield what a value refers to, in words; never what is found there."""
+    match value:
+        case str() if has_reference(value):
+            yield from dict.fromkeys(_variables(parse_template(value)))
+        case {"from_env": str(name)}:
+            yield f"environment variable {name}"
+        case {"from_file": str(path)}:
+            yield f"secret file {mask_urls(path)}"
+        case list():
+            for item in value:
+                yield from _references(item)
+
+
+def _variables(template: Template) -> Iterator[str]:
+    for part in template:
+        if not isinstance(part, Variable):
+            continue
+        found = os.environ.get(part.name)
+        if found is None or (found == "" and part.empty_is_unset):
+            yield f"default of ${{{part.name}}}"
+            yield from _variables(part.default or ())
+        else:
+            yield f"environment variable {part.name}"
+
+
+def _leaves(settings: Mapping[str, Any], above: Steps = ()) -> Iterator[tuple[Steps, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _shown(value: Any, secrets: tuple[Secret, ...]) -> Any:
+    return scrub(value, secrets) if isinstance(value, str) else value
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None | "":
+            return "-"
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return f"{value:g}s"
+        case _:
+            return str(value)
+
+
+def _unknown(directory: str | os.PathLike[str], name: str) -> str:
+    names = sorted(DirectoryLoader(directory).scan().present)
+    near = get_close_matches(name, names, 1, 0.6)
+    meant = f'; did you mean "{near[0]}"?' if near else ""
+    shown = name if name.isprintable() else ascii(name)[1:-1]
+    return f'no database "{shown}" in {os.fspath(directory)}{meant} ({len(names)} declared)'

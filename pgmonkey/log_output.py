@@ -1,0 +1,92 @@
+"""Where events go in our own processes: the service and the demonstration, never the library."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+
+LogFormat = Literal["auto", "json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+# What an event holds besides what a person wants to read while it scrolls by; JSON has it all.
+_LONG_FIELDS: Final = ("config", "problems")
+
+
+def configure_logs(
+    log_format: LogFormat = "auto", level: LogLevel = "info", stream: TextIO | None = None
+) -> None:
+    """Send events, and the records of the standard library's loggers, to one stream.
+
+    Only for a process that is ours: the library configures nothing. A full disk or a closed pipe
+    is survived in silence.
+
+    Args:
+        log_format: `json`, a line an event; `console`, for people; `auto`: `console` on a
+            terminal, else `json`.
+        level: The lowest level that is written.
+        stream: Where to; by default standard error.
+    """
+    stream = sys.stderr if stream is None else stream
+    terminal = stream.isatty()
+    console = log_format == "console" or (log_format == "auto" and terminal)
+    # Tracebacks without local variables: those of a connect hold the password.
+    plain_traceback = structlog.processors.format_exc_info
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(
+            fmt="%H:%M:%S" if console else "iso", utc=not console, key="time"
+        ),
+    ]
+    renderer: list[Any] = (
+        [
+            _shorten,
+            structlog.dev.ConsoleRenderer(
+                colors=terminal and "NO_COLOR" not in os.environ and os.getenv("TERM") != "dumb",
+                exception_formatter=structlog.dev.plain_traceback,
+                timestamp_key="time",
+                pad_event_to=22,
+                sort_keys=False,
+                pad_level=False,
+            ),
+        ]
+        if console
+        else [plain_traceback, structlog.processors.JSONRenderer(ensure_ascii=True)]
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    logging.raiseExceptions = False
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for noisy in ("uvicorn", "asyncio", "watchfiles"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _shorten(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Leave out what makes a line unreadable, and what is empty; say the first problem whole."""
+    problems = event.get("problems")
+    if problems:
+        event["problem"] = problems[0]
+    for field in _LONG_FIELDS:
+        event.pop(field, None)
+    return {key: value for key, value in event.items() if value is not None}

@@ -1,0 +1,402 @@
+"""A loop side: the generations of an async handle in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg_pool
+
+from pgmonkey import fault_points
+from pgmonkey.connection import LONGEST_PING, AsyncPooledConnection
+from pgmonkey.dialer import Dialer
+from pgmonkey.errors import ConnectError
+from pgmonkey.generation import AsyncPool, Generation, make_async_pool
+from pgmonkey.lifecycle import FAREWELL, Lifecycle
+from pgmonkey.refusal import checkout_timeout
+from pgmonkey.target import Applied
+
+if TYPE_CHECKING:
+    from pgmonkey.async_handle import AsyncDatabase
+
+_FIRST_RETRY: Final = 0.1
+_LONGEST_RETRY: Final = 1.0
+#: Turns of the loop for which a new pool is given time before it is used.
+_SETTLING_TURNS: Final = 20
+
+
+class LoopSide(Lifecycle[AsyncPool]):
+    """Keep the generations of an async handle in one event loop.
+
+    A connection belongs to the loop that made it, so each loop has its own; all share the
+    configuration, the version and the counts of the handle.
+    """
+
+    def __init__(self, handle: AsyncDatabase, loop: asyncio.AbstractEventLoop) -> None:
+        self._handle = weakref.ref(handle)
+        self.name = handle.name
+        self.connection_type = handle.connection_type
+        self.target = handle.target
+        self.usage = handle.usage
+        super().__init__()
+        self.loop = weakref.ref(loop)
+        #: The thread in which the loop runs.
+        self.thread = threading.get_ident()
+        self._moving: asyncio.Task[None] | None = None
+        #: The digest that a forced reload under way moves to.
+        self.forcing: bytes | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: The version whose first connection failed in this loop, and when to try it again.
+        self._failed = 0
+        self._retry_at = 0.0
+        weakref.finalize(handle, _close_all, self.loop, self.open_generations).atexit = False
+
+    def move_soon(self) -> None:
+        """Move to the newest configuration at the next turn of the loop; from any thread."""
+        self._soon(lambda: self.generation is not None and self.move())
+
+    def start_soon(self) -> None:
+        """Try to connect at the next turn of the loop; from any thread."""
+        self._soon(lambda: self.generation is None and self.target.gone is None and self.move())
+
+    def shut_soon(self) -> None:
+        """Close at the next turn of the loop; from any thread."""
+        self._soon(lambda: self._keep(self.shut()))
+
+    def _soon(self, act: Callable[[], object]) -> None:
+        loop = self.loop()
+        if loop is not None:
+            with suppress(RuntimeError):  # the loop was closed: nothing is left to do there
+                loop.call_soon_threadsafe(act)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def move_now(self) -> None:
+        """Move to the newest configuration, and raise what prevents it.
+
+        Raises:
+            ConnectError: no connection could be made with it.
+        """
+        moving = self.move()
+        try:
+            await asyncio.shield(moving)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not moving.cancelled() or (task and task.cancelling()):
+                raise
+            self.refuse_if_gone()  # closed meanwhile: there is nothing left to move
+
+    async def settle(self) -> None:
+        """Move to the newest configuration if that can be done; else the last good one serves."""
+        with suppress(ConnectError):
+            await self.move_now()
+
+    async def obtain(self, began: float, timeout: float | None) -> Generation[AsyncPool]:
+        """Return the current generation, after the move to the newest configuration.
+
+        Raises:
+            CheckoutTimeout, ConnectError: there is no generation, and none could be made.
+        """
+        if timeout is None:
+            timeout = self.target.applied.config.pool(self.connection_type).timeout
+        while True:
+            self.refuse_if_gone()
+            generation = self.generation
+            if generation is not None and (
+                generation.applied.since == self.target.applied.since
+                or (self._failed == self.target.applied.since and monotonic() < self._retry_at)
+            ):
+                return generation
+            handle = self._handle()
+            if generation is None and handle is not None and handle.on_open is not None:
+                handle.on_open()
+            moving = self.move()
+            try:
+                await asyncio.wait_for(
+                    asyncio.shield(moving), max(0.0, timeout - (monotonic() - began))
+                )
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if moving.cancelled() and not (task and task.cancelling()):
+                    continue  # the handle was closed meanwhile, in another task: open it again
+                raise
+            except TimeoutError:
+                if self.generation is not None:
+                    return self.generation
+                assert handle is not None
+                raise checkout_timeout(handle, None, monotonic() - began) from None
+            except ConnectError as error:
+                if self.generation is not None:
+                    continue  # the last good one goes on serving
+                self.usage.errors["other"] += 1
+                raise ConnectError(
+                    str(error), database=error.database, reason=error.reason
+                ) from None
+
+    def move(self) -> asyncio.Task[None]:
+        """Begin to move to the newest configuration; all who wait for it share one task."""
+        if self._moving is None or self._moving.done():
+            self._moving = asyncio.get_running_loop().create_task(
+                self._move(), name=f"pgmonkey-move-{self.name}"
+            )
+            # Whoever waits reads the error; when nobody does, it was recorded by the gate.
+            self._moving.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._moving
+
+    async def _move(self) -> None:
+        delay = _FIRST_RETRY
+        give_up_at = monotonic() + self.target.applied.config.pool(self.connection_type).timeout
+        while self.target.gone is None:
+            applied, old = self.target.applied, self.generation
+            if old is not None and old.applied.since == applied.since:
+                return
+            try:
+                generation = await self._next(applied)
+            except ConnectError:
+                if self.target.applied is not applied:
+                    self.gate.forget_pause()  # it was the login of before that failed
+                    continue
+                failure = self.gate.last_failure
+                if (
+                    old is not None
+                    or failure is None
+                    or failure.lasting
+                    or self.connection_type == "async"
+                    or monotonic() > give_up_at
+                ):
+                    self._failed = applied.since
+                    self._retry_at = monotonic() + _LONGEST_RETRY
+                    raise
+                await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+                delay = min(delay * 2, _LONGEST_RETRY)
+                continue
+            if old is None:
+                if self.publish_first(generation):
+                    return
+                await self.discard(generation)
+            elif await self._swap(old, generation):
+                return
+
+    async def _next(self, applied: Applied) -> Generation[AsyncPool]:
+        """Return a generation with one verified connection."""
+        if self.generation is None:
+            self.raise_while_paused()
+        dialer = self.make_dialer(applied)
+        seed = await self._probe(dialer)
+        generation: Generation[AsyncPool] | None = None
+        try:
+            await fault_points.reach_async("after_probe")
+            dialer.plant(seed)
+            generation = Generation(
+                applied,
+                self.connection_type,
+                dialer,
+                make_async_pool(applied, self.connection_type, dialer),
+            )
+            self.open_generations.add(generation)
+            await generation.pool.open()
+            for _ in range(_SETTLING_TURNS):
+                # The pool's worker takes the verified connection in within a few turns of the
+                # loop; a client that came before it would make the pool grow for nothing.
+                if generation.is_settled():
+                    break
+                await asyncio.sleep(0)
+        except BaseException:
+            if generation is not None:  # its pool may be open, and has more to close
+                await asyncio.shield(self._keep(self._close_pool(generation)))
+            await seed.close()
+            raise
+        return generation
+
+    async def _probe(self, dialer: Dialer) -> AsyncPooledConnection:
+        if slot := await self.gate.wait_async(self.is_gone, beyond=1, timeout=FAREWELL):
+            try:
+                return await dialer.dial_async(slot, probe=self.generation is not None)
+            except ConnectError as error:
+                if error.reason != "too_many_connections" or self.generation is None:
+                    raise
+        current = self.generation
+        if current is None:
+            self.refuse_if_gone()
+            raise self.no_room()
+        # As in the sync handle: one connection of the current generation makes room.
+        current.dialer.held = current.gives_up = True
+        try:
+            if seed := current.dialer.uproot():
+                current.gives_up = False
+                assert isinstance(seed, AsyncPooledConnection)
+                await seed.close()
+            elif current.has_idle():
+                with suppress(psycopg_pool.PoolTimeout):
+                    connection = await current.pool.getconn(FAREWELL)
+                    current.gives_up = False
+                    await connection.close()
+                    await current.pool.putconn(connection)
+            slot = await self.gate.wait_async(
+                self.is_gone, lambda: self.no_room_yet(current), beyond=1, timeout=current.timeout
+            )
+            if slot is None:
+                self.refuse_if_gone()
+                raise self.no_room()
+            return await dialer.dial_async(slot, probe=True)
+        finally:
+            current.dialer.held = current.gives_up = False
+            self.gate.wake()
+
+    async def _swap(self, old: Generation[AsyncPool], new: Generation[AsyncPool]) -> bool:
+        began = monotonic()
+        try:
+            await fault_points.reach_async("before_swap")
+        except BaseException:
+            await asyncio.shield(self._keep(self.discard(new)))
+            raise
+        with self._lock:
+            good = self.generation is old and self.target.applied.since == new.applied.since
+            if good:
+                self.gate.limit = new.settings.max_size
+                self.gate.forget_pause()
+                self.retired.append(old)
+                self.generation = new
+        if not good:
+            await self.discard(new)
+            return False
+        try:
+            await fault_points.reach_async("after_swap")
+        finally:
+            # From here on the old one must go, whatever else happens to this task.
+            self.report_swap(old, new, monotonic() - began)
+            await asyncio.shield(self._keep(self._bury(old)))
+        return True
+
+    async def discard(self, generation: Generation[AsyncPool]) -> None:
+        """Close a generation that never became current."""
+        await self._close_pool(generation)
+
+    async def _close_pool(self, generation: Generation[AsyncPool]) -> None:
+        await _close_one(generation)
+        self.open_generations.discard(generation)
+
+    async def shut(self) -> None:
+        """Close the current generation of this loop."""
+        with self._lock:
+            old, self.generation = self.generation, None
+            if old is not None:
+                self.retired.append(old)
+        if old is not None:
+            await self._close_pool(old)
+            self.drained_if_empty(old)
+        # The pool's worker and scheduler end at the loop's next turns; whoever closes a handle
+        # may end its loop right after.
+        moving = self._moving
+        if moving is not None and not moving.done():
+            moving.cancel()
+            with suppress(asyncio.CancelledError, ConnectError):
+                await moving
+
+    async def is_fit(
+        self,
+        connection: AsyncPooledConnection,
+        generation: Generation[AsyncPool],
+        left: float,
+    ) -> bool:
+        """Tell whether a connection may be handed out; if not, it is dropped.
+
+        Args:
+            connection: What the pool gave.
+            generation: Its generation.
+            left: Seconds that the checkout has left: a sign of life is waited for no longer
+                than for a third of them.
+        """
+        now = monotonic()
+        reason = self.unfit(connection, generation, now)
+        try:
+            if (
+                reason is None
+                and self.needs_ping(connection, generation, now)
+                and not await connection.ping(min(LONGEST_PING, left / 3))
+            ):
+                reason = "check"
+        except BaseException:
+            await self._drop_connection(connection, generation, "check")
+            raise
+        if reason is None:
+            return True
+        await self._drop_connection(connection, generation, reason)
+        if reason == "standby":
+            await self.replace_later(generation, reason)
+        return False
+
+    async def _drop_connection(
+        self,
+        connection: AsyncPooledConnection,
+        generation: Generation[AsyncPool],
+        reason: str,
+    ) -> None:
+        self.usage.evicted[reason] += 1
+        await connection.close()
+        await generation.pool.putconn(connection)
+
+    async def replace_later(self, generation: Generation[AsyncPool], why: str) -> None:
+        """Close a generation that is of no use any more; the next checkout opens another."""
+        if self.give_up(generation, why):
+            await self._bury(generation)
+
+    def refused(self) -> None:
+        """Tell the registry, if there is one, that a login was refused."""
+        handle = self._handle()
+        if handle is not None and handle.on_refused is not None:
+            handle.on_refused()
+
+    def dead_end(self, dialer: Dialer) -> None:
+        """Give up the generation of this dialer, so that its clients get the reason now."""
+        current = self.generation
+        if current is not None and current.dialer is dialer and self.give_up(current, "connect"):
+            self._keep(self._bury(current))
+
+    async def _bury(self, generation: Generation[AsyncPool]) -> None:
+        await self._close_pool(generation)
+        self.drained_if_empty(generation)
+
+    def forget(self) -> None:
+        """Start anew in a child process: the parent's connections are not ours to touch."""
+        super().forget()
+        self._moving = None
+
+
+async def _close_one(generation: Generation[AsyncPool]) -> None:
+    generation.retire()
+    try:
+        await fault_points.reach_async("before_close")
+    finally:
+        # No waiting for its worker: it may be stuck in a connect, and the clients that queue
+        # on this pool hear of the swap only when `close` is through.
+        await generation.pool.close(timeout=0)
+    if seed := generation.dialer.uproot():  # the pool never got to take it
+        assert isinstance(seed, AsyncPooledConnection)
+        await seed.close()
+
+
+def _close_all(
+    loop: weakref.ref[asyncio.AbstractEventLoop], generations: set[Generation[AsyncPool]]
+) -> None:
+    """Close what a dropped handle has left open, on the loop that it belongs to."""
+    running = loop()
+    if running is None or running.is_closed():
+        return
+
+    async def close() -> None:
+        for generation in list(generations):
+            await _close_one(generation)
+
+    with suppress(RuntimeError):  # closed in this moment: its connections went with it
+        running.call_soon_threadsafe(lambda: running.create_task(close()))

@@ -1,0 +1,173 @@
+"""The prober: asks in the background whether each database of a registry can be reached."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pgmonkey.errors import UnknownDatabaseError
+from pgmonkey.registry import Registry
+from pgmonkey.status import DatabaseStatus
+
+#: Seconds between two probes of a database that was reached, and after the first failure.
+_INTERVAL: Final = 15.0
+_FIRST_PAUSE: Final = 1.0
+_WORKERS: Final = 4
+_TICK: Final = 0.5  # seconds until a name that came with a reload is noticed
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """Say what came of the last probe of one database.
+
+    Args:
+        database: Its name.
+        connection_type: Its connection type.
+        up: Whether it was reached.
+        duration: Seconds that the probe took.
+        reason: Why it was not reached: `auth`, `refused`, `timeout` ...; `None` when it was.
+    """
+
+    database: str
+    connection_type: str
+    up: bool
+    duration: float
+    reason: str | None
+
+
+class Prober(Collector):
+    """Probe every database of a registry, a few at a time, in threads of its own.
+
+    A probe is one connection that is closed at once. A database that was reached is probed
+    again after the interval, another one sooner; both with jitter, so that many processes don't
+    probe in step. Nobody waits for a probe: `results` is what came of the last ones.
+
+    Args:
+        registry: Whose databases to probe.
+        interval: Seconds between two probes of a database that was reached.
+        workers: How many probes run at once; a slow database holds up one of them.
+    """
+
+    def __init__(
+        self, registry: Registry, *, interval: float = _INTERVAL, workers: int = _WORKERS
+    ) -> None:
+        self._registry = registry
+        self._interval = interval
+        self._results: dict[str, ProbeResult] = {}
+        self._due: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+        self._running: set[str] = set()
+        # Guards the four above; never held while probing.
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"pgmonkey-probe-{number}", daemon=True)
+            for number in range(workers)
+        ]
+
+    @property
+    def results(self) -> Mapping[str, ProbeResult]:
+        """What came of the last probe of each database that was probed, by name."""
+        with self._lock:
+            return dict(self._results)
+
+    def start(self) -> None:
+        """Start probing."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Start no probe any more. One that runs ends by itself, at the latest at its timeout."""
+        self._stop.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the probes that run.
+
+        Args:
+            timeout: Seconds, for all together.
+        """
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def describe(self) -> Iterable[Metric]:
+        """Name no metrics: the names are those of `collect`."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the results as metrics."""
+        labels = ["database", "type"]
+        up = GaugeMetricFamily(
+            "pgmonkey_up", "Whether the last background probe reached the database.", labels=labels
+        )
+        duration = GaugeMetricFamily(
+            "pgmonkey_probe_duration_seconds", "Time that the last probe took.", labels=labels
+        )
+        for result in self.results.values():
+            values = [result.database, result.connection_type]
+            up.add_metric(values, float(result.up))
+            duration.add_metric(values, result.duration)
+        return (up, duration)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            name, pause = self._take()
+            if name is None:
+                self._stop.wait(pause)
+                continue
+            began = time.monotonic()
+            try:
+                status = self._registry.probe(name)
+            except UnknownDatabaseError:
+                self._put(name, None)  # its file went away meanwhile
+            else:
+                self._put(name, _result(status, time.monotonic() - began))
+
+    def _take(self) -> tuple[str | None, float]:
+        """Return the name that is due, or how long to wait until one may be."""
+        names = self._registry.names
+        now = time.monotonic()
+        with self._lock:
+            for gone in self._due.keys() - set(names):
+                del self._due[gone]
+                self._results.pop(gone, None)
+            waiting = [name for name in names if name not in self._running]
+            if not waiting:
+                return None, _TICK
+            name = min(waiting, key=lambda one: self._due.setdefault(one, 0.0))
+            pause = self._due[name] - now
+            if pause > 0:
+                return None, min(pause, _TICK)
+            self._running.add(name)
+            return name, 0.0
+
+    def _put(self, name: str, result: ProbeResult | None) -> None:
+        with self._lock:
+            self._running.discard(name)
+            if result is None:
+                self._due.pop(name, None)
+                return
+            if result.up:
+                pause = self._interval
+                self._pauses.pop(name, None)
+            else:
+                pause = min(self._pauses.get(name, _FIRST_PAUSE / 2) * 2, self._interval)
+                self._pauses[name] = pause
+            self._due[name] = time.monotonic() + pause * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            self._results[name] = result
+
+
+def _result(status: DatabaseStatus, duration: float) -> ProbeResult:
+    reason = status.last_error_reason
+    if reason is None and not status.reached:
+        reason = "config"  # its file was never good, so there is nothing to connect with
+    return ProbeResult(
+        status.name, status.connection_type or "unknown", reason is None, duration, reason
+    )

@@ -1,0 +1,234 @@
+"""Secrets: the type that holds one, the keys that name one, and the masking of both."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, Final, NoReturn, Self
+from urllib.parse import quote, quote_plus
+
+MASK: Final = "***REDACTED***"
+
+_EXACT: Final = frozenset(
+    {"sslkey", "sslcert", "sslrootcert", "scram_client_key", "scram_server_key"}
+)
+_PARTS: Final = ("token", "secret", "credential", "passwd", "api_key")
+_REFERENCES: Final = frozenset({"from_env", "from_file"})
+_SHORT: Final = 4  # characters; a shorter secret is masked only where it stands as a word
+
+# The password of `scheme://user:password@host`. It may hold an "@" itself, hence the greedy match
+# up to the last one before the path; a "/" inside is caught when no "@" follows without one.
+_URL_PASSWORD: Final = re.compile(r"(?<=://)([^\s:/@?#]*):([^\s/?#]+|[^\s?#]+)@")
+_URL_PARAMETER: Final = re.compile(r"([?&](?:ssl)?password=)[^&\s#]+", re.IGNORECASE)
+_CONNINFO_PASSWORD: Final = re.compile(
+    r"(\b(?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)+)", re.IGNORECASE
+)
+# C0, DEL, C1, and the separators and direction marks that rearrange a line of a log.
+_CONTROL: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+class Secret:
+    """Hold one sensitive text that is shown nowhere.
+
+    It prints as a mask, and refuses what would carry the value away unseen: hashing, iteration,
+    pickling. A comparison takes the same time wherever the difference is. Copies are the object
+    itself.
+
+    Args:
+        value: The text.
+
+    Example:
+        >>> print(Secret("tea"), Secret("tea").reveal())
+        ***REDACTED*** tea
+    """
+
+    __slots__ = ("_reveal",)
+
+    # A hash of a secret would be a hint at it.
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # a secret has no hash, on purpose
+
+    def __init__(self, value: str) -> None:
+        # In a closure, so that a dump of attributes shows a function.
+        self._reveal: Callable[[], str] = lambda: value
+
+    def reveal(self) -> str:
+        """Return the text, for the one place that needs it."""
+        return self._reveal()
+
+    def __repr__(self) -> str:
+        return MASK
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return MASK
+
+    def __structlog__(self) -> str:
+        return MASK
+
+    def __eq__(self, other: object) -> bool:  # and with it goes the hash
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(
+            self._reveal().encode("utf-8", "surrogatepass"),
+            other._reveal().encode("utf-8", "surrogatepass"),
+        )
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a secret cannot be pickled")
+
+    __reduce__ = __reduce_ex__  # type: ignore[assignment]  # it refuses, whatever it is given
+    __getstate__ = __reduce_ex__  # type: ignore[assignment]  # it refuses, whatever it is given
+
+
+@lru_cache(maxsize=4096)
+def is_sensitive(key: str) -> bool:
+    """Tell whether values under this key are secret.
+
+    Args:
+        key: One key, not a dotted path; upper and lower case are the same, and so are `-` and `_`.
+
+    Example:
+        >>> is_sensitive("password"), is_sensitive("AWS_SECRET_KEY"), is_sensitive("host")
+        (True, True, False)
+    """
+    plain = key.lower().replace("-", "_")
+    return plain in _EXACT or plain.endswith("password") or any(part in plain for part in _PARTS)
+
+
+def redact_config(config: Any) -> Any:
+    """Return a copy of a configuration with every secret masked.
+
+    Masked are the values of sensitive keys at any depth, lists included, and the passwords inside
+    URLs and connection strings in any value. `None` and `""` stay, and so does a reference
+    (`from_env`, `from_file`), which only says where the value is.
+
+    Args:
+        config: A mapping, a list or a single value; it is not changed.
+
+    Example:
+        >>> redact_config({"connection_settings": {"host": "db", "password": "tea"}})
+        {'connection_settings': {'host': 'db', 'password': '***REDACTED***'}}
+    """
+    return _redact(config, sensitive=False, above=())
+
+
+def _redact(value: Any, *, sensitive: bool, above: tuple[int, ...]) -> Any:
+    if value is None or value == "":
+        return value
+    if isinstance(value, Mapping):
+        if id(value) in above:
+            return MASK
+        inside = (*above, id(value))
+        pointer = sensitive and len(value) == 1 and _REFERENCES.issuperset(value)
+        return {
+            key: _redact(
+                item,
+                sensitive=not pointer and (sensitive or is_sensitive(str(key))),
+                above=inside,
+            )
+            for key, item in value.items()
+        }
+    if sensitive or isinstance(value, Secret):
+        return MASK
+    if isinstance(value, str):
+        return mask_urls(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        if id(value) in above:
+            return MASK
+        items = [_redact(item, sensitive=False, above=(*above, id(value))) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    return value
+
+
+def mask_urls(text: str) -> str:
+    """Return the text with the passwords inside URLs and connection strings masked."""
+    if "://" in text:
+        text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
+        text = _URL_PARAMETER.sub(rf"\1{MASK}", text)
+    elif "=" in text and "password" in text.lower():
+        text = _CONNINFO_PASSWORD.sub(rf"\1{MASK}", text)
+    return text
+
+
+def scrub(text: str, secrets: Iterable[Secret]) -> str:
+    """Return foreign text that is safe to show: an error of libpq, of a driver, of the system.
+
+    Known secrets are masked, as they are and as they look when they were quoted; so are the
+    passwords inside URLs. Control characters become spaces, so that the text is one line.
+
+    Args:
+        text: What somebody else wrote.
+        secrets: The secrets that may be in it. One of fewer than 4 characters is masked where it
+            stands as a word: everywhere else the masks would give it away.
+    """
+    values = sorted({secret.reveal() for secret in secrets} - {""}, key=len, reverse=True)
+    for value in values:
+        for form in sorted(set(_appearances(value)), key=len, reverse=True):
+            if form not in text:
+                continue
+            if len(value) < _SHORT:
+                text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", MASK, text)
+            else:
+                text = text.replace(form, MASK)
+    return _CONTROL.sub(" ", mask_urls(text))
+
+
+def _appearances(value: str) -> Iterator[str]:
+    """Yield the value as it is, and as Python, JSON, URLs and connection strings write it."""
+    yield value
+    yield repr(value)[1:-1]
+    yield json.dumps(value)[1:-1]
+    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    yield value.replace("\\", "\\\\").replace("'", "\\'")
+    encoded = value.encode("utf-8", "replace")
+    yield quote(encoded, safe="")
+    yield quote(encoded)
+    yield quote_plus(encoded)
+
+
+class RedactedDict(dict[str, Any]):
+    """A dictionary whose secrets don't show when it is printed.
+
+    The values are plain and usable, as in `psycopg.connect(**config["connection_settings"])`.
+
+    Example:
+        >>> settings = RedactedDict(user="app", password="tea")
+        >>> print(settings, settings["password"])
+        {'user': 'app', 'password': '***REDACTED***'} tea
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(redact_config(self))
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __structlog__(self) -> Any:
+        return redact_config(self)
+
+    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+        yield from redact_config(self).items()
+
+    def copy(self) -> Self:
+        """Return a shallow copy that prints in the same way."""
+        return type(self)(self)
+
+    def __or__(self, other: Any) -> Any:
+        merged = super().__or__(other)
+        return merged if merged is NotImplemented else type(self)(merged)

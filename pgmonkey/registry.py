@@ -1,0 +1,412 @@
+"""The registry: the named databases of one directory, and their handles."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import prometheus_client
+
+from pgmonkey import events, metrics
+from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
+from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
+from pgmonkey.loader import DirectoryLoader
+from pgmonkey.reloader import Reloader, ReloadReport
+from pgmonkey.status import DatabaseStatus, RegistryStatus
+from pgmonkey.watcher import Source, Watcher, file_events
+
+if TYPE_CHECKING:
+    from pgmonkey.config import ConnectionType
+    from pgmonkey.database import Database
+    from pgmonkey.trust import Trust
+
+
+class Registry:
+    """Serve every PostgreSQL database that a directory declares, by name.
+
+    Reading the directory reports every problem of every file at once; nothing connects before
+    the first checkout. From then on the directory and the secret files are watched, and a
+    changed database is swapped without a failed query. One thread for the registry, two for
+    each sync database in use.
+
+    Args:
+        path: The directory.
+        names: Only these databases are read, watched and counted; default: all.
+        strict: Raise if any file has a problem; else serve the good ones, and `get` of a bad
+            one raises its problems.
+        allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
+        watch: Watch the files; without it, only `reload` looks at them.
+        rescan_interval: Seconds after which the files are looked at even if no event came.
+        metrics: The `prometheus_client` registry that the numbers are exported to, or `None`.
+        trust: What becomes of a database if other accounts can change its file, its secrets or
+            its TLS files: `strict` makes it a problem, `warn` says it in an event, `off` does
+            not look.
+
+    Raises:
+        RegistryConfigError: the directory or a file has problems.
+
+    Example:
+        >>> registry = Registry("registry.d")
+        >>> with registry.get("orders") as conn:
+        ...     conn.execute("SELECT 1").fetchone()
+        (1,)
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        names: Iterable[str] | None = None,
+        *,
+        strict: bool = True,
+        allow_sensitive_defaults: bool = False,
+        watch: bool = True,
+        rescan_interval: float = 30.0,
+        metrics: prometheus_client.CollectorRegistry | None = prometheus_client.REGISTRY,
+        trust: Trust = "warn",
+        _source: Source = file_events,
+    ) -> None:
+        self.path = Path(path)
+        self._loader = DirectoryLoader(
+            self.path,
+            names=None if names is None else tuple(names),
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            trust=trust,
+            on_untrusted=_untrusted,
+        )
+        self._cache = HandleCache()
+        self._reloader = Reloader(self.path, self._loader, self._cache)
+        scan = self._reloader.load(strict=strict)
+        self._defaults = self._cache.defaults
+        # Guards the start of the watcher. Never held while waiting.
+        self._lock = threading.Lock()
+        self._watch = watch
+        self._source = _source
+        self._rescan_interval = rescan_interval
+        self._watcher: Watcher | None = None
+        #: In a child process that has not used a database yet: the process that it comes from.
+        self._forked_from: list[int] = []
+        self._closed = False
+        this = weakref.ref(self)  # a handle that outlives its registry must not keep it alive
+        self._hooks = (
+            lambda: _call(this, Registry._ensure_watching),
+            lambda: _call(this, Registry._refused),
+        )
+        self._stopping = _Stopping()
+        weakref.finalize(self, self._stopping.stop)
+        events.emit(
+            "registry.loaded",
+            path=str(self.path),
+            databases=len(scan.configs),
+            rejected=len(scan.problems),
+        )
+        self._ensure_watching()
+        if metrics is not None:
+            _export(self, metrics)
+        _all.add(self)
+
+    # Names
+
+    def get(
+        self,
+        name: str,
+        connection_type: ConnectionType | None = None,
+        force_reload: bool = False,
+    ) -> Database:
+        """Return the handle of a database. Costs nanoseconds, connects to nothing.
+
+        It is the same object every time, over every reload.
+
+        Args:
+            name: The name: the stem of the file.
+            connection_type: Another type than the file says; one handle for each type.
+            force_reload: Replace the connections, though nothing may have changed: a sync
+                handle at once, an async one when it is awaited.
+
+        Raises:
+            UnknownDatabaseError: no file declares the name.
+            ConfigError: the file has problems, and never was good.
+            ReloadRejectedError: `force_reload` could not connect; the old connections go on.
+
+        Example:
+            >>> registry.get("orders") is registry.get("orders")
+            True
+        """
+        if connection_type is None and not force_reload:
+            try:
+                return self._defaults[name]
+            except KeyError:
+                pass
+        handle = self._find(name, connection_type)
+        if force_reload:
+            self._reloader.force(name, handle)
+        return handle
+
+    def _find(self, name: str, connection_type: ConnectionType | None) -> Handle:
+        if self._closed:
+            raise HandleClosedError(f"{name}: the registry {self.path} was closed")
+        entry = self._reloader.entries.get(name)
+        if entry is None or (entry.removed and not self._handles_of(name)):
+            raise UnknownDatabaseError(self._unknown(name))
+        if entry.applied is None:
+            raise ConfigError(entry.rejection.problems if entry.rejection else ())
+        wanted = connection_type or entry.applied.config.connection_type
+        handle = self._cache.get((name, wanted), entry.applied, wanted)
+        handle.on_open, handle.on_refused = self._hooks
+        if entry.removed:
+            self._reloader.remove_handle(handle)
+        if connection_type is None:
+            self._defaults[name] = handle
+        return handle
+
+    def _handles_of(self, name: str) -> list[Handle]:
+        return [handle for handle in self._cache.all() if handle.name == name]
+
+    def _unknown(self, name: str) -> str:
+        names = self.names
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
+        meant = f"; did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+        return f"no database {name!r} in {self.path}{meant} ({len(names)} declared)"
+
+    def __getitem__(self, name: str) -> Database:
+        return self.get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<Registry {str(self.path)!r} with {len(self)} databases>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a Registry cannot be pickled; make one in the other process: Registry({str(self.path)!r})"
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the declared databases, sorted."""
+        return tuple(
+            sorted(
+                name for name, entry in list(self._reloader.entries.items()) if not entry.removed
+            )
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether the registry was closed."""
+        return self._closed
+
+    @property
+    def watching(self) -> bool:
+        """Tell whether changes of the files are seen as they happen."""
+        watcher = self._watcher
+        return watcher is not None and watcher.alive
+
+    # Reload
+
+    def reload(self) -> ReloadReport:
+        """Read the files now, apply what differs, and say what came of it.
+
+        Works from any thread. It waits for the probes of sync and async databases, but never
+        for an event loop: each loop swaps at its next turn, at the latest at its next checkout.
+
+        Example:
+            >>> registry.reload().rejected
+            mappingproxy({})
+        """
+        return self._reloader.reload()
+
+    async def areload(self) -> ReloadReport:
+        """Do what `reload` does, without holding up the running loop."""
+        report = await asyncio.to_thread(self._reloader.reload)
+        here = asyncio.get_running_loop()
+        for handle in self._cache.all():
+            for side in handle.sides():
+                if side.loop() is here and side.generation is not None:
+                    await side.settle()
+        return report
+
+    def wait_drained(self, timeout: float = 30.0) -> bool:
+        """Wait until no connection of a retired generation is left.
+
+        Args:
+            timeout: Seconds.
+
+        Returns:
+            False if checkouts were still out at the end; `status()` says which.
+        """
+        deadline = time.monotonic() + timeout
+        while any(handle.is_draining() for handle in self._cache.all()):
+            if time.monotonic() > deadline:
+                return False
+            self._stopping.event.wait(0.005)
+        return True
+
+    def probe(self, name: str) -> DatabaseStatus:
+        """Connect to a database once, outside its pool, and note whether it was reached.
+
+        Args:
+            name: The name of a declared database.
+
+        Raises:
+            UnknownDatabaseError: no file declares the name.
+        """
+        if name not in self._reloader.entries:
+            raise UnknownDatabaseError(self._unknown(name))
+        self._reloader.probe(name)
+        return next(one for one in self.status().databases if one.name == name)
+
+    # Status
+
+    def status(self) -> RegistryStatus:
+        """Return what is declared, what runs and what happened, without waiting for anything."""
+        watcher = self._watcher
+        return self._reloader.status(
+            watching=self.watching,
+            polling=watcher is not None and watcher.polling,
+            watcher_errors=watcher.errors if watcher is not None else 0,
+        )
+
+    # Watching
+
+    def _refused(self) -> None:
+        """Look at the files now: a login was refused, and a rotation may be the reason."""
+        if self._watch and not self._closed:
+            threading.Thread(target=self._changed, name="pgmonkey-look", daemon=True).start()
+
+    def _ensure_watching(self) -> None:
+        """Start the watcher, unless it runs: after a fork, the child starts its own here."""
+        if self._forked_from:
+            with suppress(IndexError):  # another thread has said it
+                parent = self._forked_from.pop()
+                events.emit("fork.detected", path=str(self.path), pid=os.getpid(), parent=parent)
+        if not self._watch or self._closed:
+            return
+        with self._lock:
+            if self._watcher is not None:
+                return
+            this = weakref.ref(self)  # a registry that nobody holds any more must not live on
+            watcher = self._watcher = self._stopping.watcher = Watcher(
+                self._reloader.watched_directories,
+                lambda: _call(this, Registry._changed),
+                lambda: _call(this, Registry._tick),
+                self._source,
+            )
+            self._next_rescan = time.monotonic() + self._rescan_interval
+        watcher.start()
+
+    def _changed(self) -> None:
+        self._next_rescan = time.monotonic() + self._rescan_interval
+        self._reloader.look()
+
+    def _tick(self) -> None:
+        if time.monotonic() >= self._next_rescan:
+            self._changed()
+        self._reloader.tick()
+
+    def _forget(self) -> None:
+        """Start anew in a child process: threads are not inherited."""
+        self._lock = threading.Lock()
+        self._forked_from = [os.getppid()]
+        self._watcher = self._stopping.watcher = None
+        self._cache.forget_lock()
+        self._reloader.forget()
+
+    # The end
+
+    def close(self) -> None:
+        """Close every handle for good. Checkouts in progress end undisturbed.
+
+        Connections of an event loop close at the loop's next turn; `async with registry` or
+        `await registry.aclose()` waits for that.
+        """
+        close_handles(self._end(), f"registry {self.path}")
+
+    async def aclose(self) -> None:
+        """Close every handle for good, and wait for the connections of the running loop."""
+        await close_handles_async(self._end(), f"registry {self.path}")
+
+    def _end(self) -> list[Handle]:
+        if self._closed:
+            return []
+        self._closed = True
+        self._stopping.stop()
+        handles = self._cache.drop_all()
+        events.emit("registry.closed", path=str(self.path))
+        return handles
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def _untrusted(path: str, reason: str) -> None:
+    events.emit("file.untrusted", path=path, reason=reason)
+
+
+class _Stopping:
+    """Stop the watcher of a registry that is closed, dropped, or there at exit."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.watcher: Watcher | None = None
+
+    def stop(self) -> None:
+        self.event.set()
+        if self.watcher is not None:
+            self.watcher.stop()
+
+
+def _call(this: weakref.ref[Registry], act: Any) -> bool:
+    registry = this()
+    if registry is None or registry._closed:
+        return False
+    act(registry)
+    return True
+
+
+_all: Final[weakref.WeakSet[Registry]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for registry in list(_all):
+        registry._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _export(registry: Registry, target: prometheus_client.CollectorRegistry) -> None:
+    metrics.export(registry, target)  # here, where the name is the module and not the argument

@@ -1,0 +1,511 @@
+"""The reloader: compares what the files say with what runs, and applies the differences."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from pgmonkey import events
+from pgmonkey.async_handle import AsyncDatabase
+from pgmonkey.connect_failure import LASTING, classify
+from pgmonkey.dialer import Dialer
+from pgmonkey.entry import Entry, Rejection
+from pgmonkey.errors import (
+    ConnectError,
+    DatabaseRemovedError,
+    RegistryConfigError,
+)
+from pgmonkey.gate import Gate
+from pgmonkey.problem import Problem
+from pgmonkey.status import DatabaseState, DatabaseStatus, RegistryStatus
+from pgmonkey.target import Applied
+from pgmonkey.timings import Timings
+from pgmonkey.usage import Usage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pgmonkey.cache import Handle, HandleCache
+    from pgmonkey.config import DatabaseConfig
+    from pgmonkey.loader import DirectoryLoader, Scan
+
+#: Seconds after which a file that reads badly is read again: it may have been half written.
+_SETTLE: Final = 0.15
+#: Reloads with a probe that run at once; a slow database holds up one place only.
+_PARALLEL: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """Say what a reload came to.
+
+    Args:
+        applied: Names whose new configuration is in force.
+        rejected: Names whose files cannot be used, with the problems; the last good
+            configuration goes on serving. A failed probe has one problem, `probe.<reason>`.
+        unchanged: Names whose files say what runs already.
+        removed: Names whose file is gone.
+    """
+
+    applied: tuple[str, ...] = ()
+    rejected: Mapping[str, tuple[Problem, ...]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    unchanged: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class Reloader:
+    """Keep the entries of a registry in step with its files.
+
+    Args:
+        path: The directory.
+        loader: What reads its files.
+        cache: Where the handles are.
+    """
+
+    def __init__(self, path: Path, loader: DirectoryLoader, cache: HandleCache) -> None:
+        self.path = path
+        self._loader = loader
+        self._cache = cache
+        self.entries: dict[str, Entry] = {}
+        self.problems: tuple[Problem, ...] = ()
+        self._durations = Timings()
+        # Guards `_durations`: databases are reloaded side by side.
+        self._timing = threading.Lock()
+        self.last_success_at: float | None = None
+        self._directories: frozenset[str] = frozenset()
+        # Held while the files are read and compared: one look at a time, whoever asked for it.
+        # No checkout ever waits for it.
+        self._looking = threading.Lock()
+        self._places = threading.Semaphore(_PARALLEL)
+
+    def load(self, *, strict: bool) -> Scan:
+        """Read the directory for the first time.
+
+        Args:
+            strict: Raise if anything is wrong; else only if the directory cannot be read.
+
+        Raises:
+            RegistryConfigError: with every problem of every file.
+        """
+        scan = self._loader.scan()
+        if strict:
+            scan.raise_for_problems()
+        elif not scan.directory_ok:
+            raise RegistryConfigError(scan.general)
+        for name, config in scan.configs.items():
+            self.entries[name] = Entry(name, Applied(config))
+        for name in scan.present - scan.configs.keys():
+            self._reject_files(
+                self.entries.setdefault(name, Entry(name)), scan.problems.get(name) or scan.general
+            )
+        self.problems = scan.general
+        self._directories = scan.watched_directories
+        if self.successful:
+            self.last_success_at = time.time()
+        return scan
+
+    def watched_directories(self) -> frozenset[str]:
+        """Return the directories that the files of the last look lie in."""
+        return self._directories
+
+    @property
+    def successful(self) -> bool:
+        """Tell whether all that the files say is in force."""
+        return not self.problems and not any(
+            entry.stale and not entry.removed for entry in list(self.entries.values())
+        )
+
+    # Looking at the files
+
+    def look(self) -> None:
+        """Look at the files and apply what differs, without waiting for the probes."""
+        self._look(time.monotonic())
+
+    def reload(self) -> ReloadReport:
+        """Look at the files, apply what differs, wait for the probes, and report."""
+        unchanged, removed, changed, runners = self._look(time.monotonic(), again=True)
+        for runner in runners:
+            runner.join()
+        rejected = {}
+        applied = []
+        for name, entry in list(self.entries.items()):
+            if entry.rejection is not None and not entry.removed:
+                rejected[name] = entry.rejection.problems
+            elif name in changed:
+                applied.append(name)
+        for problem in self.problems:
+            key = problem.database or problem.path
+            rejected[key] = (*rejected.get(key, ()), problem)
+        return ReloadReport(
+            tuple(sorted(applied)),
+            MappingProxyType(rejected),
+            tuple(sorted(unchanged)),
+            tuple(sorted(removed)),
+        )
+
+    def _look(
+        self, seen: float, *, again: bool = False
+    ) -> tuple[list[str], list[str], set[str], list[threading.Thread]]:
+        """Compare the files with what runs, and set going what they ask for.
+
+        Args:
+            seen: When the change was seen, on the monotonic clock.
+            again: Try failed probes again, though their pause is not over.
+        """
+        with self._looking:
+            scan = self._settled_scan()
+            self._directories = scan.watched_directories or self._directories
+            unchanged, removed = [], []
+            changed: list[Entry] = []
+            for name in scan.present:
+                config = scan.configs.get(name)
+                if config is None:
+                    entry = self.entries.setdefault(name, Entry(name))
+                    self._reject_files(entry, scan.problems.get(name) or scan.general)
+                elif self._differs(name, config, seen, again=again):
+                    changed.append(self.entries[name])
+                else:
+                    unchanged.append(name)
+                    self.entries[name].outcomes["unchanged"] += 1
+            if scan.directory_ok:
+                for name, entry in list(self.entries.items()):
+                    if name not in scan.present and not entry.removed:
+                        self._remove(entry)
+                        removed.append(name)
+            self._note_general(scan.general)
+            runners = [thread for entry in changed if (thread := self._set_going(entry))]
+        return unchanged, removed, {entry.name for entry in changed}, runners
+
+    def _settled_scan(self) -> Scan:
+        """Read the files; once more a moment later, if one reads badly that did not before."""
+        scan = self._loader.scan()
+        news = any(
+            (entry := self.entries.get(name)) is None
+            or entry.rejection is None
+            or entry.rejection.problems != problems
+            for name, problems in scan.problems.items()
+        )
+        if news or scan.general != self.problems:
+            time.sleep(_SETTLE)  # a writer may be between truncating and writing
+            scan = self._loader.scan()
+        return scan
+
+    def _differs(self, name: str, config: DatabaseConfig, seen: float, *, again: bool) -> bool:
+        """Note what the files want, and tell whether that is anything new."""
+        entry = self.entries.get(name)
+        if entry is None:
+            entry = self.entries[name] = Entry(name)
+        elif not entry.removed:
+            if (
+                entry.wanted is not None
+                and entry.wanted.digest == config.digest
+                and (entry.rejection is None or not entry.rejection.problems or not again)
+                and not again
+            ):
+                return False  # its probe is under way, or waits for its next try
+            if (
+                entry.wanted is None
+                and entry.applied is not None
+                and entry.applied.config.digest == config.digest
+            ):
+                if entry.stale:  # a bad file was mended to what runs
+                    entry.settle()
+                return False
+        entry.wanted = config
+        entry.wanted_since = seen
+        return True
+
+    def _set_going(self, entry: Entry) -> threading.Thread | None:
+        """Apply what an entry wants: here if no connection is needed, else in a thread."""
+        needs_probe = any(handle.is_open() for handle in self._handles_of(entry.name))
+        if not needs_probe and entry.reloading.acquire(blocking=False):
+            try:
+                self._apply(entry)
+            finally:
+                entry.reloading.release()
+            return None
+        thread = threading.Thread(
+            target=self._apply_in_turn,
+            args=(entry,),
+            name=f"pgmonkey-reload-{entry.name}",
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread can be had: what runs goes on
+            if (config := entry.wanted) is not None:
+                self._reject_probe(entry, config, _unexpected(config, error))
+            return None
+        return thread
+
+    def _apply_in_turn(self, entry: Entry) -> None:
+        with entry.reloading, self._places:
+            self._apply(entry)
+
+    # Applying
+
+    def _apply(self, entry: Entry) -> None:
+        """Bring one database to what its files want. The caller holds `entry.reloading`."""
+        while (config := entry.wanted) is not None:
+            handles = self._handles_of(entry.name)
+            applied = self._next(entry, config, handles)
+            try:
+                self._carry_out(handles, applied)
+            except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: tried again
+                if entry.wanted is config:
+                    if not isinstance(error, ConnectError):
+                        error = _unexpected(config, error)
+                    self._reject_probe(entry, config, error)
+                    return
+                continue
+            if entry.wanted is config:
+                entry.wanted = None
+            self._accept(entry, applied)
+
+    def _next(self, entry: Entry, config: DatabaseConfig, handles: list[Handle]) -> Applied:
+        """Return the version that follows all that were given out for this database."""
+        newest = max(
+            (handle.target.applied for handle in handles),
+            key=lambda applied: applied.version,
+            default=entry.applied,
+        )
+        if newest is None:
+            return Applied(config)
+        if entry.applied is not None and entry.applied.version > newest.version:
+            newest = entry.applied
+        return newest.next(config)
+
+    def _carry_out(self, handles: list[Handle], applied: Applied) -> None:
+        """Prepare every handle, then commit every handle: all or none of them moves."""
+        # Each candidate is of its own handle, which the type checker cannot see.
+        prepared: list[tuple[Any, Any]] = []
+        try:
+            prepared.extend((handle, handle.prepare(applied)) for handle in handles)
+        except BaseException:
+            for handle, candidate in prepared:
+                handle.drop(candidate)
+            raise
+        for handle, candidate in prepared:
+            handle.target.gone = None
+            committed = handle.commit(candidate)
+            while not committed:
+                # It was opened or closed since: look again at what there is to replace.
+                committed = handle.commit(handle.prepare(applied))
+
+    def _accept(self, entry: Entry, applied: Applied) -> None:
+        before = entry.applied
+        entry.applied = applied
+        entry.removed = False
+        entry.settle()
+        entry.ended("applied", time.time())
+        with self._timing:
+            self._durations.record(time.monotonic() - entry.wanted_since)
+        if before is not None and before.config.connection_type != applied.config.connection_type:
+            self._cache.defaults.pop(entry.name, None)
+        if self.successful:
+            self.last_success_at = time.time()
+        events.emit(
+            "config.applied",
+            database=entry.name,
+            version=applied.version,
+            changed=list(applied.config.changed_keys(before.config)) if before else ["*"],
+        )
+
+    def _reject_probe(self, entry: Entry, config: DatabaseConfig, error: ConnectError) -> None:
+        lasting = error.reason in LASTING
+        pause = entry.postpone(time.monotonic(), lasting=lasting)
+        text, _, hint = str(error).partition("\n  hint: ")
+        problem = Problem(
+            config.path, f"probe.{error.reason}", text, hint=hint or None, database=entry.name
+        )
+        known = entry.rejection
+        entry.rejection = Rejection((problem,), error.reason, text)  # type: ignore[arg-type]  # ConnectError carries one of the reasons
+        if known is not None and known.problems == (problem,):
+            return  # the same again: it was said
+        entry.ended("rejected", time.time())
+        events.emit(
+            "database.probe_failed",
+            database=entry.name,
+            reason=error.reason,
+            error=text,
+            retry_in=round(pause, 3),
+        )
+        self._emit_rejected(entry.name, (problem,))
+
+    def _reject_files(self, entry: Entry, problems: tuple[Problem, ...]) -> None:
+        entry.wanted = None
+        entry.retry_at = None
+        if entry.rejection is not None and entry.rejection.problems == problems:
+            return
+        entry.removed = False
+        entry.rejection = Rejection(problems)
+        entry.ended("rejected", time.time())
+        self._emit_rejected(entry.name, problems)
+
+    def _note_general(self, problems: tuple[Problem, ...]) -> None:
+        known, self.problems = self.problems, problems
+        if problems and problems != known:
+            self._emit_rejected(None, problems)
+
+    def _emit_rejected(self, name: str | None, problems: tuple[Problem, ...]) -> None:
+        first = problems[0]
+        events.emit(
+            "config.rejected",
+            database=name,
+            file=first.path,
+            line=first.line,
+            key=first.key,
+            code=first.code,
+            problems=[str(problem) for problem in problems],
+        )
+
+    def _remove(self, entry: Entry) -> None:
+        entry.wanted = None
+        entry.settle()
+        entry.removed = True
+        entry.ended("removed", time.time())
+        for handle in self._handles_of(entry.name):
+            self.remove_handle(handle)
+        events.emit("config.removed", database=entry.name)
+
+    def remove_handle(self, handle: Handle) -> None:
+        """Close the connections of a handle whose file is gone; checkouts in progress end."""
+        handle.shut(
+            DatabaseRemovedError(
+                f"{handle.name}: its file was removed from the registry;"
+                " when it comes back, this handle works again"
+            )
+        )
+
+    def force(self, name: str, handle: Handle) -> None:
+        """Replace the generation of a handle with the configuration that is in force.
+
+        Raises:
+            ReloadRejectedError: the probe failed; the old generation keeps serving.
+        """
+        entry = self.entries[name]
+        if isinstance(handle, AsyncDatabase):
+            handle.request_reload()
+            return
+        handle.force_reload()
+        with entry.reloading:
+            if entry.applied is None or entry.applied.version < handle.target.applied.version:
+                entry.applied = handle.target.applied
+
+    # What is due
+
+    def tick(self) -> None:
+        """Try failed probes whose pause is over, and look for checkouts that last too long."""
+        now = time.monotonic()
+        for entry in list(self.entries.values()):
+            if entry.retry_at is not None and now >= entry.retry_at:
+                entry.retry_at = None
+                self._set_going(entry)
+        for handle in self._cache.all():
+            handle.patrol(now)
+
+    def probe(self, name: str) -> None:
+        """Connect once, outside the pools, and note whether the server was reached."""
+        entry = self.entries[name]
+        if entry.applied is None:
+            return
+        config = entry.applied.config
+        dialer = Dialer(config, config.connection_type, Gate(1, Usage()))
+        try:
+            dialer.dial(None, probe=True).close()
+        except ConnectError as error:
+            entry.last_error = error
+        else:
+            entry.reached = True
+            entry.last_error = None
+
+    def forget(self) -> None:
+        """Take new locks, in a child process whose parent may have held them."""
+        self._looking = threading.Lock()
+        self._places = threading.Semaphore(_PARALLEL)
+        self._timing = threading.Lock()
+        for entry in self.entries.values():
+            entry.reloading = threading.Lock()
+
+    # Status
+
+    def status(self, *, watching: bool, polling: bool, watcher_errors: int) -> RegistryStatus:
+        """Return the state of everything as plain values."""
+        by_name: dict[str, list[Handle]] = {}
+        for handle in self._cache.all():
+            by_name.setdefault(handle.name, []).append(handle)
+        entries = sorted(self.entries.items())
+        with self._timing:
+            durations = self._durations.read()
+        digest = 0
+        for _, entry in entries:
+            if entry.applied is not None and not entry.removed:
+                digest ^= entry.applied.config.public_hash
+        return RegistryStatus(
+            path=str(self.path),
+            databases=tuple(
+                _database_status(entry, by_name.get(name, [])) for name, entry in entries
+            ),
+            problems=self.problems,
+            watching=watching,
+            polling=polling,
+            watcher_errors=watcher_errors,
+            last_reload_successful=self.successful,
+            last_reload_success_at=self.last_success_at,
+            reload_durations=durations,
+            config_hash=digest,
+        )
+
+    def _handles_of(self, name: str) -> list[Handle]:
+        return [handle for handle in self._cache.all() if handle.name == name]
+
+
+def _unexpected(config: DatabaseConfig, error: Exception) -> ConnectError:
+    """Return what is reported of a reload that failed for another reason than its connect."""
+    failure = classify(error, config.secrets)
+    return Dialer(config, config.connection_type, Gate(1, Usage())).error(failure)
+
+
+def _database_status(entry: Entry, handles: list[Handle]) -> DatabaseStatus:
+    config = entry.applied.config if entry.applied else None
+    pools = tuple(handle.status() for handle in handles)
+    opened = any(pool.opened for pool in pools)
+    state: DatabaseState
+    if entry.removed:
+        state = "removed"
+    elif config is None:
+        state = "failed"
+    elif entry.stale:
+        state = "stale"
+    else:
+        state = "ready" if opened else "idle"
+    versions = [pool.version for pool in pools]
+    if entry.applied:
+        versions.append(entry.applied.version)
+    rejection = entry.rejection
+    return DatabaseStatus(
+        name=entry.name,
+        connection_type=config.connection_type if config else None,
+        description=config.description if config else "",
+        required=config.required if config else True,
+        state=state,
+        version=max(versions, default=0),
+        stale=entry.stale,
+        reached=entry.reached or any(pool.connects.count for pool in pools),
+        reason=rejection.reason if rejection else None,
+        last_error=str(entry.last_error) if entry.last_error else None,
+        last_error_reason=entry.last_error.reason if entry.last_error else None,
+        problems=rejection.problems if rejection else (),
+        outcomes=entry.outcomes.copy(),
+        last_reload=entry.last_outcome,
+        last_reload_at=entry.last_outcome_at,
+        secret_modified=config.secret_modified if config else None,
+        pools=pools,
+        config=config.redacted() if config else {},
+    )

@@ -1,0 +1,258 @@
+"""A resolution: the references of one document replaced by what they refer to."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pgmonkey.finding import Finding
+from pgmonkey.layout import SECTIONS
+from pgmonkey.redaction import Secret, is_sensitive
+from pgmonkey.references import (
+    FORMS,
+    ReferenceSyntaxError,
+    Template,
+    UnsetVariableError,
+    expand,
+    has_reference,
+    parse_template,
+    uses_default,
+    variables,
+)
+from pgmonkey.secret_file import LIMIT, SecretFileError, Snapshot, text_of
+from pgmonkey.sources import SourceFile
+
+Path = tuple["str | int", ...]
+
+_KINDS: Final = frozenset({"from_env", "from_file"})
+_PATHS: Final = frozenset({"sslrootcert", "sslcert", "sslkey"})
+_NULL_MEANS: Final = ("connection_settings", "prepare_threshold")
+
+
+class _DroppedType:
+    """The type of what stands for a value that is left out."""
+
+
+_DROPPED: Final = _DroppedType()
+
+
+class Resolution:
+    """Replace the references of one document, and wrap its secrets.
+
+    All that is wrong is collected in `findings`. What the values depend on (variables, files) is
+    kept, so that a reload can tell whether anything changed without doing this again.
+
+    Args:
+        environ: The environment.
+        snapshot: Reads the secret files.
+        directory: What relative paths are relative to.
+        resolve: Whether references are replaced; otherwise they stay as text.
+        defaults_on_secrets: Whether sensitive keys may have a default.
+        defaults_on_paths: Whether the paths of TLS files may have one.
+        unused_defaults: Whether a default on a sensitive key is accepted while it is not needed.
+    """
+
+    __slots__ = (
+        "_defaults_on_paths",
+        "_defaults_on_secrets",
+        "_directory",
+        "_environ",
+        "_resolve",
+        "_snapshot",
+        "_unused_defaults",
+        "external",
+        "files",
+        "findings",
+        "modified",
+        "variables",
+    )
+
+    def __init__(
+        self,
+        *,
+        environ: Mapping[str, str],
+        snapshot: Snapshot,
+        directory: str,
+        resolve: bool = True,
+        defaults_on_secrets: bool = False,
+        defaults_on_paths: bool = True,
+        unused_defaults: bool = False,
+    ) -> None:
+        self._environ = environ
+        self._snapshot = snapshot
+        self._directory = directory
+        self._resolve = resolve
+        self._defaults_on_secrets = defaults_on_secrets
+        self._defaults_on_paths = defaults_on_paths
+        self._unused_defaults = unused_defaults
+        self.findings: list[Finding] = []
+        self.external: set[Path] = set()
+        self.variables: dict[str, str | None] = {}
+        self.files: dict[str, SourceFile | None] = {}
+        self.modified: float | None = None
+
+    def document(self, document: Mapping[str, Any], *, keep_nulls: bool = False) -> dict[str, Any]:
+        """Return the document with references replaced, secrets wrapped and nulls left out.
+
+        Args:
+            document: Mappings, lists, text and `None`.
+            keep_nulls: Whether nulls stay.
+        """
+        resolved: dict[str, Any] = {}
+        for key, value in document.items():
+            if isinstance(value, dict) and key in SECTIONS and not (value.keys() & _KINDS):
+                section: dict[str, Any] = {}
+                for name, item in value.items():
+                    if type(item) is str and "${" not in item and "\0" not in item:
+                        section[name] = Secret(item) if is_sensitive(name) else item
+                    elif item is None:
+                        if keep_nulls or (key, name) == _NULL_MEANS:
+                            section[name] = None
+                    else:
+                        found = self._value(item, (key, name), is_sensitive(name))
+                        if found is not _DROPPED:
+                            section[name] = found
+                resolved[key] = section
+            elif value is not None:
+                found = self._value(value, (key,), is_sensitive(key))
+                if found is not _DROPPED:
+                    resolved[key] = found
+            elif keep_nulls:
+                resolved[key] = None
+        return resolved
+
+    def _value(self, value: Any, path: Path, sensitive: bool) -> Any:
+        if isinstance(value, str):
+            if self._resolve and has_reference(value):
+                value = self._text(value, path, sensitive)
+            elif "\0" in value:
+                value = self._no_nul(path)
+            return Secret(value) if sensitive and isinstance(value, str) else value
+        if isinstance(value, Secret):
+            return value
+        if isinstance(value, dict):
+            if self._resolve and value.keys() & _KINDS:
+                text = self._reference(value, path)
+                return Secret(text) if sensitive and isinstance(text, str) else text
+            return self._mapping(value, path, sensitive)
+        if isinstance(value, list):
+            items = [
+                self._value(item, (*path, index), sensitive)
+                for index, item in enumerate(value)
+                if item is not None
+            ]
+            return _DROPPED if any(item is _DROPPED for item in items) else items
+        return value
+
+    def _mapping(self, value: dict[str, Any], path: Path, sensitive: bool) -> Any:
+        if not self._resolve and value.keys() <= _KINDS and value:
+            self._find(
+                path,
+                "reference.unresolved",
+                "a reference, but references are not resolved here",
+                "pass resolve_env=True",
+            )
+            return _DROPPED
+        return {
+            key: self._value(item, (*path, key), sensitive or is_sensitive(key))
+            for key, item in value.items()
+        }
+
+    def _find(self, path: Path, code: str, message: str, hint: str | None = None) -> _DroppedType:
+        self.findings.append(Finding(path, code, message, hint))
+        return _DROPPED
+
+    def _no_nul(self, path: Path) -> _DroppedType:
+        return self._find(path, "config.nul", "the value contains a NUL character")
+
+    def _lookup(self, name: str) -> str | None:
+        value = self._environ.get(name)
+        self.variables[name] = value
+        return value
+
+    def _text(self, text: str, path: Path, sensitive: bool) -> str | _DroppedType:
+        try:
+            template = parse_template(text)
+        except ReferenceSyntaxError as error:
+            return self._find(path, "reference.malformed", str(error), FORMS)
+        if sensitive and self._forbidden_default(template, path):
+            return self._find(
+                path,
+                "reference.sensitive_default",
+                "a default is not allowed for a sensitive key",
+                "set the variable, or allow sensitive defaults for development",
+            )
+        try:
+            value = expand(template, self._lookup)
+        except UnsetVariableError as error:
+            return self._find(path, "reference.unset", str(error), error.message or None)
+        if any(self.variables.get(variable.name) for variable in variables(template)):
+            self.external.add(path)
+        return self._acceptable(value, path)
+
+    def _forbidden_default(self, template: Template, path: Path) -> bool:
+        if self._defaults_on_secrets:
+            return False
+        if self._defaults_on_paths and path[-1] in _PATHS:
+            return False
+        if self._unused_defaults:
+            return uses_default(template, self._environ.get)
+        return any(variable.default is not None for variable in variables(template))
+
+    def _acceptable(self, value: str, path: Path) -> str | _DroppedType:
+        if "\0" in value:
+            return self._no_nul(path)
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return self._find(path, "reference.encoding", "the value is not UTF-8 text")
+        return value
+
+    def _reference(self, value: dict[str, Any], path: Path) -> str | _DroppedType:
+        if len(value) != 1:
+            return self._find(
+                path,
+                "reference.malformed",
+                "expected exactly one of from_env, from_file, and nothing beside it",
+            )
+        ((kind, target),) = value.items()
+        inside = (*path, kind)
+        if not isinstance(target, str) or not target:
+            wanted = "the name of a variable" if kind == "from_env" else "the path of a file"
+            return self._find(inside, "reference.malformed", f"expected {wanted}")
+        written = target
+        if has_reference(target):
+            found = self._text(target, inside, sensitive=False)
+            if isinstance(found, _DroppedType):
+                return found
+            target = found
+        self.external.add(path)
+        if kind == "from_env":
+            return self._from_env(target, written, path, inside)
+        return self._from_file(target, written, inside)
+
+    def _from_env(self, name: str, written: str, path: Path, inside: Path) -> str | _DroppedType:
+        value = self._lookup(name)
+        if value is None:
+            return self._find(
+                inside, "reference.unset", f"environment variable {written} is not set"
+            )
+        return self._acceptable(value, path)
+
+    def _from_file(self, target: str, written: str, inside: Path) -> str | _DroppedType:
+        place = os.path.join(self._directory, target)
+        self.files[place] = None
+        if "\0" in place:
+            return self._no_nul(inside)
+        read_at = time.time_ns()
+        try:
+            content, status = self._snapshot.read_bytes(place)
+            text = text_of(content)
+        except SecretFileError as error:
+            return self._find(inside, error.code, f"secret file {written}: {error}", error.hint)
+        self.files[place] = SourceFile(place, content, status, read_at, LIMIT)
+        self.modified = max(self.modified or 0.0, status.st_mtime)
+        return text

@@ -1,0 +1,212 @@
+"""A JSON Schema (draft 7) of a database file, for editors and validators.
+
+It is made from the models, and looks at one file alone: `_defaults.yaml` may hold any part of
+what a database needs, so no key is required, and what must hold between two values, or on this
+machine, is left to `pgmonkey check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pgmonkey.database_file import DatabaseFile
+from pgmonkey.layout import SECTIONS
+
+Schema = dict[str, Any]
+
+DRAFT: Final = "http://json-schema.org/draft-07/schema#"
+
+_NAME: Final = r"[A-Za-z_][A-Za-z0-9_]*"
+# Every "${" is an escaped one, or begins a reference of a form that there is.
+_TEXT: Final = rf"^(?:[^$\x00]|\$(?!\{{)|\$\$\{{|\$\{{{_NAME}(?:\}}|:-|-|:\?))*$"
+_NO_DEFAULT: Final = rf"^(?:[^$\x00]|\$(?!\{{)|\$\$\{{|\$\{{{_NAME}(?:\}}|:\?))*$"
+_REFERENCE: Final = rf"\$\{{{_NAME}(?:\}}|:-|-|:\?)"
+_INTEGER: Final = "^(?:[+-]?[1-9][0-9]{0,11}|[+-]?0)$"
+_NUMBER: Final = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_ZERO: Final = r"[0.]+"
+_UNIT: Final = "(?:[ ]*(?:ms|s|min|h|d))?"
+_URL: Final = "^(?!postgres(?:ql)?://)"
+_ANY_URL: Final = "^(?![^$]*://)"
+# A parser of YAML 1.2 leaves `yes` and `off` as text, one of 1.1 makes them booleans.
+_FLAGS: Final = ("true", "false", "yes", "no", "on", "off", "1", "0")
+_OFF: Final = ("off", "none", "no", "false")
+_LONGEST: Final = 10 * 365 * 86400  # seconds
+
+
+def schema() -> Schema:
+    """Return the schema, as a new dictionary.
+
+    Example:
+        >>> schema()["properties"]["connection_type"]["default"]
+        'normal'
+    """
+    made = DatabaseFile.model_json_schema()
+    definitions = made["$defs"]
+    return {
+        "$schema": DRAFT,
+        "title": "A database of pgmonkey",
+        "description": made["description"],
+        "type": "object",
+        "properties": {
+            key: _section(found, definitions) if key in SECTIONS else _value(found)
+            for key, found in made["properties"].items()
+        },
+        "additionalProperties": False,
+        "definitions": {
+            "interpolation": {
+                "title": "a text with ${NAME}, ${NAME:-default}, ${NAME-default} or ${NAME:?message}",
+                "type": "string",
+                "pattern": _REFERENCE,
+            },
+            "reference": {
+                "title": "{from_env: NAME} or {from_file: PATH}",
+                "description": "A variable, or a file, as the whole value.",
+                "type": "object",
+                "properties": {
+                    "from_env": {
+                        "description": "The name of an environment variable.",
+                        "type": "string",
+                        "minLength": 1,
+                    },
+                    "from_file": {
+                        "description": "The path of a file, relative to this one.",
+                        "type": "string",
+                        "minLength": 1,
+                    },
+                },
+                "additionalProperties": False,
+                "minProperties": 1,
+                "maxProperties": 1,
+            },
+        },
+    }
+
+
+def _section(found: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
+    """Return the schema of a section; an empty one is null in YAML."""
+    section: Schema = {"type": ["object", "null"]}
+    section |= {key: found[key] for key in ("description", "examples") if key in found}
+    reference = found.get("$ref", "").rpartition("/")[2]
+    if reference:
+        fields = definitions[reference]["properties"]
+        section["properties"] = {key: _value(value) for key, value in fields.items()}
+        section["additionalProperties"] = False
+    else:
+        part = r"[A-Za-z_][A-Za-z0-9_$]*"
+        section["propertyNames"] = {"pattern": rf"^{part}(?:\.{part})*$"}
+        section["additionalProperties"] = _value(found["additionalProperties"])
+    return section
+
+
+def _value(found: Mapping[str, Any]) -> Schema:
+    """Return the schema of a value: as it is written, null, or a reference."""
+    value: Schema = {
+        key: found[key] for key in ("description", "default", "examples") if key in found
+    }
+    if value.get("default", ...) is None:
+        del value["default"]
+    hint = found["anyOf"][0] if "anyOf" in found else found
+    written = _written(hint)
+    value["title"] = written.pop("title")
+    alternatives = [written, {"type": "null"}, {"$ref": "#/definitions/reference"}]
+    if written.get("pattern") not in (_TEXT, _NO_DEFAULT):
+        alternatives.append({"$ref": "#/definitions/interpolation"})
+    value["anyOf"] = alternatives
+    return value
+
+
+def _written(hint: Mapping[str, Any]) -> Schema:
+    """Return how a kind of value is written; the title says it in words."""
+    kind = hint.get("kind", "choice")
+    match kind:
+        case "choice":
+            values = hint["enum"]
+            return {"title": "one of " + ", ".join(values), "enum": values}
+        case "integer":
+            low, high = hint["minimum"], hint["maximum"]
+            return {
+                "title": f"an integer from {low} to {high}",
+                "type": ["integer", "string"],
+                "minimum": low,
+                "maximum": high,
+                "pattern": _INTEGER,
+            }
+        case "flag":
+            return {
+                "title": "true or false",
+                "type": ["boolean", "string", "integer"],
+                "minimum": 0,
+                "maximum": 1,
+                "pattern": f"^(?:{_words(_FLAGS)})$",
+            }
+        case "duration" | "duration_or_off":
+            return _duration(zero=hint.get("zero", False), off=kind == "duration_or_off")
+        case "ports":
+            return _ports()
+        case "texts":
+            text = _text(hint)
+            return {
+                **text,
+                "title": "text, or a list of texts",
+                "type": [*text["type"], "array"],
+                "items": {"anyOf": [text, {"$ref": "#/definitions/reference"}]},
+                "minItems": 1,
+            }
+        case _:
+            return _text(hint)
+
+
+def _text(hint: Mapping[str, Any]) -> Schema:
+    """Return what is text: to YAML it may be a number or a boolean."""
+    text: Schema = {
+        "title": "the path of a file" if hint["kind"] == "file" else "text",
+        "type": ["string", "number", "boolean"],
+        "pattern": _NO_DEFAULT if hint.get("sensitive") else _TEXT,
+    }
+    if not hint.get("url", True):
+        text["minLength"] = 1
+        text["allOf"] = [{"pattern": _ANY_URL if hint["kind"] == "texts" else _URL}]
+    return text
+
+
+def _duration(*, zero: bool, off: bool) -> Schema:
+    pattern = f"{_NUMBER}{_UNIT}" if zero else f"(?!{_ZERO}{_UNIT}[ ]*$){_NUMBER}{_UNIT}"
+    schema: Schema = {
+        "title": "a duration, such as 500ms, 30s, 5min, 2h or 1d",
+        "type": ["string", "number"],
+        ("minimum" if zero else "exclusiveMinimum"): 0,
+        "maximum": _LONGEST,
+        "pattern": rf"^[ ]*{pattern}[ ]*$",
+    }
+    if off:
+        schema["title"] += ", or off"
+        schema["type"] = ["string", "number", "boolean"]
+        schema["not"] = {"const": True}
+        schema["pattern"] = rf"^(?:[ ]*{pattern}[ ]*|{_words(_OFF)})$"
+    return schema
+
+
+def _ports() -> Schema:
+    return {
+        "title": "an integer from 1 to 65535; several for several hosts",
+        "type": ["integer", "string", "array"],
+        "minimum": 1,
+        "maximum": 65535,
+        "pattern": r"^[ ]*\+?[1-9][0-9]{0,4}[ ]*$|^[^,]*(?:,[^,]*)+$",
+        "items": {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": 65535},
+                {"type": "string"},
+                {"$ref": "#/definitions/reference"},
+            ]
+        },
+        "minItems": 1,
+    }
+
+
+def _words(words: tuple[str, ...]) -> str:
+    """Return a pattern of words in any case; JSON Schema has no flag for that."""
+    return "|".join(
+        "".join(f"[{c.upper()}{c}]" if c.isalpha() else c for c in word) for word in words
+    )

@@ -1,0 +1,199 @@
+"""Secret files: read safely, and all of one directory from one snapshot of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final, Self
+
+LIMIT: Final = 64 * 1024  # bytes
+
+# O_NONBLOCK: opening a FIFO must not wait for a writer. O_NOCTTY: nor adopt a terminal.
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
+_DATA: Final = "..data"  # the link that a Kubernetes volume replaces in one step
+_TRIES: Final = 8
+
+Signature = tuple[int, int, int, int]
+
+
+class SecretFileError(Exception):
+    """Report a file that cannot serve as a secret. The message never holds what is in it.
+
+    Args:
+        code: The stable code of the problem, such as `secret.missing`.
+        message: What is wrong, without the path.
+        hint: What to do about it.
+    """
+
+    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+
+class SnapshotMovedError(Exception):
+    """Report that a directory was replaced while it was read: what was read so far is void."""
+
+
+def signature_of(status: os.stat_result) -> Signature:
+    """Return what changes when a file is replaced or rewritten."""
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+
+class Snapshot:
+    """Read files such that all files of one directory come from one state of it.
+
+    Kubernetes changes all files of a volume by replacing the link `..data`. The directory behind
+    that link is opened once, and every file of the volume is read through it: an old user is
+    never paired with a new password. If the directory is removed between two reads,
+    `SnapshotMovedError` asks the caller to begin again with a new snapshot.
+
+    Use it as a context manager; it holds one file descriptor for each directory.
+    """
+
+    __slots__ = ("_directories",)
+
+    def __init__(self) -> None:
+        self._directories: dict[str, tuple[int, bool]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        directories, self._directories = self._directories, {}
+        for descriptor, _ in directories.values():
+            os.close(descriptor)
+
+    def read_bytes(self, path: str, limit: int = LIMIT) -> tuple[bytes, os.stat_result]:
+        """Read a small regular file through the snapshot of its directory.
+
+        Args:
+            path: The file; an absolute path, or one that is relative to the working directory.
+            limit: How large it may be, in bytes.
+
+        Raises:
+            SecretFileError: It is missing, unreadable, no regular file, or too large.
+            SnapshotMovedError: The directory was replaced meanwhile.
+        """
+        try:
+            descriptor = self._open(path)
+            try:
+                status = os.fstat(descriptor)
+                if stat.S_ISREG(status.st_mode):
+                    return _read(descriptor, status.st_size, limit), status
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            number = error.errno or 0
+        else:
+            number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENXIO
+        raise _described(number)  # outside of the handler: our words need no cause
+
+    def _open(self, path: str) -> int:
+        directory, name = os.path.split(path)
+        if name in ("", ".", ".."):
+            return os.open(path, _FLAGS)
+        parent, is_data = self._directory(directory or ".")
+        try:
+            return os.open(name, _FLAGS, dir_fd=parent)
+        except FileNotFoundError:
+            if not is_data:
+                raise
+        if self._moved(directory or ".", parent):
+            raise SnapshotMovedError
+        # A file beside the volume's own, as in a directory that only looks like one.
+        return os.open(path, _FLAGS)
+
+    def _directory(self, directory: str) -> tuple[int, bool]:
+        """Return the descriptor of a directory, and whether it is the one behind `..data`."""
+        known = self._directories.get(directory)
+        if known is None:
+            try:
+                known = os.open(os.path.join(directory, _DATA), _DIRECTORY_FLAGS), True
+            except (FileNotFoundError, NotADirectoryError):
+                known = os.open(directory, _DIRECTORY_FLAGS), False
+            self._directories[directory] = known
+        return known
+
+    @staticmethod
+    def _moved(directory: str, descriptor: int) -> bool:
+        ours = os.fstat(descriptor)
+        try:
+            now = os.stat(os.path.join(directory, _DATA))
+        except FileNotFoundError:
+            return True
+        return (ours.st_dev, ours.st_ino) != (now.st_dev, now.st_ino)
+
+
+def snapshots() -> Iterator[Snapshot]:
+    """Yield one snapshot after the other, for a caller that begins again when one has moved.
+
+    The caller leaves the loop when it has all it wants. After 8 tries it is told that the
+    directory never stands still.
+    """
+    for _ in range(_TRIES):
+        with Snapshot() as snapshot:
+            yield snapshot
+
+
+def _read(descriptor: int, size: int, limit: int) -> bytes:
+    content = b""
+    while len(content) <= limit:
+        # As much as there should be: a buffer of the limit's size would cost more than the read.
+        wanted = max(size + 1 - len(content), 4096)
+        piece = os.read(descriptor, min(wanted, limit + 1 - len(content)))
+        if not piece:
+            return content
+        content += piece
+    raise SecretFileError("secret.too_large", f"is larger than {limit // 1024} KiB")
+
+
+def text_of(content: bytes) -> str:
+    """Return what a secret file says: UTF-8, without its one trailing newline.
+
+    Raises:
+        SecretFileError: It is empty, not UTF-8, starts with a byte order mark, or holds a NUL
+            character.
+    """
+    if content.endswith(b"\r\n"):
+        content = content[:-2]
+    elif content.endswith(b"\n"):
+        content = content[:-1]
+    if not content:
+        raise SecretFileError("secret.empty", "is empty")
+    if b"\0" in content:
+        raise SecretFileError("secret.nul", "contains a NUL character")
+    if content.startswith(b"\xef\xbb\xbf"):
+        raise SecretFileError(
+            "secret.bom", "starts with a byte order mark", "save it as UTF-8 without one"
+        )
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        pass  # the exception holds the bytes: it must not become a cause
+    raise SecretFileError("secret.encoding", "is not UTF-8 text")
+
+
+def _described(number: int) -> SecretFileError:
+    """Return what the system says about a file, in our own words."""
+    code, message, hint = _WORDS.get(
+        number, ("secret.unreadable", f"cannot be read ({os.strerror(number)})", None)
+    )
+    if code == "secret.permission":
+        hint = f"the process runs as uid {os.geteuid()}"
+    return SecretFileError(code, message, hint)
+
+
+_WORDS: Final[dict[int, tuple[str, str, str | None]]] = {
+    errno.ENOENT: ("secret.missing", "does not exist", None),
+    errno.ENOTDIR: ("secret.missing", "does not exist", "a part of its path is no directory"),
+    errno.EACCES: ("secret.permission", "may not be read (permission denied)", None),
+    errno.EPERM: ("secret.permission", "may not be read (permission denied)", None),
+    errno.EISDIR: ("secret.not_regular", "is a directory", None),
+    errno.ENXIO: ("secret.not_regular", "is not a regular file", None),
+    errno.ELOOP: ("secret.missing", "is a link that leads nowhere", None),
+    errno.ENAMETOOLONG: ("secret.missing", "has a name that is too long", None),
+}

@@ -1,0 +1,176 @@
+"""The sources of a config: the files and variables it was made from, and whether they changed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from pgmonkey.keyed_digest import keyed_digest
+from pgmonkey.secret_file import (
+    SecretFileError,
+    Signature,
+    Snapshot,
+    SnapshotMovedError,
+    signature_of,
+)
+
+# A file that was written this shortly before it was read may change again without a new time of
+# modification: the clock of a file system ticks every few milliseconds, that of some only every
+# second or two. Until it is older, its content is compared.
+_TICK: Final = 50_000_000  # nanoseconds
+_COARSE_TICK: Final = 2_000_000_000
+
+Statuses = dict[str, "Signature | None"]
+
+
+class SourceFile:
+    """Remember how one file looked when it was read.
+
+    Args:
+        path: The file.
+        content: What it held; only a keyed digest is kept.
+        status: What the system said about it.
+        read_at: When it was read, in unix nanoseconds; before the status was taken.
+        limit: How much of it is read to compare it, in bytes.
+    """
+
+    __slots__ = ("_digest", "_limit", "_settled", "_signature", "path")
+
+    def __init__(
+        self, path: str, content: bytes, status: os.stat_result, read_at: int, limit: int
+    ) -> None:
+        self.path = path
+        self._limit = limit
+        self._digest = keyed_digest(content)
+        self._signature = signature_of(status)
+        self._settled = _settled(status.st_mtime_ns, read_at)
+
+    def holds(self, content: bytes, status: os.stat_result, read_at: int) -> bool:
+        """Tell whether a new content is the old one; if so, remember how the file looks now."""
+        if keyed_digest(content) != self._digest:
+            return False
+        self._signature = signature_of(status)
+        self._settled = _settled(status.st_mtime_ns, read_at)
+        return True
+
+    def looks_like(self, signature: Signature | None) -> bool:
+        """Tell whether a look at the file proves that its content is the same."""
+        return self._settled and signature == self._signature
+
+    def unchanged(self, statuses: Statuses) -> bool:
+        """Tell whether the file holds what it held; reads it only if it looks different.
+
+        Args:
+            statuses: The looks taken in this round, by path.
+        """
+        path = self.path
+        if path not in statuses:
+            statuses[path] = _look(path)
+        if self.looks_like(statuses[path]):
+            return True
+        read_at = time.time_ns()
+        try:
+            with Snapshot() as snapshot:
+                content, status = snapshot.read_bytes(path, self._limit)
+        except (SecretFileError, SnapshotMovedError):
+            return False
+        return self.holds(content, status, read_at)
+
+
+class Sources:
+    """Remember what a config was made from.
+
+    Args:
+        file: The config file; `None` if there is none.
+        files: Its secret files and TLS files; `None` in place of one that could not be read.
+        variables: The environment variables it refers to, with their values; digests are kept.
+        environ: The environment.
+        modified: The newest modification of its secret files, in unix seconds.
+    """
+
+    __slots__ = ("_environ", "_file", "_files", "_names", "_values", "directories", "modified")
+
+    def __init__(
+        self,
+        file: SourceFile | None,
+        files: Mapping[str, SourceFile | None],
+        variables: Mapping[str, str | None],
+        environ: Mapping[str, str],
+        modified: float | None = None,
+    ) -> None:
+        self._file = file
+        self._files = tuple(files.values())
+        self._environ = environ
+        self._names = tuple(variables)
+        self._values = _digest(variables.values()) if variables else b""
+        self.modified = modified
+        self.directories = _directories(files) if files else _NOWHERE
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The secret files and TLS files that could be read."""
+        return tuple(file.path for file in self._files if file is not None)
+
+    def is_current(self) -> bool:
+        """Tell whether making the config again would give the same one.
+
+        Costs one look at each file. A file that has gone changes nothing: what was loaded from it
+        is all there is.
+        """
+        statuses: Statuses = {}
+        file = self._file
+        if file is not None and not _same_or_gone(file, statuses):
+            return False
+        return self._variables_current() and all(
+            file is not None and _same_or_gone(file, statuses) for file in self._files
+        )
+
+    def values_current(self, statuses: Statuses) -> bool:
+        """Tell whether the variables, secret files and TLS files are as they were."""
+        return self._variables_current() and all(
+            file is not None and file.unchanged(statuses) for file in self._files
+        )
+
+    def _variables_current(self) -> bool:
+        names = self._names
+        return not names or _digest(map(self._environ.get, names)) == self._values
+
+
+def _same_or_gone(file: SourceFile, statuses: Statuses) -> bool:
+    return file.unchanged(statuses) or not os.path.lexists(file.path)
+
+
+_NOWHERE: Final[frozenset[str]] = frozenset()
+_known_directories: Final[dict[frozenset[str], frozenset[str]]] = {}
+
+
+def _directories(paths: Mapping[str, object]) -> frozenset[str]:
+    """Return the directories of files; equal sets are one object, as many databases share them."""
+    found = frozenset(os.path.abspath(os.path.dirname(path)) for path in paths)
+    if len(_known_directories) > 10_000:
+        _known_directories.clear()
+    return _known_directories.setdefault(found, found)
+
+
+def _look(path: str) -> Signature | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    # A file that became a directory or a pipe must be looked at again.
+    return signature_of(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def _settled(modified: int, now: int) -> bool:
+    """Tell whether a later change of a file will show in its time of modification."""
+    tick = _COARSE_TICK if modified % 1_000_000_000 == 0 else _TICK
+    return modified + tick < now
+
+
+def _digest(values: Iterable[str | None]) -> bytes:
+    # No value of the environment holds a NUL character.
+    text = "\0".join(["-" if value is None else f"={value}" for value in values])
+    return keyed_digest(text.encode("utf-8", "surrogateescape"))

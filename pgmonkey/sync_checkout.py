@@ -1,0 +1,158 @@
+"""The sync checkout: from entering a `with` block to leaving it."""
+
+from __future__ import annotations
+
+from threading import get_ident
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import psycopg_pool
+from psycopg.errors import ReadOnlySqlTransaction
+
+from pgmonkey.checkout import BOUND, ENTERED, Checkout
+from pgmonkey.connection import FRESH, PooledConnection
+from pgmonkey.database import wrong_side
+from pgmonkey.generation import Generation, SyncPool
+from pgmonkey.refusal import checkout_timeout, guard
+from pgmonkey.usage import FOLD_AT
+
+if TYPE_CHECKING:
+    from pgmonkey.handle import SyncDatabase
+
+
+class SyncCheckout(Checkout):
+    """Borrow one connection of a sync handle."""
+
+    def enter(self) -> PooledConnection:
+        """Return a connection that was alive a moment ago.
+
+        The way of every checkout: one lap of the loop if nothing is wrong. It takes no lock
+        of ours, logs nothing, and asks the server nothing.
+        """
+        if self.stage != BOUND:
+            self.enter_alone()
+        self.stage = ENTERED
+        handle: SyncDatabase = self.handle
+        began = self.began = monotonic()
+        self.owner = get_ident()
+        timeout = self.timeout
+        left = -1.0
+        while True:
+            generation = handle.generation
+            if generation is None:
+                generation = handle.obtain(began, timeout)
+            if left < 0.0:
+                left = timeout = generation.timeout if timeout is None else timeout
+            self.generation = generation
+            if generation.guarded:
+                guard(handle, self, generation)
+            generation.checkouts.add(self)
+            try:
+                connection: PooledConnection = generation.getconn(left)
+            except psycopg_pool.PoolTimeout:
+                handle.let_go(self, generation)
+                raise checkout_timeout(handle, generation, monotonic() - began) from None
+            except psycopg_pool.PoolClosed:
+                # The generation was retired while this client queued: it goes on with the next
+                # one, with what is left of its time. Nothing was sent, so nothing is repeated.
+                handle.let_go(self, generation)
+            except BaseException as error:
+                handle.let_go(self, generation)
+                handle.usage.errors["other"] += 1
+                if not isinstance(error, Exception):
+                    # psycopg_pool forgets a connection that it was about to hand over.
+                    handle.replace_later(generation, "interrupted")
+                raise
+            else:
+                now = monotonic()
+                # Between reading the generation and getting the connection a swap may have
+                # happened; a connection of the retired one must not be handed out after it.
+                if handle.generation is not generation:
+                    generation.putconn(connection)
+                elif (
+                    now - connection.returned_at < FRESH
+                    and now < connection.expires_at
+                    and not generation.pings
+                ) or handle.is_fit(connection, generation, left - (now - began)):
+                    self.connection = connection
+                    self.taken = now
+                    return connection
+                handle.let_go(self, generation)
+            left = (timeout or 0.0) - (monotonic() - began)
+            if left <= 0.0:
+                raise checkout_timeout(handle, generation, monotonic() - began)
+
+    __enter__ = enter
+
+    def leave(self, kind: object = None, error: object = None, _trace: object = None) -> None:
+        """Commit or roll back, and give the connection back."""
+        connection: PooledConnection = self.connection
+        handle: SyncDatabase = self.handle
+        generation: Generation[SyncPool] = self.generation
+        try:
+            if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
+                _end(connection, failed=kind is not None)
+            if generation.resets:
+                _reset(connection, autocommit=generation.applied.config.autocommit)
+        finally:
+            self.connection = None
+            now = connection.returned_at = monotonic()
+            if generation.gives_up:
+                generation.gives_up = False
+                connection.close()
+            generation.putconn(connection)
+            generation.checkouts.discard(self)
+            taken = self.taken
+            handle.record((taken - self.began, now - taken))
+            if len(handle.records) >= FOLD_AT:
+                handle.usage.fold()
+            if generation.retired:
+                handle.drained_if_empty(generation)
+            if self.reported:
+                handle.returned_late(self, now)
+            if generation.wants_primary and isinstance(error, ReadOnlySqlTransaction):
+                # This server is no primary any more: all its connections are of no use.
+                handle.replace_later(generation, "standby")
+
+    __exit__ = leave
+
+    def __aenter__(self) -> Any:
+        raise wrong_side(self.handle)
+
+    def __aexit__(self, *exc_info: object) -> Any:
+        raise wrong_side(self.handle)
+
+
+def _end(connection: PooledConnection, *, failed: bool) -> None:
+    """Commit or roll back what a block has left open.
+
+    Of a block that failed, its own exception is the one that the caller gets.
+    """
+    try:
+        if failed:
+            if not connection.closed:
+                connection.rollback()
+        elif connection.broken or not connection.closed:
+            # A connection that broke unnoticed must not pass for a commit; one that the block
+            # itself has closed has nothing to commit.
+            connection.commit()
+    except psycopg.Error:
+        if not failed:
+            raise
+        connection.close()  # what cannot roll back is not given to anybody else
+    finally:
+        if connection.closed:
+            connection.close()  # a broken one still has its socket and its slot
+
+
+def _reset(connection: PooledConnection, *, autocommit: bool) -> None:
+    """Give a connection back as the next borrower shall find it; drop it if that fails."""
+    if connection.closed:
+        return
+    try:
+        connection.autocommit = True
+        connection.execute("DISCARD ALL")
+        connection.autocommit = autocommit
+    except psycopg.Error:
+        connection.close()

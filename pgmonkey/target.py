@@ -1,0 +1,47 @@
+"""The target of a handle: what it shall run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgmonkey.config import DatabaseConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Name one configuration that is in force, and its version.
+
+    Args:
+        config: The configuration.
+        version: 1 at load, one more with every applied change or `force_reload`.
+        since: The version at which the part that connections depend on changed last. A changed
+            description makes a version, but no generation.
+    """
+
+    config: DatabaseConfig
+    version: int = 1
+    since: int = 1
+
+    def next(self, config: DatabaseConfig) -> Applied:
+        """Return what follows when the files say `config` now."""
+        same = config.connect_digest == self.config.connect_digest
+        return Applied(config, self.version + 1, self.since if same else self.version + 1)
+
+    def forced(self, config: DatabaseConfig) -> Applied:
+        """Return what follows when connections shall be made anew, changed or not."""
+        return Applied(config, self.version + 1, self.version + 1)
+
+
+class Target:
+    """Hold what a handle shall run, and why it is of no use any more, if so.
+
+    Each field is replaced by one assignment, and read without a lock.
+    """
+
+    __slots__ = ("applied", "gone")
+
+    def __init__(self, applied: Applied) -> None:
+        self.applied = applied
+        self.gone: Exception | None = None

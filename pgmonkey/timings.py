@@ -1,0 +1,42 @@
+"""Timings: sums, counts and buckets of durations."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Final
+
+#: Upper bounds of the histogram's buckets, in seconds.
+BUCKETS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """Hold what was measured so far: how many, how long in all, and how many in each bucket."""
+
+    count: int
+    sum: float
+    buckets: tuple[int, ...]
+
+
+class Timings:
+    """Add up durations. Recorded by one thread at a time, or under its owner's lock."""
+
+    __slots__ = ("_buckets", "_count", "_sum")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = 0.0
+        self._buckets = [0] * (len(BUCKETS) + 1)
+
+    def record(self, seconds: float) -> None:
+        """Record one duration."""
+        self._count += 1
+        self._sum += seconds
+        self._buckets[bisect_left(BUCKETS, seconds)] += 1
+
+    def read(self) -> Durations:
+        """Return all durations recorded so far."""
+        return Durations(self._count, self._sum, tuple(self._buckets))

@@ -1,0 +1,172 @@
+"""The watcher: a thread that says when to look at the files again. What it sees is only a hint."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+import watchfiles
+
+from pgmonkey import events
+
+#: Milliseconds: how often watchfiles looks whether something came, how long it goes on
+#: collecting while more comes, and how long it waits before it lets the tick run.
+_STEP: Final = 10
+_DEBOUNCE: Final = 100
+_TICK: Final = 500
+
+
+class Source(Protocol):
+    """Yield a batch of file events, or an empty batch at every tick; a fake one in tests."""
+
+    def __call__(self, directories: Iterable[str], stop: threading.Event) -> Iterable[object]:
+        """Watch these directories until `stop` is set."""
+
+
+def file_events(directories: Iterable[str], stop: threading.Event) -> Iterable[object]:
+    """Yield what watchfiles sees in these directories, not below them and not filtered.
+
+    A Kubernetes update never names the files that a reader opens, so names say nothing.
+    """
+    return watchfiles.watch(
+        *directories,
+        watch_filter=None,
+        recursive=False,
+        step=_STEP,
+        debounce=_DEBOUNCE,
+        rust_timeout=_TICK,
+        yield_on_timeout=True,
+        stop_event=stop,
+        raise_interrupt=False,
+    )
+
+
+class Watcher:
+    """Call `on_change` when something may have changed, and `on_tick` twice a second.
+
+    Both callables return False to end the thread: that is how a registry which was dropped
+    stops its watcher.
+
+    Args:
+        directories: Asked for the directories to watch, whenever the watch is armed.
+        on_change: Look at the files.
+        on_tick: Do what is due.
+        source: Where file events come from.
+    """
+
+    def __init__(
+        self,
+        directories: Callable[[], frozenset[str]],
+        on_change: Callable[[], bool],
+        on_tick: Callable[[], bool],
+        source: Source = file_events,
+    ) -> None:
+        self._directories = directories
+        self._on_change = on_change
+        self._on_tick = on_tick
+        self._source = source
+        self._stop = threading.Event()
+        self._lost: frozenset[str] = frozenset()
+        self._armed = False
+        #: Whether file events are not to be had, so that the files are looked at every tick.
+        self.polling = False
+        self.errors = 0
+        self._thread = threading.Thread(target=self._run, name="pgmonkey-watcher", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether changes are being seen."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """Stop the thread and wait for it, unless it is the one that calls.
+
+        Args:
+            timeout: Seconds.
+        """
+        self._stop.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._watch()
+        except _Ended:
+            return
+
+    def _watch(self) -> None:
+        """Watch until the directories are others, or something goes wrong."""
+        wanted = self._directories()
+        watched = _identities(wanted)
+        self._report_lost(frozenset(wanted - watched.keys()))
+        try:
+            if not watched:
+                raise _NothingToWatch
+            for number, batch in enumerate(self._source(sorted(watched), self._stop)):
+                if number == 0 or batch:
+                    # The first look comes when the watch is armed: what happened before it
+                    # was armed made no event.
+                    self._call(self._on_change)
+                self._call(self._on_tick)
+                if self.polling:
+                    self.polling = False
+                if not self._armed:
+                    self._armed = True
+                    events.emit("watch.started", directories=sorted(watched), mode="events")
+                current = self._directories()
+                if current != wanted or _identities(current) != watched:
+                    return
+        except _NothingToWatch:
+            self._poll_once()
+        except (OSError, RuntimeError) as error:  # watchfiles: no inotify instance, no watch left
+            self.errors += 1
+            if not self.polling:
+                self.polling = True
+                events.emit("watch.degraded", mode="polling", error=type(error).__name__)
+            self._poll_once()
+
+    def _poll_once(self) -> None:
+        self._call(self._on_change)
+        self._call(self._on_tick)
+        self._stop.wait(_TICK / 1000)
+
+    def _call(self, act: Callable[[], bool]) -> None:
+        if not act():
+            raise _Ended
+
+    def _report_lost(self, lost: frozenset[str]) -> None:
+        for directory in sorted(lost - self._lost):
+            events.emit("watch.lost", directory=directory)
+        for directory in sorted(self._lost - lost):
+            events.emit("watch.restored", directory=directory)
+        self._lost = lost
+
+
+class _Ended(Exception):
+    """The registry of this watcher is gone."""
+
+
+class _NothingToWatch(Exception):
+    """No directory is there."""
+
+
+def _identities(directories: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return device and inode of each directory that is there.
+
+    A directory that was made again, and a symlink that points elsewhere now, keep their path
+    and send no event: the identity tells.
+    """
+    found = {}
+    for directory in directories:
+        with suppress(OSError):
+            status = Path(directory).stat()
+            found[directory] = (status.st_dev, status.st_ino)
+    return found

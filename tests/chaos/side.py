@@ -1,0 +1,96 @@
+"""One way to write a test of a checkout for both sides, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pgmonkey import Registry
+from pgmonkey.connection import FRESH
+from tests.kit.eventually import eventually
+
+SIDES = ("pool", "async_pool")
+
+
+class Client:
+    """Use a handle from plain calls: directly, or on an event loop in a thread.
+
+    Args:
+        registry: The registry, in which the database is called `orders`.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.handle: Any = registry.get("orders")
+        self.is_async = self.handle.connection_type.startswith("async")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        if self.is_async:
+            self._thread.start()
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def ask(self, statement: str = "SELECT 1", *, timeout: float = 5) -> Any:
+        """Run one statement in a checkout of its own and return the first column."""
+        if self.is_async:
+            return self._run(self._ask(statement, timeout))
+        with self.handle.connection(timeout=timeout) as connection:
+            row = connection.execute(statement).fetchone()
+        return row[0]
+
+    async def _ask(self, statement: str, timeout: float) -> Any:
+        async with self.handle.connection(timeout=timeout) as connection:
+            cursor = await connection.execute(statement)
+            row = await cursor.fetchone()
+        return row[0]
+
+    def fill(self, number: int, *, timeout: float = 10) -> list[int]:
+        """Hold that many connections at once, give them all back, and return their backends.
+
+        Afterwards they are idle for long enough to be looked at before they are handed out.
+        """
+        if self.is_async:
+            backends = self._run(self._fill(number, timeout))
+        else:
+            with self._held(number, timeout) as held:
+                backends = held
+        returned = time.monotonic()
+        eventually(lambda: time.monotonic() - returned > FRESH, 5, "they are idle")
+        return list(backends)
+
+    @contextmanager
+    def _held(self, number: int, timeout: float) -> Iterator[list[int]]:
+        if number == 0:
+            yield []
+            return
+        with self.handle.connection(timeout=timeout) as connection:
+            connection.execute("SELECT 1")
+            with self._held(number - 1, timeout) as others:
+                yield [connection.info.backend_pid, *others]
+
+    async def _fill(self, number: int, timeout: float) -> list[int]:
+        if number == 0:
+            return []
+        async with self.handle.connection(timeout=timeout) as connection:
+            await connection.execute("SELECT 1")
+            return [connection.info.backend_pid, *await self._fill(number - 1, timeout)]
+
+    def close(self) -> None:
+        """Close the handle, and end the loop."""
+        if self.is_async:
+            self._run(self._close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        else:
+            self.handle.close()
+        self._loop.close()
+
+    async def _close(self) -> None:
+        await self.handle.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=3)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.process import run
+from tests.docs.commands import complaint
+from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
+
+_ROOT = Path(__file__).parents[2]
+GOOD = "connection_settings: {host: db, dbname: orders, user: app}\n"
+BAD = "connection_settings:\n  host: db\n  dbname: orders\n  user: app\n  pasword: '%, x'\n"
+HINT = 'did you mean "password"?'
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """Write the secrets that the repository's own registry refers to."""
+    for name in ("orders", "events", "reports"):
+        directory = tmp_path / "secrets" / name
+        directory.mkdir(parents=True)
+        for key in ("username", "password"):
+            (directory / key).write_text("tea\n")
+    return tmp_path / "secrets"
+
+
+@pytest.mark.parametrize("output", ["text", "github"])
+def test_nothing_is_said_when_all_is_well(output: str, secrets: Path, canary: Canary) -> None:
+    """The repository's own registry is good: exit code 0, and not a byte of output."""
+    environment = {"PGMONKEY_DEMO_SECRETS": str(secrets)}
+    done = run("check", _ROOT / "registry.d", "-o", output, canary=canary, env=environment)
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_problems_are_printed_and_counted(tmp_path: Path, canary: Canary) -> None:
+    """Problems go to standard output, their number to standard error; the code is 1."""
+    (tmp_path / "a.yaml").write_text(BAD)
+    (tmp_path / "b.yaml").write_text("")
+    (tmp_path / "c.yaml").write_text(GOOD)
+    done = run("check", ".", canary=canary, cwd=tmp_path)
+    assert done.code == 1
+    first, second, *_ = done.out.splitlines()
+    assert first.startswith("./a.yaml:5:3: connection_settings.pasword: unknown key")
+    assert second == f"  hint: {HINT}"
+    assert "./b.yaml: the file is empty" in done.out
+    assert done.err == "2 problems in 2 files\n"
+
+
+def test_json_has_a_documented_shape(tmp_path: Path, canary: Canary) -> None:
+    """JSON holds the directory, how many databases it declares, and every problem."""
+    (tmp_path / "a.yaml").write_text(BAD)
+    (tmp_path / "b.yaml").write_text(GOOD)
+    done = run("check", ".", "-o", "json", canary=canary, cwd=tmp_path)
+    report = json.loads(done.out)
+    assert (done.code, done.err) == (1, "")
+    assert (report["directory"], report["databases"]) == (".", 2)
+    assert report["problems"] == [
+        {
+            "path": "./a.yaml",
+            "code": "config.unknown_key",
+            "message": 'unknown key "pasword"',
+            "line": 5,
+            "column": 3,
+            "key": "connection_settings.pasword",
+            "hint": HINT,
+            "database": "a",
+        }
+    ]
+
+
+def test_json_is_printed_when_all_is_well(tmp_path: Path, canary: Canary) -> None:
+    """A program that reads JSON gets a document in any case."""
+    done = run("check", tmp_path, "-o", "json", canary=canary)
+    assert done.code == 0
+    assert json.loads(done.out)["problems"] == []
+
+
+def test_github_annotations_are_escaped(tmp_path: Path, canary: Canary) -> None:
+    """One line for each problem, with file, line and column; nothing in a name ends it early."""
+    (tmp_path / "a,b:c%.yaml").write_text(GOOD)
+    (tmp_path / "a.yaml").write_text(BAD)
+    done = run("check", ".", "-o", "github", canary=canary, cwd=tmp_path)
+    assert done.code == 1
+    named, unknown = done.out.splitlines()
+    assert named.startswith("::error file=./a%2Cb%3Ac%25.yaml,title=config.file_name::")
+    assert unknown == (
+        "::error file=./a.yaml,line=5,col=3,title=config.unknown_key::"
+        f'connection_settings.pasword: unknown key "pasword"%0Ahint: {HINT}'
+    )
+
+
+def test_static_wants_no_variables_and_no_files(tmp_path: Path, canary: Canary) -> None:
+    """Where files are written there are no secrets: only what the files say themselves counts."""
+    (tmp_path / "a.yaml").write_text(
+        "connection_settings:\n"
+        "  host: ${NOWHERE_HOST}\n"
+        "  dbname: orders\n"
+        "  user: {from_file: /nowhere/username}\n"
+        "  password: {from_env: NOWHERE_PASSWORD}\n"
+        "  sslmode: verify-full\n"
+        "  sslrootcert: /nowhere/ca.crt\n"
+    )
+    assert run("check", tmp_path, canary=canary).code == 1
+    # A variable that libpq reads is the business of the machine that connects.
+    done = run("check", tmp_path, "--static", canary=canary, env={"PGTZ": "UTC"})
+    assert (done.code, done.out, done.err) == (0, "", "")
+    (tmp_path / "b.yaml").write_text(
+        "connection_settings:\n"
+        "  host: ${NOWHERE\n"
+        "  dbname: orders\n"
+        "  user: app\n"
+        "  port: ${NOWHERE_PORT:-http}\n"
+        "  password: ${NOWHERE_PASSWORD:-tea}\n"
+    )
+    done = run("check", tmp_path, "--static", "-o", "json", canary=canary)
+    assert done.code == 1
+    assert [problem["code"] for problem in json.loads(done.out)["problems"]] == [
+        "reference.malformed",
+        "config.type",
+        "reference.sensitive_default",
+    ]
+
+
+def test_a_directory_that_is_not_there_is_a_problem(tmp_path: Path, canary: Canary) -> None:
+    """It is said in a line, with code 1; the directory may also come from the environment."""
+    done = run("check", canary=canary, env={"PGMONKEY_REGISTRY": str(tmp_path / "nowhere")})
+    assert done.code == 1
+    assert done.out == f"{tmp_path}/nowhere: the directory does not exist  [registry.missing]\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-o", "yaml"], ["--static", "--online"], ["a", "b"], ["--onlin"]]
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path, canary: Canary) -> None:
+    """A wrong argument is named, with the usage."""
+    done = run("check", *arguments, canary=canary, cwd=tmp_path)
+    assert done.code == 2
+    assert done.err.startswith("Usage: pgmonkey check")
+
+
+def test_online_says_nothing_of_databases_that_answer(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """Each database is connected to once, whatever its type."""
+    for kind in ("normal", "pool", "async", "async_pool"):
+        registry_dir.declare(kind, database, kind)
+    done = run("check", registry_dir, "--online", canary=canary)
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_online_says_why_a_database_cannot_be_reached(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """A refused login, a missing server and a misspelt setting are problems of their files."""
+    registry_dir.declare("a", database, connection={"password": canary.secret()})
+    registry_dir.declare("b", database, connection={"port": 1, "connect_timeout": 2})
+    registry_dir.declare("c", database, sync_settings={"statement_timout": "5s"})
+    registry_dir.declare("d", database, sync_settings={"statement_timeout": "5 sekunds"})
+    registry_dir.write("e", BAD)
+    done = run("check", registry_dir, "--online", "-o", "json", canary=canary)
+    assert done.code == 1
+    problems = {problem["database"]: problem for problem in json.loads(done.out)["problems"]}
+    codes = {name: problem["code"] for name, problem in problems.items()}
+    assert codes == {
+        "a": "probe.auth",
+        "b": "probe.refused",
+        "c": "probe.setting",
+        "d": "probe.setting",
+        "e": "config.unknown_key",
+    }
+    assert 'unrecognized configuration parameter "statement_timout"' in problems["c"]["message"]
+    assert 'invalid value for parameter "statement_timeout"' in problems["d"]["message"]
+    assert "cannot connect: " in problems["b"]["message"]
+    assert problems["a"]["hint"].startswith("check the user and the password")
+
+
+def test_the_hook_for_pre_commit_calls_what_exists() -> None:
+    """`.pre-commit-hooks.yaml` has one hook, whose command line is valid."""
+    (hook,) = yaml.safe_load((_ROOT / ".pre-commit-hooks.yaml").read_text())
+    assert complaint(shlex.split(hook["entry"])) is None
+    assert {"id", "name", "entry", "language", "files", "pass_filenames"} <= hook.keys()
+
+
+def test_the_service_refuses_files_that_others_can_change(tmp_path: Path, canary: Canary) -> None:
+    """Trust is strict there, unless it is told otherwise; the problem names the file."""
+    path = tmp_path / "orders.yaml"
+    path.write_text(GOOD)
+    path.chmod(0o666)
+    done = run("serve", tmp_path, "--listen", "127.0.0.1:0", canary=canary)
+    assert done.code == 1
+    assert f"{path} can be changed by everybody (mode 0666)  [file.untrusted]" in done.err

@@ -1,0 +1,316 @@
+"""`pgmonkey pgconfig` as written in the recipes of 4.0, with exit codes that mean something."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pgmonkey import load_config
+from pgmonkey.embedded_server import EmbeddedServer
+from tests.cli.process import environment, run
+from tests.kit import Canary, ChaosProxy, TemporaryDatabase
+
+TYPES = ["normal", "pool", "async", "async_pool"]
+
+
+def _write(path: Path, database: TemporaryDatabase, **more: Any) -> Path:
+    """Write a config file of a database that is there."""
+    settings = database.parameters() | more.pop("connection", {})
+    content = {"connection_type": "normal", "connection_settings": settings, **more}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, database: TemporaryDatabase) -> Path:
+    """A config file of a database that is there."""
+    return _write(tmp_path / "config.yaml", database)
+
+
+def test_create_writes_for_the_owner_alone(tmp_path: Path, canary: Canary) -> None:
+    """The new file is valid, has mode 0600 whatever the umask, and its directory is made."""
+    path = tmp_path / "new" / "config.yaml"
+    before = os.umask(0)
+    try:
+        done = run("pgconfig", "create", "--type", "pg", "--filepath", path, canary=canary)
+    finally:
+        os.umask(before)
+    assert done.code == 0
+    assert str(path) in done.out
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_config(path)["connection_settings"]["dbname"] == "mydatabase"
+
+
+def test_create_never_overwrites(config: Path, canary: Canary) -> None:
+    """A file that is there is left as it is, which is said, with code 1."""
+    before = config.read_bytes()
+    done = run("pgconfig", "create", "--connconfig", config, canary=canary)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"{config} exists already and was left as it is\n"
+    assert config.read_bytes() == before
+
+
+def test_create_does_not_follow_a_dangling_link(tmp_path: Path, canary: Canary) -> None:
+    """A link that points nowhere is something that is there: nothing is written through it."""
+    link = tmp_path / "config.yaml"
+    link.symlink_to(tmp_path / "elsewhere")
+    assert run("pgconfig", "create", "--filepath", link, canary=canary).code == 1
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_create_says_why_it_cannot(tmp_path: Path, canary: Canary) -> None:
+    """A place that cannot be written to is named with the reason, with code 1."""
+    (tmp_path / "file").touch()
+    done = run("pgconfig", "create", "--filepath", tmp_path / "file" / "x.yaml", canary=canary)
+    assert done.code == 1
+    assert re.fullmatch(r".*file(/x\.yaml)?: (File exists|Not a directory)\n", done.err)
+
+
+@pytest.mark.parametrize("connection_type", TYPES)
+def test_a_config_is_tried_on_the_server(
+    connection_type: str, config: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """`test` connects as each type and says version, place, user, TLS, and the time it took."""
+    done = run(
+        "pgconfig", "test", "--connconfig", config, "--connection-type", connection_type,
+        canary=canary,
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    assert f"a connection of type {connection_type} works" in done.out
+    assert re.search(rf"PostgreSQL \d+\.\d+ at {database.host}:{database.port}\n", done.out)
+    assert database.user in done.out
+    assert "tls           none: the connection is not encrypted" in done.out
+    assert re.search(r"connected in  \d+\.\d ms", done.out)
+    assert ("opened; 1 to 10 connections" in done.out) == connection_type.endswith("pool")
+
+
+def test_the_type_of_the_file_is_the_default(
+    tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """Without `--connection-type` the file decides."""
+    path = _write(tmp_path / "config.yaml", database, connection_type="async_pool")
+    done = run("pgconfig", "test", "--filepath", path, canary=canary)
+    assert "a connection of type async_pool works" in done.out
+
+
+@pytest.mark.parametrize("connection_type", TYPES)
+def test_a_wrong_password_is_exit_code_4(
+    connection_type: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """For pools too, a refused login is the server's reason and code 4, within a moment."""
+    path = _write(tmp_path / "config.yaml", database, connection={"password": canary.secret()})
+    began = time.monotonic()
+    done = run(
+        "pgconfig", "test", "--connconfig", path, "--connection-type", connection_type,
+        canary=canary,
+    )  # fmt: skip
+    assert (done.code, done.out) == (4, "")
+    assert "password authentication failed" in done.err
+    assert "[auth]" in done.err
+    assert re.fullmatch(r"config: cannot connect: .*\n  hint: .*\n", done.err)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("connection_type", TYPES)
+def test_nobody_there_is_exit_code_4(
+    connection_type: str,
+    tmp_path: Path,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+    canary: Canary,
+) -> None:
+    """A refused connection is said at once, not after the pool's timeout, with code 4."""
+    proxy.set("refuse")
+    path = _write(tmp_path / "config.yaml", database, connection={"port": proxy.port})
+    began = time.monotonic()
+    done = run(
+        "pgconfig", "test", "--connconfig", path, "--connection-type", connection_type,
+        canary=canary,
+    )  # fmt: skip
+    assert done.code == 4
+    assert "[refused]" in done.err
+    assert time.monotonic() - began < 10
+
+
+def test_a_refused_session_setting_is_named(
+    tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """A setting that the server does not know fails the connection by its name."""
+    path = _write(tmp_path / "config.yaml", database, sync_settings={"no_such_setting": "1"})
+    done = run("pgconfig", "test", "--connconfig", path, canary=canary)
+    assert done.code == 4
+    assert "no_such_setting" in done.err
+
+
+def test_problems_of_the_file_are_exit_code_1(tmp_path: Path, canary: Canary) -> None:
+    """What is wrong in a file is a line with a place and a hint, then a summary, with code 1."""
+    path = tmp_path / "config.yaml"
+    path.write_text("connection_settings:\n  hots: x\npool_settings: {max_sise: 3}\n")
+    done = run("pgconfig", "test", "--connconfig", path, canary=canary)
+    assert (done.code, done.out) == (1, "")
+    assert f"{path}:2:" in done.err
+    assert "hint: " in done.err
+    assert done.err.endswith("2 problems in 1 file\n")
+
+
+def test_a_missing_file_is_exit_code_1(tmp_path: Path, canary: Canary) -> None:
+    """A file that is not there is named, with code 1."""
+    done = run("pgconfig", "test", "--connconfig", tmp_path / "no.yaml", canary=canary)
+    assert (done.code, done.err) == (1, f"{tmp_path / 'no.yaml'}: No such file or directory\n")
+
+
+def _with_references(path: Path, database: TemporaryDatabase) -> dict[str, str]:
+    """Write a file as in the recipes; return the environment that it needs."""
+    path.write_text(
+        "connection_type: 'normal'\n"
+        "connection_settings:\n"
+        "  user: '${APP_USER:-postgres}'\n"
+        "  password: '${APP_PASSWORD}'\n"
+        "  host: '${APP_HOST:-localhost}'\n"
+        "  port: '${APP_PORT:-5432}'\n"
+        "  dbname: '${APP_DB:-mydb}'\n"
+        "pool_settings: {min_size: '${APP_MIN:-1}', max_size: 2, check_on_checkout: true}\n"
+        "async_pool_settings: {min_size: '${APP_MIN:-1}', max_size: 2, check_on_checkout: true}\n"
+        "sync_settings: {statement_timeout: 7s}\n"
+        "async_settings: {statement_timeout: 7s}\n",
+        encoding="utf-8",
+    )
+    return {
+        "APP_USER": database.user,
+        "APP_PASSWORD": database.password,
+        "APP_HOST": database.host,
+        "APP_PORT": str(database.port),
+        "APP_DB": database.name,
+    }
+
+
+@pytest.mark.parametrize("connection_type", TYPES)
+def test_references_are_resolved_when_asked(
+    connection_type: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """With `--resolve-env` the variables and defaults of the recipes work for every type."""
+    path = tmp_path / "config.yaml"
+    env = _with_references(path, database)
+    done = run(
+        "pgconfig", "test", "--connconfig", path, "--resolve-env",
+        "--connection-type", connection_type, canary=canary, env=env,
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+
+
+def test_an_unset_variable_is_named(
+    tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """A variable without value and default is named with key and file, with code 1."""
+    path = tmp_path / "config.yaml"
+    env = _with_references(path, database)
+    del env["APP_PASSWORD"]
+    done = run("pgconfig", "test", "--connconfig", path, "--resolve-env", canary=canary, env=env)
+    assert done.code == 1
+    assert "APP_PASSWORD" in done.err
+    assert "connection_settings.password" in done.err
+    assert str(path) in done.err
+
+
+def test_a_default_for_a_password_must_be_allowed(
+    tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """A default on a sensitive key is refused, unless `--allow-sensitive-defaults` is given."""
+    path = tmp_path / "config.yaml"
+    env = _with_references(path, database)
+    del env["APP_PASSWORD"]
+    text = path.read_text().replace("${APP_PASSWORD}", f"${{APP_PASSWORD:-{database.password}}}")
+    path.write_text(text)
+    arguments = ("pgconfig", "test", "--connconfig", path, "--resolve-env")
+    assert run(*arguments, canary=canary, env=env).code == 1
+    allowed = run(*arguments, "--allow-sensitive-defaults", canary=canary, env=env)
+    assert (allowed.code, allowed.err) == (0, "")
+
+
+@pytest.mark.parametrize("resolve", [False, True], ids=["plain", "resolve-env"])
+@pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
+@pytest.mark.parametrize("connection_type", TYPES)
+def test_generated_programs_run_as_they_are(
+    connection_type: str,
+    library: str,
+    resolve: bool,
+    tmp_path: Path,
+    config: Path,
+    database: TemporaryDatabase,
+    server: EmbeddedServer,
+    canary: Canary,
+) -> None:
+    """Standard output is a program and nothing else; it asks the server and ends with code 0."""
+    env = _with_references(config, database) if resolve else {}
+    made = run(
+        "pgconfig", "generate-code", "--connconfig", config, "--connection-type", connection_type,
+        "--library", library, *(["--resolve-env"] if resolve else []),
+        canary=canary,
+    )  # fmt: skip
+    assert (made.code, made.err) == (0, "")
+    ast.parse(made.out)
+    compile(made.out, "program.py", "exec")
+    program = tmp_path / "program.py"
+    program.write_text(made.out, encoding="utf-8")
+    began = time.monotonic()
+    ended = run(
+        canary=canary, env=env, cwd=tmp_path,
+        program=[sys.executable, "-X", "dev", "-W", "error", str(program)],
+    )  # fmt: skip
+    # asyncio's debug mode says that a loaded machine was slow: that is no warning.
+    err = re.sub(r"^Executing <.*> took \S+ seconds\n", "", ended.err, flags=re.MULTILINE)
+    assert (ended.code, err) == (0, "")
+    (version,) = server.execute("SELECT version()")[0]
+    assert str(version) in ended.out
+    assert time.monotonic() - began < 10
+
+
+def test_generated_code_names_no_value(
+    config: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """A generated program holds the path of the file and nothing that is in it."""
+    for library in ("pgmonkey", "psycopg"):
+        made = run(
+            "pgconfig", "generate-code", "--connconfig", config, "--library", library,
+            canary=canary,
+        )  # fmt: skip
+        assert repr(str(config)) in made.out
+        assert database.name not in made.out
+
+
+def test_generated_psycopg_pool_applies_session_settings(
+    tmp_path: Path, config: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """The session settings of the file are in force in a generated psycopg program."""
+    env = _with_references(config, database)
+    made = run(
+        "pgconfig", "generate-code", "--connconfig", config, "--connection-type", "pool",
+        "--library", "psycopg", "--resolve-env", canary=canary,
+    )  # fmt: skip
+    program = tmp_path / "program.py"
+    program.write_text(made.out.replace("SELECT version()", "SHOW statement_timeout"))
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        capture_output=True, text=True, env=environment(**env), check=True,
+    )  # fmt: skip
+    assert done.stdout == "('7s',)\n"
+
+
+def test_generate_code_for_a_broken_file(tmp_path: Path, canary: Canary) -> None:
+    """No program is made for a file that is no config: code 1, nothing on standard output."""
+    path = tmp_path / "config.yaml"
+    path.write_text("connection_type: [\n")
+    done = run("pgconfig", "generate-code", "--connconfig", path, canary=canary)
+    assert (done.code, done.out) == (1, "")
+    assert str(path) in done.err

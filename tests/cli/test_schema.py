@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.process import environment, run
+from tests.kit import Canary
+
+_ROOT = Path(__file__).parents[2]
+_BAD = _ROOT / "tests" / "config" / "bad"
+
+# What a schema of one file cannot see, though it is wrong.
+BEYOND = {
+    # another parser of YAML turns the value into an acceptable one
+    "duration-nan", "port-decimal", "port-hexadecimal", "port-underscore",
+    "port-with-leading-zero",
+    # what is on this machine
+    "from-file-directory", "from-file-missing", "sslrootcert-is-a-directory",
+    "sslrootcert-missing", "sslrootcert-without-certificate", "unset-from-env",
+    "unset-variable-with-message", "unset-variable", "from-file-no-directory", "port-from-file",
+    "secret-byte-order-mark", "secret-empty", "secret-is-a-device", "secret-not-utf-8",
+    "secret-nul",
+    # what must hold between values, which may also stand in _defaults.yaml
+    "min-over-max", "no-connection-settings", "nothing-required", "pgbouncer-with-settings",
+    "host-missing", "dbname-missing", "user-missing", "addresses-and-hosts",
+    "setting-twice", "three-ports-for-two-hosts", "verify-full-without-root",
+    # a reference is not looked into
+    "reference-dangling-default", "reference-too-deep",
+}  # fmt: skip
+# The validator itself follows it for ever.
+ENDLESS = {"recursive-alias"}
+
+
+@pytest.fixture(scope="module")
+def schema_file(tmp_path_factory: pytest.TempPathFactory, canary: Canary) -> Path:
+    """The output of `pgmonkey schema` in a file."""
+    done = run("schema", canary=canary)
+    assert (done.code, done.err) == (0, "")
+    path = tmp_path_factory.mktemp("schema") / "schema.json"
+    path.write_text(done.out)
+    return path
+
+
+def validate(schema_file: Path, *files: Path) -> set[str]:
+    """Return the names of the files that check-jsonschema rejects."""
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "-o", "json", "--schemafile", schema_file, *files],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    report = json.loads(done.stdout)
+    rejected = [*report.get("errors", ()), *report.get("parse_errors", ())]
+    assert done.returncode == bool(rejected)
+    return {Path(error["filename"]).stem for error in rejected}
+
+
+def test_the_schema_itself_is_valid(schema_file: Path) -> None:
+    """It is a draft 7 schema, as the validator of that draft sees it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--check-metaschema", schema_file],
+        capture_output=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert json.loads(schema_file.read_text())["$schema"].endswith("draft-07/schema#")
+
+
+def test_good_files_are_accepted(schema_file: Path, tmp_path: Path) -> None:
+    """The repository's registry, its defaults included, and every way to write a value."""
+    (tmp_path / "long.yaml").write_text(
+        "connection_type: ${TYPE:-pool}\n"
+        "description: null\n"
+        "connection_settings:\n"
+        "  host: [one, '${TWO}', {from_env: THREE}]\n"
+        "  port: [5432, '5433', {from_file: port}]\n"
+        "  dbname: 2024\n"
+        "  user: {from_env: APP_USER}\n"
+        "  password: pre-${PASSWORD:?is not set}-$${post}\n"
+        "  sslmode: ${MODE-prefer}\n"
+        "  sslrootcert: ${CA:-/etc/ca.crt}\n"
+        "  connect_timeout: 0\n"
+        "  keepalives: ON\n"
+        "  keepalives_idle: '60'\n"
+        "  autocommit: yes\n"
+        "  prepare_threshold: null\n"
+        "pool_settings: {min_size: 0, max_size: '${SIZE}', timeout: 5, max_idle: 10 min}\n"
+        "async_pool_settings:\n"
+        "sync_settings: {search_path: [a, b], statement_timeout: 30s, jit: off, app.x: ''}\n"
+        "timeout: 500ms\n"
+        "leak_detection: off\n"
+        "required: {from_env: REQUIRED}\n"
+        "revision: 7\n"
+    )
+    (tmp_path / "least.yaml").write_text("connection_settings: {service: orders}\n")
+    good = [*(_ROOT / "registry.d").glob("*.yaml"), *tmp_path.glob("*.yaml")]
+    assert validate(schema_file, *good) == set()
+
+
+def test_bad_files_are_rejected(schema_file: Path) -> None:
+    """All that a look at one file can see; what it cannot see is a list with reasons."""
+    files = [path for path in sorted(_BAD.glob("*.yaml")) if path.stem not in ENDLESS]
+    rejected = validate(schema_file, *files)
+    assert sorted({path.stem for path in files} - rejected) == sorted(BEYOND)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "timeout: 0",
+        "timeout: 0.0s",
+        "timeout: 5m",
+        "leak_detection: true",
+        "pool_settings: {max_size: 0}",
+        "pool_settings: {max_size: '1001x'}",
+        "connection_settings: {port: 70000}",
+        "connection_settings: {password: '${P:-x}'}",
+        "connection_settings: {password: {from_env: A, from_file: B}}",
+        "connection_settings: {keepalives: 2}",
+        "sync_settings: {search path: x}",
+        "sync_settings: {a: {b: c}}",
+        "connection_settings: [host]",
+        "description: ${",
+    ],
+)
+def test_a_wrong_value_is_rejected(text: str, schema_file: Path, tmp_path: Path) -> None:
+    """Each kind of value has its form."""
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text + "\n")
+    assert validate(schema_file, path) == {"wrong"}
+
+
+def test_every_value_is_described(schema_file: Path) -> None:
+    """Editors show a description for each key; those that have a default show it."""
+    schema = json.loads(schema_file.read_text())
+    properties = dict(schema["properties"])
+    for section in ("connection_settings", "pool_settings"):
+        properties |= properties[section]["properties"]
+    assert all(found["description"] for found in properties.values())
+    assert properties["max_size"]["default"] == 10
+    assert properties["autocommit"]["default"] is False
+    assert properties["timeout"]["examples"] == ["5s"]

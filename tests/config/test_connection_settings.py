@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import psycopg
+import pytest
+from psycopg import pq
+
+from pgmonkey.connection_settings import keywords, option_settings, session_options
+from pgmonkey.errors import ConfigError
+from pgmonkey.loader import config_from_dict, load_file
+from pgmonkey.redaction import Secret
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load a database from its sections."""
+
+    def load(connection="", rest="", **arguments):
+        path = tmp_path / "orders.yaml"
+        path.write_text(
+            "connection_settings:\n  host: db.example\n  dbname: orders\n  user: app\n"
+            + "".join(f"  {line}\n" for line in connection.splitlines())
+            + rest
+        )
+        return load_file(path, **arguments)
+
+    return load
+
+
+def test_every_keyword_of_libpq_is_known():
+    """The list is libpq's own, not one by hand."""
+    assert set(keywords()) == {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+
+
+def test_values_become_what_libpq_takes(load):
+    """Flags are 0 and 1, durations are seconds, lists are commas."""
+    kwargs = load(
+        "port: 5433\nkeepalives: true\nkeepalives_idle: 60\nconnect_timeout: 1500ms"
+    ).connect_kwargs("normal")
+    assert kwargs["port"] == "5433"
+    assert (kwargs["keepalives"], kwargs["keepalives_idle"]) == ("1", "60")
+    assert kwargs["connect_timeout"] == "2"
+
+
+def test_a_list_of_hosts_is_one_value(tmp_path):
+    """Hosts and ports may be lists."""
+    path = tmp_path / "orders.yaml"
+    path.write_text("connection_settings: {host: [a, '${B:-b}'], port: [1, 2], dbname: d, user: u}")
+    kwargs = load_file(path).connect_kwargs("pool")
+    assert (kwargs["host"], kwargs["port"]) == ("a,b", "1,2")
+
+
+def test_defaults_of_a_connection(load):
+    """connect_timeout 10 s, no autocommit, psycopg's prepare_threshold; none behind PgBouncer."""
+    kwargs = load().connect_kwargs("normal")
+    assert (kwargs["connect_timeout"], kwargs["autocommit"], kwargs["prepare_threshold"]) == (
+        "10", False, 5,
+    )  # fmt: skip
+    assert load("", "pooler: pgbouncer\n").connect_kwargs("pool")["prepare_threshold"] is None
+    assert load("prepare_threshold: null").connect_kwargs("pool")["prepare_threshold"] is None
+    assert load("prepare_threshold: 0\nautocommit: on").connect_kwargs("pool")["autocommit"] is True
+
+
+def test_defaults_of_pools(load):
+    """1 to 10 connections, 30 s of patience, one worker; normal and async hold one connection."""
+    config = load("", "timeout: 5\ncheck_on_checkout: true\nasync_pool_settings: {timeout: 2s}\n")
+    pool = config.pool("pool")
+    assert (pool.min_size, pool.max_size, pool.timeout, pool.num_workers) == (1, 10, 5, 1)
+    assert (pool.reconnect_timeout, pool.max_idle, pool.max_lifetime) == (5, 600, 3600)
+    assert (config.pool("async_pool").timeout, config.pool("async_pool").check_on_checkout) == (
+        2,
+        True,
+    )
+    for single in ("normal", "async"):
+        assert (config.pool(single).min_size, config.pool(single).max_size) == (0, 1)
+        assert (config.pool(single).timeout, config.pool(single).check_on_checkout) == (5, True)
+    assert load().pool("pool").timeout == 30
+
+
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [("{min_size: 20}", (20, 20)), ("{max_size: 3}", (1, 3)), ("{min_size: 0}", (0, 10))],
+)
+def test_one_size_implies_the_other(load, sizes, expected):
+    """A large min_size raises max_size; a max_size alone keeps one connection open."""
+    pool = load("", f"pool_settings: {sizes}\n").pool("pool")
+    assert (pool.min_size, pool.max_size) == expected
+
+
+def test_values_from_references_are_typed(load, monkeypatch):
+    """`min_size: ${N}` is a number, `autocommit: ${A}` a boolean: `false` is false."""
+    for name, value in {"N": "5", "M": "20", "A": "false", "T": "1min"}.items():
+        monkeypatch.setenv(f"PGMONKEY_TEST_{name}", value)
+    config = load(
+        "autocommit: '${PGMONKEY_TEST_A}'",
+        "pool_settings: {min_size: '${PGMONKEY_TEST_N}', max_size: '${PGMONKEY_TEST_M}'}\n"
+        "timeout: ${PGMONKEY_TEST_T}\n",
+    )
+    assert (config.pool("pool").min_size, config.pool("pool").max_size) == (5, 20)
+    assert config.autocommit is False
+    assert config.pool("normal").timeout == 60
+
+
+def test_a_wrong_value_from_outside_is_not_shown(load, monkeypatch):
+    """What came from a variable is named by its key only."""
+    monkeypatch.setenv("PGMONKEY_TEST_PORT", "hunter2")
+    with pytest.raises(ConfigError) as caught:
+        load("port: ${PGMONKEY_TEST_PORT}")
+    assert "hunter2" not in str(caught.value)
+    assert "got a value from outside (not shown)" in str(caught.value)
+
+
+def test_session_settings_are_escaped():
+    """Backslashes and white space, as the server's parser of options has it."""
+    assert session_options([("a", "x y"), ("b", "\\\t")]) == "-c a=x\\ y -c b=\\\\\\\t"
+
+
+@pytest.mark.parametrize(
+    "options, names",
+    [
+        ("-c geqo=off", {"geqo"}),
+        ("-cgeqo=off --statement-timeout=5s", {"geqo", "statement_timeout"}),
+        ("-c Search_Path=a\\ -c\\ b=c -c x.y=1", {"search_path", "x.y"}),
+        ("-B 16", set()),
+        ("-c", {""}),
+    ],
+)
+def test_the_settings_inside_options_are_found(options, names):
+    """In the three spellings that the server knows."""
+    assert option_settings(options) == names
+
+
+@pytest.mark.parametrize("connection_type", ["normal", "async"])
+def test_session_settings_reach_the_server_as_written(database, tmp_path, connection_type):
+    """Through `options`, so that a list is a list, blanks stay, and a rollback keeps them."""
+    hostile = "a b\\c'd\"e\tf;--"
+    side = "async" if connection_type == "async" else "sync"
+    config = config_from_dict(
+        {
+            "connection_settings": database.parameters(options="-c geqo=off"),
+            f"{side}_settings": {
+                "search_path": "app, public",
+                "my.setting": hostile,
+                "statement_timeout": "30s",
+                "lock_timeout": 10000,
+                "jit": False,
+            },
+        }
+    )
+    with psycopg.connect(**config.connect_kwargs(connection_type)) as conn:
+        conn.rollback()
+
+        def show(name):
+            return conn.execute("SELECT current_setting(%s)", [name]).fetchone()[0]
+
+        assert show("my.setting") == hostile
+        assert show("statement_timeout") == "30s"
+        assert (show("lock_timeout"), show("jit"), show("geqo")) == ("10s", "off", "off")
+        conn.execute("CREATE SCHEMA app")
+        assert conn.execute("SELECT current_schemas(false)").fetchone()[0] == ["app", "public"]
+        conn.rollback()
+
+
+def test_a_setting_that_the_server_rejects_fails_the_connection_by_name(database):
+    """The server's reason names the setting."""
+    config = config_from_dict(
+        {
+            "connection_settings": database.parameters(),
+            "sync_settings": {"statement_timeut": "1s"},
+        }
+    )
+    with pytest.raises(psycopg.OperationalError, match="statement_timeut"):
+        psycopg.connect(**config.connect_kwargs("normal"))
+
+
+def test_settings_of_the_other_side_are_not_sent(load):
+    """sync_settings belong to normal and pool, async_settings to async and async_pool."""
+    config = load("", "sync_settings: {geqo: off}\nasync_settings: {jit: off}\n")
+    for connection_type, expected in {
+        "normal": "-c geqo=off", "pool": "-c geqo=off",
+        "async": "-c jit=off", "async_pool": "-c jit=off",
+    }.items():  # fmt: skip
+        assert config.connect_kwargs(connection_type)["options"] == expected
+
+
+def test_a_null_setting_is_none(load):
+    """A key without a value is as good as no key."""
+    config = load("sslmode:", "sync_settings:\n  geqo:\n  jit: off\npool_settings:\n")
+    assert config.connect_kwargs("pool")["options"] == "-c jit=off"
+    assert config.connect_kwargs("pool")["sslmode"] == "prefer"
+
+
+def test_a_tls_file_is_relative_to_the_config_and_part_of_the_digest(load, tmp_path):
+    """A renewed certificate is a changed config."""
+    (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\none\n")
+    first = load("sslrootcert: ca.crt\nsslmode: verify-full")
+    assert first.connect_kwargs("pool")["sslrootcert"] == str(tmp_path / "ca.crt")
+    assert first.watched_directories == {str(tmp_path)}
+    (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\ntwo\n")
+    second = load("sslrootcert: ca.crt\nsslmode: verify-full")
+    assert first.connect_digest != second.connect_digest
+    assert first.changed_keys(second) == ("connection_settings.sslrootcert",)
+    assert load("sslrootcert: system\nsslmode: verify-full").watched_directories == frozenset()
+
+
+def test_secrets_are_secrets_and_paths_are_not_scrubbed(load, tmp_path, canary):
+    """Only real secrets are for scrubbing: a path in an error helps."""
+    (tmp_path / "ca.crt").write_text("CERTIFICATE-----")
+    password = canary.secret(hostile=False)
+    config = load(f"password: '{password}'\nsslrootcert: ca.crt")
+    assert config.secrets == (Secret(password),)
+    shown = config.redacted()["connection_settings"]
+    assert shown["password"] == shown["sslrootcert"] == "***REDACTED***"
+    canary.check(repr(config) + repr(config.redacted()) + str(vars(type(config))))

@@ -1,0 +1,255 @@
+"""`pgmonkey demo` as whoever runs `make run` meets it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests.cli.process import Running, command, environment, run
+from tests.kit import Canary, eventually
+
+REGISTRY = Path(__file__).parents[2] / "registry.d"
+
+pytestmark = pytest.mark.slow
+
+
+class Demo(Running):
+    """A demonstration that runs."""
+
+    @property
+    def url(self) -> str:
+        """Where its service answers."""
+        return self.wait_for(r"curl -s (http://\S+)/readyz").group(1)
+
+    @property
+    def secrets(self) -> Path:
+        """Where its secret files are."""
+        return Path(self.wait_for(r"echo wrong > (\S+)/orders/password").group(1))
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Ask its service."""
+        parts = urlsplit(self.url)
+        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def samples(self, name: str) -> dict[str, float]:
+        """Return the values of a metric by database."""
+        found = re.findall(
+            rf'^{name}{{database="(\w+)"[^}}]*}} (\S+)$', self.get("/metrics")[1], re.MULTILINE
+        )
+        return {database: float(value) for database, value in found}
+
+    @property
+    def done(self) -> dict[str, float]:
+        """How many transactions went well, by database."""
+        return self._transactions("ok")
+
+    @property
+    def errors(self) -> float:
+        """How many transactions failed."""
+        return sum(self._transactions("error").values())
+
+    def _transactions(self, outcome: str) -> dict[str, float]:
+        found = re.findall(
+            rf'^pgmonkey_demo_transactions_total{{database="(\w+)",outcome="{outcome}"}} (\S+)$',
+            self.get("/metrics")[1],
+            re.MULTILINE,
+        )
+        return {database: float(value) for database, value in found}
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    """A copy of the repository's registry, to be edited."""
+    return Path(shutil.copytree(REGISTRY, tmp_path / "registry.d"))
+
+
+@pytest.fixture
+def demo(registry: Path, canary: Canary) -> Iterator[Callable[..., Demo]]:
+    """Start a demonstration on a free port."""
+    with ExitStack() as stack:
+
+        def start(*arguments: object) -> Demo:
+            return stack.enter_context(
+                Demo("demo", registry, "--port", "0", *arguments, canary=canary)
+            )
+
+        yield start
+
+
+def test_passwords_rotate_and_no_transaction_fails(demo: Callable[..., Demo]) -> None:
+    """All three databases are under load, ready, and rotated; the error count stays at 0."""
+    running = demo("--rotate-every", "0.4")
+    eventually(lambda: min(running.samples("pgmonkey_config_generation").values()) >= 3, 20)
+    before = running.done
+    assert before.keys() == {"orders", "events", "reports"}
+    eventually(lambda: all(running.done[name] > count for name, count in before.items()))
+    assert running.errors == 0
+    status, body = running.get("/readyz")
+    assert status == 200
+    assert '"ready":true' in body
+
+
+def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo], registry: Path) -> None:
+    """Editing a file as the welcome says applies it, or rejects it; no transaction fails."""
+    running = demo("--rotate-every", "60")
+    orders = registry / "orders.yaml"
+    good = orders.read_text()
+    eventually(lambda: running.done["orders"] > 10)
+    orders.write_text(good.replace("max_size: 6", "max_size: 8"))
+    eventually(lambda: running.samples("pgmonkey_pool_connections_max").get("orders") == 8.0)
+    orders.write_text(good.replace("max_size: 6", "max_sise: 8"))
+    eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 1.0)
+    running.wait_for(r"config\.rejected.*orders\.yaml.*max_sise")
+    orders.write_text(good)
+    eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 0.0)
+    assert running.errors == 0
+
+
+def test_a_wrong_secret_is_mended_by_the_next_rotation(demo: Callable[..., Demo]) -> None:
+    """A wrong password is rejected, the old connections serve on, the next rotation mends it."""
+    running = demo("--rotate-every", "4")
+    eventually(lambda: running.done["orders"] > 10)
+    (running.secrets / "orders" / "password").write_text("wrong")
+    running.send(signal.SIGHUP)
+    eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 1.0)
+    running.wait_for("database.probe_failed.*auth")
+    eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 0.0, 20)
+    assert running.errors == 0
+
+
+def test_it_survives_the_death_of_its_server(demo: Callable[..., Demo]) -> None:
+    """Without PostgreSQL it counts errors, skips rotations, and still ends in order."""
+    running = demo("--rotate-every", "0.5")
+    eventually(lambda: running.done["orders"] > 10)
+    for process in psutil.Process(running.process.pid).children():
+        if process.name() == "postgres":
+            process.kill()
+    running.wait_for("keeps its password")
+    eventually(lambda: running.errors > 0, 20)
+    running.send(signal.SIGINT)
+    assert running.code(10) == 0
+    assert not running.secrets.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_leaves_nothing_behind(number: signal.Signals, demo: Callable[..., Demo]) -> None:
+    """Ctrl-C and SIGTERM end it with code 0 within 10 s: no process, no file is left."""
+    running = demo()
+    directory = running.secrets.parent
+    assert directory.is_dir()
+    eventually(lambda: running.done["orders"] > 10)
+    family = psutil.Process(running.process.pid).children(recursive=True)
+    assert family
+    running.send(number)
+    assert running.code(10) == 0
+    assert re.search(r"stopped after [\d,]+ transactions, 0 errors", running.text)
+    assert not directory.exists()
+    eventually(lambda: not any(_lives(process) for process in family))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_can_be_stopped_while_it_starts(
+    number: signal.Signals, demo: Callable[..., Demo]
+) -> None:
+    """A signal while PostgreSQL is being made ends it in a moment, and everything goes."""
+    running = demo()
+    running.wait_for("starting PostgreSQL")
+    family = eventually(lambda: psutil.Process(running.process.pid).children(recursive=True))
+    running.send(number)
+    assert running.code(10) in (0, 130)
+    eventually(lambda: not any(_lives(process) for process in family))
+
+
+def test_a_kill_leaves_nothing_behind_either(demo: Callable[..., Demo]) -> None:
+    """After SIGKILL the server and the secrets go away as well."""
+    running = demo()
+    directory = running.secrets.parent
+    family = psutil.Process(running.process.pid).children(recursive=True)
+    running.send(signal.SIGKILL)
+    running.code()
+    eventually(lambda: not directory.exists(), 10)
+    eventually(lambda: not any(_lives(process) for process in family), 10)
+
+
+def test_it_ends_by_itself_after_its_duration(demo: Callable[..., Demo]) -> None:
+    """With `--duration` it ends by itself with code 0."""
+    running = demo("--duration", "1")
+    assert running.code(30) == 0
+    assert "PostgreSQL and the secrets are gone" in running.text
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(
+    registry: Path, canary: Canary
+) -> None:
+    """An address that cannot be had is one line and code 1; PostgreSQL was not started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("demo", registry, "--port", port, canary=canary)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_a_broken_registry_is_said(registry: Path, canary: Canary) -> None:
+    """A registry that was left broken is said with file and line, with code 1."""
+    (registry / "orders.yaml").write_text("connection_type: pol\n")
+    done = run("demo", registry, "--port", "0", canary=canary)
+    assert done.code == 1
+    assert "orders.yaml:1:" in done.err
+    assert 'did you mean "pool"?' in done.err
+
+
+def test_a_registry_without_its_databases_is_said(registry: Path, canary: Canary) -> None:
+    """A registry that does not declare the three databases is said, with code 1."""
+    (registry / "reports.yaml").unlink()
+    done = run("demo", registry, "--port", "0", canary=canary)
+    assert done.code == 1
+    assert "'reports'" in done.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests ran as an ordinary user")
+def test_as_an_ordinary_user(canary: Canary) -> None:
+    """Started by somebody who is not root, it works and leaves nothing behind."""
+    nobody = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    try:
+        subprocess.run(command("--version"), env=environment(), check=True, **nobody)
+    except (PermissionError, subprocess.CalledProcessError):
+        pytest.skip("another user cannot run this interpreter")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        registry = shutil.copytree(REGISTRY, Path(directory, "registry.d"))
+        with Demo(
+            "demo", registry, "--port", "0", "--rotate-every", "0.5",
+            canary=canary, cwd=Path(directory), env={"HOME": directory}, **nobody,
+        ) as running:  # fmt: skip
+            eventually(lambda: min(running.samples("pgmonkey_config_generation").values()) >= 2, 20)
+            assert running.errors == 0
+            secrets = running.secrets
+            running.send(signal.SIGINT)
+            assert running.code() == 0
+            assert not secrets.exists()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

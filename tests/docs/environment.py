@@ -1,0 +1,76 @@
+"""The place where snippets run: a registry directory, its secrets, and real databases behind them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from psycopg import sql
+
+from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.secret_volume import SecretVolume
+from tests.docs.snippets import ROOT
+from tests.kit import Canary
+
+
+class Environment:
+    """The repository's own `registry.d`, with the databases that it declares on the test server.
+
+    Attributes:
+        directory: The working directory of the snippets; it has `registry.d`.
+        variables: What is set in the environment.
+    """
+
+    def __init__(self, directory: Path, server: EmbeddedServer, canary: Canary) -> None:
+        self.directory = directory
+        self._server = server
+        self._canary = canary
+        self._secrets = directory / "secrets"
+        shutil.copytree(ROOT / "registry.d", directory / "registry.d")
+        self.variables = {
+            "PGMONKEY_DEMO_HOST": server.host,
+            "PGMONKEY_DEMO_PORT": str(server.port),
+            "PGMONKEY_DEMO_SECRETS": str(self._secrets),
+        }
+
+    @contextmanager
+    def databases(self) -> Iterator[None]:
+        """Make the roles, databases and tables, and remove them afterwards."""
+        from pgmonkey.demo import _TABLES
+
+        try:
+            for name, table in _TABLES.items():
+                user, password = f"{name}_app", self._canary.secret()
+                self._server.create_role(user, password)
+                self._server.create_database(name, owner=user)
+                with self._server.connect(name) as conn:
+                    conn.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(user)))
+                    conn.execute(table)
+                volume = SecretVolume(self._secrets / name)
+                volume.write({"username": user, "password": password})
+            yield
+        finally:
+            for name in _TABLES:
+                self._server.drop_database(name)
+                self._server.drop_role(f"{name}_app")
+
+    def shell_variables(self) -> dict[str, str]:
+        """Return the environment of a shell in which `pgmonkey` is this very code."""
+        programs = self.directory / ".bin"
+        programs.mkdir(exist_ok=True)
+        shim = programs / "pgmonkey"
+        shim.write_text(
+            f"#!{sys.executable}\nfrom pgmonkey.cli import main\nmain()\n", encoding="utf-8"
+        )
+        shim.chmod(0o755)
+        path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.defpath])
+        return {
+            "PATH": path,
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(self.directory),
+            **self.variables,
+        }

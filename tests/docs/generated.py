@@ -1,0 +1,24 @@
+"""The generated pages of the documentation: `python -m tests.docs.generated` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tests.docs import problems_page, reference_page
+from tests.docs.snippets import ROOT
+
+#: What makes each page, by its file in `docs`.
+PAGES: Mapping[str, Callable[[], str]] = {
+    "reference.md": reference_page.page,
+    "problems.md": problems_page.page,
+}
+
+
+def main() -> None:
+    """Write every page."""
+    for name, page in PAGES.items():
+        (ROOT / "docs" / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

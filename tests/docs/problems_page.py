@@ -1,0 +1,148 @@
+"""The page of problem codes: the catalogue of the code, with an example of each."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+from pgmonkey.errors import ConfigError
+from pgmonkey.loader import DirectoryLoader, load_file
+from pgmonkey.problem import CODES, Problem
+from pgmonkey.secret_file import LIMIT
+from tests.docs.snippets import ROOT
+
+_BAD = ROOT / "tests" / "config" / "bad"
+_BEGINNING = """\
+# Problems
+
+A problem has a stable code: programs and alerts may rely on it. The message beside it is for people, and may become
+better. This page is made from the catalogue in the code and from the files that test it (`make docs-reference`).
+
+In text a problem is one line and, where there is something to do, a hint:
+
+```text
+file:line:column: key: message  [code]
+  hint: what to do
+```
+
+As JSON (`pgmonkey check -o json`) it has the fields `path`, `line`, `column`, `key`, `code`, `message`, `hint` and
+`database`. The position is that of the value, or of the key where the key is wrong. A value of a sensitive key, and a
+value that came from outside of the file, is never shown.
+"""
+_TITLES = {
+    "registry": "The registry",
+    "config": "Database files",
+    "environment": "The environment",
+    "reference": "References",
+    "secret": "Secret files",
+    "file": "TLS and password files",
+    "probe": "The server",
+}
+_DATABASE = "connection_settings: {host: db.example, dbname: orders, user: app}\n"
+
+# What depends on the system or on a moment is shown, not made.
+_SHOWN = {
+    "permission": ("may not be read (permission denied)", "the process runs as uid 65532"),
+    "unreadable": ("cannot be read (Input/output error)", None),
+    "moving": ("is replaced again and again", None),
+}
+_PROBES = {
+    "auth": 'connection failed: FATAL:  password authentication failed for user "app"',
+    "hba": 'connection failed: FATAL:  no pg_hba.conf entry for host "192.0.2.7", user "app"',
+    "no_database": 'connection failed: FATAL:  database "orders" does not exist',
+    "setting": 'connection failed: FATAL:  unrecognized configuration parameter "statement_timout"',
+    "tls": "connection failed: SSL error: certificate verify failed",
+    "dns": "[Errno -2] Name or service not known",
+    "refused": 'connection failed: connection to server at "192.0.2.7", port 5432 failed: Connection refused',
+    "timeout": "connection timeout expired",
+    "too_many_connections": "connection failed: FATAL:  sorry, too many clients already",
+    "other": "connection failed: FATAL:  something else",
+}
+
+
+def page() -> str:
+    """Return the page."""
+    examples = _examples()
+    lines = [_BEGINNING]
+    area = ""
+    for code in sorted(CODES, key=lambda code: list(_TITLES).index(code.partition(".")[0])):
+        if code.partition(".")[0] != area:
+            area = code.partition(".")[0]
+            lines += [f"## {_TITLES[area]}", ""]
+        lines += [f"### {code}", "", f"{CODES[code][:1].upper()}{CODES[code][1:]}.", ""]
+        lines += ["```text", str(examples[code]), "```", ""]
+    return "\n".join(lines)
+
+
+def _examples() -> dict[str, Problem]:
+    found: dict[str, Problem] = {}
+    for problem in (*_of_files(), *_of_directories(), *_shown()):
+        found.setdefault(problem.code, problem)
+    return found
+
+
+def _of_files() -> Iterator[Problem]:
+    """Yield the problems of the files that test them, as if each lay in `registry.d`."""
+    for path in sorted(_BAD.glob("*.yaml")):
+        with chdir(_BAD):
+            problems = _problems(path.name)
+        yield from problems
+
+
+def _of_directories() -> Iterator[Problem]:
+    """Yield what a directory as a whole, or the machine, makes wrong."""
+    with tempfile.TemporaryDirectory() as name, chdir(name):
+        yield from DirectoryLoader("nowhere").scan().all_problems()
+        directory = Path("registry.d")
+        directory.mkdir()
+        (directory / "Orders DB.yaml").write_text(_DATABASE)
+        (directory / "orders.yaml").write_text(_DATABASE)
+        (directory / "orders.yml").write_text(_DATABASE)
+        (directory / "reports.yaml").write_text(_DATABASE)
+        (directory / "large.yaml").write_text("#" * (LIMIT * 4 + 1))
+        (directory / "folder.yaml").mkdir()
+        (directory / "link.yaml").symlink_to("nowhere.yaml")
+        yield from DirectoryLoader("registry.d/orders.yaml").scan().all_problems()
+        yield from DirectoryLoader(directory, environ={"PGTZ": "UTC"}).scan().all_problems()
+        yield from DirectoryLoader(directory, names=["order"], environ={}).scan().all_problems()
+        Path("open.key").write_text("key")
+        Path("open.key").chmod(0o666)  # also where it belongs to root
+        Path("large").write_text("x" * (LIMIT + 1))
+        Path("large.crt").write_bytes(bytes(1024 * 1024 + 1))
+        for more in (
+            "password: {from_file: large}",
+            "sslrootcert: large.crt",
+            "sslkey: open.key",
+            "application_name: ${NAME}",
+            "application_name: {from_env: NAME}",
+        ):
+            Path("orders.yaml").write_text(_DATABASE.replace("}", f", {more}}}"))
+            yield from _problems("orders.yaml", NAME=os.fsdecode(b"\xff"))
+        yield from _problems("orders.yaml", resolve=False)
+
+
+def _problems(path: str, *, resolve: bool = True, **environ: str) -> tuple[Problem, ...]:
+    try:
+        load_file(path, resolve=resolve, environ=environ)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _shown() -> Iterator[Problem]:
+    where = {"line": 5, "column": 25, "key": "connection_settings.password.from_file"}
+    for word, (message, hint) in _SHOWN.items():
+        yield Problem("registry.d", f"registry.{word}", f"the directory {message}", hint=hint)
+        yield Problem("registry.d/orders.yaml", f"config.{word}", f"the file {message}", hint=hint)
+        said = f"secret file /run/secrets/orders/password: {message}"
+        yield Problem("registry.d/orders.yaml", f"secret.{word}", said, **where, hint=hint)
+        said = f"the file that sslkey names {message}"
+        yield Problem("registry.d/orders.yaml", f"file.{word}", said, 7, 11, hint=hint)
+    doubt = "the file is not to be trusted: /etc/shop can be changed by everybody (mode 0777)"
+    path = "/etc/shop/orders.yaml"
+    yield Problem(path, "file.untrusted", doubt, hint="chmod go-w /etc/shop")
+    for reason, text in _PROBES.items():
+        yield Problem("registry.d/orders.yaml", f"probe.{reason}", f"cannot connect: {text}")

@@ -1,0 +1,86 @@
+"""The fixtures of the test kit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.secret_volume import SecretVolume
+from tests.kit.canary import Canary
+from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
+from tests.kit.leaks import session_servers_key
+from tests.kit.proxy import ChaosProxy
+from tests.kit.registry_dir import RegistryDirectory
+
+
+@pytest.fixture(scope="session")
+def session_server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer]:
+    """The PostgreSQL of the whole session. Tests ask for `server`."""
+    with EmbeddedServer(settings={"max_connections": "200"}) as server:
+        pytestconfig.stash[session_servers_key].append(server)
+        yield server
+
+
+@pytest.fixture
+def server(session_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
+    """The session's PostgreSQL, running again after a test that stopped it."""
+    session_server.start()
+    yield session_server
+    session_server.start()
+
+
+@pytest.fixture
+def database(server: EmbeddedServer, canary: Canary) -> Iterator[TemporaryDatabase]:
+    """A fresh database and its owner; nobody may be connected to it after the test."""
+    database = TemporaryDatabase.create(server, canary)
+    yield database
+    database.disconnect()
+    server.start()
+    try:
+        database.assert_unused()
+    finally:
+        database.drop()
+
+
+@pytest.fixture
+def proxy(server: EmbeddedServer, database: TemporaryDatabase) -> Iterator[ChaosProxy]:
+    """A network before the server that fails on demand; closed before the database is checked."""
+    with ChaosProxy(server.host, server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> SecretVolume:
+    """An empty Kubernetes secret volume."""
+    return SecretVolume(tmp_path / "secrets")
+
+
+@pytest.fixture
+def registry_dir(tmp_path: Path) -> RegistryDirectory:
+    """An empty registry directory."""
+    return RegistryDirectory(tmp_path / "registry.d")
+
+
+@pytest.fixture
+def events() -> Iterator[CapturedEvents]:
+    """The structlog events of this test, instead of the log."""
+    captured = CapturedEvents()
+    structlog.configure(
+        processors=[captured.processor, structlog.processors.KeyValueRenderer()],
+        logger_factory=structlog.ReturnLoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    yield captured
+    structlog.reset_defaults()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark every test that goes through the proxy."""
+    if "proxy" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.proxy)

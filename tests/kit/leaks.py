@@ -1,0 +1,70 @@
+"""Fail a test that leaves a thread or a child process behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+
+import psutil
+import pytest
+
+from pgmonkey.embedded_server import EmbeddedServer
+from tests.kit.eventually import eventually
+
+GRACE = 3.0  # seconds for what was told to end
+
+#: Servers that outlive the test which started them.
+session_servers_key = pytest.StashKey[list[EmbeddedServer]]()
+
+
+def _children() -> set[int]:
+    return {
+        child.pid
+        for child in psutil.Process().children()
+        if child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    }
+
+
+class LeakPlugin:
+    """The hooks; one object for a session."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        config.stash[session_servers_key] = []
+        self._threads: set[threading.Thread] = set()
+        self._processes: set[int] = set()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
+        """Remember what was there."""
+        self._threads = set(threading.enumerate())
+        self._processes = _children()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, None, None]:
+        """Compare, after every fixture of the test was torn down."""
+        yield
+        try:
+            eventually(lambda: not self._new_threads() and not self._new_processes(), GRACE)
+        except AssertionError:
+            left = [f"thread {name!r}" for name in self._new_threads()]
+            left += [f"child process {pid}" for pid in self._new_processes()]
+            pytest.fail(f"the test left {', '.join(left)} behind", pytrace=False)
+
+    def _new_threads(self) -> list[str]:
+        return [t.name for t in threading.enumerate() if t not in self._threads and t.is_alive()]
+
+    def _new_processes(self) -> set[int]:
+        expected = set(self._processes)
+        for server in self._config.stash[session_servers_key]:
+            expected |= server.helper_pids
+        return _children() - expected
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install the plugin object."""
+    if not config.pluginmanager.has_plugin("pgmonkey-leaks"):
+        config.pluginmanager.register(LeakPlugin(config), "pgmonkey-leaks")

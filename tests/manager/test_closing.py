@@ -1,0 +1,322 @@
+"""The end of a manager: cleared, left, dropped, forked."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import pytest
+
+from pgmonkey import HandleClosedError, PGConnectionManager
+from tests.kit import ChaosProxy, TemporaryDatabase, aeventually, eventually
+from tests.manager.conftest import Declare
+
+
+def no_one(database: TemporaryDatabase) -> None:
+    eventually(lambda: database.backends() == [], message="no connection is left")
+
+
+@pytest.mark.parametrize("connection_type", ["normal", "pool"])
+def test_clear_cache_closes_for_good(
+    manager: PGConnectionManager, config: Path, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """Connections close, old handles raise HandleClosedError, and the next call opens a new one."""
+    handle = manager.get_database_connection(config, connection_type)
+    with handle:
+        pass
+
+    manager.clear_cache()
+
+    no_one(database)
+    assert manager.cache_info["size"] == 0
+    with pytest.raises(HandleClosedError, match="manager"), handle:
+        pass
+    other = manager.get_database_connection(config, connection_type)
+    assert other is not handle
+    with other as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_clear_cache_before_a_pool_has_filled(
+    manager: PGConnectionManager, config: Path, database: TemporaryDatabase
+) -> None:
+    """A pool that is still opening is closed as well."""
+    for _ in range(5):
+        manager.get_database_connection(config, "pool")
+        manager.clear_cache()
+    no_one(database)
+
+
+@pytest.mark.parametrize("connection_type", ["async", "async_pool"])
+async def test_clear_cache_async_closes_for_good(
+    config: Path, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """The same inside an event loop; the connections are closed when the call returns."""
+    manager = PGConnectionManager()
+    handle = await manager.get_database_connection(config, connection_type)
+    async with handle:
+        pass
+
+    await manager.clear_cache_async()
+
+    await aeventually(lambda: database.backends() == [])
+    assert manager.cache_info["size"] == 0
+    with pytest.raises(HandleClosedError, match="manager"):
+        async with handle:
+            pass
+
+
+async def test_clear_cache_async_before_a_pool_has_filled(
+    config: Path, database: TemporaryDatabase
+) -> None:
+    """An async pool that is still opening is closed as well."""
+    manager = PGConnectionManager()
+    for _ in range(5):
+        await manager.get_database_connection(config, "async_pool")
+        await manager.clear_cache_async()
+    await aeventually(lambda: database.backends() == [])
+
+
+async def test_clear_cache_in_a_running_loop_refuses_and_closes_nothing(config: Path) -> None:
+    """B24: the sync call cannot close this loop's connections, and says what to call."""
+    async with PGConnectionManager() as manager:
+        handle = await manager.get_database_connection(config, "async")
+
+        with pytest.raises(RuntimeError, match="clear_cache_async"):
+            manager.clear_cache()
+
+        assert manager.cache_info["size"] == 1
+        async with handle as connection:
+            assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+
+
+async def test_others_go_on_while_a_cache_is_being_cleared(
+    config: Path, database: TemporaryDatabase
+) -> None:
+    """B21: a task that asks the manager while another one clears it does not block the loop."""
+    async with PGConnectionManager() as manager:
+
+        async def ask() -> None:
+            for number in range(20):
+                try:
+                    handle = await manager.get_database_connection(
+                        config, "async_pool", force_reload=number % 5 == 4
+                    )
+                    async with handle as connection:
+                        await connection.execute("SELECT 1")
+                except HandleClosedError:
+                    pass  # it was cleared in between; a task is never cancelled by that
+
+        async def clear() -> None:
+            for _ in range(10):
+                await manager.clear_cache_async()
+
+        await asyncio.wait_for(asyncio.gather(ask(), clear(), ask(), clear()), 20)
+    await aeventually(lambda: database.backends() == [])
+
+
+def test_threads_that_ask_while_others_clear_leave_nothing_behind(
+    manager: PGConnectionManager, config: Path, database: TemporaryDatabase
+) -> None:
+    """Whatever the order of asking, reloading and clearing, the last clear closes all of it."""
+    stop = threading.Event()
+    wrong: list[BaseException] = []
+
+    def ask(force_reload: bool) -> None:
+        while not stop.is_set():
+            try:
+                with manager.get_database_connection(config, "pool", force_reload) as connection:
+                    connection.execute("SELECT 1")
+            except HandleClosedError:
+                pass
+            except BaseException as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=ask, args=(number == 0,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        manager.clear_cache()
+        with PGConnectionManager() as other, other.get_database_connection(config, "normal"):
+            pass
+    stop.set()
+    for thread in threads:
+        thread.join()
+    manager.clear_cache()
+
+    assert wrong == []
+    assert manager.cache_info["size"] == 0
+    no_one(database)
+
+
+def test_leaving_with_closes(config: Path, database: TemporaryDatabase) -> None:
+    """B37: `with PGConnectionManager()` ends with nothing open, also when the block raises."""
+    with pytest.raises(LookupError), PGConnectionManager() as manager:
+        with manager.get_database_connection(config, "pool") as connection:
+            connection.execute("SELECT 1")
+        raise LookupError
+    no_one(database)
+
+
+async def test_leaving_async_with_closes(config: Path, database: TemporaryDatabase) -> None:
+    """B37: and so does `async with`, sync handles included."""
+    async with PGConnectionManager() as manager:
+        manager.get_database_connection(config, "pool")
+        async with await manager.get_database_connection(config, "async_pool") as connection:
+            await connection.execute("SELECT 1")
+    await aeventually(lambda: database.backends() == [])
+
+
+@pytest.mark.parametrize("connection_type", ["normal", "pool"])
+def test_a_dropped_manager_is_collected_and_its_connections_close(
+    config: Path, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """B33: twenty dropped managers leave no session behind."""
+    seen = []
+    for _ in range(20):
+        manager = PGConnectionManager()
+        with manager.get_database_connection(config, connection_type) as connection:
+            connection.execute("SELECT 1")
+        del connection
+        seen.append(weakref.ref(manager))
+        del manager
+    gc.collect()
+
+    assert [manager() for manager in seen] == [None] * 20
+    no_one(database)
+
+
+@pytest.mark.parametrize("connection_type", ["async", "async_pool"])
+async def test_a_dropped_manager_closes_its_async_connections(
+    config: Path, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """B33: async connections close on their loop."""
+
+    async def use() -> None:
+        manager = PGConnectionManager()
+        handle = await manager.get_database_connection(config, connection_type)
+        async with handle as connection:
+            await connection.execute("SELECT 1")
+
+    for _ in range(5):
+        await use()
+    gc.collect()
+    await aeventually(lambda: database.backends() == [], message="no connection is left")
+
+
+def test_a_handle_outlives_its_manager(config: Path) -> None:
+    """Who keeps only the handle can go on using it."""
+    pool = PGConnectionManager().get_database_connection(config, "pool")
+    gc.collect()
+
+    with pool as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    pool.close()
+
+
+def test_a_child_process_may_use_a_manager_whose_lock_was_held(
+    manager: PGConnectionManager, config: Path
+) -> None:
+    """A fork while another thread is inside the manager leaves no lock behind in the child."""
+    manager.get_database_connection(config, "normal")
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with manager._lock, manager._cache._lock:
+            held.set()
+            release.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with manager.get_database_connection(config, "pool") as connection:
+                connection.execute("SELECT 1")
+            manager.clear_cache()
+            code = 0
+        finally:
+            os._exit(code)
+    release.set()
+    thread.join()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_connections_of_a_loop_that_stands_still_close_from_outside(
+    config: Path, database: TemporaryDatabase
+) -> None:
+    """Sync code may clear what `run_until_complete` has opened, before the loop is closed."""
+    manager = PGConnectionManager()
+    loop = asyncio.new_event_loop()
+    handle = loop.run_until_complete(manager.get_database_connection(config, "async_pool"))
+
+    async def use() -> None:
+        async with handle as connection:
+            await connection.execute("SELECT 1")
+
+    loop.run_until_complete(use())
+
+    manager.clear_cache()
+
+    no_one(database)
+    loop.close()
+
+
+@pytest.mark.parametrize("connection_type", ["normal", "pool"])
+def test_closing_does_not_wait_for_a_server_that_has_fallen_silent(
+    write: Declare, proxy: ChaosProxy, connection_type: str
+) -> None:
+    """B31: `clear_cache` takes no time of a network that swallows everything."""
+    config = write(connection={"host": proxy.host, "port": proxy.port})
+    manager = PGConnectionManager()
+    with manager.get_database_connection(config, connection_type) as connection:
+        connection.execute("SELECT 1")
+    proxy.set("blackhole")
+
+    began = time.monotonic()
+    manager.clear_cache()
+
+    assert time.monotonic() - began < 1.0
+    proxy.kill(reset=True)
+
+
+def test_clearing_from_one_thread_disturbs_no_loop_of_another(
+    config: Path, database: TemporaryDatabase
+) -> None:
+    """While other threads run loop after loop, clearing turns and closes none of theirs."""
+    manager = PGConnectionManager()
+    wrong: list[BaseException] = []
+
+    async def use() -> None:
+        for _ in range(3):
+            try:
+                async with await manager.get_database_connection(config, "async") as connection:
+                    await connection.execute("SELECT 1")
+            except HandleClosedError:
+                pass
+
+    def loops() -> None:
+        try:
+            for _ in range(20):
+                asyncio.run(use())
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=loops) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        manager.clear_cache()
+        threads[0].join(0.01)
+    manager.clear_cache()
+
+    assert wrong == []
+    no_one(database)

@@ -1,0 +1,265 @@
+"""Reloads that are blocked, failed, cancelled or joined at each of their moments."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+
+from pgmonkey import Registry, fault_points
+from pgmonkey.fault_points import Point
+from tests.kit.database import TemporaryDatabase
+from tests.kit.eventually import eventually
+from tests.kit.registry_dir import RegistryDirectory
+
+POINTS = get_args(Point)
+
+
+@pytest.fixture(autouse=True)
+def no_actions_left() -> Iterator[None]:
+    """Forget what a test has put at the fault points."""
+    yield
+    fault_points.actions.clear()
+
+
+def declare(registry_dir: RegistryDirectory, database: TemporaryDatabase, number: int) -> None:
+    sizes = {"min_size": 1, "max_size": 2}
+    for name, connection_type in (("orders", "pool"), ("events", "async_pool")):
+        registry_dir.declare(
+            name,
+            database,
+            connection_type,
+            connection={"application_name": f"app-{number}"},
+            pool_settings=sizes,
+            async_pool_settings=sizes,
+        )
+
+
+def seen(registry: Registry) -> str:
+    with registry.get("orders").connection(timeout=5) as connection:
+        row = connection.execute("SELECT current_setting('application_name')").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+class Failure(Exception):
+    """What a test raises in the middle of a reload."""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_reload_that_fails_at_any_moment_leaves_the_old_or_the_new_state(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, point: Point
+) -> None:
+    """Whatever raises, the handle serves, no connection is lost, and the next reload works."""
+    declare(registry_dir, database, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle = registry.get("orders")
+        assert seen(registry) == "app-0"
+
+        def fail() -> None:
+            fault_points.actions.clear()
+            raise Failure
+
+        fault_points.actions[point] = fail
+        with pytest.raises(Failure):
+            handle.force_reload()  # type: ignore[attr-defined]  # of the sync handle
+        assert seen(registry) == "app-0"
+        declare(registry_dir, database, 1)
+        assert "orders" in registry.reload().applied
+        assert seen(registry) == "app-1"
+        assert registry.wait_drained(timeout=5)
+        handle.close()
+        eventually(lambda: database.backends() == [], 5, "no connection is left over")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_checkouts_go_on_while_a_reload_stands_still(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, point: Point
+) -> None:
+    """A reload that blocks at any moment holds up no checkout, and finishes when it is let go."""
+    declare(registry_dir, database, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        assert seen(registry) == "app-0"
+        reached, go_on = threading.Event(), threading.Event()
+
+        def block() -> None:
+            reached.set()
+            assert go_on.wait(30)
+
+        fault_points.actions[point] = block
+        declare(registry_dir, database, 1)
+        reload = threading.Thread(target=registry.reload)
+        reload.start()
+        try:
+            assert reached.wait(10)
+            expected = "app-0" if point in ("after_probe", "before_swap") else "app-1"
+            assert [seen(registry) for _ in range(3)] == [expected] * 3
+        finally:
+            go_on.set()
+            reload.join()
+        assert seen(registry) == "app-1"
+
+
+def test_the_newest_of_several_versions_wins_while_one_is_being_probed(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Five versions written while the first probe stands still end at the fifth, once."""
+    declare(registry_dir, database, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        assert seen(registry) == "app-0"
+        reached, go_on = threading.Event(), threading.Event()
+
+        def block() -> None:
+            reached.set()
+            assert go_on.wait(30)
+
+        fault_points.actions["after_probe"] = block
+        declare(registry_dir, database, 1)
+        reloads = [threading.Thread(target=registry.reload)]
+        reloads[0].start()
+        assert reached.wait(10)
+        for number in range(2, 6):
+            declare(registry_dir, database, number)
+            reloads.append(threading.Thread(target=registry.reload))
+            reloads[-1].start()
+        eventually(
+            lambda: _wanted(registry) == "app-5", 10, "the newest version is known to the reload"
+        )
+        fault_points.actions.clear()
+        go_on.set()
+        for reload in reloads:
+            reload.join()
+
+        assert seen(registry) == "app-5"
+        assert next(one.version for one in registry.status().databases if one.name == "orders") <= 3
+        assert registry.wait_drained(timeout=5)
+
+
+def _wanted(registry: Registry) -> Any:
+    wanted = registry._reloader.entries["orders"].wanted
+    return wanted and wanted.redacted()["connection_settings"]["application_name"]  # type: ignore[index]  # a mapping
+
+
+def test_a_slow_database_holds_up_no_other(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """While the probe of one database stands still, another one is reloaded."""
+    declare(registry_dir, database, 0)
+    registry_dir.declare("reports", database, "normal")
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        assert seen(registry) == "app-0"
+        with registry.get("reports"):
+            pass
+        reached, go_on = threading.Event(), threading.Event()
+
+        def block() -> None:
+            if threading.current_thread().name == "pgmonkey-reload-orders":
+                reached.set()
+                assert go_on.wait(30)
+
+        fault_points.actions["after_probe"] = block
+        declare(registry_dir, database, 1)
+        registry_dir.declare(
+            "reports", database, "normal", connection={"application_name": "reports-1"}
+        )
+        reload = threading.Thread(target=registry.reload)
+        reload.start()
+        try:
+            assert reached.wait(10)
+
+            def reports() -> Any:
+                with registry.get("reports") as connection:
+                    return connection.execute("SHOW application_name").fetchone()
+
+            eventually(lambda: reports() == ("reports-1",), 10, "the other one is reloaded")
+            assert seen(registry) == "app-0"
+        finally:
+            go_on.set()
+            reload.join()
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_cancelled_move_leaves_the_old_or_the_new_state(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, point: Point
+) -> None:
+    """A task cancelled at any moment of its handle's reload loses nothing and swallows nothing."""
+    declare(registry_dir, database, 0)
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("events")
+        async with handle:
+            pass
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def block() -> None:
+            reached.set()
+            await go_on.wait()
+
+        fault_points.actions[point] = block
+        task = asyncio.create_task(handle.force_reload())
+        await asyncio.wait_for(reached.wait(), 10)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        fault_points.actions.clear()
+        go_on.set()
+
+        declare(registry_dir, database, 1)
+        await registry.areload()
+        async with handle.connection(timeout=5) as connection:
+            cursor = await connection.execute("SHOW application_name")
+            assert await cursor.fetchone() == ("app-1",)
+
+
+async def test_areload_swaps_the_running_loop_before_it_returns(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """After `await registry.areload()` the connections of this loop are of the new generation."""
+    declare(registry_dir, database, 0)
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("events")
+        await handle
+        declare(registry_dir, database, 1)
+        report = await registry.areload()
+
+        assert report.applied == ("events", "orders")
+        assert handle.side().generation.version == 2
+
+
+def test_a_blocked_loop_holds_up_nobody_else(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A loop that does not turn swaps when it turns again; threads and other loops go on."""
+    declare(registry_dir, database, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("events")
+        assert seen(registry) == "app-0"
+        blocked, go_on = threading.Event(), threading.Event()
+        result: list[Any] = []
+
+        async def show() -> Any:
+            async with handle as connection:
+                cursor = await connection.execute("SHOW application_name")
+                return (await cursor.fetchone())[0]
+
+        async def main() -> None:
+            result.append(await show())
+            blocked.set()
+            go_on.wait(30)
+            result.append(await show())
+            await handle.close()
+
+        thread = threading.Thread(target=lambda: asyncio.run(main()))
+        thread.start()
+        try:
+            assert blocked.wait(10)
+            declare(registry_dir, database, 1)
+            assert registry.reload().applied == ("events", "orders")
+            assert seen(registry) == "app-1"
+        finally:
+            go_on.set()
+            thread.join()
+
+        assert result == ["app-0", "app-1"]

@@ -1,0 +1,274 @@
+"""Rotations under load: nothing fails, nothing is lost, and the server never sees too many of us."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import pytest
+
+from pgmonkey import Registry
+from pgmonkey.secret_volume import SecretVolume
+from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
+from tests.kit.eventually import eventually
+from tests.kit.registry_dir import RegistryDirectory, write_credentials
+
+ROTATIONS = 50
+WORKERS = 16
+POOL_SIZE = 8
+
+
+@dataclass
+class Load:
+    """Collect what the workers of a test did and saw."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    errors: list[BaseException] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+    #: The application_name that every checkout which starts now must see.
+    expected: str = ""
+    outdated: list[tuple[str, str]] = field(default_factory=list)
+
+    def check(self, expected: str, seen: str) -> None:
+        """Note a checkout that saw an older generation than was reported when it began."""
+        if expected and int(seen.removeprefix("app-")) < int(expected.removeprefix("app-")):
+            self.outdated.append((expected, seen))
+
+
+class Peak:
+    """Sample, as another role, how many server connections a database has."""
+
+    def __init__(self, database: TemporaryDatabase) -> None:
+        self._database = database
+        self._stop = threading.Event()
+        self.highest = 0
+        self.samples = 0
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with self._database.server.connect() as connection:
+            connection.autocommit = True
+            while not self._stop.is_set():
+                row = connection.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE usename = %s",
+                    [self._database.user],
+                ).fetchone()
+                assert row is not None
+                self.highest = max(self.highest, row[0])
+                self.samples += 1
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+STATEMENT = (
+    "INSERT INTO done SELECT %s FROM pg_sleep(%s)"
+    " RETURNING (SELECT current_setting('application_name'))"
+)
+
+
+def declare(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    connection_type: str,
+    number: int,
+) -> None:
+    sizes = {"min_size": 1, "max_size": POOL_SIZE}
+    registry_dir.declare(
+        "orders",
+        database,
+        connection_type,
+        volume=volume if number == 0 else None,
+        connection={
+            "application_name": f"app-{number}",
+            "user": {"from_file": str(volume.path("username"))},
+            "password": {"from_file": str(volume.path("password"))},
+        },
+        **{"pool_settings" if connection_type == "pool" else "async_pool_settings": sizes},
+    )
+
+
+def rotate(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    connection_type: str,
+    number: int,
+) -> None:
+    """Change the password on the server first, then the file, then the secret."""
+    database.rotate()
+    declare(registry_dir, database, volume, connection_type, number)
+    write_credentials(volume, database)
+
+
+def sync_workers(
+    registry: Registry, load: Load, seconds: float
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    handle = registry.get("orders")
+
+    def work() -> None:
+        while not load.stop.is_set():
+            number = next(load.numbers)
+            expected = load.expected
+            try:
+                with handle as connection:
+                    row = connection.execute(STATEMENT, [number, seconds]).fetchone()
+            except BaseException as error:
+                load.errors.append(error)
+            else:
+                load.committed.append(number)
+                assert row is not None
+                load.check(expected, row[0])
+
+    threads = [threading.Thread(target=work) for _ in range(WORKERS)]
+
+    def start() -> None:
+        for thread in threads:
+            thread.start()
+
+    def finish() -> None:
+        load.stop.set()
+        for thread in threads:
+            thread.join()
+
+    return start, finish
+
+
+def async_workers(
+    registry: Registry, load: Load, seconds: float
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    handle: Any = registry.get("orders")
+
+    async def work() -> None:
+        while not load.stop.is_set():
+            number = next(load.numbers)
+            expected = load.expected
+            try:
+                async with handle as connection:
+                    cursor = await connection.execute(STATEMENT, [number, seconds])
+                    row = await cursor.fetchone()
+            except BaseException as error:
+                load.errors.append(error)
+            else:
+                load.committed.append(number)
+                load.check(expected, row[0])
+
+    async def main() -> None:
+        await asyncio.gather(*(work() for _ in range(WORKERS)))
+        await handle.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+
+    def finish() -> None:
+        load.stop.set()
+        thread.join()
+
+    return thread.start, finish
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("milliseconds", [2, 500])
+@pytest.mark.parametrize("connection_type", ["pool", "async_pool"])
+def test_fifty_rotations_lose_nothing_and_never_need_more_than_one_connection_over_the_pool(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    events: CapturedEvents,
+    connection_type: str,
+    milliseconds: int,
+) -> None:
+    """16 workers write while the password is rotated 50 times: no error, every commit is there.
+
+    Another role counts at most pool size + 1 connections all the time, and every checkout that
+    starts after a swap was reported sees the new application_name, by asking the server.
+    """
+    database.execute("CREATE TABLE public.done (id int)")
+    database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
+    declare(registry_dir, database, volume, connection_type, 0)
+    load = Load()
+    with Registry(registry_dir, metrics=None) as registry:
+        workers = sync_workers if connection_type == "pool" else async_workers
+        start, finish = workers(registry, load, milliseconds / 1000)
+        with Peak(database) as peak:
+            start()
+            try:
+                eventually(lambda: len(load.committed) > WORKERS, 30, "the load is on")
+                version = 1
+                for number in range(1, ROTATIONS + 1):
+                    rotate(registry_dir, database, volume, connection_type, number)
+                    wanted = f"app-{number}"
+                    # The files change in two steps, so one rotation may make one version or
+                    # two; it is complete when the newest file is in force.
+                    eventually(
+                        lambda wanted=wanted: _in_force(registry, wanted), 30, f"{wanted} in force"
+                    )
+                    swapped = events.named("database.swapped")
+                    version = registry.status().databases[0].version
+                    if swapped and swapped[-1]["new"] == version:
+                        load.expected = wanted
+                done = len(load.committed)
+                eventually(lambda: len(load.committed) > done + WORKERS, 30, "the load goes on")
+            finally:
+                finish()
+            drained = registry.wait_drained(timeout=10)
+
+        committed = sorted(row[0] for row in database.execute("SELECT id FROM public.done"))
+        assert load.errors == []
+        assert load.outdated == []
+        assert committed == sorted(load.committed)
+        assert peak.highest <= POOL_SIZE + 1
+        assert peak.samples > ROTATIONS
+        assert drained
+        assert version > ROTATIONS
+        assert len(events.named("config.rejected")) <= ROTATIONS  # a file before its secret
+
+
+def _in_force(registry: Registry, application_name: str) -> bool:
+    status = registry.status().databases[0]
+    settings: Any = status.config["connection_settings"]
+    return not status.stale and settings["application_name"] == application_name
+
+
+def test_every_checkout_after_a_reported_swap_is_of_the_new_generation(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+) -> None:
+    """When `reload()` has returned, no checkout gets a connection made before it."""
+    declare(registry_dir, database, volume, "pool", 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle = registry.get("orders")
+        load = Load()
+        start, finish = sync_workers(registry, load, 0.001)
+        database.execute("CREATE TABLE public.done (id int)")
+        database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
+        start()
+        try:
+            for number in range(1, 11):
+                rotate(registry_dir, database, volume, "pool", number)
+                began = time.monotonic()
+                assert registry.reload().applied == ("orders",)
+                with handle as connection:
+                    row = connection.execute(
+                        "SELECT current_setting('application_name')"
+                    ).fetchone()
+                assert row == (f"app-{number}",)
+                assert time.monotonic() - began < 10
+        finally:
+            finish()
+
+        assert load.errors == []

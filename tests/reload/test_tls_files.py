@@ -1,0 +1,244 @@
+"""TLS files: their content is part of the configuration, whatever their names do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import prometheus_client
+import pytest
+from cryptography import x509
+
+from pgmonkey import Registry
+from pgmonkey.embedded_server import EmbeddedServer
+from tests.kit.canary import Canary
+from tests.kit.certificates import Authority
+from tests.kit.components import postgres_with_tls
+from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
+from tests.kit.eventually import eventually
+from tests.kit.registry_dir import RegistryDirectory
+
+pytestmark = pytest.mark.tls
+
+
+@dataclass
+class SecureServer:
+    """A server with TLS, whose certificate can be replaced while it runs."""
+
+    server: EmbeddedServer
+    directory: Path
+
+    def present(self, authority: Authority) -> None:
+        """Let the server show a certificate of this authority from now on."""
+        self._install(authority.issue(self.server.host, self.directory))
+
+    def trust(self, authority: Authority) -> None:
+        """Let the server accept client certificates of this authority."""
+        path = self.directory / "clients.crt"
+        path.write_text(authority.pem)
+        self._install((path,))
+
+    def _install(self, paths: tuple[Path, ...]) -> None:
+        data = self.server.data_directory
+        owner = data.stat()
+        for path in paths:
+            target = data / path.name
+            temporary = data / f"new_{path.name}"
+            shutil.copyfile(path, temporary)
+            temporary.chmod(0o600)
+            shutil.chown(temporary, owner.st_uid, owner.st_gid)
+            temporary.replace(target)
+        self.server.reload()
+
+
+@pytest.fixture
+def authority() -> Authority:
+    """The authority that has signed the server's first certificate."""
+    return Authority("first authority")
+
+
+@pytest.fixture
+def secure(tmp_path: Path, authority: Authority) -> Iterator[SecureServer]:
+    """A running server with TLS."""
+    binaries = postgres_with_tls()
+    directory = tmp_path / "certificates"
+    directory.mkdir()
+    with EmbeddedServer(binaries=binaries) as server:
+        secure = SecureServer(server, directory)
+        secure.present(authority)
+        secure.trust(authority)
+        for setting, value in (
+            ("ssl_cert_file", "server.crt"),
+            ("ssl_key_file", "server.key"),
+            ("ssl_ca_file", "clients.crt"),
+            ("ssl", "on"),
+        ):
+            server.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
+        server.reload()
+        eventually(lambda: server.execute("SHOW ssl") == [("on",)], 5, "TLS is on")
+        yield secure
+
+
+@pytest.fixture
+def orders(secure: SecureServer, canary: Canary) -> Iterator[TemporaryDatabase]:
+    """A database of the server with TLS."""
+    database = TemporaryDatabase.create(secure.server, canary)
+    yield database
+    database.disconnect()
+    database.assert_unused()
+
+
+def declare(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    connection_type: str = "pool",
+    **files: str,
+) -> None:
+    registry_dir.declare(
+        "orders",
+        database,
+        connection_type,
+        connection={"sslmode": "verify-full", **files},
+        pool_settings={"min_size": 1, "max_size": 3},
+    )
+
+
+def session(registry: Registry) -> Any:
+    """Return the backend of a checkout that starts now, and the serial of its client certificate."""
+    with registry.get("orders").connection(timeout=5) as connection:
+        return connection.execute(
+            "SELECT pid, client_serial::text FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl"
+        ).fetchone()
+
+
+def accepts(probe: Callable[[], object]) -> bool:
+    try:
+        probe()
+    except Exception:
+        return False
+    return True
+
+
+def test_a_new_authority_in_the_same_file_is_a_swap(
+    registry_dir: RegistryDirectory,
+    secure: SecureServer,
+    orders: TemporaryDatabase,
+    authority: Authority,
+    events: CapturedEvents,
+    tmp_path: Path,
+) -> None:
+    """The server moves to another authority, the bundle is extended: nothing fails in between."""
+    bundle = tmp_path / "trusted" / "ca.crt"
+    bundle.parent.mkdir()
+    bundle.write_text(authority.pem)
+    declare(registry_dir, orders, sslrootcert=str(bundle))
+    second = Authority("second authority")
+    numbers = prometheus_client.CollectorRegistry()
+
+    def version() -> float | None:
+        return numbers.get_sample_value(
+            "pgmonkey_config_generation", {"database": "orders", "type": "pool"}
+        )
+
+    with Registry(registry_dir, metrics=numbers) as registry:
+        first = session(registry)
+        assert first is not None
+        events.wait("watch.started")
+        secure.present(second)
+        eventually(
+            lambda: (
+                not accepts(
+                    lambda: orders.connect(sslmode="verify-full", sslrootcert=str(bundle)).close()
+                )
+            ),
+            5,
+            "the old bundle does not do any more",
+        )
+        assert session(registry) == first, "the session that is there goes on"
+        assert version() == 1
+
+        extended = bundle.with_name("new")
+        extended.write_text(authority.pem + second.pem)
+        extended.replace(bundle)
+        applied = events.wait("config.applied", database="orders", timeout=10)
+        assert applied["changed"] == ["connection_settings.sslrootcert"]
+        events.wait("database.swapped", old=1, new=2)
+        assert session(registry)[0] != first[0]
+        assert version() == 2
+
+
+@pytest.mark.parametrize(
+    "bad, code", [("garbage", "rejected"), ("another authority", "probe.tls"), ("gone", "rejected")]
+)
+def test_a_bundle_that_goes_bad_is_rejected_and_the_sessions_go_on(
+    registry_dir: RegistryDirectory,
+    secure: SecureServer,
+    orders: TemporaryDatabase,
+    authority: Authority,
+    events: CapturedEvents,
+    tmp_path: Path,
+    bad: str,
+    code: str,
+) -> None:
+    """No certificate in the file, the wrong one, no file: stale, with the reason; then mended."""
+    bundle = tmp_path / "trusted" / "ca.crt"
+    bundle.parent.mkdir()
+    bundle.write_text(authority.pem)
+    declare(registry_dir, orders, sslrootcert=str(bundle))
+    with Registry(registry_dir, metrics=None) as registry:
+        first = session(registry)
+        events.wait("watch.started")
+        if bad == "gone":
+            bundle.unlink()
+        else:
+            bundle.write_text("garbage" if bad == "garbage" else Authority("another").pem)
+        rejected = events.wait("config.rejected", database="orders", timeout=10)
+        if code != "rejected":
+            assert rejected["code"] == code
+        status = registry.status().databases[0]
+        assert status.state == "stale"
+        assert "cert" in str(status.problems[0]).lower()
+        assert session(registry) == first
+
+        bundle.write_text(authority.pem)
+        eventually(lambda: registry.status().databases[0].state == "ready", 10, "it is mended")
+        assert session(registry) is not None
+
+
+def test_a_new_client_certificate_is_shown_by_the_next_checkout(
+    registry_dir: RegistryDirectory,
+    secure: SecureServer,
+    orders: TemporaryDatabase,
+    authority: Authority,
+    events: CapturedEvents,
+    tmp_path: Path,
+) -> None:
+    """cert-manager renews certificate and key under the same names: a swap, by content."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "ca.crt").write_text(authority.pem)
+    certificate, key = authority.issue(orders.user, own, name="client")
+    declare(
+        registry_dir,
+        orders,
+        sslrootcert=str(own / "ca.crt"),
+        sslcert=str(certificate),
+        sslkey=str(key),
+    )
+
+    def serial() -> str:
+        return str(x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number)
+
+    with Registry(registry_dir, metrics=None) as registry:
+        first = session(registry)
+        assert first[1] == serial()
+        events.wait("watch.started")
+        authority.issue(orders.user, own, name="client")
+        eventually(lambda: session(registry)[1] == serial(), 10, "the new one is in use")
+        assert first[1] != serial()
+        changed = {key for event in events.named("config.applied") for key in event["changed"]}
+        assert {"connection_settings.sslcert", "connection_settings.sslkey"} <= changed

@@ -1,0 +1,362 @@
+"""What the files may do: every change is found, whatever the events say."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgmonkey import Registry
+from pgmonkey.secret_volume import SecretVolume
+from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
+from tests.kit.eventually import eventually
+from tests.kit.registry_dir import RegistryDirectory, write_credentials
+
+
+def text(database: TemporaryDatabase, name: str) -> str:
+    return (
+        "connection_type: pool\nconnection_settings:\n"
+        + "".join(f"  {key}: '{value}'\n" for key, value in database.parameters().items())
+        + f"  application_name: {name}\n"
+    )
+
+
+def application_name(registry: Registry, name: str = "orders") -> Any:
+    """Return what the server sees in a checkout that starts now."""
+    with registry.get(name) as connection:
+        row = connection.execute("SELECT current_setting('application_name')").fetchone()
+    assert row is not None
+    return row[0]
+
+
+@pytest.fixture
+def registry(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
+) -> Iterator[Registry]:
+    """A watched registry whose one database is open, and whose watch is armed."""
+    registry_dir.write("orders", text(database, "first"))
+    with Registry(registry_dir, metrics=None) as registry:
+        assert application_name(registry) == "first"
+        events.wait("watch.started")
+        yield registry
+
+
+@pytest.mark.parametrize("how", ["rename", "in_place", "vim", "truncate_and_wait"])
+def test_every_way_of_writing_a_file_is_seen_and_makes_one_version(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+    how: str,
+) -> None:
+    """Renamed over, rewritten in place, as an editor does it, half written: one applied change."""
+    path = registry_dir.file("orders")
+    new = text(database, "second")
+    if how == "rename":
+        registry_dir.write("orders", new)
+    elif how == "in_place":
+        registry_dir.write_in_place("orders", new)
+    elif how == "vim":
+        path.rename(path.with_name("orders.yaml~"))
+        path.write_text(new)
+        path.with_name("orders.yaml~").unlink()
+    else:
+        with path.open("w") as file:
+            file.flush()
+            os.fsync(file.fileno())
+            threading.Event().wait(0.05)  # between truncating and writing, as a slow writer
+            file.write(new)
+    events.wait("config.applied", database="orders")
+
+    assert application_name(registry) == "second"
+    assert registry.status().databases[0].version == 2
+    assert "config.removed" not in events.names
+    assert len(events.named("config.rejected")) == 0
+
+
+def test_unchanged_content_and_touch_do_nothing(
+    registry: Registry, registry_dir: RegistryDirectory, events: CapturedEvents
+) -> None:
+    """A file that is touched or written again as it was makes no version and no event."""
+    path = registry_dir.file("orders")
+    registry_dir.write("orders", path.read_text())
+    os.utime(path, (1, 1))
+    report = registry.reload()
+
+    assert report.unchanged == ("orders",)
+    assert registry.status().databases[0].version == 1
+    assert "config.applied" not in events.names
+
+
+def test_a_burst_of_a_thousand_writes_ends_at_the_last_one(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+) -> None:
+    """Many quick changes are applied as few; the final content is what runs."""
+    for number in range(1000):
+        registry_dir.write("orders", text(database, f"burst-{number}"))
+    eventually(lambda: application_name(registry) == "burst-999", 15, "the last content runs")
+
+    applied = len(events.named("config.applied"))
+    assert applied < 200
+    assert registry.status().databases[0].version == applied + 1
+
+
+def test_a_directory_that_is_deleted_and_made_again_is_found(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+) -> None:
+    """While it is gone the last good configuration serves; its return is applied by itself."""
+    shutil.rmtree(registry_dir.path)
+    events.wait("watch.lost")
+    assert application_name(registry) == "first"
+    assert "orders" in registry
+    assert "config.removed" not in events.names
+    assert not registry.status().last_reload_successful
+
+    registry_dir.path.mkdir()
+    registry_dir.write("orders", text(database, "again"))
+    eventually(lambda: application_name(registry) == "again", 10, "the new content runs")
+    events.wait("watch.restored")
+    assert registry.status().last_reload_successful
+
+
+def test_a_symlink_that_is_switched_is_followed(
+    tmp_path: Path, database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """A registry directory behind a symlink is read anew when the link points elsewhere."""
+    for version in ("one", "two"):
+        RegistryDirectory(tmp_path / version).write("orders", text(database, version))
+    link = tmp_path / "registry.d"
+    link.symlink_to("one")
+    with Registry(link, metrics=None) as registry:
+        assert application_name(registry) == "one"
+        events.wait("watch.started")
+        temporary = tmp_path / "link"
+        temporary.symlink_to("two")
+        temporary.replace(link)
+
+        eventually(lambda: application_name(registry) == "two", 10, "the new target runs")
+
+
+def test_a_kubernetes_swap_of_the_config_directory_is_one_change(
+    tmp_path: Path, database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """A ConfigMap that holds the files is swapped by kubelet: exactly one applied change."""
+    mount = SecretVolume(tmp_path / "registry.d")
+    mount.write({"orders.yaml": text(database, "first")})
+    with Registry(mount.directory, metrics=None) as registry:
+        assert application_name(registry) == "first"
+        events.wait("watch.started")
+        mount.write({"orders.yaml": text(database, "second")})
+
+        eventually(lambda: application_name(registry) == "second", 10, "the new content runs")
+        assert len(events.named("config.applied")) == 1
+        assert registry.status().databases[0].version == 2
+
+
+def test_a_secret_reloads_exactly_the_databases_that_use_it(
+    tmp_path: Path,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    events: CapturedEvents,
+) -> None:
+    """A rotated secret touches one database of two; the other keeps its version."""
+    registry_dir.declare("orders", database, volume=volume)
+    registry_dir.declare("reports", database, "normal", connection={"password": database.password})
+    with Registry(registry_dir, metrics=None) as registry:
+        application_name(registry)
+        events.wait("watch.started")
+        database.rotate()
+        write_credentials(volume, database)
+        events.wait("config.applied", database="orders")
+
+        versions = {one.name: one.version for one in registry.status().databases}
+        assert versions == {"orders": 2, "reports": 1}
+    del tmp_path
+
+
+def test_a_lost_event_is_made_good_by_the_rescan(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """With a source that never reports a change, the rescan finds it."""
+
+    def silent(_directories: Iterable[str], stop: threading.Event) -> Iterator[tuple[()]]:
+        while not stop.is_set():
+            stop.wait(0.02)
+            yield ()
+
+    registry_dir.write("orders", text(database, "first"))
+    with Registry(registry_dir, metrics=None, rescan_interval=0.2, _source=silent) as registry:
+        assert application_name(registry) == "first"
+        registry_dir.write("orders", text(database, "second"))
+
+        eventually(lambda: application_name(registry) == "second", 10, "the rescan found it")
+
+
+def test_without_file_events_the_directory_is_polled_and_the_event_says_so(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """No inotify instance left: changes are found by looking, also two within one second."""
+
+    def exhausted(_directories: Iterable[str], _stop: threading.Event) -> Iterator[Any]:
+        raise RuntimeError("Too many open files (os error 24)")
+
+    registry_dir.write("orders", text(database, "first"))
+    with Registry(registry_dir, metrics=None, _source=exhausted) as registry:
+        events.wait("watch.degraded", mode="polling")
+        assert registry.status().polling
+        for name in ("second", "third!"):
+            registry_dir.write("orders", text(database, name))
+            eventually(lambda name=name: application_name(registry) == name, 10, f"{name} runs")
+        assert len(events.named("watch.degraded")) == 1, "it is said once"
+        assert registry.status().watcher_errors > 0
+
+
+def test_the_real_inotify_limit_leads_to_polling(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """In a namespace without inotify instances, a reload still works."""
+    program = (
+        "import sys, time\n"
+        "from pgmonkey import Registry\n"
+        "from pathlib import Path\n"
+        "registry = Registry(sys.argv[1], metrics=None)\n"
+        "deadline = time.monotonic() + 10\n"
+        "while not registry.status().polling and time.monotonic() < deadline:\n"
+        "    time.sleep(0.01)\n"
+        "path = Path(sys.argv[1], 'orders.yaml')\n"
+        "path.write_text(path.read_text() + 'description: changed\\n')\n"
+        "while registry.status().databases[0].description != 'changed':\n"
+        "    assert time.monotonic() < deadline, 'not seen'\n"
+        "    time.sleep(0.01)\n"
+        "print('polling', registry.status().polling)\n"
+    )
+    registry_dir.write("orders", text(database, "first"))
+    limited = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'
+    command = ["unshare", "-Ur", "sh", "-c", limited, "sh"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode != 0:
+        if os.environ.get("CI") == "true":
+            pytest.fail("user namespaces are needed for this test")
+        pytest.skip("no user namespaces here")
+    done = subprocess.run(
+        [*command, sys.executable, "-c", program, str(registry_dir)],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "polling True\n"), done.stderr
+
+
+def test_a_file_is_added_renamed_and_removed(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+) -> None:
+    """A new file is a new database; a renamed one goes under its old name and comes as new."""
+    registry_dir.write("reports", text(database, "reports"))
+    eventually(lambda: "reports" in registry, 5, "the new database is there")
+    assert application_name(registry, "reports") == "reports"
+
+    registry_dir.file("reports").rename(registry_dir.file("archive"))
+    eventually(lambda: "archive" in registry and "reports" not in registry, 5, "it is renamed")
+    assert application_name(registry, "archive") == "reports"
+    assert events.named("config.removed", database="reports")
+    assert application_name(registry) == "first", "the other database was not touched"
+
+
+def test_changed_defaults_reach_every_database(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """`_defaults.yaml` is merged under every database, also when it changes or goes bad."""
+    body = text(database, "x").replace("  application_name: x\n", "")
+    registry_dir.write("orders", body)
+    registry_dir.write("_defaults", "connection_settings: {application_name: one}\n")
+    with Registry(registry_dir, metrics=None) as registry:
+        assert application_name(registry) == "one"
+        events.wait("watch.started")
+        registry_dir.write("_defaults", "connection_settings: {application_name: two}\n")
+        eventually(lambda: application_name(registry) == "two", 10, "the new default is in force")
+
+        registry_dir.write("_defaults", "connection_settings: [\n")
+        events.wait("config.rejected")
+        assert application_name(registry) == "two"
+        assert not registry.status().last_reload_successful
+
+
+def test_what_touches_no_connection_takes_effect_without_a_swap(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+) -> None:
+    """A changed description makes a version, but keeps the connections."""
+    with registry.get("orders") as connection:
+        before = connection.info.backend_pid
+    registry_dir.write("orders", text(database, "first") + "description: order intake\n")
+    applied = events.wait("config.applied", database="orders")
+    with registry.get("orders") as connection:
+        after = connection.info.backend_pid
+
+    assert applied["changed"] == ["description"]
+    assert (applied["version"], before) == (2, after)
+    assert registry.status().databases[0].description == "order intake"
+    assert "database.swapped" not in events.names
+
+
+def test_a_registry_of_some_names_reads_and_counts_only_these(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """With `names`, the broken file and the missing secret of another service do not matter."""
+    registry_dir.write("orders", text(database, "first"))
+    registry_dir.write("other", "connection_settings: [\n")
+    with Registry(registry_dir, names=["orders"], metrics=None) as registry:
+        assert tuple(registry) == ("orders",)
+        assert application_name(registry) == "first"
+
+
+def test_a_dropped_registry_ends_its_watcher(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A registry that nobody holds any more stops its thread and closes its connections."""
+    registry_dir.write("orders", text(database, "first"))
+    registry = Registry(registry_dir, metrics=None)
+    assert application_name(registry) == "first"
+    threads = [one for one in threading.enumerate() if one.name == "pgmonkey-watcher"]
+    assert len(threads) == 1
+    del registry
+
+    eventually(lambda: not threads[0].is_alive(), 5, "the watcher ends")
+    eventually(lambda: database.backends() == [], 5, "its connections are closed")
+
+
+def test_a_change_is_in_force_soon_after_it_was_made(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+) -> None:
+    """The watch reports a change long before the rescan, and the status keeps the duration."""
+    began = time.monotonic()
+    registry_dir.write("orders", text(database, "second"))
+    events.wait("database.swapped")
+
+    assert time.monotonic() - began < 10
+    assert registry.status().reload_durations.count == 1

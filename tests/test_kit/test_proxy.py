@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import socket
+import time
+
+import psycopg
+import pytest
+
+from tests.kit import eventually
+
+
+@pytest.fixture
+def connect(proxy, database):
+    """Connect through the proxy."""
+
+    def connect(**overrides):
+        settings = {"host": proxy.host, "port": proxy.port, "autocommit": True}
+        return database.connect(**settings | overrides)
+
+    return connect
+
+
+def test_pass_forwards_and_counts_messages(proxy, connect):
+    """A simple query is one message to the server and one round trip."""
+    conn = connect()
+    eventually(lambda: proxy.round_trips == 1, message="logged in")
+    assert proxy.frontend["startup"] == 1
+    proxy.reset_counts()
+
+    conn.execute("SELECT 1", prepare=False)
+
+    assert proxy.round_trips == 1
+    assert proxy.backend["D"] == 1
+    assert proxy.client_bytes > 0
+    assert proxy.server_bytes > 0
+
+
+def test_an_answer_to_a_tls_request_is_no_message(proxy, connect):
+    """The single byte that refuses TLS does not confuse the count."""
+    connect(sslmode="prefer")
+
+    assert proxy.frontend["ssl"] == 1
+    eventually(lambda: proxy.round_trips == 1)
+
+
+def test_refuse_refuses_new_connections_and_keeps_old_ones(proxy, connect):
+    """In `refuse` nobody listens; back in `pass` the port is the same."""
+    conn = connect()
+    port = proxy.port
+    proxy.set("refuse")
+
+    with pytest.raises(psycopg.OperationalError, match="refused"):
+        connect()
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+
+    proxy.set("pass")
+    assert proxy.port == port
+    assert connect().execute("SELECT 2").fetchone() == (2,)
+
+
+def test_blackhole_is_silent_and_loses_nothing(proxy, connect):
+    """In `blackhole` no answer comes; what was sent is answered when it ends."""
+    conn = connect()
+    proxy.set("blackhole")
+    conn.pgconn.send_query(b"SELECT 42")
+    conn.pgconn.flush()
+
+    with pytest.raises(psycopg.errors.ConnectionTimeout):
+        connect(connect_timeout=2)
+    conn.pgconn.consume_input()
+    assert conn.pgconn.is_busy()
+
+    proxy.set("pass")
+
+    def answered() -> bool:
+        conn.pgconn.consume_input()
+        return not conn.pgconn.is_busy()
+
+    eventually(answered)
+    assert conn.pgconn.get_result().get_value(0, 0) == b"42"
+    assert conn.pgconn.get_result() is None
+
+
+@pytest.mark.timing
+def test_delay_holds_each_piece(proxy, connect):
+    """In `delay` a round trip takes at least the delay of both ways."""
+    conn = connect()
+    proxy.set("delay", delay=0.05)
+    start = time.monotonic()
+
+    conn.execute("SELECT 1", prepare=False)
+
+    assert time.monotonic() - start >= 0.1
+
+
+def test_half_close_shows_the_client_an_end(proxy):
+    """In `half_close` the client reads the end of the stream and can still write."""
+    with socket.create_connection((proxy.host, proxy.port), timeout=5) as client:
+        eventually(lambda: proxy.connections == 1)
+        proxy.set("half_close")
+
+        assert client.recv(1) == b""
+        client.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")
+        eventually(lambda: proxy.client_bytes == 8)
+
+
+def test_reset_resets_old_and_new_connections(proxy, connect):
+    """In `reset` established connections break and new ones do not get through."""
+    conn = connect()
+    proxy.set("reset")
+
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError):
+        connect()
+
+
+def test_kill_cuts_what_is_connected(proxy, connect, database):
+    """`kill` ends the connections of now; the next one works, and the server forgets the old."""
+    conn = connect()
+    proxy.kill()
+
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute("SELECT 1")
+    connect().execute("SELECT 1")
+    eventually(lambda: len(database.backends()) == 1)

@@ -1,0 +1,162 @@
+"""The package as its users get it: its names, its weight, its wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+import pgmonkey
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_exported_members():
+    """The public names are these; a new one, or one less, is a decision."""
+    assert sorted(pgmonkey.__all__) == [
+        "CheckoutTimeout",
+        "ConfigError",
+        "ConnectError",
+        "Database",
+        "DatabaseRemovedError",
+        "EnvInterpolationError",
+        "HandleClosedError",
+        "NestedCheckoutError",
+        "PGConnectionManager",
+        "PgmonkeyError",
+        "Problem",
+        "Registry",
+        "RegistryConfigError",
+        "ReloadRejectedError",
+        "ReloadReport",
+        "TooManyWaiting",
+        "UnknownDatabaseError",
+        "WrongSideError",
+        "__version__",
+        "load_config",
+        "redact_config",
+    ]
+
+
+@pytest.mark.parametrize("name", pgmonkey.__all__)
+def test_every_exported_member_is_there_and_documented(name):
+    """Each public name can be imported, is listed by `dir`, and has a docstring."""
+    member = getattr(pgmonkey, name)
+
+    assert name in dir(pgmonkey)
+    if name != "__version__":
+        assert (member.__doc__ or "").strip()
+
+
+def test_an_unknown_member_is_an_attribute_error():
+    """A name that is not there fails as it does for any module."""
+    with pytest.raises(AttributeError, match="Registrar"):
+        pgmonkey.Registrar  # noqa: B018 - it raises
+
+
+@pytest.mark.parametrize(
+    "program, optional",
+    [
+        ("import pgmonkey", {"typer", "rich", "click", "starlette", "uvicorn", "jinja2"}),
+        # structlog imports rich by itself, where that is installed.
+        ("from pgmonkey import *", {"typer", "click", "starlette", "uvicorn", "jinja2"}),
+    ],
+    ids=["import", "every member"],
+)
+def test_importing_loads_nothing_of_the_outside(program, optional):
+    """Neither `import pgmonkey` nor the use of any member loads the command line or the web stack."""
+    check = f"import sys\n{program}\nprint(*({optional} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+
+    assert done.stdout == "\n"
+
+
+def test_importing_starts_nothing():
+    """An import opens no thread, no file and no connection, and says nothing."""
+    check = (
+        "import os, threading\n"
+        "before = set(os.listdir('/dev/fd'))\n"
+        "from pgmonkey import *\n"
+        "assert set(os.listdir('/dev/fd')) == before\n"
+        "assert threading.active_count() == 1\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", check],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from this tree."""
+    directory = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", directory, ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = directory.iterdir()
+    with zipfile.ZipFile(path) as archive:
+        yield path, archive
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    """Every file of the package is in the wheel, its licence, and no test."""
+    _, archive = wheel
+    package = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "pgmonkey").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    info = f"pgmonkey-{pgmonkey.__version__}.dist-info"
+
+    assert set(archive.namelist()) == package | {
+        f"{info}/{name}"
+        for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
+    }
+    assert "pgmonkey/py.typed" in package
+
+
+def test_the_wheel_says_what_it_needs(wheel):
+    """Version, Python, extras, licence and the command are in the metadata."""
+    path, archive = wheel
+    info = f"pgmonkey-{pgmonkey.__version__}.dist-info"
+    metadata = message_from_string(archive.read(f"{info}/METADATA").decode())
+
+    assert path.name == f"pgmonkey-{pgmonkey.__version__}-py3-none-any.whl"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["License-Expression"] == "MIT"
+    assert set(metadata.get_all("Provides-Extra")) == {"serve", "demo"}
+    assert "pgmonkey = pgmonkey.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+
+
+def test_the_core_does_not_need_the_extras(wheel):
+    """What only the service or the demonstration needs is no dependency of the library."""
+    _, archive = wheel
+    info = f"pgmonkey-{pgmonkey.__version__}.dist-info"
+    metadata = message_from_string(archive.read(f"{info}/METADATA").decode())
+    core = [need for need in metadata.get_all("Requires-Dist") if "extra ==" not in need]
+
+    assert sorted(need.split(">")[0] for need in core) == [
+        "prometheus-client",
+        "psycopg-pool<4,",
+        "psycopg[binary]<4,",
+        "pydantic<3,",
+        "pyyaml",
+        "structlog",
+        "typer",
+        "watchfiles",
+    ]
