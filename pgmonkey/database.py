@@ -200,7 +200,9 @@ class Database(ABC):
 
     def status(self) -> PoolStatus:
         """Return what the pools of this handle do at this moment, without waiting for anything."""
-        return self._status(*self._parts())
+        # Before what is out: what ends between the two is then missing once, not counted twice.
+        ended, queued = self.usage.ended, self.usage.queued
+        return self._status(ended, queued, *self._parts())
 
     def is_open(self) -> bool:
         """Tell whether there is a generation, in any loop."""
@@ -247,9 +249,15 @@ class Database(ABC):
         """Return the current generations, the retired ones, and the gates."""
 
     def _status(
-        self, current: list[Generation[Any]], retired: list[Generation[Any]], gates: list[Gate]
+        self,
+        ended: int,
+        queued: int,
+        current: list[Generation[Any]],
+        retired: list[Generation[Any]],
+        gates: list[Gate],
     ) -> PoolStatus:
         settings = self.target.applied.config.pool(self.connection_type)
+        retired = [one for one in retired if one not in current]  # a swap may be half done
         out = [checkout for generation in current for checkout in generation.out()]
         old = [checkout for generation in retired for checkout in generation.out()]
         everywhere = len(current) or 1
@@ -259,6 +267,11 @@ class Database(ABC):
             CheckoutStatus(holder_name(one.owner), now - one.taken, one.place) for one in out + old
         ]
         idle = sum(generation.pool.get_stats()["pool_available"] for generation in current)
+        requests, queued = self.usage.counted(
+            ended + len(held),
+            queued
+            + sum(one.pool.get_stats().get("requests_queued", 0) for one in current + retired),
+        )
         return PoolStatus(
             database=self.name,
             connection_type=self.connection_type,
@@ -271,9 +284,8 @@ class Database(ABC):
             min_size=settings.min_size * everywhere,
             max_size=settings.max_size * everywhere,
             longest_checkout=max((one.seconds for one in held), default=0.0),
-            requests=self.usage.requests + len(out) + len(old),
-            queued=self.usage.queued
-            + sum(one.pool.get_stats().get("requests_queued", 0) for one in current + retired),
+            requests=requests,
+            queued=queued,
             errors=self.usage.errors.copy(),
             waits=self.usage.waits,
             uses=self.usage.uses,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pgmonkey.connect_failure import Reason
     from pgmonkey.errors import ConnectError
     from pgmonkey.problem import Problem
+    from pgmonkey.status import ProbeStatus
     from pgmonkey.target import Applied
 
 #: Seconds before a failed probe is tried again: the first pause, and the longest ones.
@@ -56,6 +57,8 @@ class Entry:
     reached: bool = False
     #: Why the last background probe failed, or `None`.
     last_error: ConnectError | None = None
+    #: What came of that probe, or `None` before the first one.
+    probe: ProbeStatus | None = None
     outcomes: Counter[str] = field(default_factory=Counter)
     last_outcome: str | None = None
     last_outcome_at: float | None = None

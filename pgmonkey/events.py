@@ -53,7 +53,7 @@ _wrapped_stdlib = structlog.wrap_logger(
     _stdlib_logger,
     processors=[
         structlog.stdlib.filter_by_level,
-        structlog.processors.KeyValueRenderer(key_order=["event", "database"]),
+        structlog.processors.KeyValueRenderer(key_order=["event", "database"], drop_missing=True),
     ],
     wrapper_class=structlog.stdlib.BoundLogger,
     context_class=dict,

@@ -117,7 +117,13 @@ class Generation(Generic[PoolT]):
 
     def waiting(self) -> int:
         """Return how many checkouts wait for a connection."""
-        return sum(one.connection is None for one in self.checkouts.copy())
+        # One that has had its connection is on its way out.
+        return sum(one.connection is None and not one.taken for one in self.checkouts.copy())
+
+    def size(self) -> int:
+        """Return how many server connections it has, idle or out."""
+        idle: int = self.pool.get_stats()["pool_available"]  # type: ignore[attr-defined]  # both pool classes have it
+        return idle + len(self.out())
 
 
 def pool_arguments(

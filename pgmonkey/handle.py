@@ -369,6 +369,7 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
         if candidate.generation is not None and old is not None:
             # From here on the old one must go, whatever else happens.
             try:
+                self.count_replaced(old)
                 fault_points.reach("after_swap")
             finally:
                 try:

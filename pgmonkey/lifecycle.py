@@ -174,6 +174,10 @@ class Lifecycle(ABC, Generic[PoolT]):
         """Tell whether the server shall be asked for a sign of life before this checkout."""
         return generation.pings or now - connection.returned_at >= LONG_IDLE
 
+    def count_replaced(self, generation: Generation[PoolT]) -> None:
+        """Count the connections of a generation that is about to be closed for a newer one."""
+        self.usage.evicted["generation"] += generation.size()
+
     def give_up(self, generation: Generation[PoolT], why: str) -> bool:
         """Let a generation be current no more, without a successor: the next checkout opens one.
 
@@ -185,6 +189,7 @@ class Lifecycle(ABC, Generic[PoolT]):
                 return False
             self.generation = None
             self.retired.append(generation)
+        self.count_replaced(generation)
         events.emit(
             "database.given_up",
             database=self.name,

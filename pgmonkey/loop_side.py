@@ -271,6 +271,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             await self.discard(new)
             return False
         try:
+            self.count_replaced(old)
             await fault_points.reach_async("after_swap")
         finally:
             # From here on the old one must go, whatever else happens to this task.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import Counter
@@ -20,7 +21,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from pgmonkey.timings import BUCKETS, Durations
+from pgmonkey.metric_files import MetricFiles
+from pgmonkey.status import merged_databases, merged_pools
+from pgmonkey.timings import BUCKETS, NOTHING, Durations
 from pgmonkey.version import __version__
 
 if TYPE_CHECKING:
@@ -71,7 +74,7 @@ _POOL_ROWS: Final[tuple[_Row, ...]] = (
         "pool_request_errors",
         "Checkouts that got no connection.",
         "reason",
-        lambda p: {"timeout": 0, "too_many": 0, "other": 0} | dict(p.errors),
+        lambda p: p.errors,
     ),
     _Row(
         "timing",
@@ -102,14 +105,14 @@ _POOL_ROWS: Final[tuple[_Row, ...]] = (
         "pool_connect_failures",
         "Connections that failed.",
         "reason",
-        lambda p: dict(p.connect_failures),
+        lambda p: p.connect_failures,
     ),
     _Row(
         "counter",
         "pool_connections_evicted",
         "Connections dropped.",
         "reason",
-        lambda p: dict(p.evicted),
+        lambda p: p.evicted,
     ),
     _Row(
         "counter",
@@ -146,10 +149,18 @@ class RegistryCollector(Collector):
         """Yield every metric, as of now."""
         statuses = [one.status() for one in list(self._registries) if not one.closed]
         yield _build_info()
+        if not statuses:
+            return
         yield from _registry_metrics(statuses)
         databases = [database for status in statuses for database in status.databases]
-        yield from _database_metrics(databases)
-        pools = [pool for database in databases for pool in database.pools if pool.opened]
+        yield from _database_metrics(merged_databases(databases))
+        pools = merged_pools(
+            # One that never could connect has not been opened, and its failures matter most.
+            pool
+            for database in databases
+            for pool in database.pools
+            if pool.opened or pool.requests or pool.connect_attempts
+        )
         for row in _POOL_ROWS:
             yield self._pool_metric(row, pools)
 
@@ -234,13 +245,15 @@ def _registry_metrics(statuses: list[RegistryStatus]) -> Iterator[Metric]:
     durations = HistogramMetricFamily(
         "pgmonkey_reload_duration_seconds", "Time from a change seen to its being in force."
     )
-    _add_durations(durations, [], _sum(status.reload_durations for status in statuses))
+    _add_durations(durations, [], sum((status.reload_durations for status in statuses), NOTHING))
     yield durations
-    yield GaugeMetricFamily(
-        "pgmonkey_watcher_up",
-        "Whether changes of files are seen.",
-        value=float(all(status.watching for status in statuses)),
-    )
+    watched = [status.watching for status in statuses if status.watched]
+    if watched:  # without `watch` there is nothing that could be down
+        yield GaugeMetricFamily(
+            "pgmonkey_watcher_up",
+            "Whether changes of files are seen.",
+            value=float(all(watched)),
+        )
     yield CounterMetricFamily(
         "pgmonkey_watcher_errors",
         "Times that file events could not be had.",
@@ -264,6 +277,12 @@ def _database_metrics(databases: list[DatabaseStatus]) -> Iterator[Metric]:
         "When the newest secret file was modified.",
         labels=labels,
     )
+    up = GaugeMetricFamily(
+        "pgmonkey_up", "Whether the last background probe reached the database.", labels=labels
+    )
+    probe = GaugeMetricFamily(
+        "pgmonkey_probe_duration_seconds", "Time that the last probe took.", labels=labels
+    )
     for database in databases:
         names = [database.name, database.connection_type or "unknown"]
         if database.state != "removed":
@@ -271,9 +290,14 @@ def _database_metrics(databases: list[DatabaseStatus]) -> Iterator[Metric]:
             stale.add_metric(names, float(database.stale))
             if database.secret_modified is not None:
                 secret.add_metric(names, database.secret_modified)
+            if database.probe is not None:
+                up.add_metric(names, float(database.probe.up))
+                probe.add_metric(names, database.probe.seconds)
         for outcome in ("applied", "rejected", "unchanged", "removed"):
             reloads.add_metric([*names, outcome], database.outcomes.get(outcome, 0))
     yield from (version, stale, reloads, secret)
+    if up.samples:  # somebody probes
+        yield from (up, probe)
 
 
 def _build_info() -> Metric:
@@ -301,21 +325,13 @@ def _xor(numbers: Iterable[int]) -> int:
     return result
 
 
-def _sum(durations: Iterable[Durations]) -> Durations:
-    total = Durations(0, 0.0, (0,) * (len(BUCKETS) + 1))
-    for one in durations:
-        total = Durations(
-            total.count + one.count,
-            total.sum + one.sum,
-            tuple(a + b for a, b in zip(total.buckets, one.buckets, strict=True)),
-        )
-    return total
-
-
 _collectors: Final[
     weakref.WeakKeyDictionary[prometheus_client.CollectorRegistry, RegistryCollector]
 ] = weakref.WeakKeyDictionary()
-# Guards `_collectors`.
+#: Of this process, for the files of the multi-process mode; made when it is wanted.
+_for_files: RegistryCollector | None = None
+_files: MetricFiles | None = None
+# Guards the three above.
 _lock = threading.Lock()
 
 
@@ -324,15 +340,45 @@ def export(
 ) -> None:
     """Export a registry through a `prometheus_client` registry; several share one collector.
 
+    Where `PROMETHEUS_MULTIPROC_DIR` is set the numbers also go to its files.
+
     Args:
         registry: What to export.
         target: Where to.
-        histograms: Export durations as histograms.
+        histograms: Export durations as histograms, of all registries that share the target.
     """
+    global _for_files, _files
     with _lock:
         collector = _collectors.get(target)
         if collector is None:
             collector = _collectors[target] = RegistryCollector(histograms=histograms)
             target.register(collector)
-        collector.histograms = collector.histograms or histograms
-        collector.add(registry)
+        sharing = [collector]
+        if MetricFiles.wanted():
+            if _for_files is None:
+                _for_files = RegistryCollector()
+                _files = MetricFiles(_for_files.collect)
+            sharing.append(_for_files)
+        for one in sharing:
+            one.histograms = one.histograms or histograms
+            one.add(registry)
+
+
+def ensure_files() -> None:
+    """Let the files of the multi-process mode be written in this process, if it is on."""
+    if _files is not None:
+        _files.ensure_thread()
+
+
+def write_files() -> None:
+    """Write the files of the multi-process mode now, if it is on."""
+    if _files is not None:
+        _files.write()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

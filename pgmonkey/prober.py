@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
-
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING, Final
 
 from pgmonkey.errors import UnknownDatabaseError
-from pgmonkey.registry import Registry
 from pgmonkey.status import DatabaseStatus
+
+if TYPE_CHECKING:
+    from pgmonkey.registry import Registry
 
 #: Seconds between two probes of a database that was reached, and after the first failure.
 _INTERVAL: Final = 15.0
@@ -42,7 +42,7 @@ class ProbeResult:
     reason: str | None
 
 
-class Prober(Collector):
+class Prober:
     """Probe every database of a registry, a few at a time, in threads of its own.
 
     A probe is one connection that is closed at once. A database that was reached is probed
@@ -58,7 +58,7 @@ class Prober(Collector):
     def __init__(
         self, registry: Registry, *, interval: float = _INTERVAL, workers: int = _WORKERS
     ) -> None:
-        self._registry = registry
+        self._registry = weakref.ref(registry)
         self._interval = interval
         self._results: dict[str, ProbeResult] = {}
         self._due: dict[str, float] = {}
@@ -97,42 +97,26 @@ class Prober(Collector):
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def describe(self) -> Iterable[Metric]:
-        """Name no metrics: the names are those of `collect`."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the results as metrics."""
-        labels = ["database", "type"]
-        up = GaugeMetricFamily(
-            "pgmonkey_up", "Whether the last background probe reached the database.", labels=labels
-        )
-        duration = GaugeMetricFamily(
-            "pgmonkey_probe_duration_seconds", "Time that the last probe took.", labels=labels
-        )
-        for result in self.results.values():
-            values = [result.database, result.connection_type]
-            up.add_metric(values, float(result.up))
-            duration.add_metric(values, result.duration)
-        return (up, duration)
-
     def _work(self) -> None:
         while not self._stop.is_set():
-            name, pause = self._take()
+            registry = self._registry()  # a registry that nobody holds any more must not live on
+            if registry is None or registry.closed:
+                return
+            name, pause = self._take(registry.names)
             if name is None:
+                del registry
                 self._stop.wait(pause)
                 continue
-            began = time.monotonic()
             try:
-                status = self._registry.probe(name)
+                status = registry.probe(name)
             except UnknownDatabaseError:
                 self._put(name, None)  # its file went away meanwhile
             else:
-                self._put(name, _result(status, time.monotonic() - began))
+                self._put(name, _result(status))
+            del registry
 
-    def _take(self) -> tuple[str | None, float]:
+    def _take(self, names: Iterable[str]) -> tuple[str | None, float]:
         """Return the name that is due, or how long to wait until one may be."""
-        names = self._registry.names
         now = time.monotonic()
         with self._lock:
             for gone in self._due.keys() - set(names):
@@ -164,10 +148,12 @@ class Prober(Collector):
             self._results[name] = result
 
 
-def _result(status: DatabaseStatus, duration: float) -> ProbeResult:
+def _result(status: DatabaseStatus) -> ProbeResult:
+    probe = status.probe
+    assert probe is not None  # it was probed just now
     reason = status.last_error_reason
-    if reason is None and not status.reached:
+    if reason is None and not probe.up:
         reason = "config"  # its file was never good, so there is nothing to connect with
     return ProbeResult(
-        status.name, status.connection_type or "unknown", reason is None, duration, reason
+        status.name, status.connection_type or "unknown", probe.up, probe.seconds, reason
     )

@@ -20,6 +20,7 @@ from pgmonkey import events, metrics
 from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
 from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
 from pgmonkey.loader import DirectoryLoader
+from pgmonkey.prober import Prober
 from pgmonkey.reloader import Reloader, ReloadReport
 from pgmonkey.status import DatabaseStatus, RegistryStatus
 from pgmonkey.watcher import Source, Watcher, file_events
@@ -47,6 +48,10 @@ class Registry:
         watch: Watch the files; without it, only `reload` looks at them.
         rescan_interval: Seconds after which the files are looked at even if no event came.
         metrics: The `prometheus_client` registry that the numbers are exported to, or `None`.
+        histograms: Export waits, uses and connects with buckets, 16 series for each, instead of
+            their count and sum.
+        probe_interval: Seconds between two background probes of a database, one connection each
+            that is closed at once, for `pgmonkey_up`; default: no probes.
         trust: What becomes of a database if other accounts can change its file, its secrets or
             its TLS files: `strict` makes it a problem, `warn` says it in an event, `off` does
             not look.
@@ -71,6 +76,8 @@ class Registry:
         watch: bool = True,
         rescan_interval: float = 30.0,
         metrics: prometheus_client.CollectorRegistry | None = prometheus_client.REGISTRY,
+        histograms: bool = False,
+        probe_interval: float | None = None,
         trust: Trust = "warn",
         _source: Source = file_events,
     ) -> None:
@@ -95,9 +102,12 @@ class Registry:
         #: In a child process that has not used a database yet: the process that it comes from.
         self._forked_from: list[int] = []
         self._closed = False
+        self._probe_interval = probe_interval
+        self._prober: Prober | None = None
+        self._exported = metrics is not None
         this = weakref.ref(self)  # a handle that outlives its registry must not keep it alive
         self._hooks = (
-            lambda: _call(this, Registry._ensure_watching),
+            lambda: _call(this, Registry._ensure_running),
             lambda: _call(this, Registry._refused),
         )
         self._stopping = _Stopping()
@@ -108,9 +118,9 @@ class Registry:
             databases=len(scan.configs),
             rejected=len(scan.problems),
         )
-        self._ensure_watching()
         if metrics is not None:
-            _export(self, metrics)
+            _export(self, metrics, histograms=histograms)
+        self._ensure_running()
         _all.add(self)
 
     # Names
@@ -276,6 +286,8 @@ class Registry:
         """Return what is declared, what runs and what happened, without waiting for anything."""
         watcher = self._watcher
         return self._reloader.status(
+            # A child process that has not used a database yet has nothing to watch for.
+            watched=self._watch and not self._forked_from,
             watching=self.watching,
             polling=watcher is not None and watcher.polling,
             watcher_errors=watcher.errors if watcher is not None else 0,
@@ -288,13 +300,24 @@ class Registry:
         if self._watch and not self._closed:
             threading.Thread(target=self._changed, name="pgmonkey-look", daemon=True).start()
 
-    def _ensure_watching(self) -> None:
-        """Start the watcher, unless it runs: after a fork, the child starts its own here."""
+    def _ensure_running(self) -> None:
+        """Start the threads that are to run, unless they do: a forked child starts its own here."""
         if self._forked_from:
             with suppress(IndexError):  # another thread has said it
                 parent = self._forked_from.pop()
                 events.emit("fork.detected", path=str(self.path), pid=os.getpid(), parent=parent)
-        if not self._watch or self._closed:
+        if self._closed:
+            return
+        if self._exported:
+            metrics.ensure_files()
+        if self._probe_interval is not None:
+            with self._lock:
+                if self._prober is None:
+                    self._prober = self._stopping.prober = Prober(
+                        self, interval=self._probe_interval
+                    )
+                    self._prober.start()
+        if not self._watch:
             return
         with self._lock:
             if self._watcher is not None:
@@ -323,6 +346,7 @@ class Registry:
         self._lock = threading.Lock()
         self._forked_from = [os.getppid()]
         self._watcher = self._stopping.watcher = None
+        self._prober = self._stopping.prober = None
         self._cache.forget_lock()
         self._reloader.forget()
 
@@ -343,6 +367,8 @@ class Registry:
     def _end(self) -> list[Handle]:
         if self._closed:
             return []
+        if self._exported:
+            metrics.write_files()  # what it has counted stays
         self._closed = True
         self._stopping.stop()
         handles = self._cache.drop_all()
@@ -377,14 +403,17 @@ def _untrusted(path: str, reason: str) -> None:
 
 
 class _Stopping:
-    """Stop the watcher of a registry that is closed, dropped, or there at exit."""
+    """Stop the threads of a registry that is closed, dropped, or there at exit."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
         self.watcher: Watcher | None = None
+        self.prober: Prober | None = None
 
     def stop(self) -> None:
         self.event.set()
+        if self.prober is not None:
+            self.prober.stop()
         if self.watcher is not None:
             self.watcher.stop()
 
@@ -408,5 +437,9 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _export(registry: Registry, target: prometheus_client.CollectorRegistry) -> None:
-    metrics.export(registry, target)  # here, where the name is the module and not the argument
+def _export(
+    registry: Registry, target: prometheus_client.CollectorRegistry, *, histograms: bool
+) -> None:
+    metrics.export(
+        registry, target, histograms=histograms
+    )  # here, where the name is the module and not the argument

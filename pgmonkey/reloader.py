@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,7 +22,7 @@ from pgmonkey.errors import (
 )
 from pgmonkey.gate import Gate
 from pgmonkey.problem import Problem
-from pgmonkey.status import DatabaseState, DatabaseStatus, RegistryStatus
+from pgmonkey.status import DatabaseState, DatabaseStatus, ProbeStatus, RegistryStatus
 from pgmonkey.target import Applied
 from pgmonkey.timings import Timings
 from pgmonkey.usage import Usage
@@ -414,9 +415,11 @@ class Reloader:
         """Connect once, outside the pools, and note whether the server was reached."""
         entry = self.entries[name]
         if entry.applied is None:
+            entry.probe = ProbeStatus(up=False, seconds=0.0)  # nothing to connect with
             return
         config = entry.applied.config
         dialer = Dialer(config, config.connection_type, Gate(1, Usage()))
+        began = time.monotonic()
         try:
             dialer.dial(None, probe=True).close()
         except ConnectError as error:
@@ -424,18 +427,24 @@ class Reloader:
         else:
             entry.reached = True
             entry.last_error = None
+        entry.probe = ProbeStatus(entry.last_error is None, time.monotonic() - began)
 
     def forget(self) -> None:
         """Take new locks, in a child process whose parent may have held them."""
         self._looking = threading.Lock()
         self._places = threading.Semaphore(_PARALLEL)
         self._timing = threading.Lock()
+        # What the parent has counted, the parent exports.
+        self._durations = Timings()
         for entry in self.entries.values():
             entry.reloading = threading.Lock()
+            entry.outcomes = Counter()
 
     # Status
 
-    def status(self, *, watching: bool, polling: bool, watcher_errors: int) -> RegistryStatus:
+    def status(
+        self, *, watched: bool, watching: bool, polling: bool, watcher_errors: int
+    ) -> RegistryStatus:
         """Return the state of everything as plain values."""
         by_name: dict[str, list[Handle]] = {}
         for handle in self._cache.all():
@@ -453,6 +462,7 @@ class Reloader:
                 _database_status(entry, by_name.get(name, [])) for name, entry in entries
             ),
             problems=self.problems,
+            watched=watched,
             watching=watching,
             polling=polling,
             watcher_errors=watcher_errors,
@@ -507,5 +517,6 @@ def _database_status(entry: Entry, handles: list[Handle]) -> DatabaseStatus:
         last_reload_at=entry.last_outcome_at,
         secret_modified=config.secret_modified if config else None,
         pools=pools,
+        probe=entry.probe,
         config=config.redacted() if config else {},
     )

@@ -210,7 +210,6 @@ class Service:
         self.registry = registry
         self.readiness = Readiness(registry)
         self.prober = Prober(registry)
-        self._metrics = metrics
         self._listener = listener
         self._grace = grace
         self._stop = asyncio.Event()
@@ -247,7 +246,6 @@ class Service:
 
     async def run(self) -> None:
         """Answer until `stop` is called, and then finish what was begun."""
-        self._metrics.register(self.prober)
         self.prober.start()
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         stopped = asyncio.create_task(self._stop.wait())
@@ -262,7 +260,6 @@ class Service:
         finally:
             stopped.cancel()
             self.prober.stop()
-            self._metrics.unregister(self.prober)
 
 
 class _Reloads:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from pgmonkey.problem import Problem
 from pgmonkey.timings import Durations
@@ -52,6 +52,14 @@ class PoolStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeStatus:
+    """Say what came of the last background probe: whether it got through, and its seconds."""
+
+    up: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class DatabaseStatus:
     """Describe one database: what is declared, what runs, and why they differ, if they do."""
 
@@ -72,6 +80,7 @@ class DatabaseStatus:
     last_reload_at: float | None
     secret_modified: float | None
     pools: tuple[PoolStatus, ...]
+    probe: ProbeStatus | None = None
     config: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -82,6 +91,7 @@ class RegistryStatus:
     path: str
     databases: tuple[DatabaseStatus, ...]
     problems: tuple[Problem, ...]
+    watched: bool
     watching: bool
     polling: bool
     watcher_errors: int
@@ -89,3 +99,52 @@ class RegistryStatus:
     last_reload_success_at: float | None
     reload_durations: Durations
     config_hash: int
+
+
+def merged_databases(databases: Iterable[DatabaseStatus]) -> list[DatabaseStatus]:
+    """Return one record for each name and type: two registries may declare the same."""
+    found: dict[tuple[str, str | None], DatabaseStatus] = {}
+    for one in databases:
+        key = (one.name, one.connection_type)
+        other = found.get(key)
+        found[key] = one if other is None else _merged_database(one, other)
+    return list(found.values())
+
+
+def merged_pools(pools: Iterable[PoolStatus]) -> list[PoolStatus]:
+    """Return one record for each name and type, of all registries together."""
+    found: dict[tuple[str, str], PoolStatus] = {}
+    for one in pools:
+        key = (one.database, one.connection_type)
+        other = found.get(key)
+        found[key] = one if other is None else _merged_pool(one, other)
+    return list(found.values())
+
+
+def _merged_database(one: DatabaseStatus, other: DatabaseStatus) -> DatabaseStatus:
+    modified = [when for when in (one.secret_modified, other.secret_modified) if when is not None]
+    return replace(
+        other if one.state == "removed" else one,
+        version=max(one.version, other.version),
+        stale=one.stale or other.stale,
+        outcomes=_added(one.outcomes, other.outcomes),
+        secret_modified=min(modified, default=None),
+        probe=one.probe if other.probe is None or other.probe.up else other.probe,
+    )
+
+
+def _merged_pool(one: PoolStatus, other: PoolStatus) -> PoolStatus:
+    changes: dict[str, Any] = {}
+    for name in (row.name for row in fields(one)):
+        a, b = getattr(one, name), getattr(other, name)
+        if isinstance(a, Mapping):
+            changes[name] = _added(a, b)
+        elif name == "longest_checkout":
+            changes[name] = max(a, b)
+        elif isinstance(a, (int, Durations)) and name not in ("version", "opened"):
+            changes[name] = a + b
+    return replace(one, opened=one.opened or other.opened, **changes)
+
+
+def _added(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}

@@ -20,6 +20,18 @@ class Durations:
     sum: float
     buckets: tuple[int, ...]
 
+    def __add__(self, other: Durations) -> Durations:
+        """Return both together."""
+        return Durations(
+            self.count + other.count,
+            self.sum + other.sum,
+            tuple(a + b for a, b in zip(self.buckets, other.buckets, strict=True)),
+        )
+
+
+#: What was measured before anything was.
+NOTHING: Final = Durations(0, 0.0, (0,) * (len(BUCKETS) + 1))
+
 
 class Timings:
     """Add up durations. Recorded by one thread at a time, or under its owner's lock."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from typing import Final
+from typing import Final, get_args
 
+from pgmonkey.connect_failure import Reason
 from pgmonkey.timings import Durations, Timings
 
 #: How many records may be pending before a checkout that ends folds them.
 FOLD_AT: Final = 512
+# Every reason is counted from the start: of a counter that appears with its first failure
+# Prometheus sees no increase. It also keeps `+= 1` from calling `Counter.__missing__`, a call in
+# which another thread can take its turn and a count get lost.
+_ERRORS: Final = dict.fromkeys(("timeout", "too_many", "other"), 0)
+_EVICTED: Final = dict.fromkeys(("dead", "lifetime", "check", "standby", "generation"), 0)
+_FAILURES: Final[dict[str, int]] = dict.fromkeys(get_args(Reason), 0)
 
 
 class Usage:
@@ -23,6 +30,8 @@ class Usage:
     __slots__ = (
         "_connects",
         "_lock",
+        "_queued_before",
+        "_requests_before",
         "_uses",
         "_waits",
         "attempts",
@@ -43,21 +52,35 @@ class Usage:
         # Guards the three timings. A checkout that finds it taken does not wait for it.
         self._lock = threading.Lock()
         #: Checkouts that got no connection, by reason: timeout, too_many, other.
-        self.errors: Counter[str] = Counter()
-        #: Connections that were dropped, by reason: dead, lifetime, check, standby.
-        self.evicted: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter(_ERRORS)
+        #: Connections that were dropped, by reason: dead, lifetime, check, standby, generation.
+        self.evicted: Counter[str] = Counter(_EVICTED)
         #: Checkouts that had to queue, in generations that are gone.
         self.queued = 0
         #: Connects: how many were tried, and why some failed.
         self.attempts = 0
-        self.failures: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter(_FAILURES)
         #: Checkouts held longer than `leak_detection`.
         self.leaks = 0
+        self._requests_before = 0
+        self._queued_before = 0
 
     @property
-    def requests(self) -> int:
+    def ended(self) -> int:
         """Return how many checkouts have ended, or ended their wait in vain."""
         return self.waits.count + sum(self.errors.values())
+
+    def counted(self, requests: int, queued: int) -> tuple[int, int]:
+        """Return these two totals, or those that were returned before if they were higher.
+
+        They are put together from what has ended and what is out. A checkout on its way from
+        the one to the other is in neither for some microseconds; a counter that falls by one is
+        a restart to Prometheus, which would count all of it once more.
+        """
+        with self._lock:
+            self._requests_before = max(self._requests_before, requests)
+            self._queued_before = max(self._queued_before, queued)
+            return self._requests_before, self._queued_before
 
     @property
     def waits(self) -> Durations:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import re
+import sys
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import prometheus_client
@@ -14,6 +20,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pgmonkey import Registry
 from pgmonkey.metrics import export
+from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
@@ -202,3 +209,190 @@ def test_a_scrape_does_not_wait_for_a_server_that_hangs(
     registry.close()
     proxy.close()
     eventually(lambda: not handle.is_open(), 5, "nothing is open")
+
+
+def test_a_database_that_never_could_connect_shows_why(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """A refused login counts from the first attempt, and all other reasons stand at 0 beside it."""
+    registry_dir.declare("orders", database, connection={"password": "wrong"})
+    with Registry(registry_dir, metrics=numbers, watch=False) as registry:
+        with pytest.raises(Exception, match="auth"), registry.get("orders"):
+            pass
+
+        value = numbers.get_sample_value
+        failures = "pgmonkey_pool_connect_failures_total"
+        assert value(failures, POOL | {"reason": "auth"}) == 1
+        assert value(failures, POOL | {"reason": "refused"}) == 0
+        assert value("pgmonkey_pool_connections", POOL | {"state": "idle"}) == 0
+        assert value("pgmonkey_cache_size", {"type": "pool"}) == 0
+
+
+def test_connections_that_a_swap_closes_are_evicted_for_their_generation(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """Idle and used connections of the old generation count as evicted, once each."""
+    handle = registry.get("orders")
+    with handle:
+        with handle:
+            pass
+        registry_dir.declare("orders", database, connection={"application_name": "next"})
+        assert registry.reload().applied == ("orders",)
+    assert registry.wait_drained(5)
+
+    evicted = "pgmonkey_pool_connections_evicted_total"
+    assert numbers.get_sample_value(evicted, POOL | {"reason": "generation"}) == 2
+    for reason in ("dead", "lifetime", "check", "standby"):
+        assert numbers.get_sample_value(evicted, POOL | {"reason": reason}) == 0
+
+
+def test_probes_without_the_service(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: Any,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """With `probe_interval` a registry says whether its databases are up, used or not."""
+    registry_dir.declare("orders", database, connection={"port": proxy.port})
+    with Registry(registry_dir, metrics=numbers, watch=False):
+        assert numbers.get_sample_value("pgmonkey_up", POOL) is None
+    with Registry(registry_dir, metrics=numbers, watch=False, probe_interval=0.1):
+        eventually(lambda: numbers.get_sample_value("pgmonkey_up", POOL) == 1)
+        assert (numbers.get_sample_value("pgmonkey_probe_duration_seconds", POOL) or 0) > 0
+        proxy.set("refuse")
+        eventually(lambda: numbers.get_sample_value("pgmonkey_up", POOL) == 0)
+        proxy.set("pass")
+        eventually(lambda: numbers.get_sample_value("pgmonkey_up", POOL) == 1)
+        assert numbers.get_sample_value("pgmonkey_cache_size", {"type": "pool"}) == 0
+
+
+def test_a_registry_that_is_dropped_stops_its_probes(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Background probes do not keep a registry alive that nobody holds any more."""
+    registry_dir.declare("orders", database)
+    registry = Registry(registry_dir, metrics=None, watch=False, probe_interval=0.05)
+    alive = weakref.ref(registry)
+    del registry
+    eventually(lambda: gc.collect() >= 0 and alive() is None)
+
+
+def test_two_registries_of_one_directory_are_one_series(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """Where two registries declare the same database their numbers are added; no series is double."""
+    with Registry(registry_dir, metrics=numbers, watch=False) as other:
+        for one in (registry, other, other):
+            with one.get("orders"):
+                pass
+        samples = [
+            (sample.name, tuple(sorted(sample.labels.items())))
+            for metric in numbers.collect()
+            for sample in metric.samples
+        ]
+        assert len(samples) == len(set(samples))
+        value = numbers.get_sample_value
+        assert value("pgmonkey_pool_requests_total", POOL) == 3
+        assert value("pgmonkey_pool_connections_max", POOL) == 4
+        assert value("pgmonkey_pool_wait_seconds_count", POOL) == 3
+
+
+def test_a_registry_that_does_not_watch_has_no_watcher_to_be_down(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """`pgmonkey_watcher_up` is there only where files are to be watched."""
+    assert numbers.get_sample_value("pgmonkey_watcher_up") is None
+    with Registry(registry_dir, metrics=numbers):
+        eventually(lambda: numbers.get_sample_value("pgmonkey_watcher_up") == 1)
+
+
+def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(registry: Registry) -> None:
+    """Read while a connection goes back to its pool, the count of checkouts does not fall by one."""
+    handle = registry.get("orders")
+    handle.open()
+    generation = handle.generation
+    give_back, seen = generation.putconn, []
+
+    def putconn(connection: Any) -> None:
+        seen.append(handle.status())
+        give_back(connection)
+
+    generation.putconn = putconn
+    for number in range(3):
+        with handle:
+            assert handle.status().requests == number + 1
+    assert [status.requests for status in seen] == [1, 2, 3]
+    assert {status.waiting for status in seen} == {0}
+    assert handle.status().requests == 3
+
+
+def test_counters_are_exact_when_threads_have_come_and_gone(registry: Registry) -> None:
+    """Scraped without pause under load and forced reloads, no checkout is counted twice or never."""
+    handle = registry.get("orders")
+    stop = threading.Event()
+    done = [0] * 4
+
+    def work(number: int) -> None:
+        while not stop.is_set():
+            with handle:
+                pass
+            done[number] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(done))]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        last = 0
+        for number in range(500):
+            if number % 100 == 99:
+                registry.get("orders", force_reload=True)
+            status = handle.status()
+            assert status.requests >= last
+            last = status.requests
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert handle.status().requests == sum(done)
+
+
+def test_the_documentation_lists_every_metric_and_no_other(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """Names, kinds and labels of the page are those of a registry with everything on."""
+    registry_dir.declare("orders", database, volume=volume)
+    with Registry(registry_dir, metrics=numbers, probe_interval=5) as registry:
+        with registry.get("orders"):
+            pass
+        eventually(lambda: registry.status().databases[0].probe is not None)
+        exported = {
+            metric.name + ("_total" if metric.type == "counter" else ""): (
+                metric.type,
+                {label for sample in metric.samples for label in sample.labels} - {"le"},
+            )
+            for metric in numbers.collect()
+        }
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    documented = {}
+    for name, kind, more in re.findall(
+        r"^\| `(pgmonkey_\w+)` \| (\w+) \| ([^|]*)\|", page, re.MULTILINE
+    ):
+        labels = set(re.findall(r"`(\w+)`", more))
+        alone = more.startswith(("none", "only"))
+        documented[name] = (kind, labels if alone else labels | {"database", "type"})
+    assert documented == exported
