@@ -174,7 +174,10 @@ class AsyncDatabase(Database):
         Raises:
             ConnectError: the probe failed; what runs goes on.
         """
-        sides = [side for side in self.sides() if side.generation is not None]
+        # After a removal a loop that has not turned yet may still have connections to close:
+        # there is nothing to replace.
+        gone = self.target.gone is not None
+        sides = [] if gone else [side for side in self.sides() if side.generation is not None]
         if applied.since != self.target.applied.since and sides:
             side = sides[0]
             # The probe counts against the connections of one loop, beyond which there may be

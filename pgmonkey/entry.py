@@ -52,6 +52,7 @@ class Entry:
     name: str
     applied: Applied | None = None
     rejection: Rejection | None = None
+    #: Whether the file was removed, and none that can be used came back: nothing is in force.
     removed: bool = False
     #: Whether the server was reached at least once.
     reached: bool = False
@@ -72,11 +73,21 @@ class Entry:
     # Held while one reload of this database runs, probe included: newer ones wait here, and
     # find on their turn that the newest was applied already. No checkout ever waits for it.
     reloading: threading.Lock = field(default_factory=threading.Lock)
+    # Guards the step from what is wanted to what is in force: a look at the files changes
+    # `wanted`, `rejection` and `removed` under it, and a reload commits under it what is still
+    # wanted then. Else a removal that comes during a probe would be undone by it. Never held
+    # while probing.
+    deciding: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def stale(self) -> bool:
         """Tell whether the files differ from what runs."""
         return self.rejection is not None
+
+    @property
+    def declared(self) -> bool:
+        """Tell whether there is a file of this name, be it good or bad."""
+        return not self.removed or self.rejection is not None
 
     def ended(self, outcome: str, at: float) -> None:
         """Note what came of a reload.

@@ -151,9 +151,8 @@ class Prober:
 def _result(status: DatabaseStatus) -> ProbeResult:
     probe = status.probe
     assert probe is not None  # it was probed just now
-    reason = status.last_error_reason
-    if reason is None and not probe.up:
-        reason = "config"  # its file was never good, so there is nothing to connect with
+    # What has no configuration in force has nothing to connect with.
+    reason = "config" if status.state == "failed" else status.last_error_reason
     return ProbeResult(
         status.name, status.connection_type or "unknown", probe.up, probe.seconds, reason
     )

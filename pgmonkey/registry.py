@@ -164,17 +164,22 @@ class Registry:
         if self._closed:
             raise HandleClosedError(f"{name}: the registry {self.path} was closed")
         entry = self._reloader.entries.get(name)
-        if entry is None or (entry.removed and not self._handles_of(name)):
+        if entry is None:
             raise UnknownDatabaseError(self._unknown(name))
-        if entry.applied is None:
-            raise ConfigError(entry.rejection.problems if entry.rejection else ())
-        wanted = connection_type or entry.applied.config.connection_type
-        handle = self._cache.get((name, wanted), entry.applied, wanted)
-        handle.on_open, handle.on_refused = self._hooks
-        if entry.removed:
-            self._reloader.remove_handle(handle)
-        if connection_type is None:
-            self._defaults[name] = handle
+        with entry.deciding:  # a handle that is made now is among those that the next change moves
+            if entry.removed and not self._handles_of(name):
+                if entry.rejection is None:
+                    raise UnknownDatabaseError(self._unknown(name))
+                raise ConfigError(entry.rejection.problems)
+            if entry.applied is None:
+                raise ConfigError(entry.rejection.problems if entry.rejection else ())
+            wanted = connection_type or entry.applied.config.connection_type
+            handle = self._cache.get((name, wanted), entry.applied, wanted)
+            handle.on_open, handle.on_refused = self._hooks
+            if entry.removed:
+                self._reloader.shut_removed(entry)
+            if connection_type is None:
+                self._defaults[name] = handle
         return handle
 
     def _handles_of(self, name: str) -> list[Handle]:
@@ -210,9 +215,7 @@ class Registry:
     def names(self) -> tuple[str, ...]:
         """Return the names of the declared databases, sorted."""
         return tuple(
-            sorted(
-                name for name, entry in list(self._reloader.entries.items()) if not entry.removed
-            )
+            sorted(name for name, entry in list(self._reloader.entries.items()) if entry.declared)
         )
 
     @property
@@ -275,7 +278,7 @@ class Registry:
         Raises:
             UnknownDatabaseError: no file declares the name.
         """
-        if name not in self._reloader.entries:
+        if name not in self.names:
             raise UnknownDatabaseError(self._unknown(name))
         self._reloader.probe(name)
         return next(one for one in self.status().databases if one.name == name)

@@ -118,9 +118,7 @@ class Reloader:
     @property
     def successful(self) -> bool:
         """Tell whether all that the files say is in force."""
-        return not self.problems and not any(
-            entry.stale and not entry.removed for entry in list(self.entries.values())
-        )
+        return not self.problems and not any(entry.stale for entry in list(self.entries.values()))
 
     # Looking at the files
 
@@ -136,7 +134,7 @@ class Reloader:
         rejected = {}
         applied = []
         for name, entry in list(self.entries.items()):
-            if entry.rejection is not None and not entry.removed:
+            if entry.rejection is not None:
                 rejected[name] = entry.rejection.problems
             elif name in changed:
                 applied.append(name)
@@ -176,7 +174,7 @@ class Reloader:
                     self.entries[name].outcomes["unchanged"] += 1
             if scan.directory_ok:
                 for name, entry in list(self.entries.items()):
-                    if name not in scan.present and not entry.removed:
+                    if name not in scan.present and entry.declared:
                         self._remove(entry)
                         removed.append(name)
             self._note_general(scan.general)
@@ -198,28 +196,22 @@ class Reloader:
         return scan
 
     def _differs(self, name: str, config: DatabaseConfig, seen: float, *, again: bool) -> bool:
-        """Note what the files want, and tell whether that is anything new."""
-        entry = self.entries.get(name)
-        if entry is None:
-            entry = self.entries[name] = Entry(name)
-        elif not entry.removed:
-            if (
-                entry.wanted is not None
-                and entry.wanted.digest == config.digest
-                and (entry.rejection is None or not entry.rejection.problems or not again)
-                and not again
-            ):
-                return False  # its probe is under way, or waits for its next try
+        """Note what the files want, and tell whether that is anything to do."""
+        entry = self.entries.setdefault(name, Entry(name))
+        with entry.deciding:
+            if entry.wanted is not None and entry.wanted.digest == config.digest:
+                return again  # else its probe is under way, or waits for its next try
             if (
                 entry.wanted is None
+                and not entry.removed
                 and entry.applied is not None
                 and entry.applied.config.digest == config.digest
             ):
                 if entry.stale:  # a bad file was mended to what runs
                     entry.settle()
                 return False
-        entry.wanted = config
-        entry.wanted_since = seen
+            entry.wanted = config
+            entry.wanted_since = seen
         return True
 
     def _set_going(self, entry: Entry) -> threading.Thread | None:
@@ -240,8 +232,9 @@ class Reloader:
         try:
             thread.start()
         except RuntimeError as error:  # no thread can be had: what runs goes on
-            if (config := entry.wanted) is not None:
-                self._reject_probe(entry, config, _unexpected(config, error))
+            with entry.deciding:
+                if (config := entry.wanted) is not None:
+                    self._reject_probe(entry, config, _unexpected(config, error))
             return None
         return thread
 
@@ -254,20 +247,38 @@ class Reloader:
     def _apply(self, entry: Entry) -> None:
         """Bring one database to what its files want. The caller holds `entry.reloading`."""
         while (config := entry.wanted) is not None:
-            handles = self._handles_of(entry.name)
-            applied = self._next(entry, config, handles)
             try:
-                self._carry_out(handles, applied)
+                self._carry_out(entry, config)
             except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: tried again
-                if entry.wanted is config:
-                    if not isinstance(error, ConnectError):
-                        error = _unexpected(config, error)
-                    self._reject_probe(entry, config, error)
-                    return
-                continue
-            if entry.wanted is config:
+                if not isinstance(error, ConnectError):
+                    error = _unexpected(config, error)
+                with entry.deciding:
+                    if entry.wanted is config:
+                        self._reject_probe(entry, config, error)
+                        return
+
+    def _carry_out(self, entry: Entry, config: DatabaseConfig) -> None:
+        """Prepare every handle, then commit every handle: all or none of them moves.
+
+        If the files want something else by then, what was prepared is dropped.
+        """
+        handles = self._handles_of(entry.name)
+        applied = self._next(entry, config, handles)
+        # Each candidate is of its own handle, which the type checker cannot see.
+        prepared: list[tuple[Any, Any]] = []
+        try:
+            prepared.extend((handle, handle.prepare(applied)) for handle in handles)
+        except BaseException:
+            _drop(prepared)
+            raise
+        with entry.deciding:
+            if entry.wanted is not config or self._handles_of(entry.name) != handles:
+                _drop(prepared)
+            # Each is committed, though one may refuse: it was opened or closed since, and what
+            # there is to replace is prepared anew.
+            elif all([_commit(handle, candidate) for handle, candidate in prepared]):  # noqa: C419
                 entry.wanted = None
-            self._accept(entry, applied)
+                self._accept(entry, applied)
 
     def _next(self, entry: Entry, config: DatabaseConfig, handles: list[Handle]) -> Applied:
         """Return the version that follows all that were given out for this database."""
@@ -281,23 +292,6 @@ class Reloader:
         if entry.applied is not None and entry.applied.version > newest.version:
             newest = entry.applied
         return newest.next(config)
-
-    def _carry_out(self, handles: list[Handle], applied: Applied) -> None:
-        """Prepare every handle, then commit every handle: all or none of them moves."""
-        # Each candidate is of its own handle, which the type checker cannot see.
-        prepared: list[tuple[Any, Any]] = []
-        try:
-            prepared.extend((handle, handle.prepare(applied)) for handle in handles)
-        except BaseException:
-            for handle, candidate in prepared:
-                handle.drop(candidate)
-            raise
-        for handle, candidate in prepared:
-            handle.target.gone = None
-            committed = handle.commit(candidate)
-            while not committed:
-                # It was opened or closed since: look again at what there is to replace.
-                committed = handle.commit(handle.prepare(applied))
 
     def _accept(self, entry: Entry, applied: Applied) -> None:
         before = entry.applied
@@ -340,14 +334,16 @@ class Reloader:
         self._emit_rejected(entry.name, (problem,))
 
     def _reject_files(self, entry: Entry, problems: tuple[Problem, ...]) -> None:
-        entry.wanted = None
-        entry.retry_at = None
-        if entry.rejection is not None and entry.rejection.problems == problems:
-            return
-        entry.removed = False
-        entry.rejection = Rejection(problems)
-        entry.ended("rejected", time.time())
-        self._emit_rejected(entry.name, problems)
+        with entry.deciding:
+            entry.wanted = None
+            entry.retry_at = None
+            if entry.rejection is not None and entry.rejection.problems == problems:
+                return
+            entry.rejection = Rejection(problems)
+            entry.ended("rejected", time.time())
+            if entry.removed:  # what came back cannot be used: its handles say so
+                self.shut_removed(entry)
+            self._emit_rejected(entry.name, problems)
 
     def _note_general(self, problems: tuple[Problem, ...]) -> None:
         known, self.problems = self.problems, problems
@@ -367,22 +363,25 @@ class Reloader:
         )
 
     def _remove(self, entry: Entry) -> None:
-        entry.wanted = None
-        entry.settle()
-        entry.removed = True
-        entry.ended("removed", time.time())
-        for handle in self._handles_of(entry.name):
-            self.remove_handle(handle)
-        events.emit("config.removed", database=entry.name)
+        with entry.deciding:
+            entry.wanted = None
+            entry.settle()
+            entry.removed = True
+            entry.ended("removed", time.time())
+            self.shut_removed(entry)
+            events.emit("config.removed", database=entry.name)
 
-    def remove_handle(self, handle: Handle) -> None:
-        """Close the connections of a handle whose file is gone; checkouts in progress end."""
-        handle.shut(
-            DatabaseRemovedError(
-                f"{handle.name}: its file was removed from the registry;"
-                " when it comes back, this handle works again"
+    def shut_removed(self, entry: Entry) -> None:
+        """Close the connections of a database whose file is gone; checkouts in progress end."""
+        reason = "its file was removed from the registry"
+        if entry.rejection is None:
+            reason += "; when it comes back, this handle works again"
+        else:
+            reason += ", and what came back cannot be used:\n" + "\n".join(
+                str(problem) for problem in entry.rejection.problems
             )
-        )
+        for handle in self._handles_of(entry.name):
+            handle.shut(DatabaseRemovedError(f"{entry.name}: {reason}"))
 
     def force(self, name: str, handle: Handle) -> None:
         """Replace the generation of a handle with the configuration that is in force.
@@ -414,7 +413,7 @@ class Reloader:
     def probe(self, name: str) -> None:
         """Connect once, outside the pools, and note whether the server was reached."""
         entry = self.entries[name]
-        if entry.applied is None:
+        if entry.applied is None or entry.removed:
             entry.probe = ProbeStatus(up=False, seconds=0.0)  # nothing to connect with
             return
         config = entry.applied.config
@@ -439,6 +438,9 @@ class Reloader:
         for entry in self.entries.values():
             entry.reloading = threading.Lock()
             entry.outcomes = Counter()
+            entry.deciding = threading.Lock()
+            if entry.wanted is not None:  # whoever was at it in the parent is not here
+                entry.retry_at = 0.0
 
     # Status
 
@@ -476,6 +478,18 @@ class Reloader:
         return [handle for handle in self._cache.all() if handle.name == name]
 
 
+def _commit(handle: Any, candidate: Any) -> bool:
+    """Let a handle move, and tell whether it did; one that was closed for good has no need to."""
+    if isinstance(handle.target.gone, DatabaseRemovedError):
+        handle.target.gone = None  # its file came back
+    return handle.commit(candidate) or handle.target.gone is not None
+
+
+def _drop(prepared: list[tuple[Any, Any]]) -> None:
+    for handle, candidate in prepared:
+        handle.drop(candidate)
+
+
 def _unexpected(config: DatabaseConfig, error: Exception) -> ConnectError:
     """Return what is reported of a reload that failed for another reason than its connect."""
     failure = classify(error, config.secrets)
@@ -487,9 +501,9 @@ def _database_status(entry: Entry, handles: list[Handle]) -> DatabaseStatus:
     pools = tuple(handle.status() for handle in handles)
     opened = any(pool.opened for pool in pools)
     state: DatabaseState
-    if entry.removed:
+    if not entry.declared:
         state = "removed"
-    elif config is None:
+    elif config is None or entry.removed:
         state = "failed"
     elif entry.stale:
         state = "stale"
