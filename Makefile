@@ -9,6 +9,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Extra arguments: make test ARGS='-k reload -x'
 ARGS   ?=
+# Tests wait more than they compute, so several run side by side; WORKERS=0 for one after another.
+WORKERS ?= logical
 
 # The newest pip is not needed, but 25.1 is the first that knows dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -46,7 +48,7 @@ setup: $(VENV)/.dev ## the virtual environment with the development tools
 
 .PHONY: test
 test: $(VENV)/.dev ## the tests, on a real PostgreSQL
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: test-all
 test-all: ## the tests on every Python from 3.11 to 3.14 that is found

@@ -8,4 +8,5 @@ pytest_plugins = [
     "tests.kit.leaks",
     "tests.kit.behaviour",
     "tests.kit.fixtures",
+    "tests.kit.alone",
 ]
