@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import Metric, values
@@ -30,6 +31,7 @@ _MODES: Final[Mapping[str, str]] = {
     "pgmonkey_watcher_up": "livemin",
 }
 _SUM: Final = "livesum"
+_FILE_SIZE: Final = 1 << 16  # what prometheus_client begins with
 
 
 class _Key(NamedTuple):
@@ -106,6 +108,7 @@ class MetricFiles:
         value = self._values.get(key)
         if value is None:
             mode = _MODES.get(key.metric, _SUM) if key.kind == "gauge" else ""
+            _make_file(f"gauge_{mode}" if mode else key.kind)
             value = self._values[key] = values.ValueClass(*key, multiprocess_mode=mode)
         return value
 
@@ -121,6 +124,22 @@ class MetricFiles:
         self._lock = threading.Lock()
         self._thread = None
         self._written = {}
+
+
+def _make_file(prefix: str) -> None:
+    """Make one file of this process, unless it is there.
+
+    prometheus_client makes it empty and then longer. A scrape in between fails, and of a disk
+    that is full it learns by a signal that ends the process.
+    """
+    path = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / f"{prefix}_{os.getpid()}.db"
+    if path.exists():
+        return
+    new = path.with_suffix(".new")
+    new.write_bytes(bytes(_FILE_SIZE))
+    with suppress(FileExistsError):  # the application's own metrics were first
+        os.link(new, path)
+    new.unlink()
 
 
 def _numbers(family: Metric) -> Iterator[tuple[_Key, float]]:

@@ -1,0 +1,187 @@
+"""gunicorn with three workers: one scrape shows them all."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pgmonkey.embedded_server import EmbeddedServer
+from tests.docs.environment import Environment
+from tests.docs.snippets import ROOT, snippets
+from tests.kit import Canary, eventually
+from tests.kit.prometheus import check_metrics
+
+PAGE = ROOT / "docs" / "recipes" / "gunicorn.md"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+class Gunicorn:
+    """The recipe of the documentation, as it is written, on a free port."""
+
+    def __init__(self, environment: Environment, canary: Canary, *options: str) -> None:
+        self._canary = canary
+        directory = environment.directory
+        for snippet in snippets(PAGE):
+            name = re.match(r"# ([\w.]+\.py)\n", snippet.text)
+            if name:
+                (directory / name[1]).write_text(snippet.text)
+        self.output = directory / "output"
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "gunicorn", "--bind=127.0.0.1:0"),
+                    *("--no-control-socket", *options, "application:app"),
+                ],
+                cwd=directory,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **environment.shell_variables()},
+            )
+        self.port = eventually(self._port, 20, "gunicorn listens")
+
+    def _port(self) -> int:
+        text = self.output.read_text()
+        assert self.process.poll() is None, text
+        _, found, rest = text.partition("Listening at: http://127.0.0.1:")
+        return int(rest.split()[0]) if found else 0
+
+    def get(self, path: str = "/") -> str:
+        """Ask once, on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            assert answer.status == 200, text
+        finally:
+            connection.close()
+        self._canary.check(text, path)
+        return text
+
+    def scrape(self) -> Samples:
+        """Return every sample of one scrape."""
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.get("/metrics"))
+            for sample in family.samples
+        }
+
+    def workers(self) -> list[int]:
+        """Return the worker processes."""
+        return [child.pid for child in psutil.Process(self.process.pid).children()]
+
+    def stop(self) -> None:
+        """End it, and look at what it printed."""
+        children = psutil.Process(self.process.pid).children()
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        finally:
+            for child in children:
+                if child.is_running():
+                    child.kill()
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+        text = self.output.read_text()
+        self._canary.check(text, "the output of gunicorn")
+        assert "Traceback" not in text, text
+
+
+@pytest.fixture(params=[(), ("--preload",)], ids=["", "preload"])
+def gunicorn(
+    request: pytest.FixtureRequest,
+    server: EmbeddedServer,
+    canary: Canary,
+    tmp_path: Path,
+) -> Iterator[Gunicorn]:
+    """The server of the recipe, with the databases that the repository's registry declares."""
+    before = set(Path("/dev/shm").glob("metrics-*"))
+    environment = Environment(tmp_path, server, canary)
+    with environment.databases():
+        gunicorn = Gunicorn(environment, canary, *request.param)
+        try:
+            yield gunicorn
+        finally:
+            gunicorn.stop()
+            for left in set(Path("/dev/shm").glob("metrics-*")) - before:
+                shutil.rmtree(left)
+
+
+def sample(samples: Samples, name: str, **labels: Any) -> float | None:
+    return samples.get((name, frozenset(labels.items())))
+
+
+@pytest.mark.slow
+@pytest.mark.prometheus
+def test_one_scrape_shows_all_workers_and_keeps_the_counts_of_those_that_died(
+    gunicorn: Gunicorn,
+) -> None:
+    """Counts are summed over three workers, one killed later included; connections over the living."""
+    orders = {"database": "orders", "type": "pool"}
+    asked = 0
+
+    def ask(number: int) -> None:
+        nonlocal asked
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: gunicorn.get(), range(number)))
+        asked += number
+
+    def connected() -> set[str]:
+        """The workers that have a connection: one backend at least for each."""
+        ask(12)
+        return {
+            str(pid)
+            for pid in gunicorn.workers()
+            if any(
+                c.raddr and c.status == "ESTABLISHED" for c in psutil.Process(pid).net_connections()
+            )
+        }
+
+    eventually(lambda: len(connected()) == 3, 20, "all three workers have used the database")
+
+    def requests() -> float | None:
+        return sample(gunicorn.scrape(), "pgmonkey_pool_requests_total", **orders)
+
+    eventually(lambda: requests() == asked, 10, "every request of every worker is counted")
+    samples = gunicorn.scrape()
+    assert sample(samples, "pgmonkey_pool_use_seconds_count", **orders) == asked
+    assert sample(samples, "pgmonkey_cache_size", type="pool") == 3
+    assert sample(samples, "pgmonkey_config_stale", **orders) == 0
+    assert sample(samples, "pgmonkey_config_generation", **orders) == 1
+    assert sample(samples, "pgmonkey_config_last_reload_successful") == 1
+    assert sample(samples, "pgmonkey_watcher_up") == 1
+    hashes = {value for (name, _), value in samples.items() if name == "pgmonkey_config_hash"}
+    assert len(hashes) == 1
+    limit = sample(samples, "pgmonkey_pool_connections_max", **orders)
+    assert limit is not None
+    assert limit % 3 == 0
+    assert Counter(name for name, _ in samples)["pgmonkey_build_info"] == 1
+    check_metrics(gunicorn.get("/metrics"))
+
+    os.kill(gunicorn.workers()[0], signal.SIGKILL)
+    eventually(lambda: "SIGKILL" in gunicorn.output.read_text(), 10, "gunicorn sees it")
+    eventually(
+        lambda: sample(gunicorn.scrape(), "pgmonkey_cache_size", type="pool") == 2,
+        10,
+        "its connections count no more",
+    )
+    assert requests() == asked
+    eventually(lambda: len(gunicorn.workers()) == 3, 10, "gunicorn has replaced it")
+    ask(12)
+    os.kill(gunicorn.workers()[1], signal.SIGTERM)
+    eventually(lambda: requests() == asked, 10, "what it counted last is written at its end")

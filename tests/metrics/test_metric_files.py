@@ -1,0 +1,118 @@
+"""The files of the multi-process mode say what the collector says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.kit import Canary
+from tests.kit.database import TemporaryDatabase
+from tests.kit.registry_dir import RegistryDirectory
+from tests.process.program import Program
+
+PRELUDE = """
+import prometheus_client
+from prometheus_client.multiprocess import MultiProcessCollector
+from pgmonkey import Registry, metrics
+
+here = prometheus_client.CollectorRegistry()
+files = prometheus_client.CollectorRegistry()
+MultiProcessCollector(files)
+
+def samples(registry):
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if "longest" not in sample.name
+    }
+
+def requests():
+    return samples(files)["pgmonkey_pool_requests_total", (("database", "orders"), ("type", "pool"))]
+
+registry = Registry(argv[0], metrics=here, histograms=True)
+handle = registry.get("orders")
+"""
+
+
+def test_the_files_hold_what_a_scrape_of_the_process_shows(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, tmp_path: Path
+) -> None:
+    """With histograms on, after swaps and written again and again, every sample is the same."""
+    program = """
+for number in range(3):
+    with handle, handle:
+        pass
+    registry.get("orders", force_reload=True)
+    registry.reload()
+    metrics.write_files()
+assert registry.wait_drained(5)
+metrics.write_files()
+assert (of_process := samples(here)) == (of_files := samples(files)), set(
+    of_process.items()
+) ^ set(of_files.items())
+assert any("_bucket" in name for name, _ in of_files)
+say("equal")
+registry.close()
+closed = samples(files)
+for (name, labels), value in of_files.items():
+    if name in ("pgmonkey_pool_connections", "pgmonkey_cache_size"):
+        continue  # gauges, by now those of the last tick or 0
+    if name.endswith(("_total", "_count", "_sum", "_bucket")):
+        assert closed[name, labels] >= value, name
+metrics.write_files()
+assert all(
+    value == 0 for (name, _), value in samples(files).items() if name == "pgmonkey_pool_connections"
+)
+say("closed")
+"""
+    run(program, registry_dir, database, canary, tmp_path)
+
+
+def test_a_forked_child_counts_from_zero_into_files_of_its_own(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, tmp_path: Path
+) -> None:
+    """Nothing that the parent has counted is counted once more by its child."""
+    program = """
+for _ in range(5):
+    with handle:
+        pass
+if (child := os.fork()) == 0:
+    for _ in range(3):
+        with handle:
+            pass
+    metrics.write_files()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+metrics.write_files()
+assert requests() == 8, requests()
+with handle:
+    pass
+registry.close()
+assert requests() == 9, requests()
+say("equal")
+say("closed")
+"""
+    run(program, registry_dir, database, canary, tmp_path)
+
+
+def run(
+    code: str,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    canary: Canary,
+    tmp_path: Path,
+) -> None:
+    registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 2})
+    files = tmp_path / "files"
+    files.mkdir()
+    with Program(
+        PRELUDE + code,
+        registry_dir,
+        canary=canary,
+        # Python 3.12 warns of every fork in a process with threads, whatever the threads are.
+        options=("-W", "ignore:This process:DeprecationWarning"),
+        env={"PROMETHEUS_MULTIPROC_DIR": str(files)},
+    ) as program:
+        program.wait_for("closed")
+        assert program.code() == 0
+        assert program.output == ""
