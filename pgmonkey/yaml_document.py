@@ -19,6 +19,7 @@ from yaml.events import (
 LIMIT: Final = 256 * 1024  # bytes
 _DEEPEST: Final = 20
 _MOST_NODES: Final = 2000
+_TOO_DEEP: Final = f"nested deeper than {_DEEPEST} levels"
 _NULLS: Final = frozenset({"", "~", "null"})
 
 Path = tuple["str | int", ...]
@@ -207,7 +208,7 @@ class _Composer:
         else:
             self._depth += 1
             if self._depth > _DEEPEST:
-                raise self._fail("config.too_deep", f"nested deeper than {_DEEPEST} levels", event)
+                raise self._fail("config.too_deep", _TOO_DEEP, event)
             value, marks = self._mapping() if kind is MappingStartEvent else self._sequence()
             self._depth -= 1
         if anchor is not None:
@@ -330,6 +331,8 @@ def _syntax(error: yaml.MarkedYAMLError, content: bytes) -> YamlProblem:
             place,
             "indent with spaces",
         )
+    if "nesting depth" in said:  # a limit of libyaml's own: it reads ahead of its events
+        return YamlProblem("config.too_deep", _TOO_DEEP, place)
     if "quoted scalar" in said and "escape" not in said:
         opened = _place(error.context_mark) or place
         return YamlProblem(

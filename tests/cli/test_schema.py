@@ -11,7 +11,7 @@ from tests.cli.process import environment, run
 from tests.kit import Canary
 
 _ROOT = Path(__file__).parents[2]
-_BAD = _ROOT / "tests" / "config" / "bad"
+_BAD = _ROOT / "tests" / "configs"
 
 # What a schema of one file cannot see, though it is wrong.
 BEYOND = {
@@ -106,9 +106,10 @@ def test_good_files_are_accepted(schema_file: Path, tmp_path: Path) -> None:
 
 def test_bad_files_are_rejected(schema_file: Path) -> None:
     """All that a look at one file can see; what it cannot see is a list with reasons."""
-    files = [path for path in sorted(_BAD.glob("*.yaml")) if path.stem not in ENDLESS]
-    rejected = validate(schema_file, *files)
-    assert sorted({path.stem for path in files} - rejected) == sorted(BEYOND)
+    names = {path.name.removesuffix(".bad.yaml") for path in _BAD.glob("*.bad.yaml")} - ENDLESS
+    files = [_BAD / f"{name}.bad.yaml" for name in sorted(names)]
+    rejected = {stem.removesuffix(".bad") for stem in validate(schema_file, *files)}
+    assert sorted(names - rejected) == sorted(BEYOND)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pgmonkey.events import CATALOGUE
 from pgmonkey.problem import CODES
 
 _CODE = re.compile(r'"((?:registry|config|environment|reference|secret|file|probe)\.[a-z_]+)"')
-_BAD = Path(__file__).parent / "bad"
+_BAD = Path(__file__).parents[1] / "configs"
 _NO_CODES = {"registry.d", "config.yaml"} | CATALOGUE.keys()
 
 
@@ -35,6 +35,6 @@ def test_every_code_of_the_package_is_in_the_catalogue():
 def test_every_code_of_the_bad_files_is_in_the_catalogue():
     """The files that test the problems name no other code."""
     expected = re.compile(r"# expect: \S+ ([a-z_.]+)")
-    texts = (path.read_text(errors="replace") for path in _BAD.glob("*.yaml"))
+    texts = (path.read_text(errors="replace") for path in _BAD.glob("*.bad.yaml"))
     named = {code for text in texts for code in expected.findall(text)}
     assert named <= CODES.keys()

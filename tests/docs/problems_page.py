@@ -14,7 +14,7 @@ from pgmonkey.problem import CODES, Problem
 from pgmonkey.secret_file import LIMIT
 from tests.docs.snippets import ROOT
 
-_BAD = ROOT / "tests" / "config" / "bad"
+_BAD = ROOT / "tests" / "configs"
 _BEGINNING = """\
 # Problems
 
@@ -73,7 +73,7 @@ def page() -> str:
             area = code.partition(".")[0]
             lines += [f"## {_TITLES[area]}", ""]
         lines += [f"### {code}", "", f"{CODES[code][:1].upper()}{CODES[code][1:]}.", ""]
-        lines += ["```text", str(examples[code]), "```", ""]
+        lines += ["```text", str(examples[code]).replace(".bad.yaml", ".yaml"), "```", ""]
     return "\n".join(lines)
 
 
@@ -86,7 +86,7 @@ def _examples() -> dict[str, Problem]:
 
 def _of_files() -> Iterator[Problem]:
     """Yield the problems of the files that test them, as if each lay in `registry.d`."""
-    for path in sorted(_BAD.glob("*.yaml")):
+    for path in sorted(_BAD.glob("*.bad.yaml")):
         with chdir(_BAD):
             problems = _problems(path.name)
         yield from problems

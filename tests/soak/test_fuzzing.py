@@ -125,7 +125,7 @@ def test_mutated_files_are_configs_or_problems() -> None:
     print(f"seed {seed}")  # shown if it fails
     chance = random.Random(seed)
     good = [path.read_bytes() for path in (_ROOT / "registry.d").glob("*.yaml")]
-    bad = [path.read_bytes() for path in (_ROOT / "tests/config/bad").glob("*.yaml")]
+    bad = [path.read_bytes() for path in (_ROOT / "tests/configs").glob("*.bad.yaml")]
     seeds = good * 10 + bad
     cost(_HEAD)
     before = rss()
