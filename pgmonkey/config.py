@@ -18,7 +18,7 @@ from pgmonkey.connection_settings import (
 )
 from pgmonkey.keyed_digest import keyed_digest
 from pgmonkey.layout import CONNECTION_TYPES, ConnectionType
-from pgmonkey.redaction import MASK, Secret, is_sensitive, mask_urls
+from pgmonkey.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
 
 if TYPE_CHECKING:
     from pgmonkey.database_file import DatabaseFile
@@ -132,13 +132,13 @@ class DatabaseConfig:
         put(self, "name", name)
         put(self, "path", path)
         put(self, "connection_type", model.connection_type)
-        put(self, "description", model.description)
+        put(self, "description", mask_urls(model.description))
         put(self, "required", model.required)
         put(self, "pooler", model.pooler)
         put(self, "reset_on_return", model.reset_on_return)
         put(self, "leak_detection", model.leak_detection)
         put(self, "drain_timeout", model.drain_timeout)
-        put(self, "revision", model.revision)
+        put(self, "revision", model.revision and mask_urls(model.revision))
         put(self, "autocommit", connection.pop("autocommit", False))
         default = None if model.pooler == "pgbouncer" else PREPARE_THRESHOLD
         put(self, "prepare_threshold", connection.pop("prepare_threshold", default))
@@ -273,21 +273,24 @@ class DatabaseConfig:
 
     def redacted(self) -> dict[str, Any]:
         """Return the effective configuration with secrets masked, for events, pages and JSON."""
+        known = self.secrets
         connection: dict[str, Any] = {
-            key: _masked(key, value) for key, value in self._connection.items()
+            key: _masked(key, value, known) for key, value in self._connection.items()
         }
         connection.setdefault("connect_timeout", str(CONNECT_TIMEOUT))
         connection["autocommit"] = self.autocommit
         connection["prepare_threshold"] = self.prepare_threshold
         shown: dict[str, Any] = {
             "connection_type": self.connection_type,
-            "description": mask_urls(self.description),
+            "description": self.description,
             "connection_settings": connection,
         }
         for section, settings in zip(_POOL_SECTIONS, self._pools, strict=False):
             shown[section] = _as_dict(settings)
         for section, session in zip(_SESSION_SECTIONS, self._sessions, strict=True):
-            shown[section] = {key: _masked(key, value) for key, value in (session or {}).items()}
+            shown[section] = {
+                key: _masked(key, value, known) for key, value in (session or {}).items()
+            }
         shown["timeout"] = self._pools[2].timeout
         shown["check_on_checkout"] = self._pools[2].check_on_checkout
         for key in _PLAIN:
@@ -367,11 +370,13 @@ def _clear(value: str | Secret) -> str:
     return value.reveal() if isinstance(value, Secret) else value
 
 
-def _masked(key: str, value: str | Secret) -> str:
+def _masked(key: str, value: str | Secret, known: tuple[Secret, ...]) -> str:
     if value == "":
         return ""
     if isinstance(value, Secret) or is_sensitive(key):
         return MASK
+    if any(secret.reveal() in value for secret in known):
+        return scrub(value, known)  # a password was referred to in the wrong place
     return mask_urls(value)
 
 

@@ -8,7 +8,7 @@ import stat
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,7 +19,7 @@ from pgmonkey.finding import Finding
 from pgmonkey.keyed_digest import files_digest
 from pgmonkey.layout import SECTIONS
 from pgmonkey.problem import Problem, sorted_problems
-from pgmonkey.redaction import Secret, is_sensitive, mask_urls
+from pgmonkey.redaction import SHORT, Secret, is_sensitive, mask_urls
 from pgmonkey.resolution import Resolution
 from pgmonkey.secret_file import (
     SecretFileError,
@@ -307,6 +307,18 @@ class Making:
             path = value.reveal() if isinstance(value, Secret) else value
             if not isinstance(path, str) or not _names_file(key, path):
                 continue
+            if "\n" in path or "-----BEGIN" in path:
+                # libpq would quote it as the name of a file that it cannot open.
+                del connection[key]
+                self._findings.append(
+                    Finding(
+                        ("connection_settings", key),
+                        "file.not_a_path",
+                        "expected the path of a file, got what may be its contents (not shown)",
+                        f"write the contents to a file, and its path as {key}",
+                    )
+                )
+                continue
             if self._rules.isolate:  # libpq would look in the working directory
                 path = os.path.join(os.path.abspath(self._directory), path)
                 connection[key] = Secret(path) if isinstance(value, Secret) else path
@@ -376,6 +388,8 @@ class Making:
         value = _part(resolved, path)
         if value is None or mask_urls(value) != value or "://" in value:
             return finding
+        if any(secret in value for secret in _secrets(resolved)):
+            return finding  # a password in the wrong place, or twice
         shown = json.dumps(value if len(value) <= 40 else f"{value[:37]}...")
         return finding._replace(message=f"{finding.message}, got {shown}")
 
@@ -460,6 +474,16 @@ def _part(tree: Any, path: Path, holding: str = "") -> str | None:
         except (KeyError, IndexError, TypeError):
             return None
     return tree if isinstance(tree, str) and holding in tree else None
+
+
+def _secrets(tree: Any) -> Iterator[str]:
+    """Yield the secrets of a resolved document that are long enough to be recognised."""
+    if isinstance(tree, Secret):
+        if len(secret := tree.reveal()) >= SHORT:
+            yield secret
+    elif isinstance(tree, (dict, list)):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _secrets(item)
 
 
 def finding_of(details: Mapping[str, Any], path: Path | None = None) -> Finding:

@@ -31,7 +31,15 @@ from pgmonkey.secret_file import SecretFileError, SnapshotMovedError, snapshots
 from pgmonkey.sources import SourceFile
 from pgmonkey.yaml_document import LIMIT
 
-__all__ = ["DirectoryLoader", "Scan", "config_from_dict", "load_config", "load_file"]
+__all__ = [
+    "DirectoryLoader",
+    "Scan",
+    "config_from_dict",
+    "config_of",
+    "load_config",
+    "load_file",
+    "outcome_of_dict",
+]
 
 _REFERENCE_CODES: Final = ("reference.", "secret.")
 _DEEPEST: Final = 20
@@ -117,13 +125,36 @@ def config_from_dict(
         >>> config_from_dict({"connection_settings": {"host": "db", "port": 5432}}).name
         'dict'
     """
-    rules = _rules(resolve_env, allow_sensitive_defaults, environ, isolate=False)
-    outcome = _outcome_of_dict(mapping, name, rules)
+    outcome = outcome_of_dict(
+        mapping,
+        resolve_env=resolve_env,
+        allow_sensitive_defaults=allow_sensitive_defaults,
+        name=name,
+        environ=environ,
+    )
     del mapping  # what raises, below, has no secret in its frames
+    return config_of(outcome)
+
+
+def config_of(outcome: Outcome) -> DatabaseConfig:
+    """Return the config of a dictionary, or raise its problems as `config_from_dict` does."""
     return _config(outcome, isolate=False)
 
 
-def _outcome_of_dict(mapping: Mapping[str, Any], name: str, rules: Rules) -> Outcome:
+def outcome_of_dict(
+    mapping: Mapping[str, Any],
+    *,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+    name: str = "dict",
+    environ: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Make a config from a dictionary, or find its problems; raises nothing.
+
+    For a caller whose own frames must not hold the dictionary when something is raised. The
+    arguments are those of `config_from_dict`.
+    """
+    rules = _rules(resolve_env, allow_sensitive_defaults, environ, isolate=False)
     where = f"<{name}>"
     findings: list[Finding] = []
     tree = _as_text(mapping, (), findings)

@@ -15,7 +15,7 @@ from pgmonkey.async_handle import AsyncDatabase
 from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
 from pgmonkey.config import CONNECTION_TYPES, ConnectionType, DatabaseConfig
 from pgmonkey.errors import ConnectError
-from pgmonkey.loader import config_from_dict, load_file
+from pgmonkey.loader import config_of, load_file, outcome_of_dict
 from pgmonkey.target import Applied
 
 if TYPE_CHECKING:
@@ -155,11 +155,14 @@ class PGConnectionManager:
             resolve_env: As there.
             allow_sensitive_defaults: As there.
         """
-        config = config_from_dict(
+        outcome = outcome_of_dict(
             config_data_dictionary,
             resolve_env=resolve_env,
             allow_sensitive_defaults=allow_sensitive_defaults,
         )
+        # What raises, below, shows our frames to whoever prints a traceback with locals.
+        del config_data_dictionary
+        config = config_of(outcome)
         wanted = config.connection_type if connection_type is None else _checked(connection_type)
         handle = self._cache.get((config.digest, wanted), Applied(config), wanted)
         return self._reload(handle, config) if force_reload else self._give(handle)

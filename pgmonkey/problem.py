@@ -74,6 +74,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "secret.encoding": "a secret file is not UTF-8",
         # Other files that connection settings name
         **{f"file.{code}": f"a TLS or password file {what}" for code, what in _NOT_READ.items()},
+        "file.not_a_path": "the contents of a file stand where its path should",
         "file.no_certificate": "a file that should hold certificates holds none",
         "file.shared": "a private key or password file is open to others, so libpq will not use it",
         "file.untrusted": "other accounts can change a file, or what leads to it",

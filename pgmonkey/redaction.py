@@ -17,7 +17,8 @@ _EXACT: Final = frozenset(
 )
 _PARTS: Final = ("token", "secret", "credential", "passwd", "api_key")
 _REFERENCES: Final = frozenset({"from_env", "from_file"})
-_SHORT: Final = 4  # characters; a shorter secret is masked only where it stands as a word
+#: A secret of fewer characters is masked only where it stands as a word.
+SHORT: Final = 4
 
 # The password of `scheme://user:password@host`. It may hold an "@" itself, hence the greedy match
 # up to the last one before the path; a "/" inside is caught when no "@" follows without one.
@@ -178,7 +179,7 @@ def scrub(text: str, secrets: Iterable[Secret]) -> str:
         for form in sorted(set(_appearances(value)), key=len, reverse=True):
             if form not in text:
                 continue
-            if len(value) < _SHORT:
+            if len(value) < SHORT:
                 text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", MASK, text)
             else:
                 text = text.replace(form, MASK)

@@ -164,6 +164,8 @@ def _text(hint: Mapping[str, Any]) -> Schema:
         "type": ["string", "number", "boolean"],
         "pattern": _NO_DEFAULT if hint.get("sensitive") else _TEXT,
     }
+    if hint["kind"] == "file":
+        text["not"] = {"pattern": r"\n|-----BEGIN"}
     if not hint.get("url", True):
         text["minLength"] = 1
         text["allOf"] = [{"pattern": _ANY_URL if hint["kind"] == "texts" else _URL}]

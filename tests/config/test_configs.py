@@ -126,6 +126,21 @@ def test_a_config_is_immutable_and_cannot_be_pickled(load, canary):
     canary.check(repr([getattr(config, name) for name in type(config).__slots__]))
 
 
+def test_a_password_in_another_value_is_masked_there_too(load, canary):
+    """In a description, a revision and a setting of another name, wherever it can be recognised."""
+    secret = canary.secret()
+    url = f"postgresql://app:{secret}@db/orders"
+    config = load(
+        connection_settings={"password": secret, "application_name": f"app-{secret}"},
+        sync_settings={"app.url": url, "app.word": secret},
+        description=url,
+        revision=f"password={secret}",
+    )
+    canary.check(repr(config.redacted()))
+    canary.check(config.description + config.revision)
+    assert config.description == "postgresql://app:***REDACTED***@db/orders"
+
+
 def test_redacted_is_the_effective_configuration(load, canary):
     """With the defaults filled in, typed, and secrets masked."""
     shown = load(connection_settings={"password": canary.secret()}).redacted()

@@ -9,6 +9,7 @@ import warnings
 import psycopg
 import pytest
 
+from pgmonkey import PGConnectionManager
 from pgmonkey.errors import ConfigError, EnvInterpolationError
 from pgmonkey.loader import config_from_dict, load_config, load_file
 from pgmonkey.redaction import redact_config
@@ -196,6 +197,7 @@ def test_dictionaries_may_hold_native_values(tmp_path):
         ({"connection_settings": {"host": "a\0b"}}, "config.nul"),
         ({"connection_settings": {"host": "\ud800"}}, "config.encoding"),
         ({"connection_settings": {"hosst": "a"}}, "config.unknown_key"),
+        ({"connection_settings": {"sslkey": "-----BEGIN KEY-----\nx"}}, "file.not_a_path"),
         ([], "config.shape"),
     ],
 )
@@ -227,13 +229,16 @@ def test_no_frame_of_ours_shows_a_secret(file, canary, resolve):
     secret = canary.secret()
     text = f"connection_settings: {{password: '{secret}', port: x, host: '${{PGMONKEY_TEST_NO}}'}}"
     path = file(text)
-    config = {"connection_settings": {"port": "x"}}
+    config = {"connection_settings": {"port": "x", "password": secret}}
     del text
+    manager = PGConnectionManager()
     for attempt in (
         lambda: load_file(path, isolate=False, resolve=resolve),
         lambda: load_config(path, resolve_env=resolve),
         lambda: load_file(path),
         lambda: config_from_dict(config),
+        lambda: manager.get_database_connection_from_dict(config, resolve_env=resolve),
+        lambda: manager.get_database_connection(path, "async", resolve_env=resolve),
     ):
         with pytest.raises((ConfigError, EnvInterpolationError)) as caught:
             attempt()
