@@ -26,7 +26,7 @@ _MODES: Final[Mapping[str, str]] = {
     "pgmonkey_pool_longest_checkout_seconds": "livemax",
     "pgmonkey_probe_duration_seconds": "livemax",
     "pgmonkey_registry_databases": "livemax",
-    "pgmonkey_secret_modified_timestamp_seconds": "livemin",
+    "pgmonkey_secret_modified_timestamp_seconds": "livemax",
     "pgmonkey_up": "livemin",
     "pgmonkey_watcher_up": "livemin",
 }

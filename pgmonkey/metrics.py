@@ -274,7 +274,7 @@ def _database_metrics(databases: list[DatabaseStatus]) -> Iterator[Metric]:
     )
     secret = GaugeMetricFamily(
         "pgmonkey_secret_modified_timestamp_seconds",
-        "When the newest secret file was modified.",
+        "When the newest secret file was modified, in force or not yet.",
         labels=labels,
     )
     up = GaugeMetricFamily(

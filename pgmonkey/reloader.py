@@ -529,7 +529,15 @@ def _database_status(entry: Entry, handles: list[Handle]) -> DatabaseStatus:
         outcomes=entry.outcomes.copy(),
         last_reload=entry.last_outcome,
         last_reload_at=entry.last_outcome_at,
-        secret_modified=config.secret_modified if config else None,
+        # Of what runs, and of what is to run but is not proved yet: the alert is about that one.
+        secret_modified=max(
+            (
+                modified
+                for one in (config, entry.wanted)
+                if one is not None and (modified := one.secret_modified) is not None
+            ),
+            default=None,
+        ),
         pools=pools,
         probe=entry.probe,
         config=config.redacted() if config else {},

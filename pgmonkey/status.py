@@ -128,7 +128,7 @@ def _merged_database(one: DatabaseStatus, other: DatabaseStatus) -> DatabaseStat
         version=max(one.version, other.version),
         stale=one.stale or other.stale,
         outcomes=_added(one.outcomes, other.outcomes),
-        secret_modified=min(modified, default=None),
+        secret_modified=max(modified, default=None),
         probe=one.probe if other.probe is None or other.probe.up else other.probe,
     )
 

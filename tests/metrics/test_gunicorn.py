@@ -87,6 +87,12 @@ class Gunicorn:
     def stop(self) -> None:
         """End it, and look at what it printed."""
         children = psutil.Process(self.process.pid).children()
+        files = {
+            Path(mapped.path).parent
+            for child in children
+            for mapped in child.memory_maps()
+            if mapped.path.startswith("/dev/shm/metrics-")
+        }
         self.process.terminate()
         try:
             self.process.wait(15)
@@ -97,6 +103,9 @@ class Gunicorn:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
+            for directory in files:
+                shutil.rmtree(directory)
+        assert len(files) == 1
         text = self.output.read_text()
         self._canary.check(text, "the output of gunicorn")
         assert "Traceback" not in text, text
@@ -110,7 +119,6 @@ def gunicorn(
     tmp_path: Path,
 ) -> Iterator[Gunicorn]:
     """The server of the recipe, with the databases that the repository's registry declares."""
-    before = set(Path("/dev/shm").glob("metrics-*"))
     environment = Environment(tmp_path, server, canary)
     with environment.databases():
         gunicorn = Gunicorn(environment, canary, *request.param)
@@ -118,8 +126,6 @@ def gunicorn(
             yield gunicorn
         finally:
             gunicorn.stop()
-            for left in set(Path("/dev/shm").glob("metrics-*")) - before:
-                shutil.rmtree(left)
 
 
 def sample(samples: Samples, name: str, **labels: Any) -> float | None:

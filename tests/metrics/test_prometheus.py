@@ -1,0 +1,313 @@
+"""A real Prometheus scrapes a registry for a minute, over rotations and an outage, and is asked."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import prometheus_client
+import pytest
+import yaml
+
+from pgmonkey import Registry
+from pgmonkey.metrics import RegistryCollector
+from pgmonkey.secret_volume import SecretVolume
+from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
+from tests.kit.prometheus import Prometheus, check_metrics
+from tests.kit.registry_dir import write_credentials
+from tests.metrics.load import Load
+
+DOCKER = Path(__file__).parents[2] / "docker"
+DASHBOARD = json.loads((DOCKER / "grafana" / "dashboards" / "pgmonkey.json").read_text())
+SECONDS = 60  # of load
+SLOT = 6  # seconds between two things that happen
+ORDERS = '{database="orders", type="pool"}'
+EVENTS = '{database="events", type="async_pool"}'
+
+pytestmark = [pytest.mark.prometheus, pytest.mark.slow]
+
+
+@pytest.fixture
+def numbers() -> prometheus_client.CollectorRegistry:
+    """A Prometheus registry of this test."""
+    return prometheus_client.CollectorRegistry()
+
+
+@pytest.fixture
+def exposed(numbers: prometheus_client.CollectorRegistry) -> Iterator[int]:
+    """The port where the numbers are to be scraped."""
+    server, thread = prometheus_client.start_http_server(0, "127.0.0.1", numbers)
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def configured(directory: Path, port: int) -> Path:
+    """Return our own configuration of Prometheus, for this one target and a look each second."""
+    config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(DOCKER / "prometheus" / name) for name in config["rule_files"]]
+    (job,) = config["scrape_configs"]
+    job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
+    path = directory / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@dataclass
+class Story:
+    """What happens to a registry while its clients work."""
+
+    registry: Registry
+    directory: RegistryDirectory
+    database: TemporaryDatabase
+    volume: SecretVolume
+    proxy: ChaosProxy
+
+    def version(self) -> int:
+        """The version that `orders` runs."""
+        return self._of("orders").version
+
+    def _of(self, name: str) -> Any:
+        return next(one for one in self.registry.status().databases if one.name == name)
+
+    def rotate(self) -> None:
+        """Give the server a new password, then the secret; both databases move to it."""
+        before = self.version()
+        self.database.rotate()
+        write_credentials(self.volume, self.database)
+        eventually(lambda: self.version() == before + 1, 15, "the new password is in force")
+
+    def announce_too_early(self) -> None:
+        """Publish a password before the server knows it: rejected, until it does."""
+        good = self.database.password
+        before = self.version()
+        self.volume.write({"username": self.database.user, "password": f"{good}x"})
+        eventually(lambda: self._of("orders").stale, 15, "a password that is not yet good")
+        time.sleep(2)  # two scrapes of it
+        self.database.server.set_password(self.database.user, f"{good}x")
+        self.database.password = f"{good}x"
+        eventually(lambda: self.version() == before + 1, 30, "it became good")
+
+    def break_a_file(self) -> None:
+        """Write nonsense, and mend it."""
+        text = self.directory.file("orders").read_text()
+        self.directory.write("orders", "connection_type: [")
+        eventually(lambda: self._of("orders").stale, 15, "a file that is broken")
+        time.sleep(2)  # two scrapes of it
+        self.directory.write("orders", text)
+        eventually(lambda: not self._of("orders").stale, 15, "a file that was mended")
+
+    def outage(self) -> None:
+        """Cut `orders` off for some seconds."""
+        self.proxy.set("refuse")
+        self.proxy.kill()
+        time.sleep(SLOT - 1)
+        self.proxy.set("pass")
+
+    def leak(self) -> None:
+        """Hold a connection for longer than leak_detection."""
+        orders: Any = self.registry.get("orders")
+        with orders:
+            eventually(lambda: orders.status().leaks == 1, 10, "it is noticed")
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(240)
+def test_what_prometheus_sees_is_what_happened(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    proxy: ChaosProxy,
+    numbers: prometheus_client.CollectorRegistry,
+    exposed: int,
+    canary: Canary,
+    tmp_path: Path,
+) -> None:
+    """No counter falls, sums are those of the load generator, and every panel and rule has its data."""
+    registry_dir.declare(
+        "orders",
+        database,
+        volume=volume,
+        connection={"port": proxy.port, "connect_timeout": 2},
+        pool_settings={"min_size": 1, "max_size": 3},
+        timeout=1,
+        leak_detection="1s",
+    )
+    registry_dir.declare(
+        "events",
+        database,
+        "async_pool",
+        volume=volume,
+        async_pool_settings={"min_size": 1, "max_size": 3},
+        timeout=1,
+    )
+    with Registry(registry_dir, metrics=numbers, histograms=True, probe_interval=1) as registry:
+        story = Story(registry, registry_dir, database, volume, proxy)
+        orders, events = registry.get("orders"), registry.get("events")
+        with Prometheus(tmp_path, configured(tmp_path, exposed)) as prometheus:
+            began = time.time()
+            with Load(orders, events, clients=5, pause=0.01) as load:
+                acts = [
+                    story.rotate,
+                    story.rotate,
+                    story.break_a_file,
+                    story.rotate,
+                    story.outage,
+                    story.announce_too_early,
+                    story.rotate,
+                    story.leak,
+                    story.rotate,
+                ]
+                for number, act in enumerate(acts, 1):
+                    act()
+                    load.stop.wait(max(0.0, began + number * SLOT - time.time()))
+                load.stop.wait(max(0.0, began + SECONDS - time.time()))
+            # An act of the story borrowed one connection beside the load.
+            requests = load.orders.got + load.orders.failed + 1
+            eventually(
+                lambda: prometheus.value(f"pgmonkey_pool_requests_total{ORDERS}") == requests,
+                20,
+                f"the last scrape has counted {requests} requests",
+            )
+
+            check_scrapes(prometheus, began)
+            check_counters(prometheus, numbers)
+            check_sums(prometheus, load)
+            check_story(prometheus, story, began)
+            check_rules(prometheus)
+            check_dashboard(prometheus, began)
+        text = prometheus_client.generate_latest(numbers).decode()
+        canary.check(text, "a scrape")
+        check_metrics(text)
+        plain = prometheus_client.CollectorRegistry()
+        collector = RegistryCollector()
+        collector.add(registry)
+        plain.register(collector)
+        check_metrics(prometheus_client.generate_latest(plain).decode())
+
+
+def check_scrapes(prometheus: Prometheus, began: float) -> None:
+    """Every scrape succeeded, and there was one a second."""
+    window = f"[{int(time.time() - began)}s]"
+    assert prometheus.value(f"min_over_time(up{window})") == 1
+    assert (prometheus.value(f"count_over_time(up{window})") or 0) > SECONDS * 0.8
+
+
+def check_counters(prometheus: Prometheus, numbers: prometheus_client.CollectorRegistry) -> None:
+    """No counter has ever fallen."""
+    names = {
+        sample.name
+        for metric in numbers.collect()
+        if metric.type in ("counter", "histogram", "summary")
+        for sample in metric.samples
+    }
+    assert len(names) > 15
+    for name in names:
+        resets = prometheus.query(f"resets({name}[10m])")
+        assert resets, name
+        assert set(resets.values()) == {0.0}, (name, resets)
+
+
+def check_sums(prometheus: Prometheus, load: Load) -> None:
+    """What was counted is what the clients have counted; times lie between two that they measured."""
+    for where, count, more in ((ORDERS, load.orders, 1), (EVENTS, load.events, 0)):
+        got = count.got + more
+
+        def value(name: str, where: str = where) -> float:
+            found = prometheus.value(f"{name}{where}")
+            assert found is not None, name
+            return found
+
+        failed = prometheus.value(f"sum(pgmonkey_pool_request_errors_total{where})")
+        assert failed == count.failed
+        assert value("pgmonkey_pool_requests_total") == got + count.failed
+        assert value("pgmonkey_pool_wait_seconds_count") == got
+        assert value("pgmonkey_pool_use_seconds_count") == got
+        last = where.replace("}", ', le="+Inf"}')
+        assert value("pgmonkey_pool_use_seconds_bucket", last) == got
+        assert value("pgmonkey_pool_use_seconds_sum") >= count.held
+        if not more:
+            waited = value("pgmonkey_pool_wait_seconds_sum")
+            assert value("pgmonkey_pool_use_seconds_sum") + waited <= count.spent
+        assert value("pgmonkey_pool_requests_waiting") == 0
+        assert prometheus.value(f'pgmonkey_pool_connections{where[:-1]}, state="used"}}') in (
+            0,
+            None,
+        )
+    assert load.orders.failed > 0, "the outage was felt"
+
+
+def check_story(prometheus: Prometheus, story: Story, began: float) -> None:
+    """What happened to files, server and connections can be read."""
+    window = f"[{int(time.time() - began)}s]"
+
+    def value(expression: str) -> float | None:
+        return prometheus.value(
+            expression.replace("WINDOW", window).replace("ORDERS", ORDERS[1:-1])
+        )
+
+    applied = story.version() - 1
+    assert applied == 6
+    assert value('pgmonkey_config_reloads_total{ORDERS, outcome="applied"}') == applied
+    assert value('pgmonkey_config_reloads_total{ORDERS, outcome="rejected"}') == 2
+    assert value("pgmonkey_config_generation{ORDERS}") == applied + 1
+    assert value("max_over_time(pgmonkey_config_stale{ORDERS}WINDOW)") == 1
+    assert value("pgmonkey_config_stale{ORDERS}") == 0
+    assert value("min_over_time(pgmonkey_config_last_reload_successfulWINDOW)") == 0
+    assert value("pgmonkey_config_last_reload_successful") == 1
+    assert value("min_over_time(pgmonkey_up{ORDERS}WINDOW)") == 0
+    assert value("pgmonkey_up{ORDERS}") == 1
+    assert value('pgmonkey_up{database="events"}') == 1
+    assert (value('pgmonkey_pool_connect_failures_total{ORDERS, reason="refused"}') or 0) > 0
+    assert (value('pgmonkey_pool_connect_failures_total{ORDERS, reason="auth"}') or 0) > 0
+    assert (value('pgmonkey_pool_connections_evicted_total{ORDERS, reason="generation"}') or 0) > 0
+    assert value("pgmonkey_pool_leaks_total{ORDERS}") == 1
+    assert value('max_over_time(pgmonkey_pool_connections{ORDERS, state="used"}WINDOW)') == 3
+    assert value("min_over_time(pgmonkey_watcher_upWINDOW)") == 1
+    assert value("count(count_values('hash', pgmonkey_config_hash))") == 1
+    # Orders and events were both moved by each of them.
+    assert (value("pgmonkey_reload_duration_seconds_count") or 0) >= 2 * applied
+
+
+def check_rules(prometheus: Prometheus) -> None:
+    """Every rule that ships can be evaluated on real data; the leak fires at once."""
+    (group,) = prometheus.api("rules")["groups"]
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}, group
+    firing = prometheus.query('ALERTS{alertstate="firing"}')
+    assert {dict(labels)["alertname"] for labels in firing} == {"PgmonkeyLeak"}
+
+
+def check_dashboard(prometheus: Prometheus, began: float) -> None:
+    """Every query of the dashboard returns data for the minute that was."""
+    now = time.time()
+    queries = [
+        (panel["title"], target["expr"])
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", ())
+    ]
+    queries += [(one["name"], one["expr"]) for one in DASHBOARD["annotations"]["list"]]
+    assert len(queries) > 25
+    for title, expression in queries:
+        for variable, text in (
+            ("$__rate_interval", "5s"),
+            ("$job", ".*"),
+            ("$instance", ".*"),
+            ("$database", ".*"),
+        ):
+            expression = expression.replace(variable, text)  # noqa: PLW2901 - step by step
+        assert "$" not in expression, expression
+        data = prometheus.api("query_range", query=expression, start=began, end=now, step=1)
+        numbers = [float(value) for series in data["result"] for _, value in series["values"]]
+        assert any(number == number for number in numbers), f"{title}: no data for {expression}"  # noqa: PLR0124 - NaN is none
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            query = variable["definition"].removeprefix("label_values(").removesuffix(")")
+            selector, _, label = query.rpartition(", ")
+            selector = selector.replace("$job", ".*").replace("$instance", ".*")
+            assert prometheus.query(f"count by ({label}) ({selector})"), variable["name"]
