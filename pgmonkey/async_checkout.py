@@ -68,7 +68,7 @@ class AsyncCheckout(Checkout):
                 elif (
                     now - connection.returned_at < FRESH
                     and now < connection.expires_at
-                    and not generation.pings
+                    and not generation.examined
                 ) or await side.is_fit(connection, generation, left - (now - began)):
                     self.connection = connection
                     self.taken = now

@@ -201,7 +201,6 @@ class AsyncDatabase(Database):
         """Publish the candidate to every loop; each swaps at its next turn, or next checkout."""
         self.target.applied = candidate.applied
         for side in self.sides():
-            side.gate.forget_pause()  # it was for a login of before
             side.move_soon()
         return True
 

@@ -201,6 +201,12 @@ class DatabaseConfig:
         return self._pools[1] if connection_type == "async_pool" else self._pools[2]
 
     @property
+    def account(self) -> bytes:
+        """What tells the account that it logs in with from others, in this process."""
+        parts = (self._connection.get(key, "") for key in _ACCOUNT)
+        return keyed_digest("\0".join(_clear(part) for part in parts).encode())
+
+    @property
     def wants_primary(self) -> bool:
         """Whether a standby is of no use to it."""
         return self._connection.get("target_session_attrs") in ("read-write", "primary")
@@ -354,6 +360,7 @@ class DatabaseConfig:
         )
 
 
+_ACCOUNT: Final = ("host", "hostaddr", "port", "service", "user")
 _POOL_SECTIONS: Final = ("pool_settings", "async_pool_settings")
 _SESSION_SECTIONS: Final = ("sync_settings", "async_settings")
 _PLAIN: Final = (

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from pgmonkey import events
 from pgmonkey.connect_failure import ConnectFailure, classify
 from pgmonkey.connection import AsyncPooledConnection, PooledConnection, age_limit
 from pgmonkey.errors import ConnectError
+from pgmonkey.login_pauses import login_pauses
 
 ConnectionT = TypeVar("ConnectionT", PooledConnection, AsyncPooledConnection)
 
@@ -32,13 +33,16 @@ class Dialer:
         config: The configuration of the generation.
         connection_type: The connection type of the handle.
         gate: The gate of the handle, shared by its generations.
-        on_failure: Called when a connect of the generation in force failed.
+        on_failure: Called when a connect of the generation in force failed, and told whether the
+            server was asked.
     """
 
     __slots__ = (
+        "_account",
         "_config",
         "_connection_type",
         "_gate",
+        "_login",
         "_on_failure",
         "_seed",
         "_settings",
@@ -52,9 +56,10 @@ class Dialer:
         config: DatabaseConfig,
         connection_type: ConnectionType,
         gate: Gate,
-        on_failure: Callable[[Dialer, ConnectFailure], None] | None = None,
+        on_failure: Callable[[Dialer, ConnectFailure, bool], None] | None = None,
     ) -> None:
         self._config = config
+        self._account, self._login = config.account, config.connect_digest
         self._connection_type = connection_type
         self._settings: PoolSettings = config.pool(connection_type)
         self._gate = gate
@@ -117,17 +122,24 @@ class Dialer:
             raise ConnectError("this generation is retired", database=self._config.name)
         return await self.dial_async(slot)
 
+    def refusal(self) -> ConnectFailure | None:
+        """Take the next attempt of a login that may be paused; else return why it is."""
+        return login_pauses.claim(self._account, self._login, monotonic())
+
     def dial(self, slot: Slot | None, *, probe: bool = False) -> PooledConnection:
         """Make one connection now.
 
         Args:
             slot: Its place at the gate.
-            probe: Whether it tries a candidate, whose failure says nothing of what runs.
+            probe: Whether it tries a candidate, whose failure says nothing of what runs; it is
+                tried even while its login is paused.
 
         Raises:
             ConnectError: with the server's reason, scrubbed; never chained to the driver's
                 error, whose frames and attributes hold the password.
         """
+        if not probe:
+            self._spare(slot)
         began = monotonic()
         connection, failure = self._try_dial()
         self._met(failure, began, slot, probe=probe)
@@ -135,6 +147,8 @@ class Dialer:
 
     async def dial_async(self, slot: Slot | None, *, probe: bool = False) -> AsyncPooledConnection:
         """Make one connection now; see `dial`."""
+        if not probe:
+            self._spare(slot)
         began = monotonic()
         try:
             connection, failure = await self._try_dial_async()
@@ -161,20 +175,36 @@ class Dialer:
         except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
             return None, classify(error, self._config.secrets)
 
+    def _spare(self, slot: Slot | None) -> None:
+        """Raise what the server said the last time, while it must not be asked again."""
+        if (failure := self.refusal()) is not None:
+            self._fail(failure, slot, probe=False, asked=False)
+
     def _met(
         self, failure: ConnectFailure | None, began: float, slot: Slot | None, *, probe: bool
     ) -> None:
         """Record what came of a connect, and raise its failure."""
-        gate = self._gate
-        gate.count_attempt(failure, monotonic() - began)
-        if failure is not None and slot is not None:
+        now = monotonic()
+        self._gate.count_attempt(failure, now - began)
+        if failure is None:
+            login_pauses.accepted(self._account, self._login)
+            if not probe:
+                self._report(None, self._gate.note(None))
+            return
+        if failure.lasting:
+            login_pauses.refused(self._account, self._login, failure, now)
+        self._fail(failure, slot, probe=probe, asked=True)
+
+    def _fail(
+        self, failure: ConnectFailure, slot: Slot | None, *, probe: bool, asked: bool
+    ) -> NoReturn:
+        if slot is not None:
             slot.release()
         if not probe:
-            self._report(failure, gate.note(failure))
-        if failure is not None:
-            if self._on_failure is not None and not probe and not self.retired:
-                self._on_failure(self, failure)
-            raise self.error(failure)
+            self._report(failure, self._gate.note(failure))
+            if self._on_failure is not None and not self.retired:
+                self._on_failure(self, failure, asked)
+        raise self.error(failure)
 
     def _report(self, failure: ConnectFailure | None, outage: float | None) -> None:
         """Emit that connects began to fail, or work again: once for each change of state."""

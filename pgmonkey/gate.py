@@ -18,9 +18,6 @@ from pgmonkey.usage import Usage
 if TYPE_CHECKING:
     from psycopg._connection_base import BaseConnection
 
-#: Seconds between attempts after a login that was refused: the first pause, and the longest.
-FIRST_PAUSE: Final = 1.0
-LONGEST_PAUSE: Final = 30.0
 #: Seconds after which a server that does not answer a farewell is taken to have let go, and
 #: the pause between two looks at it.
 LONGEST_FAREWELL: Final = 1.0
@@ -94,7 +91,6 @@ class Gate:
     """
 
     __slots__ = (
-        "_delay",
         "_failing_since",
         "_farewells",
         "_lock",
@@ -103,17 +99,12 @@ class Gate:
         "_wakers",
         "last_failure",
         "limit",
-        "paused_until",
     )
 
     def __init__(self, limit: int, usage: Usage) -> None:
         self.limit = limit
         self.last_failure: ConnectFailure | None = None
         self._usage = usage
-        #: Until when, on the monotonic clock, no new attempt is made after a refused login: a
-        #: server may lock an account that is tried too often.
-        self.paused_until = 0.0
-        self._delay = 0.0
         self._failing_since: float | None = None
         self._slots: set[Slot] = set()
         self._wakers: list[Callable[[], object]] = []
@@ -156,11 +147,7 @@ class Gate:
         self.last_failure = failure
         if failure is None:
             self._failing_since = None
-            self.forget_pause()
             return None if since is None else now - since
-        if failure.lasting:
-            self._delay = min(max(self._delay * 2, FIRST_PAUSE), LONGEST_PAUSE)
-            self.paused_until = now + self._delay
         if since is None:
             self._failing_since = now
             return 0.0
@@ -170,11 +157,6 @@ class Gate:
         """Return for how many seconds connects have been failing."""
         since = self._failing_since
         return 0.0 if since is None else monotonic() - since
-
-    def forget_pause(self) -> None:
-        """Let the next attempt be made at once: the configuration is another one now."""
-        self._delay = 0.0
-        self.paused_until = 0.0
 
     def enter(self, *, beyond: int = 0) -> Slot | None:
         """Take a slot, or return `None` if all are taken.

@@ -44,6 +44,7 @@ class Generation(Generic[PoolT]):
         "checkouts",
         "crowd",
         "dialer",
+        "examined",
         "getconn",
         "gives_up",
         "guarded",
@@ -80,6 +81,8 @@ class Generation(Generic[PoolT]):
         self.crowd = self.settings.max_size + waiting if waiting else None
         #: Whether each checkout asks the server for a sign of life.
         self.pings = self.settings.check_on_checkout
+        #: Whether each checkout looks at its connection, however fresh it is.
+        self.examined = self.pings
         self.wants_primary = applied.config.wants_primary
         self.resets = applied.config.reset_on_return
         #: Whether a checkout must be looked at before it may wait.

@@ -224,8 +224,7 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
                 except ConnectError as failed:
                     failure = self.gate.last_failure
                     if self.target.applied is not applied:
-                        self.gate.forget_pause()  # it was the login of before that failed
-                        continue
+                        continue  # it was the login of before that failed
                     if (
                         failure is None
                         or failure.lasting
@@ -255,7 +254,6 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
 
     def _first(self, applied: Applied) -> Generation[SyncPool]:
         """Return a generation with one verified connection."""
-        self.raise_while_paused()
         dialer = self.make_dialer(applied)
         return self._generation_from(applied, dialer, dialer.dial(self.gate.enter(beyond=1)))
 
@@ -356,7 +354,6 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
                 stale = False
                 self.target.applied = candidate.applied
                 self.gate.limit = candidate.applied.config.pool(self.connection_type).max_size
-                self.gate.forget_pause()
                 if candidate.generation is not None:
                     if old is not None:
                         self.retired.append(old)

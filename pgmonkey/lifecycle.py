@@ -14,6 +14,7 @@ from pgmonkey.connection import FRESH, LONG_IDLE
 from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError
 from pgmonkey.gate import Gate
+from pgmonkey.login_pauses import login_pauses
 
 if TYPE_CHECKING:
     from pgmonkey.checkout import Checkout
@@ -73,29 +74,25 @@ class Lifecycle(ABC, Generic[PoolT]):
         """Return the dialer of a new generation."""
         failed = weakref.WeakMethod(self.failed)  # a pool must not keep its handle alive
 
-        def on_failure(dialer: Dialer, failure: ConnectFailure) -> None:
+        def on_failure(dialer: Dialer, failure: ConnectFailure, asked: bool) -> None:
             if (method := failed()) is not None:
-                method(dialer, failure)
+                method(dialer, failure, asked=asked)
 
         return Dialer(applied.config, self.connection_type, self.gate, on_failure)
 
-    def failed(self, dialer: Dialer, failure: ConnectFailure) -> None:
+    def failed(self, dialer: Dialer, failure: ConnectFailure, *, asked: bool) -> None:
         """Act on a failed connect, in the worker of the pool that tried it.
 
         A refused login may mean that the files have changed already: they are looked at now.
         When nothing is open and waiting will not mend it, the clients that wait must hear of it.
+
+        Args:
+            dialer: What tried.
+            failure: What came of it.
+            asked: Whether the server was asked, or said so before.
         """
-        if failure.reason == "auth":
+        if failure.reason == "auth" and asked:
             self.refused()
-        current = self.generation
-        if (
-            current is not None
-            and current.dialer is dialer
-            and current.applied.since != self.target.applied.since
-        ):
-            # A loop that could not move yet: it was the login of before that failed, and its
-            # pause must not be held against the new one.
-            self.gate.forget_pause()
         if failure.lasting and self.gate.count == 0:
             self.dead_end(dialer)
 
@@ -120,12 +117,6 @@ class Lifecycle(ABC, Generic[PoolT]):
             database=self.name,
             reason="too_many_connections",
         )
-
-    def raise_while_paused(self) -> None:
-        """Raise the last failure again while a refused login must not be repeated."""
-        failure = self.gate.last_failure
-        if failure is not None and monotonic() < self.gate.paused_until:
-            raise Dialer(self.target.applied.config, self.connection_type, self.gate).error(failure)
 
     def publish_first(self, generation: Generation[PoolT]) -> bool:
         """Make the first generation current, unless another config or another first came by."""
@@ -205,12 +196,12 @@ class Lifecycle(ABC, Generic[PoolT]):
         Args:
             now: The monotonic clock.
         """
-        gate = self.gate
+        config = self.target.applied.config
         return (
             self.generation is None
-            and gate.last_failure is not None
-            and now >= gate.paused_until
+            and self.gate.last_failure is not None
             and self.target.gone is None
+            and not login_pauses.is_paused(config.account, config.connect_digest, now)
         )
 
     def let_go(self, checkout: Checkout, generation: Generation[PoolT]) -> None:

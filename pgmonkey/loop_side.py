@@ -55,6 +55,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         #: The version whose first connection failed in this loop, and when to try it again.
         self._failed = 0
         self._retry_at = 0.0
+        #: How many connects had worked when it failed.
+        self._worked = 0
         weakref.finalize(handle, _close_all, self.loop, self.open_generations).atexit = False
 
     def move_soon(self) -> None:
@@ -113,8 +115,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             self.refuse_if_gone()
             generation = self.generation
             if generation is not None and (
-                generation.applied.since == self.target.applied.since
-                or (self._failed == self.target.applied.since and monotonic() < self._retry_at)
+                generation.applied.since == self.target.applied.since or self._holds_back()
             ):
                 return generation
             handle = self._handle()
@@ -143,6 +144,17 @@ class LoopSide(Lifecycle[AsyncPool]):
                     str(error), database=error.database, reason=error.reason
                 ) from None
 
+    def _holds_back(self) -> bool:
+        """Tell whether the last good generation serves for now, for the move to the newest failed.
+
+        As soon as any connect has worked since, there is no reason to hand out what is old.
+        """
+        return (
+            self._failed == self.target.applied.since
+            and monotonic() < self._retry_at
+            and self.usage.connects.count == self._worked
+        )
+
     def move(self) -> asyncio.Task[None]:
         """Begin to move to the newest configuration; all who wait for it share one task."""
         if self._moving is None or self._moving.done():
@@ -164,8 +176,7 @@ class LoopSide(Lifecycle[AsyncPool]):
                 generation = await self._next(applied)
             except ConnectError:
                 if self.target.applied is not applied:
-                    self.gate.forget_pause()  # it was the login of before that failed
-                    continue
+                    continue  # it was the login of before that failed
                 failure = self.gate.last_failure
                 if (
                     old is not None
@@ -176,6 +187,9 @@ class LoopSide(Lifecycle[AsyncPool]):
                 ):
                     self._failed = applied.since
                     self._retry_at = monotonic() + _LONGEST_RETRY
+                    self._worked = self.usage.connects.count
+                    if old is not None:
+                        old.examined = True
                     raise
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 delay = min(delay * 2, _LONGEST_RETRY)
@@ -189,8 +203,6 @@ class LoopSide(Lifecycle[AsyncPool]):
 
     async def _next(self, applied: Applied) -> Generation[AsyncPool]:
         """Return a generation with one verified connection."""
-        if self.generation is None:
-            self.raise_while_paused()
         dialer = self.make_dialer(applied)
         seed = await self._probe(dialer)
         generation: Generation[AsyncPool] | None = None
@@ -219,6 +231,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         return generation
 
     async def _probe(self, dialer: Dialer) -> AsyncPooledConnection:
+        if self.generation is not None and (failure := dialer.refusal()) is not None:
+            raise dialer.error(failure)  # each loop comes here, and the server is asked once
         if slot := await self.gate.wait_async(self.is_gone, beyond=1, timeout=FAREWELL):
             try:
                 return await dialer.dial_async(slot, probe=self.generation is not None)
@@ -264,7 +278,6 @@ class LoopSide(Lifecycle[AsyncPool]):
             good = self.generation is old and self.target.applied.since == new.applied.since
             if good:
                 self.gate.limit = new.settings.max_size
-                self.gate.forget_pause()
                 self.retired.append(old)
                 self.generation = new
         if not good:
@@ -320,6 +333,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         """
         now = monotonic()
         reason = self.unfit(connection, generation, now)
+        if generation.applied.since != self.target.applied.since and not self._holds_back():
+            reason = "generation"
         try:
             if (
                 reason is None

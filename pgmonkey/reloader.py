@@ -420,6 +420,8 @@ class Reloader:
         dialer = Dialer(config, config.connection_type, Gate(1, Usage()))
         began = time.monotonic()
         try:
+            if (refusal := dialer.refusal()) is not None:
+                raise dialer.error(refusal)
             dialer.dial(None, probe=True).close()
         except ConnectError as error:
             entry.last_error = error

@@ -73,7 +73,7 @@ class SyncCheckout(Checkout):
                 elif (
                     now - connection.returned_at < FRESH
                     and now < connection.expires_at
-                    and not generation.pings
+                    and not generation.examined
                 ) or handle.is_fit(connection, generation, left - (now - began)):
                     self.connection = connection
                     self.taken = now

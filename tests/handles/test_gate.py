@@ -1,4 +1,4 @@
-"""The gate: how many server connections a handle may have, and when it may try again."""
+"""The gate: how many server connections a handle may have, and what it met."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 from pgmonkey.connect_failure import ConnectFailure, classify
-from pgmonkey.gate import FIRST_PAUSE, LONGEST_PAUSE, Gate
+from pgmonkey.gate import Gate
 from pgmonkey.usage import Usage
 from tests.kit.eventually import eventually
 
@@ -93,23 +93,6 @@ async def test_a_cancelled_wait_leaves_no_slot_taken() -> None:
 
     assert waiting.cancelled()
     assert gate.count == 0
-
-
-def test_a_refused_login_pauses_longer_each_time_and_a_success_ends_it() -> None:
-    """Refused logins pause for 1 s, doubling to 30 s; another reason does not pause at all."""
-    gate = Gate(1, Usage())
-    refused = ConnectFailure("auth", "password authentication failed")
-    pauses = []
-    for _ in range(7):
-        gate.note(refused)
-        pauses.append(gate._delay)
-
-    assert pauses == [1, 2, 4, 8, 16, 30, 30]
-    assert (FIRST_PAUSE, LONGEST_PAUSE) == (1, 30)
-    gate.note(None)
-    assert gate.paused_until == 0
-    gate.note(ConnectFailure("refused", "connection refused"))
-    assert gate.paused_until == 0
 
 
 def test_the_first_failure_and_the_recovery_are_told_apart() -> None:

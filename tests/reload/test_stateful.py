@@ -349,6 +349,27 @@ def test_the_old_login_of_a_loop_that_could_not_move_is_not_held_against_the_new
             machine.teardown()
 
 
+def test_a_loop_that_could_not_move_hands_out_nothing_old_once_the_server_is_back(
+    database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """A restart fails the move of a loop: its next checkout sees what is in force, not a pause.
+
+    The old generation could connect again just as well, and would have been handed out.
+    """
+    bound: Any = type("BoundMachine", (Machine,), {"database": database, "events": events})
+    for _ in range(5):
+        machine = bound()
+        try:
+            machine.begin()
+            machine.cancel(turns=0, in_a_query=True)
+            machine.write_good("events")
+            machine.look()
+            machine.restart(mode="fast")
+            machine.checkout("events")
+        finally:
+            machine.teardown()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_any_order_of_events_keeps_the_promises_of_a_reload(
