@@ -12,6 +12,7 @@ import pytest
 from pgmonkey import Registry, fault_points
 from pgmonkey.fault_points import Point
 from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
 
@@ -104,9 +105,9 @@ def test_checkouts_go_on_while_a_reload_stands_still(
 
 
 def test_the_newest_of_several_versions_wins_while_one_is_being_probed(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
 ) -> None:
-    """Five versions written while the first probe stands still end at the fifth, once."""
+    """Five versions written while the first probe stands still end at the fifth, in one swap."""
     declare(registry_dir, database, 0)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         assert seen(registry) == "app-0"
@@ -134,7 +135,10 @@ def test_the_newest_of_several_versions_wins_while_one_is_being_probed(
             reload.join()
 
         assert seen(registry) == "app-5"
-        assert next(one.version for one in registry.status().databases if one.name == "orders") <= 3
+        assert next(one.version for one in registry.status().databases if one.name == "orders") == 2
+        assert [one["version"] for one in events.named("config.applied", database="orders")] == [2]
+        assert len(events.named("database.swapped", database="orders")) == 1
+        assert "config.rejected" not in events.names, "what was superseded was not wrong"
         assert registry.wait_drained(timeout=5)
 
 

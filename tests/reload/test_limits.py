@@ -6,6 +6,7 @@ import asyncio
 import threading
 from typing import Any
 
+import prometheus_client
 import pytest
 
 from pgmonkey import Registry
@@ -77,10 +78,12 @@ def test_a_checkout_that_outlasts_drain_timeout_is_named_and_not_cut(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
 ) -> None:
     """The warning has thread, age and place of the holder; its transaction still commits."""
+    numbers = prometheus_client.CollectorRegistry()
+    labels = {"database": "orders", "type": "pool"}
     database.execute("CREATE TABLE public.done (id int)")
     database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
     registry_dir.declare("orders", database, drain_timeout="100ms")
-    with Registry(registry_dir, metrics=None) as registry:
+    with Registry(registry_dir, metrics=numbers) as registry:
         with registry.get("orders") as connection:
             connection.execute(STATEMENT, [1, 0])
             registry_dir.declare(
@@ -89,8 +92,16 @@ def test_a_checkout_that_outlasts_drain_timeout_is_named_and_not_cut(
             lingering = events.wait("database.drain_timeout", database="orders")
             assert not registry.wait_drained(timeout=0)
             assert not connection.closed
+            retiring = {**labels, "state": "retiring"}
+            assert numbers.get_sample_value("pgmonkey_pool_connections", retiring) == 1
+            longest = numbers.get_sample_value("pgmonkey_pool_longest_checkout_seconds", labels)
+            assert longest is not None
+            assert longest > 0.1
+            (shown,) = registry.get("orders").status().checkouts
+            assert "test_limits.py" in shown.place
 
         assert registry.wait_drained(timeout=5)
+        assert numbers.get_sample_value("pgmonkey_pool_connections", retiring) == 0
         (holder,) = lingering["holders"]
         assert holder["holder"] == f"thread {threading.current_thread().name}"
         assert "test_limits.py" in holder["place"]
@@ -98,6 +109,39 @@ def test_a_checkout_that_outlasts_drain_timeout_is_named_and_not_cut(
         assert events.wait("database.drained", generation=1)
         assert len(events.named("database.drain_timeout")) == 1
     assert database.execute("SELECT id FROM public.done") == [(1,)]
+
+
+async def test_a_task_that_outlasts_drain_timeout_is_named_and_not_cut(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """On an event loop the holder is a task; a removed database names its holders just the same."""
+    registry_dir.declare("orders", database, "async_pool", drain_timeout="100ms")
+    async with Registry(registry_dir, metrics=None) as registry:
+        handle = registry.get("orders")
+        holding = asyncio.Event()
+        go_on = asyncio.Event()
+
+        async def hold() -> Any:
+            async with handle as connection:
+                holding.set()
+                await go_on.wait()
+                cursor = await connection.execute("SELECT 1")
+                return await cursor.fetchone()
+
+        task = asyncio.create_task(hold(), name="the report")
+        await holding.wait()
+        await asyncio.to_thread(events.wait, "watch.started")
+        registry_dir.remove("orders")
+        lingering = await asyncio.to_thread(
+            events.wait, "database.drain_timeout", database="orders"
+        )
+        (holder,) = lingering["holders"]
+        assert holder["holder"] == "task the report"
+        assert "test_limits.py" in holder["place"]
+        assert not await asyncio.to_thread(registry.wait_drained, 0)
+        go_on.set()
+        assert await task == (1,)
+        assert await asyncio.to_thread(registry.wait_drained, 5)
 
 
 def test_a_leaked_checkout_is_reported_once_and_again_when_it_comes_back(
@@ -124,7 +168,8 @@ def test_fifty_forced_reloads_at_once_make_one_swap(
 ) -> None:
     """Callers that ask for a reload while one is under way share its result."""
     registry_dir.declare("orders", database)
-    with Registry(registry_dir, metrics=None) as registry:
+    numbers = prometheus_client.CollectorRegistry()
+    with Registry(registry_dir, metrics=numbers) as registry:
         with registry.get("orders"):
             pass
         barrier = threading.Barrier(50)
@@ -140,7 +185,10 @@ def test_fifty_forced_reloads_at_once_make_one_swap(
             thread.join()
 
         assert 1 <= len(events.named("database.swapped")) <= 3
-        assert registry.status().databases[0].version == 1 + len(events.named("database.swapped"))
+        version = numbers.get_sample_value(
+            "pgmonkey_config_generation", {"database": "orders", "type": "pool"}
+        )
+        assert version == 1 + len(events.named("database.swapped"))
         eventually(lambda: len(database.backends()) <= 2, 5, "no connection is left over")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 
 from pgmonkey import Registry
@@ -38,13 +39,44 @@ def application_name(registry: Registry, name: str = "orders") -> Any:
     return row[0]
 
 
+class Numbers(prometheus_client.CollectorRegistry):
+    """The metrics that an operator sees."""
+
+    def of(self, metric: str, database: str = "orders", **labels: str) -> float | None:
+        return self.get_sample_value(
+            f"pgmonkey_{metric}", {"database": database, "type": "pool", **labels}
+        )
+
+    def reloads(self, outcome: str, database: str = "orders") -> float | None:
+        return self.of("config_reloads_total", database, outcome=outcome)
+
+    def all_in_force(self) -> bool:
+        return self.get_sample_value("pgmonkey_config_last_reload_successful") == 1
+
+    def declared(self) -> float:
+        states = ("ready", "idle", "stale", "failed")
+        return sum(
+            self.get_sample_value("pgmonkey_registry_databases", {"state": state}) or 0
+            for state in states
+        )
+
+
+@pytest.fixture
+def numbers() -> Numbers:
+    """What the registry of the test exports to."""
+    return Numbers()
+
+
 @pytest.fixture
 def registry(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+    numbers: Numbers,
 ) -> Iterator[Registry]:
     """A watched registry whose one database is open, and whose watch is armed."""
     registry_dir.write("orders", text(database, "first"))
-    with Registry(registry_dir, metrics=None) as registry:
+    with Registry(registry_dir, metrics=numbers) as registry:
         assert application_name(registry) == "first"
         events.wait("watch.started")
         yield registry
@@ -56,6 +88,7 @@ def test_every_way_of_writing_a_file_is_seen_and_makes_one_version(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     events: CapturedEvents,
+    numbers: Numbers,
     how: str,
 ) -> None:
     """Renamed over, rewritten in place, as an editor does it, half written: one applied change."""
@@ -81,10 +114,15 @@ def test_every_way_of_writing_a_file_is_seen_and_makes_one_version(
     assert registry.status().databases[0].version == 2
     assert "config.removed" not in events.names
     assert len(events.named("config.rejected")) == 0
+    assert (numbers.reloads("applied"), numbers.reloads("rejected")) == (1, 0)
+    assert (numbers.of("config_generation"), numbers.of("config_stale")) == (2, 0)
 
 
 def test_unchanged_content_and_touch_do_nothing(
-    registry: Registry, registry_dir: RegistryDirectory, events: CapturedEvents
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    events: CapturedEvents,
+    numbers: Numbers,
 ) -> None:
     """A file that is touched or written again as it was makes no version and no event."""
     path = registry_dir.file("orders")
@@ -95,6 +133,8 @@ def test_unchanged_content_and_touch_do_nothing(
     assert report.unchanged == ("orders",)
     assert registry.status().databases[0].version == 1
     assert "config.applied" not in events.names
+    assert (numbers.reloads("applied"), numbers.of("config_generation")) == (0, 1)
+    assert (numbers.reloads("unchanged") or 0) >= 1
 
 
 def test_a_burst_of_a_thousand_writes_ends_at_the_last_one(
@@ -102,6 +142,7 @@ def test_a_burst_of_a_thousand_writes_ends_at_the_last_one(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     events: CapturedEvents,
+    numbers: Numbers,
 ) -> None:
     """Many quick changes are applied as few; the final content is what runs."""
     for number in range(1000):
@@ -111,6 +152,8 @@ def test_a_burst_of_a_thousand_writes_ends_at_the_last_one(
     applied = len(events.named("config.applied"))
     assert applied < 200
     assert registry.status().databases[0].version == applied + 1
+    assert numbers.reloads("applied") == applied
+    assert numbers.of("config_generation") == applied + 1
 
 
 def test_a_directory_that_is_deleted_and_made_again_is_found(
@@ -118,6 +161,7 @@ def test_a_directory_that_is_deleted_and_made_again_is_found(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     events: CapturedEvents,
+    numbers: Numbers,
 ) -> None:
     """While it is gone the last good configuration serves; its return is applied by itself."""
     shutil.rmtree(registry_dir.path)
@@ -125,24 +169,34 @@ def test_a_directory_that_is_deleted_and_made_again_is_found(
     assert application_name(registry) == "first"
     assert "orders" in registry
     assert "config.removed" not in events.names
+    rejected = events.wait("config.rejected")
+    assert (rejected["code"], rejected["file"]) == ("registry.missing", str(registry_dir))
     assert not registry.status().last_reload_successful
+    assert not numbers.all_in_force()
+    assert (numbers.declared(), numbers.reloads("removed")) == (1, 0)
 
     registry_dir.path.mkdir()
     registry_dir.write("orders", text(database, "again"))
     eventually(lambda: application_name(registry) == "again", 10, "the new content runs")
     events.wait("watch.restored")
     assert registry.status().last_reload_successful
+    assert numbers.all_in_force()
+
+    # The watch is on the new directory: the next change comes by an event, not by the rescan.
+    registry_dir.write("orders", text(database, "later"))
+    eventually(lambda: application_name(registry) == "later", 10, "the next change is seen")
+    assert len(events.named("config.rejected")) == 1
 
 
 def test_a_symlink_that_is_switched_is_followed(
-    tmp_path: Path, database: TemporaryDatabase, events: CapturedEvents
+    tmp_path: Path, database: TemporaryDatabase, events: CapturedEvents, numbers: Numbers
 ) -> None:
     """A registry directory behind a symlink is read anew when the link points elsewhere."""
     for version in ("one", "two"):
         RegistryDirectory(tmp_path / version).write("orders", text(database, version))
     link = tmp_path / "registry.d"
     link.symlink_to("one")
-    with Registry(link, metrics=None) as registry:
+    with Registry(link, metrics=numbers) as registry:
         assert application_name(registry) == "one"
         events.wait("watch.started")
         temporary = tmp_path / "link"
@@ -150,15 +204,17 @@ def test_a_symlink_that_is_switched_is_followed(
         temporary.replace(link)
 
         eventually(lambda: application_name(registry) == "two", 10, "the new target runs")
+        assert [one["version"] for one in events.named("config.applied")] == [2]
+        assert (numbers.reloads("applied"), numbers.of("config_generation")) == (1, 2)
 
 
 def test_a_kubernetes_swap_of_the_config_directory_is_one_change(
-    tmp_path: Path, database: TemporaryDatabase, events: CapturedEvents
+    tmp_path: Path, database: TemporaryDatabase, events: CapturedEvents, numbers: Numbers
 ) -> None:
     """A ConfigMap that holds the files is swapped by kubelet: exactly one applied change."""
     mount = SecretVolume(tmp_path / "registry.d")
     mount.write({"orders.yaml": text(database, "first")})
-    with Registry(mount.directory, metrics=None) as registry:
+    with Registry(mount.directory, metrics=numbers) as registry:
         assert application_name(registry) == "first"
         events.wait("watch.started")
         mount.write({"orders.yaml": text(database, "second")})
@@ -166,32 +222,41 @@ def test_a_kubernetes_swap_of_the_config_directory_is_one_change(
         eventually(lambda: application_name(registry) == "second", 10, "the new content runs")
         assert len(events.named("config.applied")) == 1
         assert registry.status().databases[0].version == 2
+        assert (numbers.reloads("applied"), numbers.reloads("rejected")) == (1, 0)
 
 
 def test_a_secret_reloads_exactly_the_databases_that_use_it(
-    tmp_path: Path,
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     volume: SecretVolume,
     events: CapturedEvents,
+    numbers: Numbers,
 ) -> None:
     """A rotated secret touches one database of two; the other keeps its version."""
     registry_dir.declare("orders", database, volume=volume)
-    registry_dir.declare("reports", database, "normal", connection={"password": database.password})
-    with Registry(registry_dir, metrics=None) as registry:
+    registry_dir.declare("reports", database, connection={"password": database.password})
+    with Registry(registry_dir, metrics=numbers) as registry:
         application_name(registry)
         events.wait("watch.started")
         database.rotate()
         write_credentials(volume, database)
-        events.wait("config.applied", database="orders")
+        applied = events.wait("config.applied", database="orders")
+        assert applied["changed"] == ["connection_settings.password"]
 
         versions = {one.name: one.version for one in registry.status().databases}
         assert versions == {"orders": 2, "reports": 1}
-    del tmp_path
+        assert numbers.of("config_generation") == 2
+        assert numbers.of("config_generation", "reports") == 1
+        assert numbers.reloads("applied", "reports") == 0
+        modified = numbers.of("secret_modified_timestamp_seconds")
+        assert modified == pytest.approx(volume.path("password").stat().st_mtime)
 
 
 def test_a_lost_event_is_made_good_by_the_rescan(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+    numbers: Numbers,
 ) -> None:
     """With a source that never reports a change, the rescan finds it."""
 
@@ -201,15 +266,20 @@ def test_a_lost_event_is_made_good_by_the_rescan(
             yield ()
 
     registry_dir.write("orders", text(database, "first"))
-    with Registry(registry_dir, metrics=None, rescan_interval=0.2, _source=silent) as registry:
+    with Registry(registry_dir, metrics=numbers, rescan_interval=0.2, _source=silent) as registry:
         assert application_name(registry) == "first"
         registry_dir.write("orders", text(database, "second"))
 
         eventually(lambda: application_name(registry) == "second", 10, "the rescan found it")
+        assert [one["version"] for one in events.named("config.applied")] == [2]
+        assert numbers.of("config_generation") == 2
 
 
 def test_without_file_events_the_directory_is_polled_and_the_event_says_so(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+    numbers: Numbers,
 ) -> None:
     """No inotify instance left: changes are found by looking, also two within one second."""
 
@@ -217,7 +287,7 @@ def test_without_file_events_the_directory_is_polled_and_the_event_says_so(
         raise RuntimeError("Too many open files (os error 24)")
 
     registry_dir.write("orders", text(database, "first"))
-    with Registry(registry_dir, metrics=None, _source=exhausted) as registry:
+    with Registry(registry_dir, metrics=numbers, _source=exhausted) as registry:
         events.wait("watch.degraded", mode="polling")
         assert registry.status().polling
         for name in ("second", "third!"):
@@ -225,6 +295,9 @@ def test_without_file_events_the_directory_is_polled_and_the_event_says_so(
             eventually(lambda name=name: application_name(registry) == name, 10, f"{name} runs")
         assert len(events.named("watch.degraded")) == 1, "it is said once"
         assert registry.status().watcher_errors > 0
+        assert (numbers.get_sample_value("pgmonkey_watcher_errors_total") or 0) > 0
+        assert numbers.get_sample_value("pgmonkey_watcher_up") == 1, "changes are seen all the same"
+        assert numbers.of("config_generation") == 3
 
 
 def test_the_real_inotify_limit_leads_to_polling(
@@ -269,6 +342,7 @@ def test_a_file_is_added_renamed_and_removed(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     events: CapturedEvents,
+    numbers: Numbers,
 ) -> None:
     """A new file is a new database; a renamed one goes under its old name and comes as new."""
     registry_dir.write("reports", text(database, "reports"))
@@ -278,18 +352,32 @@ def test_a_file_is_added_renamed_and_removed(
     registry_dir.file("reports").rename(registry_dir.file("archive"))
     eventually(lambda: "archive" in registry and "reports" not in registry, 5, "it is renamed")
     assert application_name(registry, "archive") == "reports"
-    assert events.named("config.removed", database="reports")
+    assert len(events.named("config.removed", database="reports")) == 1
+    assert events.named("config.applied", database="archive")
+    assert numbers.reloads("removed", "reports") == 1
+    assert numbers.of("config_generation", "reports") is None, "its gauges are gone"
+    assert numbers.of("config_generation", "archive") == 1
+    assert numbers.declared() == 2
+
+    registry_dir.remove("archive")
+    events.wait("config.removed", database="archive")
+    assert numbers.reloads("removed", "archive") == 1
+    assert numbers.all_in_force(), "a removal is no failure"
     assert application_name(registry) == "first", "the other database was not touched"
+    assert "config.rejected" not in events.names
 
 
 def test_changed_defaults_reach_every_database(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+    numbers: Numbers,
 ) -> None:
     """`_defaults.yaml` is merged under every database, also when it changes or goes bad."""
     body = text(database, "x").replace("  application_name: x\n", "")
     registry_dir.write("orders", body)
     registry_dir.write("_defaults", "connection_settings: {application_name: one}\n")
-    with Registry(registry_dir, metrics=None) as registry:
+    with Registry(registry_dir, metrics=numbers) as registry:
         assert application_name(registry) == "one"
         events.wait("watch.started")
         registry_dir.write("_defaults", "connection_settings: {application_name: two}\n")
@@ -299,6 +387,7 @@ def test_changed_defaults_reach_every_database(
         events.wait("config.rejected")
         assert application_name(registry) == "two"
         assert not registry.status().last_reload_successful
+        assert (numbers.of("config_stale"), numbers.all_in_force()) == (1, False)
 
 
 def test_what_touches_no_connection_takes_effect_without_a_swap(
