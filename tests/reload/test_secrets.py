@@ -75,7 +75,7 @@ def test_a_user_and_a_password_that_change_together_are_never_mixed(
         assert swaps > 100
         assert reloads > 10
         assert version > 5, "the reloads have seen both pairs"
-        assert failures == {}
+        assert sum(failures.values()) == 0
         assert events.named("config.rejected") == []
     finally:
         database.server.drop_role(other)
