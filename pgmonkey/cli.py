@@ -7,6 +7,7 @@ Exit codes: 0 ok, 1 problem found, 2 usage, 4 database unreachable, 5 service un
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from enum import Enum, IntEnum
@@ -453,7 +454,7 @@ def create(path: ConfigFile, kind: Kind = KindChoice.PG) -> None:
         _tell(f"{path} exists already and was left as it is")
         raise typer.Exit(ExitCode.PROBLEM) from None
     typer.echo(f"{path} is written, readable for you alone; fill it in and try it:")
-    typer.echo(f"pgmonkey pgconfig test --connconfig {path}")
+    typer.echo(shlex.join(["pgmonkey", "pgconfig", "test", "--connconfig", str(path)]))
 
 
 @pgconfig.command("test")

@@ -20,7 +20,7 @@ from pgmonkey.keyed_digest import files_digest
 from pgmonkey.layout import SECTIONS
 from pgmonkey.problem import Problem, sorted_problems
 from pgmonkey.redaction import SHORT, Secret, is_sensitive, mask_urls
-from pgmonkey.resolution import Resolution
+from pgmonkey.resolution import HOW_TO_RESOLVE, Resolution
 from pgmonkey.secret_file import (
     SecretFileError,
     Snapshot,
@@ -384,7 +384,7 @@ class Making:
                 message=f"{finding.message}; got a value from outside (not shown)"
             )
         if not self._rules.resolve and _part(resolved, path, "${"):
-            return finding._replace(hint="references are not resolved here: pass resolve_env=True")
+            return finding._replace(hint=f"references are not resolved here: {HOW_TO_RESOLVE}")
         value = _part(resolved, path)
         if value is None or mask_urls(value) != value or "://" in value:
             return finding

@@ -28,6 +28,8 @@ Path = tuple["str | int", ...]
 
 _KINDS: Final = frozenset({"from_env", "from_file"})
 _PATHS: Final = frozenset({"sslrootcert", "sslcert", "sslkey"})
+#: What to do where references stay as they are.
+HOW_TO_RESOLVE: Final = "pass --resolve-env, or resolve_env=True in a program"
 _NULL_MEANS: Final = ("connection_settings", "prepare_threshold")
 
 
@@ -152,7 +154,7 @@ class Resolution:
                 path,
                 "reference.unresolved",
                 "a reference, but references are not resolved here",
-                "pass resolve_env=True",
+                HOW_TO_RESOLVE,
             )
             return _DROPPED
         return {

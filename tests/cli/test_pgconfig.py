@@ -40,14 +40,14 @@ def config(tmp_path: Path, database: TemporaryDatabase) -> Path:
 
 def test_create_writes_for_the_owner_alone(tmp_path: Path, canary: Canary) -> None:
     """The new file is valid, has mode 0600 whatever the umask, and its directory is made."""
-    path = tmp_path / "new" / "config.yaml"
+    path = tmp_path / "new one" / "config.yaml"
     before = os.umask(0)
     try:
         done = run("pgconfig", "create", "--type", "pg", "--filepath", path, canary=canary)
     finally:
         os.umask(before)
     assert done.code == 0
-    assert str(path) in done.out
+    assert f"pgmonkey pgconfig test --connconfig '{path}'\n" in done.out
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert load_config(path)["connection_settings"]["dbname"] == "mydatabase"
 
@@ -207,6 +207,17 @@ def test_references_are_resolved_when_asked(
         "--connection-type", connection_type, canary=canary, env=env,
     )  # fmt: skip
     assert (done.code, done.err) == (0, "")
+
+
+def test_references_that_nobody_resolves_are_said(
+    tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """Without `--resolve-env` the hint names the option, not only the argument of the library."""
+    path = tmp_path / "config.yaml"
+    env = _with_references(path, database)
+    done = run("pgconfig", "test", "--connconfig", path, canary=canary, env=env)
+    assert done.code == 1
+    assert "pass --resolve-env" in done.err
 
 
 def test_an_unset_variable_is_named(
