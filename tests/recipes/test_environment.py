@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from pgmonkey import EnvInterpolationError, PGConnectionManager, load_config, redact_config
+from tests.cli.process import run as cli
 from tests.kit import Canary, TemporaryDatabase
 from tests.recipes.recipe import ENDS_WITHIN, leave_traces, recipe, run, traces
 
@@ -32,13 +34,15 @@ def write(directory: Path, text: str) -> Path:
 def test_local_development(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
     """The file's variables are filled from the environment, and the connection is made."""
     leave_traces(database)
-    write(tmp_path, recipe("environment", "Local development", "yaml"))
+    write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
     work = (
         "with conn as connection:\n    print(connection.execute('SELECT version()').fetchone())\n"
     )
 
     ended = run(
-        recipe("environment", "Local development") + work, tmp_path, environ=environ(database)
+        recipe("environment", "Local Development with Environment Variables") + work,
+        tmp_path,
+        environ=environ(database),
     )
 
     canary.check(ended.errors)
@@ -51,11 +55,15 @@ def test_local_development_without_the_password(
     tmp_path: Path, database: TemporaryDatabase
 ) -> None:
     """A password that is not set is an EnvInterpolationError that names variable and key."""
-    write(tmp_path, recipe("environment", "Local development", "yaml"))
+    write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
     variables = environ(database)
     del variables["PGPASSWORD"]
 
-    ended = run(recipe("environment", "Local development"), tmp_path, environ=variables)
+    ended = run(
+        recipe("environment", "Local Development with Environment Variables"),
+        tmp_path,
+        environ=variables,
+    )
 
     assert ended.code == 1
     assert "EnvInterpolationError" in ended.errors
@@ -67,7 +75,9 @@ def test_local_development_uses_its_defaults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not set, or empty as Compose passes it, takes the default; numbers are numbers."""
-    path = write(tmp_path, recipe("environment", "Local development", "yaml"))
+    path = write(
+        tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml")
+    )
     for name in ("PGUSER", "PGHOST", "PGPORT", "PGDATABASE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PGHOST", "")
@@ -87,10 +97,10 @@ def test_local_development_uses_its_defaults(
 def test_docker_compose(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
     """The application of the compose file runs with its pool of 5 to 20."""
     leave_traces(database)
-    write(tmp_path, recipe("environment", "Docker and Docker Compose", "yaml"))
+    write(tmp_path, recipe("environment", "Docker / Docker Compose", "yaml"))
 
     ended = run(
-        recipe("environment", "Docker and Docker Compose"), tmp_path, environ=environ(database)
+        recipe("environment", "Docker / Docker Compose"), tmp_path, environ=environ(database)
     )
 
     canary.check(ended.errors)
@@ -101,7 +111,7 @@ def test_docker_compose(tmp_path: Path, database: TemporaryDatabase, canary: Can
 
 def kubernetes(directory: Path) -> str:
     """Return the recipe's configuration; the mount is in the test's directory, the server has no TLS."""
-    text = recipe("environment", "Kubernetes secrets", "yaml")
+    text = recipe("environment", "Kubernetes Secrets with from_file", "yaml")
     text = text.replace("/var/run/secrets/db/password", str(directory / "password"))
     return text.replace("sslmode: 'require'", "sslmode: 'prefer'")
 
@@ -126,7 +136,9 @@ def test_kubernetes_secrets(tmp_path: Path, database: TemporaryDatabase, canary:
     write(tmp_path, kubernetes(tmp_path))
 
     ended = run(
-        recipe("environment", "Kubernetes secrets") + STARTUP, tmp_path, environ=environ(database)
+        recipe("environment", "Kubernetes Secrets with from_file") + STARTUP,
+        tmp_path,
+        environ=environ(database),
     )
 
     canary.check(ended.errors)
@@ -143,12 +155,34 @@ def test_kubernetes_secret_that_is_missing(tmp_path: Path) -> None:
         PGConnectionManager().get_database_connection(path, "async_pool", resolve_env=True)
 
 
+def test_the_commands(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
+    """Each command of the recipe succeeds, and the program that the last one prints runs."""
+    leave_traces(database)
+    write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
+    heading = "Testing Configs with Environment Interpolation from the Command Line"
+    lines = [
+        shlex.split(line, comments=True)
+        for line in recipe("environment", heading, "shell").splitlines()
+    ]
+    commands = [words[1:] for words in lines if words]
+    assert len(commands) == 4
+
+    for command in commands:
+        done = cli(*command, canary=canary, cwd=tmp_path, env=environ(database))
+        assert (done.code, done.err) == (0, "")
+    assert traces(database) == []
+
+    ended = run(done.out, tmp_path, environ=environ(database))
+    assert (ended.code, ended.errors) == (0, "")
+    assert traces(database) == ["version"]
+
+
 def test_redaction(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
     """What the recipe prints has the secrets masked and the rest as it is."""
-    write(tmp_path, recipe("environment", "Local development", "yaml"))
+    write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
 
     ended = run(
-        recipe("environment", "Showing a configuration"), tmp_path, environ=environ(database)
+        recipe("environment", "Redacting Secrets for Logging"), tmp_path, environ=environ(database)
     )
 
     assert (ended.code, ended.errors) == (0, "")
@@ -182,7 +216,9 @@ def test_load_config_works_with_psycopg_and_prints_no_secret(
 
     for name, value in environ(database).items():
         monkeypatch.setenv(name, value)
-    path = write(tmp_path, recipe("environment", "Local development", "yaml"))
+    path = write(
+        tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml")
+    )
 
     config = load_config(path, resolve_env=True)
 

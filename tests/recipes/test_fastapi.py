@@ -63,7 +63,12 @@ def load(config: Path, *texts: str) -> dict[str, Any]:
 def program(config: Path) -> Iterator[dict[str, Any]]:
     """The page's program, with its dependencies."""
     dependencies = [recipe("fastapi", "A connection as a dependency", number=n) for n in (0, 1)]
-    namespace = load(config, recipe("fastapi", ""), recipe("fastapi", "", number=1), *dependencies)
+    namespace = load(
+        config,
+        recipe("fastapi", "AsyncDatabase Class for FastAPI"),
+        recipe("fastapi", "AsyncDatabase Class for FastAPI", number=1),
+        *dependencies,
+    )
     yield namespace
     namespace["pool"].close()
 
@@ -94,7 +99,7 @@ def test_the_page_answers_concurrent_requests(
 
 def test_the_form_of_4_0_with_on_event_works(config: Path, database: TemporaryDatabase) -> None:
     """Applications that connect in `on_event("startup")` go on working."""
-    program = load(config, recipe("fastapi", ""), ON_EVENT)
+    program = load(config, recipe("fastapi", "AsyncDatabase Class for FastAPI"), ON_EVENT)
 
     with TestClient(program["app"]) as client:
         assert ask_concurrently(client) == [EXPECTED] * 40
@@ -104,7 +109,11 @@ def test_the_form_of_4_0_with_on_event_works(config: Path, database: TemporaryDa
 
 def test_an_application_starts_a_second_time(config: Path, database: TemporaryDatabase) -> None:
     """A second lifespan, on another event loop, connects anew (test suites do that all the time)."""
-    program = load(config, recipe("fastapi", ""), recipe("fastapi", "", number=1))
+    program = load(
+        config,
+        recipe("fastapi", "AsyncDatabase Class for FastAPI"),
+        recipe("fastapi", "AsyncDatabase Class for FastAPI", number=1),
+    )
     for _ in range(3):
         with TestClient(program["app"]) as client:
             assert client.get("/orders").json() == EXPECTED
@@ -190,7 +199,11 @@ asyncio.run(serve())
 
 def test_the_page_as_a_program(config: Path) -> None:
     """As a program of its own it ends by itself, without a warning of anybody."""
-    text = recipe("fastapi", "") + recipe("fastapi", "", number=1) + AS_A_PROGRAM
+    text = (
+        recipe("fastapi", "AsyncDatabase Class for FastAPI")
+        + recipe("fastapi", "AsyncDatabase Class for FastAPI", number=1)
+        + AS_A_PROGRAM
+    )
     ended = run(text.replace("/path/to/config.yaml", str(config)), config.parent)
 
     assert (ended.code, ended.errors, ended.output) == (0, "", [str(EXPECTED)])

@@ -25,8 +25,8 @@ def program(tmp_path: Path, database: TemporaryDatabase) -> Iterator[dict[str, A
     config = declare(tmp_path, database, pool_settings={"min_size": 1, "max_size": 4})
     text = "".join(
         [
-            recipe("flask", ""),
-            recipe("flask", "", number=1),
+            recipe("flask", "Database Class for Flask"),
+            recipe("flask", "Database Class for Flask", number=1),
             recipe("flask", "Several statements in one transaction"),
         ]
     )
@@ -127,7 +127,9 @@ def test_the_page_as_a_program(tmp_path: Path, database: TemporaryDatabase) -> N
         conn.execute("CREATE TABLE users (id int, name text)")
     database.disconnect()
     declare(tmp_path, database)
-    text = recipe("flask", "") + recipe("flask", "", number=1)
+    text = recipe("flask", "Database Class for Flask") + recipe(
+        "flask", "Database Class for Flask", number=1
+    )
     text = text.replace("/path/to/config.yaml", "config.yaml")
 
     ended = run(text + "\nprint(app.test_client().get('/users').json)\n", tmp_path)
