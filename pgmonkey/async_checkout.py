@@ -56,6 +56,7 @@ class AsyncCheckout(Checkout):
                 side.let_go(self, generation)
             except BaseException as error:
                 side.let_go(self, generation)
+                generation.dialer.lose()
                 handle.usage.errors["other"] += 1
                 if isinstance(error, (KeyboardInterrupt, SystemExit)):
                     # psycopg_pool forgets a connection that it was about to hand over.

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.async_checkout import AsyncCheckout
+from pgmonkey.budget import Budget
 from pgmonkey.candidate import Candidate
 from pgmonkey.checkout import EnterHalf, ExitHalf
 from pgmonkey.database import Borrowed, BorrowedCursor, Database, wrong_side
@@ -45,8 +46,8 @@ class AsyncDatabase(Database):
         def __exit__(self, *exc_info: object) -> Any:
             raise wrong_side(self)
 
-    def __init__(self, applied: Applied, connection_type: ConnectionType) -> None:
-        super().__init__(applied, connection_type)
+    def __init__(self, applied: Applied, connection_type: ConnectionType, budget: Budget) -> None:
+        super().__init__(applied, connection_type, budget)
         self._sides: dict[asyncio.AbstractEventLoop, LoopSide] = {}
         # Guards `_sides`. Never held while waiting.
         self._sides_lock = threading.Lock()
@@ -153,6 +154,7 @@ class AsyncDatabase(Database):
         self.target.gone = gone
         sides = self.sides()
         for side in sides:
+            side.gate.wake()
             side.shut_soon()
         return sides
 
@@ -182,10 +184,14 @@ class AsyncDatabase(Database):
             side = sides[0]
             # The probe counts against the connections of one loop, beyond which there may be
             # one more; when even that is taken, by an earlier move, it waits for it to end.
-            slot = side.gate.wait(side.is_gone, beyond=1, timeout=LONGEST_FAREWELL)
-            if slot is None:
-                raise side.no_room()
             dialer = Dialer(applied.config, self.connection_type, side.gate)
+            slot = side.gate.wait(
+                side.is_gone, server=dialer.server, beyond=1, timeout=LONGEST_FAREWELL
+            )
+            if slot is None and self.share.is_limited:
+                slot = side.wait_for_room(dialer)
+            if slot is None:
+                raise side.no_room(applied.config)
             try:
                 dialer.dial(slot, probe=True).close()
             except ConnectError as error:
@@ -201,6 +207,7 @@ class AsyncDatabase(Database):
         """Publish the candidate to every loop; each swaps at its next turn, or next checkout."""
         self.target.applied = candidate.applied
         for side in self.sides():
+            side.gate.wake()
             side.move_soon()
         return True
 

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from pgmonkey.async_handle import AsyncDatabase
+from pgmonkey.budget import Budget
 from pgmonkey.errors import HandleClosedError
 from pgmonkey.handle import SyncDatabase
 
@@ -19,20 +20,25 @@ if TYPE_CHECKING:
 Handle = SyncDatabase | AsyncDatabase
 
 
-def make_handle(applied: Applied, connection_type: ConnectionType) -> Handle:
+def make_handle(applied: Applied, connection_type: ConnectionType, budget: Budget) -> Handle:
     """Return a new handle of the right side; it connects to nothing."""
     if connection_type in ("async", "async_pool"):
-        return AsyncDatabase(applied, connection_type)
-    return SyncDatabase(applied, connection_type)
+        return AsyncDatabase(applied, connection_type, budget)
+    return SyncDatabase(applied, connection_type, budget)
 
 
 class HandleCache:
     """Keep one handle for each key, for as long as the cache lives.
 
     The registry's keys are (name, type), those of `PGConnectionManager` (digest, type).
+
+    Args:
+        max_connections: Server connections allowed at a time, over all handles; default: any
+            number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_connections: int | None = None) -> None:
+        self.budget = Budget(max_connections)
         self._handles: dict[Hashable, Handle] = {}
         #: What the registry's `get` gives for a name alone. Read without a lock.
         self.defaults: dict[str, Handle] = {}
@@ -46,7 +52,7 @@ class HandleCache:
             with self._lock:
                 handle = self._handles.get(key)
                 if handle is None:
-                    handle = self._handles[key] = make_handle(applied, connection_type)
+                    handle = self._handles[key] = make_handle(applied, connection_type, self.budget)
         return handle
 
     def items(self) -> list[tuple[Any, Handle]]:
@@ -88,9 +94,10 @@ class HandleCache:
             self.defaults.clear()
         return handles
 
-    def forget_lock(self) -> None:
-        """Take a new lock, in a child process whose parent may have held it."""
+    def forget(self) -> None:
+        """Start anew in a child process: the parent may have held the lock, and has its places."""
         self._lock = threading.Lock()
+        self.budget.forget()
 
 
 def close_handles(handles: list[Handle], owner: str) -> None:

@@ -108,6 +108,7 @@ class DatabaseConfig:
         "digest",
         "drain_timeout",
         "leak_detection",
+        "max_connections",
         "name",
         "path",
         "pooler",
@@ -139,6 +140,7 @@ class DatabaseConfig:
         put(self, "leak_detection", model.leak_detection)
         put(self, "drain_timeout", model.drain_timeout)
         put(self, "revision", model.revision and mask_urls(model.revision))
+        put(self, "max_connections", model.max_connections)
         put(self, "autocommit", connection.pop("autocommit", False))
         default = None if model.pooler == "pgbouncer" else PREPARE_THRESHOLD
         put(self, "prepare_threshold", connection.pop("prepare_threshold", default))
@@ -165,6 +167,7 @@ class DatabaseConfig:
     leak_detection: float | None
     drain_timeout: float
     revision: str | None
+    max_connections: int | None
     autocommit: bool
     prepare_threshold: int | None
     connect_digest: bytes
@@ -205,6 +208,15 @@ class DatabaseConfig:
         """What tells the account that it logs in with from others, in this process."""
         parts = (self._connection.get(key, "") for key in _ACCOUNT)
         return keyed_digest("\0".join(_clear(part) for part in parts).encode())
+
+    @property
+    def server(self) -> str:
+        """What tells its server from others: host and port, or the service."""
+        connection = self._connection
+        host = connection.get("host") or connection.get("hostaddr")
+        if not host and (service := connection.get("service")):
+            return f"service {service}"
+        return f"{host or 'localhost'}:{connection.get('port') or 5432}"
 
     @property
     def wants_primary(self) -> bool:
@@ -356,7 +368,7 @@ class DatabaseConfig:
         revision = "-" if self.revision is None else f"={self.revision}"
         return (
             f"{self.connection_type}\0{self.description}\0{self.required}\0"
-            f"{self.leak_detection}\0{self.drain_timeout}\0{revision}"
+            f"{self.leak_detection}\0{self.drain_timeout}\0{self.max_connections}\0{revision}"
         )
 
 
@@ -369,6 +381,7 @@ _PLAIN: Final = (
     "required",
     "leak_detection",
     "drain_timeout",
+    "max_connections",
     "revision",
 )
 

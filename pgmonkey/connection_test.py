@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from pgmonkey.budget import Budget
 from pgmonkey.cache import make_handle
 from pgmonkey.connection import AsyncPooledConnection, PooledConnection
 from pgmonkey.dialer import Dialer
@@ -104,7 +105,7 @@ def _try_sync(config: DatabaseConfig, connection_type: ConnectionType) -> Answer
         answer = _answer(connection, connection.execute(_QUESTION).fetchone(), seconds)
     if connection_type != "pool":
         return answer
-    handle = make_handle(Applied(config), connection_type)
+    handle = make_handle(Applied(config), connection_type, Budget())
     try:
         with handle as borrowed:
             borrowed.execute("SELECT 1")
@@ -122,7 +123,7 @@ async def _try_async(config: DatabaseConfig, connection_type: ConnectionType) ->
         answer = _answer(connection, await cursor.fetchone(), seconds)
     if connection_type != "async_pool":
         return answer
-    handle = make_handle(Applied(config), connection_type)
+    handle = make_handle(Applied(config), connection_type, Budget())
     try:
         async with handle as borrowed:
             await borrowed.execute("SELECT 1")

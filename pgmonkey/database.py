@@ -12,6 +12,7 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import TupleRow
 
 from pgmonkey import events
+from pgmonkey.budget import Budget, Share
 from pgmonkey.checkout import Checkout
 from pgmonkey.errors import WrongSideError
 from pgmonkey.gate import Gate
@@ -109,13 +110,15 @@ class Database(ABC):
             /,
         ) -> bool | None: ...
 
-    def __init__(self, applied: Applied, connection_type: ConnectionType) -> None:
+    def __init__(self, applied: Applied, connection_type: ConnectionType, budget: Budget) -> None:
         self.name = applied.config.name
         self.connection_type = connection_type
         self._count_in(Usage())
         #: Checkouts entered by calling `__enter__` by hand, which have no `__exit__` yet.
         self.loose: list[Checkout] = []
         self.target = Target(applied)
+        #: Its part in the connections that all databases may have together.
+        self.share = Share(budget, self.target, f"{self.name}/{connection_type}")
         #: Called when the first connection of a process or loop is about to be made.
         self.on_open: Callable[[], object] | None = None
         #: Called when the server has refused a login.

@@ -500,6 +500,15 @@ class DatabaseFile(_Section):
             examples=["30s"],
         ),
     ] = None
+    max_connections: Annotated[
+        Annotated[int, _Integer(1, 1_000_000)] | None,
+        Field(
+            description="How many connections this process has to the server (host and port) at "
+            "most when this database opens another one, over all databases; no limit by default. "
+            "Best written once, in _defaults.yaml.",
+            examples=["80"],
+        ),
+    ] = None
     revision: Annotated[
         Text | None,
         Field(

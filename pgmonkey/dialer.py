@@ -39,14 +39,15 @@ class Dialer:
 
     __slots__ = (
         "_account",
-        "_config",
         "_connection_type",
         "_gate",
         "_login",
+        "_lost",
         "_on_failure",
         "_seed",
         "_settings",
         "checkouts",
+        "config",
         "held",
         "retired",
     )
@@ -58,7 +59,7 @@ class Dialer:
         gate: Gate,
         on_failure: Callable[[Dialer, ConnectFailure, bool], None] | None = None,
     ) -> None:
-        self._config = config
+        self.config = config
         self._account, self._login = config.account, config.connect_digest
         self._connection_type = connection_type
         self._settings: PoolSettings = config.pool(connection_type)
@@ -69,8 +70,15 @@ class Dialer:
         self.checkouts: set[Any] = set()
         #: Set while a reload makes room for its probe: nothing else may take the free place.
         self.held = False
+        #: How many clients went away while they waited.
+        self._lost = 0
         #: Set when the generation is retired: it makes no connection any more.
         self.retired = False
+
+    @property
+    def server(self) -> str:
+        """Return which server its connections go to."""
+        return self.config.server
 
     def go_on(self, pool: SyncPool) -> None:
         """Let a pool that has given up try again, if somebody waits or it is early yet."""
@@ -85,8 +93,38 @@ class Dialer:
     def _shall_go_on(self) -> bool:
         if self.retired:
             return False
-        waiting = any(one.connection is None for one in self.checkouts.copy())
-        return waiting or self._gate.outage() < self._settings.reconnect_timeout
+        if self._is_waited_for():
+            return True
+        return not self._is_starved() and (self._gate.outage() < self._settings.reconnect_timeout)
+
+    def _is_waited_for(self) -> bool:
+        return any(one.connection is None and not one.taken for one in self.checkouts.copy())
+
+    def _is_starved(self) -> bool:
+        """Tell whether the other databases of the registry left no connection for this one."""
+        share = self._gate.share
+        return share is not None and share.is_full(self.server)
+
+    def lose(self) -> None:
+        """Let the worker of the pool go on with its work: a client went away while it waited.
+
+        The pool may have given it a connection in the same moment, which that worker takes
+        back; while it waits for the budget, nobody else would ever get that connection.
+        """
+        self._lost += 1
+        self._gate.wake()
+
+    def _given_up(self) -> Callable[[], bool]:
+        """Return what tells that the worker of the pool shall not wait for a slot any longer.
+
+        Without anybody who waits for it, a connection that the budget does not allow now is not
+        worth a worker that does nothing else.
+        """
+        lost = self._lost
+        return lambda: (
+            self.retired
+            or (self._is_starved() and (self._lost != lost or not self._is_waited_for()))
+        )
 
     def plant(self, seed: PooledConnection | AsyncPooledConnection) -> None:
         """Let the next connect of the pool return this one, which the probe has made."""
@@ -108,18 +146,23 @@ class Dialer:
         """Return a new connection to the pool, as soon as the gate has a slot for it."""
         if seed := self.uproot():
             return cast(PooledConnection, seed)
-        slot = self._gate.wait(lambda: self.retired, lambda: self.held)
+        slot = self._gate.wait(self._given_up(), lambda: self.held, server=self.server)
         if slot is None:
-            raise ConnectError("this generation is retired", database=self._config.name)
+            raise self._not_now()
         return self.dial(slot)
+
+    def _not_now(self) -> ConnectError:
+        """Return what a pool is told that shall not connect; nobody else sees it."""
+        why = "this generation is retired" if self.retired else "max_connections leaves none for it"
+        return ConnectError(why, database=self.config.name)
 
     async def connect_async(self) -> AsyncPooledConnection:
         """Return a new connection to the pool, as soon as the gate has a slot for it."""
         if seed := self.uproot():
             return cast(AsyncPooledConnection, seed)
-        slot = await self._gate.wait_async(lambda: self.retired, lambda: self.held)
+        slot = await self._gate.wait_async(self._given_up(), lambda: self.held, server=self.server)
         if slot is None:
-            raise ConnectError("this generation is retired", database=self._config.name)
+            raise self._not_now()
         return await self.dial_async(slot)
 
     def refusal(self) -> ConnectFailure | None:
@@ -162,18 +205,18 @@ class Dialer:
     def _try_dial(self) -> tuple[PooledConnection | None, ConnectFailure | None]:
         try:
             return PooledConnection.connect(
-                **self._config.connect_kwargs(self._connection_type)
+                **self.config.connect_kwargs(self._connection_type)
             ), None
         except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
-            return None, classify(error, self._config.secrets)
+            return None, classify(error, self.config.secrets)
 
     async def _try_dial_async(self) -> tuple[AsyncPooledConnection | None, ConnectFailure | None]:
         try:
             return await AsyncPooledConnection.connect(
-                **self._config.connect_kwargs(self._connection_type)
+                **self.config.connect_kwargs(self._connection_type)
             ), None
         except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
-            return None, classify(error, self._config.secrets)
+            return None, classify(error, self.config.secrets)
 
     def _spare(self, slot: Slot | None) -> None:
         """Raise what the server said the last time, while it must not be asked again."""
@@ -211,19 +254,19 @@ class Dialer:
         if failure is not None and outage == 0.0:
             events.emit(
                 "connect.failed",
-                database=self._config.name,
+                database=self.config.name,
                 reason=failure.reason,
                 error=failure.text,
             )
         elif failure is None and outage is not None:
-            events.emit("connect.recovered", database=self._config.name, outage=round(outage, 3))
+            events.emit("connect.recovered", database=self.config.name, outage=round(outage, 3))
 
     def error(self, failure: ConnectFailure) -> ConnectError:
         """Return the error that tells a person of this failure."""
         return ConnectError(
-            f"{self._config.name}: cannot connect: {failure.text} [{failure.reason}]"
+            f"{self.config.name}: cannot connect: {failure.text} [{failure.reason}]"
             f"\n  hint: {failure.hint}",
-            database=self._config.name,
+            database=self.config.name,
             reason=failure.reason,
         )
 

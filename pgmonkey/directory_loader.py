@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pgmonkey.capacity import shortfalls
 from pgmonkey.config import DatabaseConfig
 from pgmonkey.connection_settings import libpq_variables
 from pgmonkey.errors import RegistryConfigError
@@ -131,6 +132,7 @@ class DirectoryLoader:
         trust: What becomes of a database whose file, secrets or TLS files other accounts can
             change: `strict` makes it a problem, `warn` says it once, `off` does not look.
         on_untrusted: Called with such a file and the reason, once for each file.
+        max_connections: Server connections that all databases may have together, or `None`.
 
     Example:
         >>> scan = DirectoryLoader("registry.d").scan()
@@ -148,6 +150,7 @@ class DirectoryLoader:
         environ: Mapping[str, str] | None = None,
         trust: Trust = "off",
         on_untrusted: Callable[[str, str], None] | None = None,
+        max_connections: int | None = None,
     ) -> None:
         #: The directory, as it was given.
         self.directory = os.fspath(directory)
@@ -160,6 +163,7 @@ class DirectoryLoader:
         self._defaults: tuple[bytes, Defaults | None, tuple[Problem, ...]] = (b"", None, ())
         self._trust: Trust = trust
         self._on_untrusted = on_untrusted
+        self._max_connections = max_connections
         self._told: set[str] = set()
         self._judge = Judge()
 
@@ -207,10 +211,11 @@ class DirectoryLoader:
                     watched |= entry.sources.directories
         for name in self._entries.keys() - present:
             del self._entries[name]
+        short = shortfalls(configs.values(), self._max_connections, self.directory)
         return Scan(
             configs=configs,
             problems=problems,
-            general=tuple(general),
+            general=(*general, *short),
             present=frozenset(present),
             missing=frozenset() if self._names is None else self._names - present,
             directory_ok=True,

@@ -18,6 +18,10 @@ from pgmonkey.usage import Usage
 if TYPE_CHECKING:
     from psycopg._connection_base import BaseConnection
 
+    from pgmonkey.budget import Share
+
+#: As many more slots than the limit as there may ever be.
+UNLIMITED: Final = 1_000_000
 #: Seconds after which a server that does not answer a farewell is taken to have let go, and
 #: the pause between two looks at it.
 LONGEST_FAREWELL: Final = 1.0
@@ -27,10 +31,13 @@ FAREWELL_STEP: Final = 0.001
 class Slot:
     """Stand for one server connection while it exists, at our end or at the server's."""
 
-    __slots__ = ("_gate", "connection")
+    __slots__ = ("_gate", "connection", "holder", "server")
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, server: str, holder: str) -> None:
         self._gate = gate
+        #: Which server it is to, and for which handle.
+        self.server = server
+        self.holder = holder
         #: The connection, once it is made.
         self.connection: weakref.ref[BaseConnection[Any]] | None = None
 
@@ -88,6 +95,7 @@ class Gate:
     Args:
         limit: Server connections allowed at a time; the probe of a reload may be one over it.
         usage: Where connects are counted.
+        share: The part in the budget of all databases together, or `None`.
     """
 
     __slots__ = (
@@ -99,10 +107,12 @@ class Gate:
         "_wakers",
         "last_failure",
         "limit",
+        "share",
     )
 
-    def __init__(self, limit: int, usage: Usage) -> None:
+    def __init__(self, limit: int, usage: Usage, share: Share | None = None) -> None:
         self.limit = limit
+        self.share = share
         self.last_failure: ConnectFailure | None = None
         self._usage = usage
         self._failing_since: float | None = None
@@ -158,18 +168,23 @@ class Gate:
         since = self._failing_since
         return 0.0 if since is None else monotonic() - since
 
-    def enter(self, *, beyond: int = 0) -> Slot | None:
-        """Take a slot, or return `None` if all are taken.
+    def enter(self, server: str = "", *, beyond: int = 0, claimed: bool = False) -> Slot | None:
+        """Take a slot, or return `None` if all are taken, here or in the budget.
 
         Args:
+            server: Which server the connection goes to.
             beyond: How many more than the limit are allowed: 1 for a probe.
+            claimed: Whether a claim has kept a place in the budget free.
         """
         if len(self._slots) >= self.limit + beyond:
             self._reap()
+        share = self.share
         with self._lock:
             if len(self._slots) >= self.limit + beyond:
                 return None
-            slot = Slot(self)
+            slot = Slot(self, server, share.holder if share else "")
+            if share is not None and not share.enter(slot, claimed=claimed):
+                return None
             self._slots.add(slot)
             return slot
 
@@ -177,6 +192,8 @@ class Gate:
         """Give a slot back and wake whoever waits for one."""
         if slot in self._slots:
             self._slots.discard(slot)
+            if self.share is not None:
+                self.share.budget.leave(slot)
             self.wake()
 
     def wake(self) -> None:
@@ -202,6 +219,8 @@ class Gate:
         """Keep a slot until the server has let go of its connection."""
         self._farewells.append(farewell)
         self.wake()  # whoever waits must look at it now and then
+        if self.share is not None:
+            self.share.budget.linger(self)
 
     def _reap(self) -> None:
         """Give back the slots of connections that the server has let go."""
@@ -221,7 +240,9 @@ class Gate:
         refused: Callable[[], bool],
         held: Callable[[], bool] = lambda: False,
         *,
+        server: str = "",
         beyond: int = 0,
+        claimed: bool = False,
         timeout: float | None = None,
     ) -> Slot | None:
         """Wait for a slot, in the worker thread of a pool or for a probe.
@@ -229,7 +250,9 @@ class Gate:
         Args:
             refused: Asked at every wake-up: true when this generation may not connect any more.
             held: Asked likewise: true while it must leave a free slot to a probe.
+            server: As in `enter`.
             beyond: As in `enter`.
+            claimed: As in `enter`.
             timeout: Seconds; default: for ever.
 
         Returns:
@@ -237,17 +260,20 @@ class Gate:
         """
         deadline = None if timeout is None else monotonic() + timeout
         while not refused():
-            woken = threading.Lock()
-            woken.acquire()
-            self._wakers.append(woken.release)
+            waker = _ThreadWaker()
+            self._wait_with(waker)
             # Registered before looking, so that no wake-up falls between the look and the wait.
-            if not refused() and not held() and (slot := self.enter(beyond=beyond)):
-                self._forget(woken.release)
+            if (
+                not refused()
+                and not held()
+                and (slot := self.enter(server, beyond=beyond, claimed=claimed))
+            ):
+                self._forget(waker)
                 return slot
             left = self._patience(deadline)
             if not refused() and left != 0.0:
-                woken.acquire(timeout=-1 if left is None else left)
-            self._forget(woken.release)
+                waker.wait(left)
+            self._forget(waker)
             if deadline is not None and monotonic() >= deadline:
                 break
         return None
@@ -257,7 +283,9 @@ class Gate:
         refused: Callable[[], bool],
         held: Callable[[], bool] = lambda: False,
         *,
+        server: str = "",
         beyond: int = 0,
+        claimed: bool = False,
         timeout: float | None = None,
     ) -> Slot | None:
         """Wait for a slot, in the worker task of a pool or for a probe; see `wait`."""
@@ -266,9 +294,13 @@ class Gate:
         while not refused():
             woken = loop.create_future()
             waker = _LoopWaker(loop, woken)
-            self._wakers.append(waker)
+            self._wait_with(waker)
             try:
-                if not refused() and not held() and (slot := self.enter(beyond=beyond)):
+                if (
+                    not refused()
+                    and not held()
+                    and (slot := self.enter(server, beyond=beyond, claimed=claimed))
+                ):
                     return slot
                 left = self._patience(deadline)
                 if not refused() and left != 0.0:
@@ -287,13 +319,39 @@ class Gate:
     def _patience(self, deadline: float | None) -> float | None:
         """Return for how long to wait before looking again, or `None`: until woken."""
         left = None if deadline is None else max(0.0, deadline - monotonic())
-        if not self._farewells:
+        share = self.share
+        if not self._farewells and (share is None or not share.budget.lingers()):
             return left
         return FAREWELL_STEP if left is None else min(left, FAREWELL_STEP)
+
+    def _wait_with(self, waker: Callable[[], object]) -> None:
+        self._wakers.append(waker)
+        if self.share is not None:
+            self.share.budget.wait_with(waker)
 
     def _forget(self, waker: Callable[[], object]) -> None:
         with suppress(ValueError):  # it was called already
             self._wakers.remove(waker)
+        if self.share is not None:
+            self.share.budget.forget_waker(waker)
+
+
+class _ThreadWaker:
+    """Wake a thread; called by the gate, by the budget, or by both."""
+
+    __slots__ = ("_woken",)
+
+    def __init__(self) -> None:
+        self._woken = threading.Lock()
+        self._woken.acquire()
+
+    def __call__(self) -> None:
+        with suppress(RuntimeError):  # it was woken already
+            self._woken.release()
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait to be woken, for this many seconds or for ever."""
+        self._woken.acquire(timeout=-1 if timeout is None else timeout)
 
 
 class _LoopWaker:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg_pool
 
 from pgmonkey import fault_points
+from pgmonkey.budget import Budget
 from pgmonkey.candidate import Candidate
 from pgmonkey.checkout import EnterHalf, ExitHalf
 from pgmonkey.connection import LONGEST_PING, PooledConnection
 from pgmonkey.database import Borrowed, BorrowedCursor, Database, wrong_side
 from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError, ReloadRejectedError
-from pgmonkey.gate import Gate
+from pgmonkey.gate import UNLIMITED, Gate
 from pgmonkey.generation import POOL_PREFIX, Generation, SyncPool, make_pool
 from pgmonkey.lifecycle import FAREWELL, Lifecycle
 from pgmonkey.refusal import checkout_timeout
@@ -108,8 +109,8 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
         def __aexit__(self, *exc_info: object) -> Any:
             raise wrong_side(self)
 
-    def __init__(self, applied: Applied, connection_type: ConnectionType) -> None:
-        Database.__init__(self, applied, connection_type)
+    def __init__(self, applied: Applied, connection_type: ConnectionType, budget: Budget) -> None:
+        Database.__init__(self, applied, connection_type, budget)
         Lifecycle.__init__(self)
         # Runs when the handle is dropped, and at exit: a pool left open prints at shutdown.
         weakref.finalize(self, _close_all, self.open_generations)
@@ -220,7 +221,7 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
             while True:
                 applied = self.target.applied
                 try:
-                    generation = self._first(applied)
+                    generation = self._first(applied, give_up_at - monotonic())
                 except ConnectError as failed:
                     failure = self.gate.last_failure
                     if self.target.applied is not applied:
@@ -237,6 +238,10 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
                     self._attempt_now.wait(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                     delay = min(delay * 2, _LONGEST_RETRY)
                     continue
+                if generation is None:
+                    if self.target.applied is applied:
+                        return  # whoever has time left asks again
+                    continue
                 if self.publish_first(generation):
                     return
                 self.discard(generation)
@@ -252,10 +257,20 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
             else:
                 opening.set_exception(error)
 
-    def _first(self, applied: Applied) -> Generation[SyncPool]:
-        """Return a generation with one verified connection."""
+    def _first(self, applied: Applied, left: float) -> Generation[SyncPool] | None:
+        """Return a generation with one verified connection.
+
+        Returns:
+            `None` if the other databases of the registry left no connection for it in time.
+        """
         dialer = self.make_dialer(applied)
-        return self._generation_from(applied, dialer, dialer.dial(self.gate.enter(beyond=1)))
+        slot = self.gate.wait(
+            lambda: self.is_gone() or self.target.applied is not applied,
+            server=dialer.server,
+            beyond=UNLIMITED,  # what a closed generation has out still is not waited for
+            timeout=max(0.0, left),
+        )
+        return None if slot is None else self._generation_from(applied, dialer, dialer.dial(slot))
 
     def _generation_from(
         self, applied: Applied, dialer: Dialer, seed: PooledConnection
@@ -300,23 +315,29 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
         return Candidate(applied, current, self._generation_from(applied, dialer, seed))
 
     def _probe(self, dialer: Dialer, current: Generation[SyncPool]) -> PooledConnection:
-        if slot := self.gate.wait(self.is_gone, beyond=1, timeout=FAREWELL):
+        if slot := self.gate.wait(self.is_gone, server=dialer.server, beyond=1, timeout=FAREWELL):
             try:
                 return dialer.dial(slot, probe=True)
             except ConnectError as error:
                 if error.reason != "too_many_connections":
                     raise
-        # No place is left, on the server or beside what retired generations still hold: one
-        # connection of the current generation makes room, and nobody else may take it.
+        # No place is left, on the server, in the budget, or beside what retired generations still
+        # hold: one connection of the current generation makes room, and nobody else may take it.
         current.dialer.held = current.gives_up = True
         try:
-            self._give_up_an_idle_one(current)
-            slot = self.gate.wait(
-                self.is_gone, lambda: self.no_room_yet(current), beyond=1, timeout=current.timeout
-            )
+            with self.share.budget.claim(dialer.server):
+                self._give_up_an_idle_one(current)
+                slot = self.gate.wait(
+                    self.is_gone,
+                    lambda: self.no_room_yet(current),
+                    server=dialer.server,
+                    beyond=1,
+                    claimed=True,
+                    timeout=current.timeout,
+                )
             if slot is None:
                 self.refuse_if_gone()
-                raise self.no_room()
+                raise self.no_room(dialer.config)
             return dialer.dial(slot, probe=True)
         finally:
             current.dialer.held = current.gives_up = False
@@ -327,7 +348,8 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
             current.gives_up = False
             assert isinstance(seed, PooledConnection)
             seed.close()
-        elif current.has_idle():  # else the next checkout that ends gives its connection up
+        while current.gives_up and current.has_idle():
+            # Or else the next checkout that ends gives its connection up.
             with suppress(psycopg_pool.PoolTimeout):
                 connection = current.pool.getconn(FAREWELL)
                 current.gives_up = False
@@ -363,6 +385,7 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
                 self.discard(candidate.generation)
             return False
         self._attempt_now.set()
+        self.gate.wake()
         if candidate.generation is not None and old is not None:
             # From here on the old one must go, whatever else happens.
             try:
@@ -426,6 +449,7 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
             if old is not None:
                 self.retired.append(old)
         self._attempt_now.set()
+        self.gate.wake()
         if old is not None:
             self._close_pool(old)
             self.drained_if_empty(old)

@@ -17,8 +17,9 @@ from pgmonkey.gate import Gate
 from pgmonkey.login_pauses import login_pauses
 
 if TYPE_CHECKING:
+    from pgmonkey.budget import Share
     from pgmonkey.checkout import Checkout
-    from pgmonkey.config import ConnectionType
+    from pgmonkey.config import ConnectionType, DatabaseConfig
     from pgmonkey.connect_failure import ConnectFailure
     from pgmonkey.connection import AsyncPooledConnection, PooledConnection
     from pgmonkey.generation import Generation
@@ -47,10 +48,11 @@ class Lifecycle(ABC, Generic[PoolT]):
     connection_type: ConnectionType
     target: Target
     usage: Usage
+    share: Share
 
     def __init__(self) -> None:
         limit = self.target.applied.config.pool(self.connection_type).max_size
-        self.gate = Gate(limit, self.usage)
+        self.gate = Gate(limit, self.usage, self.share)
         #: The current generation. Read without a lock, replaced by one assignment under it.
         self.generation: Generation[PoolT] | None = None
         self.retired: list[Generation[PoolT]] = []
@@ -108,12 +110,18 @@ class Lifecycle(ABC, Generic[PoolT]):
         """Tell whether the connection that a probe waits for is still held, here or there."""
         return current.gives_up or self.gate.lingers()
 
-    def no_room(self) -> ConnectError:
-        """Return the error of a reload that finds every connection in use."""
+    def no_room(self, config: DatabaseConfig) -> ConnectError:
+        """Return the error of a reload that finds every connection in use.
+
+        Args:
+            config: What was to be tried.
+        """
+        full = self.share.explain(config)
+        why = full or f"all {self.gate.count} connections are in use"
         return ConnectError(
-            f"{self.name}: all {self.gate.count} connections are in use, so that none is left to"
-            " try the new configuration with [too_many_connections]"
-            "\n  hint: the reload is tried again; shorten the transactions or raise max_size",
+            f"{self.name}: {why}, so that none is left to try the new configuration with"
+            " [too_many_connections]\n  hint: the reload is tried again; shorten the transactions"
+            f" or raise {'max_connections' if full else 'max_size'}",
             database=self.name,
             reason="too_many_connections",
         )
@@ -207,6 +215,7 @@ class Lifecycle(ABC, Generic[PoolT]):
     def let_go(self, checkout: Checkout, generation: Generation[PoolT]) -> None:
         """Forget a checkout that got no connection from this generation."""
         generation.checkouts.discard(checkout)
+        self.gate.wake()  # a worker that connects for it need not wait for the budget any more
         if generation.retired:
             self.drained_if_empty(generation)
 
@@ -254,7 +263,7 @@ class Lifecycle(ABC, Generic[PoolT]):
         self.generation = None
         self.retired = []
         self.open_generations.clear()
-        self.gate = Gate(self.gate.limit, self.usage)
+        self.gate = Gate(self.gate.limit, self.usage, self.share)
         self._lock = threading.Lock()
 
 

@@ -24,6 +24,7 @@ from pgmonkey.target import Applied
 
 if TYPE_CHECKING:
     from pgmonkey.async_handle import AsyncDatabase
+    from pgmonkey.gate import Slot
 
 _FIRST_RETRY: Final = 0.1
 _LONGEST_RETRY: Final = 1.0
@@ -44,6 +45,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         self.connection_type = handle.connection_type
         self.target = handle.target
         self.usage = handle.usage
+        self.share = handle.share
         super().__init__()
         self.loop = weakref.ref(loop)
         #: The thread in which the loop runs.
@@ -173,7 +175,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             if old is not None and old.applied.since == applied.since:
                 return
             try:
-                generation = await self._next(applied)
+                generation = await self._next(applied, give_up_at - monotonic())
             except ConnectError:
                 if self.target.applied is not applied:
                     continue  # it was the login of before that failed
@@ -194,17 +196,37 @@ class LoopSide(Lifecycle[AsyncPool]):
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 delay = min(delay * 2, _LONGEST_RETRY)
                 continue
-            if old is None:
+            if generation is None:
+                if self.target.applied is applied:
+                    return  # whoever has time left asks again
+            elif old is None:
                 if self.publish_first(generation):
                     return
                 await self.discard(generation)
             elif await self._swap(old, generation):
                 return
 
-    async def _next(self, applied: Applied) -> Generation[AsyncPool]:
-        """Return a generation with one verified connection."""
+    async def _next(self, applied: Applied, left: float) -> Generation[AsyncPool] | None:
+        """Return a generation with one verified connection.
+
+        Returns:
+            `None` if it is the first one, and nothing left a connection for it in time.
+        """
         dialer = self.make_dialer(applied)
-        seed = await self._probe(dialer)
+        current = self.generation
+        if current is None:
+            slot = await self.gate.wait_async(
+                lambda: self.is_gone() or self.target.applied is not applied,
+                server=dialer.server,
+                beyond=1,
+                timeout=max(0.0, left),
+            )
+            if slot is None:
+                self.refuse_if_gone()
+                return None
+            seed = await dialer.dial_async(slot)
+        else:
+            seed = await self._probe(dialer, current)
         generation: Generation[AsyncPool] | None = None
         try:
             await fault_points.reach_async("after_probe")
@@ -230,42 +252,72 @@ class LoopSide(Lifecycle[AsyncPool]):
             raise
         return generation
 
-    async def _probe(self, dialer: Dialer) -> AsyncPooledConnection:
-        if self.generation is not None and (failure := dialer.refusal()) is not None:
+    async def _probe(self, dialer: Dialer, current: Generation[AsyncPool]) -> AsyncPooledConnection:
+        if (failure := dialer.refusal()) is not None:
             raise dialer.error(failure)  # each loop comes here, and the server is asked once
-        if slot := await self.gate.wait_async(self.is_gone, beyond=1, timeout=FAREWELL):
+        if slot := await self.gate.wait_async(
+            self.is_gone, server=dialer.server, beyond=1, timeout=FAREWELL
+        ):
             try:
-                return await dialer.dial_async(slot, probe=self.generation is not None)
+                return await dialer.dial_async(slot, probe=True)
             except ConnectError as error:
-                if error.reason != "too_many_connections" or self.generation is None:
+                if error.reason != "too_many_connections":
                     raise
-        current = self.generation
-        if current is None:
-            self.refuse_if_gone()
-            raise self.no_room()
         # As in the sync handle: one connection of the current generation makes room.
         current.dialer.held = current.gives_up = True
         try:
-            if seed := current.dialer.uproot():
-                current.gives_up = False
-                assert isinstance(seed, AsyncPooledConnection)
-                await seed.close()
-            elif current.has_idle():
-                with suppress(psycopg_pool.PoolTimeout):
-                    connection = await current.pool.getconn(FAREWELL)
-                    current.gives_up = False
-                    await connection.close()
-                    await current.pool.putconn(connection)
-            slot = await self.gate.wait_async(
-                self.is_gone, lambda: self.no_room_yet(current), beyond=1, timeout=current.timeout
-            )
+            with self.share.budget.claim(dialer.server):
+                await self._give_up_an_idle_one(current)
+                slot = await self.gate.wait_async(
+                    self.is_gone,
+                    lambda: self.no_room_yet(current),
+                    server=dialer.server,
+                    beyond=1,
+                    claimed=True,
+                    timeout=current.timeout,
+                )
             if slot is None:
                 self.refuse_if_gone()
-                raise self.no_room()
+                raise self.no_room(dialer.config)
             return await dialer.dial_async(slot, probe=True)
         finally:
             current.dialer.held = current.gives_up = False
             self.gate.wake()
+
+    async def _give_up_an_idle_one(self, current: Generation[AsyncPool]) -> None:
+        if seed := current.dialer.uproot():
+            current.gives_up = False
+            assert isinstance(seed, AsyncPooledConnection)
+            await seed.close()
+        while current.gives_up and current.has_idle():
+            # Or else the next checkout that ends gives its connection up.
+            with suppress(psycopg_pool.PoolTimeout):
+                connection = await current.pool.getconn(FAREWELL)
+                current.gives_up = False
+                await connection.close()
+                await current.pool.putconn(connection)
+
+    def wait_for_room(self, dialer: Dialer) -> Slot | None:
+        """Let the loop give up one connection for a probe that another thread makes.
+
+        A loop that stands still does not: then the reload is tried again later.
+        """
+        current = self.generation
+        if current is None:
+            return None
+        current.gives_up = True
+        try:
+            with self.share.budget.claim(dialer.server):
+                self._soon(lambda: self._keep(self._give_up_an_idle_one(current)))
+                return self.gate.wait(
+                    self.is_gone,
+                    server=dialer.server,
+                    beyond=1,
+                    claimed=True,
+                    timeout=current.timeout,
+                )
+        finally:
+            current.gives_up = False
 
     async def _swap(self, old: Generation[AsyncPool], new: Generation[AsyncPool]) -> bool:
         began = monotonic()

@@ -271,7 +271,7 @@ class PGConnectionManager:
     def _forget_locks(self) -> None:
         """Take new locks, in a child process whose parent may have held them."""
         self._lock = threading.Lock()
-        self._cache.forget_lock()
+        self._cache.forget()
 
     def __enter__(self) -> Self:
         return self

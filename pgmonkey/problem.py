@@ -26,6 +26,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "registry.unreadable": "the directory cannot be read for another reason of the system",
         "registry.moving": "the directory is replaced again and again while it is read",
         "registry.no_such_database": "a name that was asked for has no file",
+        "registry.max_connections": "max_connections is smaller than what the pools keep open",
         "config.file_name": "the name of a file is no name of a database",
         "config.declared_twice": "two files declare the same database",
         # The file

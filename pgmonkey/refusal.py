@@ -19,7 +19,13 @@ def checkout_timeout(
     handle.usage.errors["timeout"] += 1
     status = handle.status()
     failure = status.last_failure
-    if failure is not None:
+    full = None
+    if any(gate.count < gate.limit for gate in handle._parts()[2]):
+        full = handle.share.explain()
+    if full is not None:
+        why = f"; {full}"
+        hint = "raise max_connections, or lower max_size, min_size or max_idle of who holds them"
+    elif failure is not None:
         why = f"; the last connect failed: {failure} [{status.last_failure_reason}]"
         hint = "mend the connection; pgmonkey goes on trying"
     elif generation is None:

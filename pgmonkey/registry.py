@@ -55,9 +55,13 @@ class Registry:
         trust: What becomes of a database if other accounts can change its file, its secrets or
             its TLS files: `strict` makes it a problem, `warn` says it in an event, `off` does
             not look.
+        max_connections: Server connections that this process may have at a time over all
+            databases, probes and replaced pools included; default: any number. A checkout that
+            needs one more waits its `timeout`.
 
     Raises:
-        RegistryConfigError: the directory or a file has problems.
+        RegistryConfigError: the directory or a file has problems, or the databases keep more
+            connections open (`min_size`) than `max_connections`.
 
     Example:
         >>> registry = Registry("registry.d")
@@ -79,6 +83,7 @@ class Registry:
         histograms: bool = False,
         probe_interval: float | None = None,
         trust: Trust = "warn",
+        max_connections: int | None = None,
         _source: Source = file_events,
     ) -> None:
         self.path = Path(path)
@@ -88,8 +93,9 @@ class Registry:
             allow_sensitive_defaults=allow_sensitive_defaults,
             trust=trust,
             on_untrusted=_untrusted,
+            max_connections=max_connections,
         )
-        self._cache = HandleCache()
+        self._cache = HandleCache(max_connections)
         self._reloader = Reloader(self.path, self._loader, self._cache)
         scan = self._reloader.load(strict=strict)
         self._defaults = self._cache.defaults
@@ -350,7 +356,7 @@ class Registry:
         self._forked_from = [os.getppid()]
         self._watcher = self._stopping.watcher = None
         self._prober = self._stopping.prober = None
-        self._cache.forget_lock()
+        self._cache.forget()
         self._reloader.forget()
 
     # The end

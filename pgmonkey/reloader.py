@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey import events
 from pgmonkey.async_handle import AsyncDatabase
+from pgmonkey.budget import Share
 from pgmonkey.connect_failure import LASTING, classify
 from pgmonkey.dialer import Dialer
 from pgmonkey.entry import Entry, Rejection
@@ -23,7 +24,7 @@ from pgmonkey.errors import (
 from pgmonkey.gate import Gate
 from pgmonkey.problem import Problem
 from pgmonkey.status import DatabaseState, DatabaseStatus, ProbeStatus, RegistryStatus
-from pgmonkey.target import Applied
+from pgmonkey.target import Applied, Target
 from pgmonkey.timings import Timings
 from pgmonkey.usage import Usage
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _SETTLE: Final = 0.15
 #: Reloads with a probe that run at once; a slow database holds up one place only.
 _PARALLEL: Final = 8
+#: Seconds for which a background probe waits, where the other databases left no connection.
+_ROOM: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +302,7 @@ class Reloader:
         entry.removed = False
         entry.settle()
         entry.ended("applied", time.time())
+        self._cache.budget.wake()  # max_connections may be another one now
         with self._timing:
             self._durations.record(time.monotonic() - entry.wanted_since)
         if before is not None and before.config.connection_type != applied.config.connection_type:
@@ -417,12 +421,22 @@ class Reloader:
             entry.probe = ProbeStatus(up=False, seconds=0.0)  # nothing to connect with
             return
         config = entry.applied.config
-        dialer = Dialer(config, config.connection_type, Gate(1, Usage()))
+        share = Share(self._cache.budget, Target(entry.applied), f"{name}/probe")
+        gate = Gate(1, Usage(), share)
+        dialer = Dialer(config, config.connection_type, gate)
         began = time.monotonic()
         try:
             if (refusal := dialer.refusal()) is not None:
                 raise dialer.error(refusal)
-            dialer.dial(None, probe=True).close()
+            slot = gate.wait(lambda: False, server=config.server, timeout=_ROOM)
+            if slot is None:
+                raise ConnectError(
+                    f"{name}: {share.explain()}, so that none is left to probe it"
+                    "\n  hint: raise max_connections",
+                    database=name,
+                    reason="too_many_connections",
+                )
+            dialer.dial(slot, probe=True).close()
         except ConnectError as error:
             entry.last_error = error
         else:

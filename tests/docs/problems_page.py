@@ -108,6 +108,7 @@ def _of_directories() -> Iterator[Problem]:
         yield from DirectoryLoader("registry.d/orders.yaml").scan().all_problems()
         yield from DirectoryLoader(directory, environ={"PGTZ": "UTC"}).scan().all_problems()
         yield from DirectoryLoader(directory, names=["order"], environ={}).scan().all_problems()
+        yield from _budget()
         Path("open.key").write_text("key")
         Path("open.key").chmod(0o666)  # also where it belongs to root
         Path("large").write_text("x" * (LIMIT + 1))
@@ -130,6 +131,18 @@ def _problems(path: str, *, resolve: bool = True, **environ: str) -> tuple[Probl
     except ConfigError as error:
         return error.problems
     return ()
+
+
+def _budget() -> Iterator[Problem]:
+    """Yield what is said of pools that keep more open than they may."""
+    directory = Path("budget", "registry.d")
+    directory.mkdir(parents=True)
+    for name in ("events", "orders"):
+        text = f"connection_type: pool\npool_settings: {{min_size: 8}}\n{_DATABASE}"
+        (directory / f"{name}.yaml").write_text(text)
+    (directory / "_defaults.yaml").write_text("max_connections: 10\n")
+    with chdir("budget"):
+        yield from DirectoryLoader("registry.d", environ={}).scan().all_problems()
 
 
 def _shown() -> Iterator[Problem]:
