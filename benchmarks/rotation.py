@@ -8,13 +8,14 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from benchmarks import rotation_bars
 from benchmarks.comparison import Result
 from benchmarks.rotation_client import SIZE, THREADS
+from benchmarks.rotation_peak import Peak
 from pgmonkey.embedded_server import EmbeddedServer
 
 ROTATIONS = 20
@@ -43,12 +44,13 @@ pool_settings: {{min_size: 1, max_size: {size}}}
 
 
 def run() -> list[Result]:
-    """Rotate under load with each of them, print the table, and keep the figures."""
+    """Rotate under load with each of them, print the table, keep the figures; and measure the bars."""
     figures: dict[str, Any] = {}
     with EmbeddedServer() as server:
         server.create_role("app", "first")
         for name in NAMES:
             figures[name] = _measure(server, name)
+        bars = rotation_bars.run(server)
     lines = [
         "| way | queries | failed | peak connections |",
         "| --- | --- | --- | --- |",
@@ -62,7 +64,7 @@ def run() -> list[Result]:
     kept = Path("build", "rotation.json")
     kept.parent.mkdir(exist_ok=True)
     kept.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return []
+    return bars
 
 
 def _row(name: str, figure: dict[str, Any] | None) -> str:
@@ -112,7 +114,7 @@ def _measure(server: EmbeddedServer, name: str) -> dict[str, Any] | None:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            with _Peak(server) as peak:
+            with Peak(server, "app") as peak:
                 process.stdout.readline()
                 for _ in range(ROTATIONS):
                     time.sleep(PAUSE)
@@ -128,34 +130,6 @@ def _measure(server: EmbeddedServer, name: str) -> dict[str, Any] | None:
             process.wait()
             process.stdout.close()
         return figure | {"peak": peak.highest}
-
-
-class _Peak:
-    """Count the sessions of the client all the time."""
-
-    def __init__(self, server: EmbeddedServer) -> None:
-        self._server = server
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.highest = 0
-
-    def _run(self) -> None:
-        with self._server.connect() as connection:
-            connection.autocommit = True
-            while not self._stop.wait(0.002):
-                row = connection.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'"
-                ).fetchone()
-                assert row is not None
-                self.highest = max(self.highest, row[0])
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def _old_environment() -> str | None:
