@@ -161,9 +161,23 @@ class AsyncDatabase(Database):
     def patrol(self, now: float) -> None:
         """Do what is due: see `Database.patrol`; and try again to connect, when clients could not."""
         super().patrol(now)
+        self.catch_up(now)
         for side in self.sides():
             if side.wants_another_try(now):
                 side.start_soon()
+
+    def is_draining(self) -> bool:
+        """Do what `Database.is_draining` says; a loop that stands still has some left."""
+        return super().is_draining() or any(side.is_behind() for side in self.sides())
+
+    def catch_up(self, now: float) -> None:
+        """Let the loops that could not move to the newest configuration try again.
+
+        Args:
+            now: The monotonic clock.
+        """
+        for side in self.sides():
+            side.catch_up(now)
 
     # Reload: prepare a candidate, which may fail, then commit it, which may not.
 

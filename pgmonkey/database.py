@@ -212,8 +212,9 @@ class Database(ABC):
         return bool(self._parts()[0])
 
     def is_draining(self) -> bool:
-        """Tell whether checkouts of a retired generation are still out, in any loop."""
-        return bool(self._parts()[1])
+        """Tell whether an older connection is left, in any loop, at our end or at the server's."""
+        _, retired, gates = self._parts()
+        return bool(retired) or any(gate.lingers() for gate in gates)
 
     def patrol(self, now: float) -> None:
         """Report checkouts that last too long: leaked ones, and holders of a retired generation.

@@ -524,6 +524,9 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
         self._close_pool(generation)
         self.drained_if_empty(generation)
 
+    def catch_up(self, now: float) -> None:
+        """Do nothing: a sync handle has no loop that could be behind."""
+
     def patrol(self, now: float) -> None:
         """Do what is due: see `Database.patrol`; and try again to connect, when clients could not."""
         super().patrol(now)

@@ -59,6 +59,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         self._retry_at = 0.0
         #: How many connects had worked when it failed.
         self._worked = 0
+        #: When this loop was last told to try again, on the monotonic clock.
+        self._told_at = 0.0
         weakref.finalize(handle, _close_all, self.loop, self.open_generations).atexit = False
 
     def move_soon(self) -> None:
@@ -145,6 +147,24 @@ class LoopSide(Lifecycle[AsyncPool]):
                 raise ConnectError(
                     str(error), database=error.database, reason=error.reason
                 ) from None
+
+    def is_behind(self) -> bool:
+        """Tell whether this loop still has connections of an older configuration."""
+        generation = self.generation
+        return generation is not None and (
+            self.target.gone is not None or generation.applied.since != self.target.applied.since
+        )
+
+    def catch_up(self, now: float) -> None:
+        """Try the move that failed again, though no client asks; from any thread.
+
+        Args:
+            now: The monotonic clock.
+        """
+        failed = self._failed == self.target.applied.since and now >= self._retry_at
+        if failed and self.is_behind() and now >= self._told_at + _LONGEST_RETRY:
+            self._told_at = now
+            self.move_soon()
 
     def _holds_back(self) -> bool:
         """Tell whether the last good generation serves for now, for the move to the newest failed.

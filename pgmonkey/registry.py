@@ -260,18 +260,22 @@ class Registry:
         return report
 
     def wait_drained(self, timeout: float = 30.0) -> bool:
-        """Wait until no connection of a retired generation is left.
+        """Wait until no connection of an older configuration is left, in any thread or loop.
 
         Args:
             timeout: Seconds.
 
         Returns:
-            False if checkouts were still out at the end; `status()` says which.
+            False if checkouts were still out at the end, which `status()` names, or an event
+            loop that has older connections did not turn.
         """
         deadline = time.monotonic() + timeout
         while any(handle.is_draining() for handle in self._cache.all()):
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 return False
+            for handle in self._cache.all():
+                handle.catch_up(now)
             self._stopping.event.wait(0.005)
         return True
 

@@ -14,6 +14,7 @@ from pgmonkey.fault_points import Point
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
+from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 
 POINTS = get_args(Point)
@@ -262,8 +263,117 @@ def test_a_blocked_loop_holds_up_nobody_else(
             declare(registry_dir, database, 1)
             assert registry.reload().applied == ("events", "orders")
             assert seen(registry) == "app-1"
+            assert not registry.wait_drained(timeout=0.1), "the loop still has its old connection"
         finally:
             go_on.set()
             thread.join()
 
         assert result == ["app-0", "app-1"]
+        assert registry.wait_drained(timeout=5)
+
+
+def test_a_loop_that_could_not_move_moves_by_itself_when_the_server_is_back(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, proxy: ChaosProxy
+) -> None:
+    """Nobody borrows: the old connections go all the same, and `wait_drained` says when."""
+
+    def declare(number: int) -> None:
+        registry_dir.declare(
+            "events",
+            database,
+            "async_pool",
+            connection={
+                "port": proxy.port,
+                "application_name": f"app-{number}",
+                "connect_timeout": 2,
+            },
+        )
+
+    declare(0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("events")
+        there, turn, stop = threading.Event(), threading.Event(), asyncio.Event()
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def main() -> None:
+            loops.append(asyncio.get_running_loop())
+            await handle
+            there.set()
+            turn.wait(30)  # the loop stands still until the network is cut
+            await stop.wait()
+            await handle.close()
+
+        thread = threading.Thread(target=lambda: asyncio.run(main()))
+        thread.start()
+        try:
+            assert there.wait(10)
+            declare(1)
+            assert registry.reload().applied == ("events",)
+            proxy.set("refuse")
+            turn.set()
+            eventually(
+                lambda: handle.status().connect_failures["refused"] > 0, 10, "the move failed"
+            )
+            assert not registry.wait_drained(timeout=0.1)
+            proxy.set("pass")
+            assert registry.wait_drained(timeout=10)
+            eventually(  # the proxy passes the farewell on
+                lambda: {one["application_name"] for one in database.backends()} == {"app-1"}, 5
+            )
+        finally:
+            turn.set()
+            loops[0].call_soon_threadsafe(stop.set)
+            thread.join()
+
+
+async def test_reload_on_the_thread_of_a_loop_does_not_wait_for_that_loop(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """`reload()` inside of a coroutine returns what was applied; the next checkout is new."""
+    declare(registry_dir, database, 0)
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("events")
+        async with handle:
+            pass
+        declare(registry_dir, database, 1)
+        assert registry.reload().applied == ("events", "orders")
+        async with handle as connection:
+            cursor = await connection.execute("SHOW application_name")
+            assert await cursor.fetchone() == ("app-1",)
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_cancelled_areload_leaves_the_old_or_the_new_state(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, point: Point
+) -> None:
+    """Who waits is cancelled at once; the reload itself ends well, and nothing is lost."""
+    declare(registry_dir, database, 0)
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        orders, events = registry.get("orders"), registry.get("events")
+        async with events:
+            pass
+        await asyncio.to_thread(orders.open)
+        reached, go_on = threading.Event(), threading.Event()
+
+        def block() -> None:
+            if threading.current_thread() is not threading.main_thread():
+                reached.set()
+                assert go_on.wait(30)
+
+        fault_points.actions[point] = block
+        declare(registry_dir, database, 1)
+        task = asyncio.create_task(registry.areload())
+        assert await asyncio.to_thread(reached.wait, 10)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert await asyncio.to_thread(seen, registry) in ("app-0", "app-1")
+        fault_points.actions.clear()
+        go_on.set()
+
+        await registry.areload()
+        assert await asyncio.to_thread(seen, registry) == "app-1"
+        async with events.connection(timeout=5) as connection:
+            cursor = await connection.execute("SHOW application_name")
+            assert await cursor.fetchone() == ("app-1",)
+        assert await asyncio.to_thread(registry.wait_drained, 5)

@@ -233,3 +233,22 @@ async def test_a_forced_reload_of_an_async_handle_happens_when_it_is_awaited(
             await registry.get("events", force_reload=True)
         assert type(caught.value).__name__ == "ReloadRejectedError"
         assert await backend() == second
+
+
+def test_when_older_connections_are_drained_the_server_has_none_of_them(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """After `wait_drained` an old role can be dropped, an old host shut down: nobody is there."""
+    sizes = {"min_size": 4, "max_size": 4}
+    registry_dir.declare("orders", database, pool_settings=sizes)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        registry.get("orders").open()
+        for number in range(10):
+            name = f"app-{number}"
+            eventually(lambda: len(database.backends()) == 4, 10, "the pool is full")
+            registry_dir.declare(
+                "orders", database, connection={"application_name": name}, pool_settings=sizes
+            )
+            assert registry.reload().applied == ("orders",)
+            assert registry.wait_drained(timeout=10)
+            assert {one["application_name"] for one in database.backends()} == {name}
