@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any, Final, Literal, TextIO
 
 import structlog
@@ -65,6 +67,7 @@ def configure_logs(
         )
     )
     logging.raiseExceptions = False
+    atexit.register(_let_go, stream)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for noisy in ("uvicorn", "asyncio", "watchfiles"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -78,6 +81,15 @@ def configure_logs(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _let_go(stream: TextIO) -> None:
+    """Flush the log at the end; what cannot be written then must not become the exit code."""
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError):
+            stream.close()  # it fails once more, and leaves nothing for the interpreter to flush
 
 
 def _shorten(

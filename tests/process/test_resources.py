@@ -1,4 +1,4 @@
-"""Resources that run out: descriptors, threads, disk. The service goes on, and recovers by itself."""
+"""Resources that run out: descriptors, threads. The service goes on, and recovers by itself."""
 
 from __future__ import annotations
 
@@ -12,58 +12,6 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
 from tests.process.program import Program
-
-LOGS = """
-import logging, structlog
-from pathlib import Path
-from pgmonkey import Registry, events
-if argv[1] == "structlog":
-    structlog.configure(
-        processors=[structlog.processors.JSONRenderer()],
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-        cache_logger_on_first_use=False,
-    )
-else:
-    logging.basicConfig(stream=sys.stdout, level="INFO")
-path = Path(argv[0], "orders.yaml")
-good = path.read_text()
-with Registry(argv[0], metrics=None, watch=False) as registry:
-    for number in range(3):
-        with registry.get("orders") as connection:
-            connection.execute("SELECT 1")
-        path.write_text(good + f"description: number {number}\\n")
-        assert registry.reload().applied == ("orders",)
-        registry.get("orders", force_reload=True)
-    say("version", registry.status().databases[0].version, "dropped", events.dropped() > 0)
-os._exit(0)  # Python itself complains about an output that cannot be flushed
-"""
-
-
-@pytest.mark.parametrize("logger", ["structlog", "logging"])
-@pytest.mark.parametrize("output", ["full disk", "closed pipe"])
-def test_logs_that_cannot_be_written_disturb_nobody(
-    registry_dir: RegistryDirectory,
-    database: TemporaryDatabase,
-    canary: Canary,
-    output: str,
-    logger: str,
-) -> None:
-    """Checkouts and reloads go on; events that structlog could not write are counted."""
-    registry_dir.declare("orders", database)
-    if output == "full disk":
-        target = os.open("/dev/full", os.O_WRONLY)
-    else:
-        reading, target = os.pipe()
-        os.close(reading)
-    try:
-        with Program(
-            LOGS, registry_dir, logger, canary=canary, stdout=target, options=("-u",)
-        ) as program:
-            assert program.code() == 0, program.output
-            assert program.said == [f"version 7 dropped {logger == 'structlog'}"]
-    finally:
-        os.close(target)
-
 
 DESCRIPTORS = """
 import resource
