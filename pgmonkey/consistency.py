@@ -133,6 +133,7 @@ def _sizes(section: str, settings: Any) -> Iterator[Finding]:
             "config.sizes",
             "min_size is larger than max_size",
             "raise max_size or lower min_size",
+            beside=(section, "max_size"),
         )
 
 
@@ -163,6 +164,7 @@ def _sessions(tree: Mapping[str, Any], connection: Mapping[str, Any]) -> Iterato
                     "the setting is also in connection_settings.options",
                     "keep one of them",
                     at_key=True,
+                    beside=("connection_settings", "options"),
                 )
             elif lowered in seen:
                 yield Finding(
@@ -171,6 +173,7 @@ def _sessions(tree: Mapping[str, Any], connection: Mapping[str, Any]) -> Iterato
                     f"the same setting as {seen[lowered]}",
                     "keep one of them",
                     at_key=True,
+                    beside=(section, seen[lowered]),
                 )
             seen[lowered] = str(name)
     if not pgbouncer:

@@ -397,18 +397,19 @@ class Making:
         return sorted_problems(self._problem(finding) for finding in dict.fromkeys(self._findings))
 
     def _problem(self, finding: Finding) -> Problem:
-        path, place = self._path, None
-        if self._document is not None and finding.path:
-            place = self._place(self._document, finding)
-            if place is None and self._defaults is not None:
-                place = self._place(self._defaults.document, finding)
-                path = self._path if place is None else self._defaults.path
-            if place is None:
-                place = self._nearest(finding.path)
+        path, place = self._where(finding.path, of_key=finding.at_key)
+        if place is None:
+            place = self._nearest(finding.path)
+        message = finding.message
+        if finding.beside:
+            other, beside = self._where(finding.beside)
+            if beside is not None:
+                file = "" if other == path else f"{other}:"
+                message += f" ({finding.beside[-1]} at {file}{beside.line}:{beside.column})"
         return Problem(
             path,
             finding.code,
-            finding.message,
+            message,
             line=place.line if place else None,
             column=place.column if place else None,
             key=dotted(finding.path),
@@ -416,11 +417,18 @@ class Making:
             database=self._name,
         )
 
-    def _place(self, document: YamlDocument, finding: Finding) -> Place | None:
-        place = document.place(finding.path, of_key=finding.at_key)
+    def _where(self, path: Path, *, of_key: bool = False) -> tuple[str, Place | None]:
+        """Return the file that has a part, and its place there."""
+        if self._document is None or not path:
+            return self._path, None
+        place = self._document.place(path, of_key=of_key)
         if place is None and not self._rules.isolate:  # inside the old wrapper
-            place = document.place(("postgresql", *finding.path), of_key=finding.at_key)
-        return place
+            place = self._document.place(("postgresql", *path), of_key=of_key)
+        if place is None and self._defaults is not None:
+            place = self._defaults.document.place(path, of_key=of_key)
+            if place is not None:
+                return self._defaults.path, place
+        return self._path, place
 
     def _nearest(self, path: Path) -> Place | None:
         """Return the place of the closest part around a path that the file has."""

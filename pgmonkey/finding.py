@@ -15,6 +15,7 @@ class Finding(NamedTuple):
         hint: What to do about it.
         at_key: Whether the key is wrong, not its value.
         show: Whether the value may be shown, if it is neither sensitive nor from outside.
+        beside: Another part that it does not agree with; the message says where that is.
     """
 
     path: tuple[str | int, ...]
@@ -23,3 +24,4 @@ class Finding(NamedTuple):
     hint: str | None = None
     at_key: bool = False
     show: bool = False
+    beside: tuple[str | int, ...] = ()

@@ -208,6 +208,17 @@ def test_a_problem_of_the_defaults_is_said_once_with_its_place(directory):
     assert (Path(problem.path).name, problem.line, problem.column) == ("_defaults.yaml", 2, 13)
 
 
+def test_a_contradiction_to_the_defaults_says_where_both_are(directory):
+    """The file has one half of it, the defaults have the other."""
+    put(directory / "_defaults.yaml", "pool_settings:\n  max_size: 2\n")
+    put(directory / "orders.yaml", GOOD + "pool_settings: {min_size: 5}\n")
+    (problem,) = DirectoryLoader(directory).scan().all_problems()
+    assert problem.message == (
+        f"min_size is larger than max_size (max_size at {directory}/_defaults.yaml:2:13)"
+    )
+    assert (Path(problem.path).name, problem.line, problem.column) == ("orders.yaml", 2, 27)
+
+
 def test_broken_defaults_break_every_database_until_they_are_mended(directory):
     """The problem is general, and each database's own."""
     loader = DirectoryLoader(directory)

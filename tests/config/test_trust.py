@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from pgmonkey.errors import ConfigError
 from pgmonkey.loader import DirectoryLoader, load_file
 from pgmonkey.secret_volume import SecretVolume
 from pgmonkey.trust import Judge
+from tests.cli.process import environment
 
 GOOD = "connection_settings: {host: db, dbname: orders, user: app, password: {from_file: %s}}\n"
 NOBODY = 65534
@@ -105,11 +109,14 @@ def test_what_cannot_be_looked_at_is_not_doubted(secret, make):
     assert Judge().doubt(str(secret)) is None
 
 
-@pytest.mark.parametrize(
+LAYOUTS = pytest.mark.parametrize(
     "directory_mode, file_mode",
     [(0o1777, 0o644), (0o3777, 0o440), (0o777, 0o644), (0o2777, 0o640)],
     ids=["secret", "secret with fsGroup", "ConfigMap", "ConfigMap with fsGroup"],
 )
+
+
+@LAYOUTS
 def test_the_layouts_of_kubernetes_are_trusted(tmp_path, directory_mode, file_mode):
     """Read-only mounts whose directories everybody may write to, and whose files are links."""
     mount = tmp_path / "mount"
@@ -121,6 +128,66 @@ def test_the_layouts_of_kubernetes_are_trusted(tmp_path, directory_mode, file_mo
     assert judge.doubt(str(volume.path("password"))) is None
     if not directory_mode & 0o1000:  # the same where it is no mount
         assert Judge().doubt(str(volume.path("password"))).place == str(mount)
+
+
+# Started in a mount name space of its own: nothing of it is seen from outside, and it ends with it.
+MOUNTED = """
+import os, subprocess, sys
+from pathlib import Path
+from pgmonkey import Registry
+from pgmonkey.errors import RegistryConfigError
+from pgmonkey.secret_volume import SecretVolume
+
+registry, mount, directory_mode, file_mode, group = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mount], check=True)
+volume = SecretVolume(mount, mode=int(file_mode, 8))
+volume.write({"password": "tea"})
+for path in (Path(mount), Path(mount, "..data").resolve()):
+    os.chown(path, 0, int(group))
+    path.chmod(int(directory_mode, 8))
+os.chown(volume.path("password"), 0, int(group))
+
+def load():
+    Registry(registry, metrics=None, watch=False, trust="strict").close()
+
+if not int(directory_mode, 8) & 0o1000:
+    try:
+        load()
+    except RegistryConfigError as error:
+        print(error.problems[0].code)
+subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+load()
+print("trusted")
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0
+    if shutil.which("unshare")
+    else True,
+    reason="mounting wants root, and a machine that lets it",
+)
+@LAYOUTS
+def test_the_layouts_of_kubernetes_are_trusted_as_real_mounts(
+    directory, tmp_path, canary, directory_mode, file_mode
+):
+    """A strict registry reads a secret from a file system that is mounted read-only, and only then."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    (directory / "orders.yaml").write_text(GOOD % (mount / "password"))
+    done = subprocess.run(
+        [
+            *("unshare", "-m", sys.executable, "-c", MOUNTED),
+            *(directory, mount, f"{directory_mode:o}", f"{file_mode:o}", "2000"),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    canary.check(done.stdout + done.stderr)
+    before = [] if directory_mode & 0o1000 else ["file.untrusted"]
+    assert (done.stdout.split(), done.returncode) == ([*before, "trusted"], 0), done.stderr
 
 
 @pytest.mark.parametrize("what", ["file", "secret", "directory"])
