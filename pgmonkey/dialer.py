@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from pgmonkey import events
 from pgmonkey.connect_failure import ConnectFailure, classify
-from pgmonkey.connection import AsyncPooledConnection, PooledConnection, age_limit
+from pgmonkey.connection import FRESH, AsyncPooledConnection, PooledConnection, age_limit
 from pgmonkey.errors import ConnectError
+from pgmonkey.host_lookup import resolved, resolved_async
 from pgmonkey.login_pauses import login_pauses
 
 ConnectionT = TypeVar("ConnectionT", PooledConnection, AsyncPooledConnection)
@@ -205,7 +205,7 @@ class Dialer:
     def _try_dial(self) -> tuple[PooledConnection | None, ConnectFailure | None]:
         try:
             return PooledConnection.connect(
-                **self.config.connect_kwargs(self._connection_type)
+                **resolved(self.config.connect_kwargs(self._connection_type))
             ), None
         except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
             return None, classify(error, self.config.secrets)
@@ -213,7 +213,7 @@ class Dialer:
     async def _try_dial_async(self) -> tuple[AsyncPooledConnection | None, ConnectFailure | None]:
         try:
             return await AsyncPooledConnection.connect(
-                **self.config.connect_kwargs(self._connection_type)
+                **await resolved_async(self.config.connect_kwargs(self._connection_type))
             ), None
         except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
             return None, classify(error, self.config.secrets)
@@ -273,7 +273,9 @@ class Dialer:
     def _admit(self, connection: ConnectionT, slot: Slot | None) -> ConnectionT:
         if slot is not None:
             connection.slot = slot
-            slot.connection = weakref.ref(connection)
-        connection.returned_at = monotonic()
+            slot.fill(connection)
+        # Nobody has used it yet, and it may wait in the pool for long: the first checkout looks
+        # at it, as at one that came back a while ago.
+        connection.returned_at = monotonic() - FRESH
         connection.expires_at = age_limit(self._settings.max_lifetime, random.random())  # noqa: S311 - jitter, no secret
         return connection

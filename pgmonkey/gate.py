@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 #: As many more slots than the limit as there may ever be.
 UNLIMITED: Final = 1_000_000
+#: Connects of a pool that are under way at a time: a server that comes back is not stormed by
+#: the very clients that waited for it. A probe may be one more.
+MOST_AT_ONCE: Final = 2
 #: Seconds after which a server that does not answer a farewell is taken to have let go, and
 #: the pause between two looks at it.
 LONGEST_FAREWELL: Final = 1.0
@@ -40,6 +43,11 @@ class Slot:
         self.holder = holder
         #: The connection, once it is made.
         self.connection: weakref.ref[BaseConnection[Any]] | None = None
+
+    def fill(self, connection: BaseConnection[Any]) -> None:
+        """Note that the connection is made, and let the next one be begun."""
+        self.connection = weakref.ref(connection)
+        self._gate.made(self)
 
     def release(self) -> None:
         """Give the slot back. Does nothing the second time; safe in a destructor."""
@@ -102,6 +110,7 @@ class Gate:
         "_failing_since",
         "_farewells",
         "_lock",
+        "_opening",
         "_slots",
         "_usage",
         "_wakers",
@@ -117,6 +126,8 @@ class Gate:
         self._usage = usage
         self._failing_since: float | None = None
         self._slots: set[Slot] = set()
+        #: The slots whose connection is being made.
+        self._opening: set[Slot] = set()
         self._wakers: list[Callable[[], object]] = []
         self._farewells: deque[_Farewell] = deque()
         # Guards the step from counting to adding in `enter`. Never held while waiting.
@@ -169,7 +180,7 @@ class Gate:
         return 0.0 if since is None else monotonic() - since
 
     def enter(self, server: str = "", *, beyond: int = 0, claimed: bool = False) -> Slot | None:
-        """Take a slot, or return `None` if all are taken, here or in the budget.
+        """Take a slot; `None` if all are taken, here or in the budget, or two are being filled.
 
         Args:
             server: Which server the connection goes to.
@@ -182,15 +193,24 @@ class Gate:
         with self._lock:
             if len(self._slots) >= self.limit + beyond:
                 return None
+            if len(self._opening) >= MOST_AT_ONCE + beyond:
+                return None
             slot = Slot(self, server, share.holder if share else "")
             if share is not None and not share.enter(slot, claimed=claimed):
                 return None
             self._slots.add(slot)
+            self._opening.add(slot)
             return slot
+
+    def made(self, slot: Slot) -> None:
+        """Let the next connect begin: this one has its connection."""
+        self._opening.discard(slot)
+        self.wake()
 
     def leave(self, slot: Slot) -> None:
         """Give a slot back and wake whoever waits for one."""
         if slot in self._slots:
+            self._opening.discard(slot)
             self._slots.discard(slot)
             if self.share is not None:
                 self.share.budget.leave(slot)

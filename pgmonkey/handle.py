@@ -118,6 +118,8 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
         # Held while a forced reload runs, probe included. No checkout ever waits for it.
         self._reloading = threading.Lock()
         self._attempt_now = threading.Event()
+        # Until when somebody waits for the first connection, on the monotonic clock.
+        self._wanted_until = 0.0
 
     def connection(self, timeout: float | None = None) -> Borrowed:
         """Do what `Database.connection` says."""
@@ -174,6 +176,7 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
         while (generation := self.generation) is None:
             if self.on_open is not None:
                 self.on_open()
+            self._wanted_until = max(self._wanted_until, began + timeout)
             opening = self._start_opening()
             try:
                 opening.result(max(0.0, timeout - (monotonic() - began)))
@@ -216,12 +219,13 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
         """Make the first connection, however often it takes while somebody waits for it."""
         error: BaseException | None = None
         delay = _FIRST_RETRY
-        give_up_at = monotonic() + self.target.applied.config.pool(self.connection_type).timeout
+        patience = self.target.applied.config.pool(self.connection_type).timeout
+        self._wanted_until = max(self._wanted_until, monotonic() + patience)
         try:
             while True:
                 applied = self.target.applied
                 try:
-                    generation = self._first(applied, give_up_at - monotonic())
+                    generation = self._first(applied, self._wanted_until - monotonic())
                 except ConnectError as failed:
                     failure = self.gate.last_failure
                     if self.target.applied is not applied:
@@ -230,7 +234,7 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
                         failure is None
                         or failure.lasting
                         or self.connection_type == "normal"
-                        or monotonic() > give_up_at
+                        or monotonic() > self._wanted_until
                         or self.target.gone is not None
                     ):
                         error = failed

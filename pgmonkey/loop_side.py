@@ -61,6 +61,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         self._worked = 0
         #: When this loop was last told to try again, on the monotonic clock.
         self._told_at = 0.0
+        # Until when somebody waits for the first connection, on the monotonic clock.
+        self._wanted_until = 0.0
         weakref.finalize(handle, _close_all, self.loop, self.open_generations).atexit = False
 
     def move_soon(self) -> None:
@@ -125,6 +127,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             handle = self._handle()
             if generation is None and handle is not None and handle.on_open is not None:
                 handle.on_open()
+            self._wanted_until = max(self._wanted_until, began + timeout)
             moving = self.move()
             try:
                 await asyncio.wait_for(
@@ -189,13 +192,14 @@ class LoopSide(Lifecycle[AsyncPool]):
 
     async def _move(self) -> None:
         delay = _FIRST_RETRY
-        give_up_at = monotonic() + self.target.applied.config.pool(self.connection_type).timeout
+        patience = self.target.applied.config.pool(self.connection_type).timeout
+        self._wanted_until = max(self._wanted_until, monotonic() + patience)
         while self.target.gone is None:
             applied, old = self.target.applied, self.generation
             if old is not None and old.applied.since == applied.since:
                 return
             try:
-                generation = await self._next(applied, give_up_at - monotonic())
+                generation = await self._next(applied, self._wanted_until - monotonic())
             except ConnectError:
                 if self.target.applied is not applied:
                     continue  # it was the login of before that failed
@@ -205,7 +209,7 @@ class LoopSide(Lifecycle[AsyncPool]):
                     or failure is None
                     or failure.lasting
                     or self.connection_type == "async"
-                    or monotonic() > give_up_at
+                    or monotonic() > self._wanted_until
                 ):
                     self._failed = applied.since
                     self._retry_at = monotonic() + _LONGEST_RETRY

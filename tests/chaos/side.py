@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,19 +49,68 @@ class Client:
             row = await cursor.fetchone()
         return row[0]
 
+    def ask_soon(self, statement: str = "SELECT 1", *, timeout: float = 5) -> Future[Any]:
+        """Begin to `ask` in a thread or task of its own."""
+        if self.is_async:
+            return asyncio.run_coroutine_threadsafe(self._ask(statement, timeout), self._loop)
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self.ask(statement, timeout=timeout))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="asks").start()
+        return answer
+
+    @contextmanager
+    def holding(self, number: int = 1, *, timeout: float = 10) -> Iterator[list[int]]:
+        """Hold that many connections, and give their backends."""
+        if not self.is_async:
+            with self._held(number, timeout) as backends:
+                yield backends
+            return
+        let_go = asyncio.Event()
+        held: Future[list[int]] = Future()
+
+        async def hold() -> None:
+            try:
+                await self._fill(number, timeout, held, let_go)
+            except BaseException as error:
+                held.set_exception(error)
+
+        holder = asyncio.run_coroutine_threadsafe(hold(), self._loop)
+        try:
+            yield held.result()
+        finally:
+            self._loop.call_soon_threadsafe(let_go.set)
+            holder.result()
+
+    def open(self, *, timeout: float = 10) -> None:
+        """Make the first connection."""
+        if self.is_async:
+            self._run(self.handle.open(timeout))
+        else:
+            self.handle.open(timeout)
+
+    def shut(self) -> None:
+        """Close the connections; the next checkout opens again."""
+        if self.is_async:
+            self._run(self.handle.close())
+        else:
+            self.handle.close()
+
     def fill(self, number: int, *, timeout: float = 10) -> list[int]:
         """Hold that many connections at once, give them all back, and return their backends.
 
         Afterwards they are idle for long enough to be looked at before they are handed out.
         """
-        if self.is_async:
-            backends = self._run(self._fill(number, timeout))
-        else:
-            with self._held(number, timeout) as held:
-                backends = held
+        with self.holding(number, timeout=timeout) as backends:
+            pass
         returned = time.monotonic()
         eventually(lambda: time.monotonic() - returned > FRESH, 5, "they are idle")
-        return list(backends)
+        return backends
 
     @contextmanager
     def _held(self, number: int, timeout: float) -> Iterator[list[int]]:
@@ -72,12 +122,22 @@ class Client:
             with self._held(number - 1, timeout) as others:
                 yield [connection.info.backend_pid, *others]
 
-    async def _fill(self, number: int, timeout: float) -> list[int]:
+    async def _fill(
+        self,
+        number: int,
+        timeout: float,
+        held: Future[list[int]],
+        let_go: asyncio.Event,
+        backends: tuple[int, ...] = (),
+    ) -> None:
         if number == 0:
-            return []
+            held.set_result(list(backends))
+            await let_go.wait()
+            return
         async with self.handle.connection(timeout=timeout) as connection:
             await connection.execute("SELECT 1")
-            return [connection.info.backend_pid, *await self._fill(number - 1, timeout)]
+            backends = (*backends, connection.info.backend_pid)
+            await self._fill(number - 1, timeout, held, let_go, backends)
 
     def close(self) -> None:
         """Close the handle, and end the loop."""

@@ -108,6 +108,20 @@ def test_thirty_dead_connections_cost_no_error_and_no_backoff(
     assert client.handle.status().errors == {}
 
 
+def test_a_connection_that_died_before_anybody_used_it_is_not_handed_out(
+    make: Make, database: TemporaryDatabase
+) -> None:
+    """A connection that the pool has just made is looked at too: only a return proves it alive."""
+    client = make(pool={"min_size": 1, "max_size": 2})
+    for _ in range(5):
+        client.open()
+        database.terminate_backends()
+        assert client.ask() == 1
+        client.shut()
+
+    assert client.handle.status().errors == {}
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_connection_that_the_network_has_cut_is_replaced(
     make: Make, proxy: ChaosProxy, reset: bool

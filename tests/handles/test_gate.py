@@ -141,3 +141,32 @@ def test_reasons_are_read_from_libpqs_words() -> None:
     }
 
     assert {text: classify(RuntimeError(text), ()).reason for text in texts} == texts
+
+
+def test_no_more_than_two_connects_are_under_way_at_a_time() -> None:
+    """A third one waits until one of the two has its connection, or has failed; a probe does not."""
+    gate = Gate(10, Usage())
+    first, second = gate.enter(), gate.enter()
+    assert first is not None
+    assert second is not None
+    assert gate.enter() is None
+    probe = gate.enter(beyond=1)
+    assert probe is not None
+    probe.release()
+
+    got: list[object] = []
+    workers = [threading.Thread(target=lambda: got.append(gate.wait(never))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    second.release()
+    eventually(lambda: len(got) == 1, 5, "a failed one lets the next one in")
+    connection = Connection()
+    first.fill(connection)  # type: ignore[arg-type]  # the gate looks at nothing of it
+    eventually(lambda: len(got) == 2, 5, "a finished one does so too")
+    for worker in workers:
+        worker.join()
+    assert gate.count == 3
+
+
+class Connection:
+    """Stand where a connection is kept, by a weak reference."""

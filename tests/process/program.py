@@ -27,6 +27,7 @@ class Program:
         options: Options of the interpreter, such as `-X dev`.
         stdout, stderr: Where its own output goes instead of to the test.
         env: More variables.
+        prefix: A command that the interpreter is run by.
         identity: More arguments of `subprocess.Popen`.
     """
 
@@ -39,6 +40,7 @@ class Program:
         stdout: IO[Any] | int | None = None,
         stderr: IO[Any] | int | None = None,
         env: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
         **identity: Any,
     ) -> None:
         self._canary = canary
@@ -53,6 +55,7 @@ class Program:
         )
         self.process = subprocess.Popen(
             [
+                *prefix,
                 sys.executable,
                 *options,
                 "-c",
