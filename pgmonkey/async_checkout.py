@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from sys import _getframe
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ class AsyncCheckout(Checkout):
         handle: AsyncDatabase = self.handle
         began = self.began = monotonic()
         self.owner = asyncio.current_task()
+        if handle.keeps_stacks:
+            self.keep_stack(_getframe(1))
         timeout = self.timeout
         left = -1.0
         side = handle.side()
@@ -49,6 +52,8 @@ class AsyncCheckout(Checkout):
                 connection: AsyncPooledConnection = await generation.getconn(left)
             except psycopg_pool.PoolTimeout:
                 side.let_go(self, generation)
+                if side.is_clogged(generation):
+                    await side.replace_later(generation, "queue")
                 raise checkout_timeout(handle, generation, monotonic() - began) from None
             except psycopg_pool.PoolClosed:
                 # The generation was retired while this client queued: it goes on with the next
@@ -64,16 +69,22 @@ class AsyncCheckout(Checkout):
                 raise
             else:
                 now = monotonic()
-                if side.generation is not generation:
-                    await generation.putconn(connection)
-                elif (
-                    now - connection.returned_at < FRESH
-                    and now < connection.expires_at
-                    and not generation.examined
-                ) or await side.is_fit(connection, generation, left - (now - began)):
-                    self.connection = connection
-                    self.taken = now
-                    return connection
+                try:
+                    if side.generation is not generation:
+                        await generation.putconn(connection)
+                    elif (
+                        now - connection.returned_at < FRESH
+                        and now < connection.expires_at
+                        and not generation.examined
+                    ) or await side.is_fit(connection, generation, left - (now - began)):
+                        self.connection = connection
+                        self.taken = now
+                        return connection
+                except BaseException:
+                    # An interrupt or a cancellation while the server is asked for a sign of
+                    # life: the connection is dropped, and this client waits no longer.
+                    side.let_go(self, generation)
+                    raise
                 side.let_go(self, generation)
             left = (timeout or 0.0) - (monotonic() - began)
             if left <= 0.0:

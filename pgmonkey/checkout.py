@@ -13,6 +13,9 @@ MADE: Final = 0
 BOUND: Final = 1
 ENTERED: Final = 2
 
+#: How many calls of a borrower's stack are kept.
+DEEPEST: Final = 40
+
 #: `with` looks up both halves before it calls either: which one first depends on the version.
 _EXIT_FIRST: Final = sys.version_info >= (3, 14)
 
@@ -38,6 +41,8 @@ class Checkout:
     timeout: float | None = None
     #: Whether it was reported as held too long.
     reported = False
+    #: Where the borrower was called from, innermost first, if the file asks for it.
+    callers: tuple[tuple[CodeType, int], ...] = ()
 
     handle: Any
     # Code and instruction say where it was borrowed, without holding the frame and with it the
@@ -75,11 +80,29 @@ class Checkout:
     @property
     def place(self) -> str:
         """Return where it was borrowed, as `file:line in function`."""
-        line = next(
-            (line for start, end, line in self.code.co_lines() if start <= self.instruction < end),
-            None,
-        )
-        return f"{self.code.co_filename}:{line} in {self.code.co_name}"
+        return _place(self.code, self.instruction)
+
+    def keep_stack(self, frame: FrameType | None) -> None:
+        """Remember the stack of the borrower, without holding its frames.
+
+        Args:
+            frame: The borrower's.
+        """
+        callers: list[tuple[CodeType, int]] = []
+        while frame is not None and len(callers) < DEEPEST:
+            callers.append((frame.f_code, frame.f_lasti))
+            frame = frame.f_back
+        self.callers = tuple(callers)
+
+    @property
+    def stack(self) -> tuple[str, ...]:
+        """Return the borrower's stack, each call as `file:line in function`, innermost first."""
+        return tuple(_place(code, instruction) for code, instruction in self.callers)
+
+
+def _place(code: CodeType, instruction: int) -> str:
+    line = next((line for start, end, line in code.co_lines() if start <= instruction < end), None)
+    return f"{code.co_filename}:{line} in {code.co_name}"
 
 
 class _Half(threading.local):

@@ -108,6 +108,7 @@ class DatabaseConfig:
         "digest",
         "drain_timeout",
         "leak_detection",
+        "leak_stack",
         "max_connections",
         "name",
         "path",
@@ -138,6 +139,7 @@ class DatabaseConfig:
         put(self, "pooler", model.pooler)
         put(self, "reset_on_return", model.reset_on_return)
         put(self, "leak_detection", model.leak_detection)
+        put(self, "leak_stack", model.leak_stack)
         put(self, "drain_timeout", model.drain_timeout)
         put(self, "revision", model.revision and mask_urls(model.revision))
         put(self, "max_connections", model.max_connections)
@@ -165,6 +167,7 @@ class DatabaseConfig:
     pooler: str
     reset_on_return: bool
     leak_detection: float | None
+    leak_stack: bool
     drain_timeout: float
     revision: str | None
     max_connections: int | None
@@ -368,7 +371,8 @@ class DatabaseConfig:
         revision = "-" if self.revision is None else f"={self.revision}"
         return (
             f"{self.connection_type}\0{self.description}\0{self.required}\0"
-            f"{self.leak_detection}\0{self.drain_timeout}\0{self.max_connections}\0{revision}"
+            f"{self.leak_detection}\0{self.leak_stack}\0{self.drain_timeout}\0"
+            f"{self.max_connections}\0{revision}"
         )
 
 
@@ -380,6 +384,7 @@ _PLAIN: Final = (
     "reset_on_return",
     "required",
     "leak_detection",
+    "leak_stack",
     "drain_timeout",
     "max_connections",
     "revision",

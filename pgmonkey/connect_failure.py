@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -69,6 +69,8 @@ _PATTERNS: Final[tuple[tuple[Reason, re.Pattern[str]], ...]] = (
             re.IGNORECASE,
         ),
     ),
+    # Something answers that is no PostgreSQL: a web server, say. Not a matter of certificates.
+    ("other", re.compile(r"invalid response to (SSL|GSSAPI) negotiation", re.IGNORECASE)),
     ("tls", re.compile(r"\bSSL\b|GSSAPI|gssencmode|certificate|private key", re.IGNORECASE)),
     (
         "refused",
@@ -82,7 +84,8 @@ _PATTERNS: Final[tuple[tuple[Reason, re.Pattern[str]], ...]] = (
     ("timeout", re.compile(r"timeout expired|timed out", re.IGNORECASE)),
 )
 
-_HINTS: Final[dict[Reason, str]] = {
+#: What to do about each of them, in one line.
+HINTS: Final[Mapping[Reason, str]] = {
     "auth": "check the user and the password, or the files that they come from",
     "refused": "is the server running, and are host and port right?",
     "timeout": "nothing answered in connect_timeout: check host, port and firewall",
@@ -92,7 +95,7 @@ _HINTS: Final[dict[Reason, str]] = {
     "hba": "the server's pg_hba.conf does not allow this user, database and address",
     "no_database": "check dbname, and the role's CONNECT privilege",
     "setting": "the server refused a session setting: check sync_settings, async_settings, options",
-    "other": "see the server's log",
+    "other": "is this the port of a PostgreSQL server? If so, see its log",
 }
 
 
@@ -116,7 +119,7 @@ class ConnectFailure:
     @property
     def hint(self) -> str:
         """Return what to do about it, in one line."""
-        return _HINTS[self.reason]
+        return HINTS[self.reason]
 
 
 def classify(error: BaseException, secrets: Iterable[Secret]) -> ConnectFailure:

@@ -119,6 +119,8 @@ class Database(ABC):
         self.target = Target(applied)
         #: Its part in the connections that all databases may have together.
         self.share = Share(budget, self.target, f"{self.name}/{connection_type}")
+        #: Whether a checkout keeps the stack of its borrower.
+        self.keeps_stacks = applied.config.leak_stack
         #: Called when the first connection of a process or loop is about to be made.
         self.on_open: Callable[[], object] | None = None
         #: Called when the server has refused a login.
@@ -224,6 +226,7 @@ class Database(ABC):
         """
         current, retired, _ = self._parts()
         config = self.target.applied.config
+        self.keeps_stacks = config.leak_stack
         for generation in retired:
             if not generation.lingers and now - generation.retired_at > config.drain_timeout:
                 generation.lingers = True
@@ -268,7 +271,8 @@ class Database(ABC):
         failure = next((gate.last_failure for gate in gates if gate.last_failure), None)
         now = monotonic()
         held = [
-            CheckoutStatus(holder_name(one.owner), now - one.taken, one.place) for one in out + old
+            CheckoutStatus(holder_name(one.owner), now - one.taken, one.place, one.stack)
+            for one in out + old
         ]
         idle = sum(generation.pool.get_stats()["pool_available"] for generation in current)
         requests, queued = self.usage.counted(
@@ -305,11 +309,14 @@ class Database(ABC):
 
 
 def _describe(checkout: Checkout, now: float) -> dict[str, Any]:
-    return {
+    described: dict[str, Any] = {
         "holder": holder_name(checkout.owner),
         "seconds": round(now - checkout.taken, 3),
         "place": checkout.place,
     }
+    if stack := checkout.stack:
+        described["stack"] = list(stack)
+    return described
 
 
 def holder_name(owner: Any) -> str:

@@ -500,6 +500,14 @@ class DatabaseFile(_Section):
             examples=["30s"],
         ),
     ] = None
+    leak_stack: Annotated[
+        Flag,
+        Field(
+            description="Whether each checkout keeps the stack of its borrower, so that a leak "
+            "is reported with it; costs some microseconds each time.",
+            examples=["true"],
+        ),
+    ] = False
     max_connections: Annotated[
         Annotated[int, _Integer(1, 1_000_000)] | None,
         Field(

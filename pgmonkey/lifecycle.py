@@ -32,6 +32,10 @@ PoolT = TypeVar("PoolT")
 #: of the current generation give up its place.
 FAREWELL: Final = 0.05
 
+#: How many clients that gave up may stand in the queue of a pool with nothing to give. psycopg_pool
+#: takes them out when a connection comes; until then each costs some kilobytes, and later time.
+LONGEST_QUEUE: Final = 1000
+
 #: What a child process got from its parent. It is never touched again, and never freed: the
 #: destructors of pools and connections take locks that may be held for ever.
 _inherited: Final[list[object]] = []
@@ -197,6 +201,14 @@ class Lifecycle(ABC, Generic[PoolT]):
             reason=why,
         )
         return True
+
+    def is_clogged(self, generation: Generation[PoolT]) -> bool:
+        """Tell whether the pool's queue is full of clients that gave up, and nothing will clear it.
+
+        Asked after a timeout. What is out clears the queue when it comes back.
+        """
+        queue: int = generation.pool.get_stats()["requests_waiting"]  # type: ignore[attr-defined]  # both pool classes have it
+        return queue > LONGEST_QUEUE + generation.waiting() and not generation.out()
 
     def wants_another_try(self, now: float) -> bool:
         """Tell whether a connect that failed is to be tried again, though no client asks.

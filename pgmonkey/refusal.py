@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from pgmonkey.connect_failure import HINTS
 from pgmonkey.errors import CheckoutTimeout, NestedCheckoutError, TooManyWaiting
 
 if TYPE_CHECKING:
     from pgmonkey.checkout import Checkout
     from pgmonkey.database import Database
     from pgmonkey.generation import Generation
+
+#: How many of those who hold a connection longest an error names.
+_HOLDERS: Final = 3
 
 
 def checkout_timeout(
@@ -18,26 +22,24 @@ def checkout_timeout(
     """Return the error of a checkout that got no connection in time, and count it."""
     handle.usage.errors["timeout"] += 1
     status = handle.status()
-    failure = status.last_failure
+    longest = sorted(status.checkouts, key=lambda one: one.seconds, reverse=True)[:_HOLDERS]
+    why = "".join(
+        f"\n  held for {one.seconds:.1f} s by {one.holder}, borrowed at {one.place}"
+        for one in longest
+    )
     full = None
     if any(gate.count < gate.limit for gate in handle._parts()[2]):
         full = handle.share.explain()
     if full is not None:
-        why = f"; {full}"
+        why += f"\n  {full}"
         hint = "raise max_connections, or lower max_size, min_size or max_idle of who holds them"
-    elif failure is not None:
-        why = f"; the last connect failed: {failure} [{status.last_failure_reason}]"
-        hint = "mend the connection; pgmonkey goes on trying"
+    elif status.last_failure is not None and status.last_failure_reason is not None:
+        why += f"\n  the last connect failed: {status.last_failure} [{status.last_failure_reason}]"
+        hint = f"{HINTS[status.last_failure_reason]}; it is tried again all the time"
     elif generation is None:
-        why = "; the first connection is still being made"
+        why += "\n  the first connection is still being made"
         hint = "the server is slow to answer: raise `timeout`, or look at the network"
     else:
-        longest = max(status.checkouts, key=lambda one: one.seconds, default=None)
-        why = (
-            f"; held longest: {longest.seconds:.1f} s by {longest.holder}, borrowed at {longest.place}"
-            if longest
-            else ""
-        )
         hint = "raise max_size, shorten the transactions, or look for a checkout that is never left"
     return CheckoutTimeout(
         f"{handle.name}: no connection within {waited:.2f} s"

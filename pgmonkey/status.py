@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pgmonkey.problem import Problem
 from pgmonkey.timings import Durations
+
+if TYPE_CHECKING:
+    from pgmonkey.connect_failure import Reason
 
 DatabaseState = Literal["ready", "idle", "stale", "failed", "removed"]
 
@@ -19,6 +22,8 @@ class CheckoutStatus:
     holder: str
     seconds: float
     place: str
+    #: The calls that led there, innermost first; empty without `leak_stack`.
+    stack: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class PoolStatus:
     evicted: Mapping[str, int]
     leaks: int
     last_failure: str | None
-    last_failure_reason: str | None
+    last_failure_reason: Reason | None
     checkouts: tuple[CheckoutStatus, ...]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sys import _getframe
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ class SyncCheckout(Checkout):
         handle: SyncDatabase = self.handle
         began = self.began = monotonic()
         self.owner = get_ident()
+        if handle.keeps_stacks:
+            self.keep_stack(_getframe(1))
         timeout = self.timeout
         left = -1.0
         while True:
@@ -52,6 +55,8 @@ class SyncCheckout(Checkout):
                 connection: PooledConnection = generation.getconn(left)
             except psycopg_pool.PoolTimeout:
                 handle.let_go(self, generation)
+                if handle.is_clogged(generation):
+                    handle.replace_later(generation, "queue")
                 raise checkout_timeout(handle, generation, monotonic() - began) from None
             except psycopg_pool.PoolClosed:
                 # The generation was retired while this client queued: it goes on with the next
@@ -66,18 +71,24 @@ class SyncCheckout(Checkout):
                 raise
             else:
                 now = monotonic()
-                # Between reading the generation and getting the connection a swap may have
-                # happened; a connection of the retired one must not be handed out after it.
-                if handle.generation is not generation:
-                    generation.putconn(connection)
-                elif (
-                    now - connection.returned_at < FRESH
-                    and now < connection.expires_at
-                    and not generation.examined
-                ) or handle.is_fit(connection, generation, left - (now - began)):
-                    self.connection = connection
-                    self.taken = now
-                    return connection
+                try:
+                    # Between reading the generation and getting the connection a swap may have
+                    # happened; a connection of the retired one must not be handed out after it.
+                    if handle.generation is not generation:
+                        generation.putconn(connection)
+                    elif (
+                        now - connection.returned_at < FRESH
+                        and now < connection.expires_at
+                        and not generation.examined
+                    ) or handle.is_fit(connection, generation, left - (now - began)):
+                        self.connection = connection
+                        self.taken = now
+                        return connection
+                except BaseException:
+                    # An interrupt or a cancellation while the server is asked for a sign of
+                    # life: the connection is dropped, and this client waits no longer.
+                    handle.let_go(self, generation)
+                    raise
                 handle.let_go(self, generation)
             left = (timeout or 0.0) - (monotonic() - began)
             if left <= 0.0:

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from pgmonkey import Registry
+import psycopg
+import pytest
+
+from pgmonkey import CheckoutTimeout, ConnectError, HandleClosedError, Registry
 from pgmonkey.connection import FRESH
 from tests.kit.eventually import eventually
 
 SIDES = ("pool", "async_pool")
+
+#: What a deadline may be missed by, in seconds, on a machine that does other things too. Where
+#: a deadline does not hold, it is missed by much more: by a backoff, a connect, or for ever.
+GRACE = 1.5
+
+Make = Callable[..., "Client"]
 
 
 class Client:
     """Use a handle from plain calls: directly, or on an event loop in a thread.
 
     Args:
-        registry: The registry, in which the database is called `orders`.
+        registry: The registry.
+        name: What it calls the database.
     """
 
-    def __init__(self, registry: Registry) -> None:
-        self.handle: Any = registry.get("orders")
+    def __init__(self, registry: Registry, name: str = "orders") -> None:
+        self.handle: Any = registry.get(name)
         self.is_async = self.handle.connection_type.startswith("async")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -48,6 +59,24 @@ class Client:
             cursor = await connection.execute(statement)
             row = await cursor.fetchone()
         return row[0]
+
+    def run(self, work: Callable[[Any], Any], *, timeout: float = 5) -> Any:
+        """Call `work` with a connection of a checkout; what it returns may be awaitable."""
+
+        async def run_async() -> Any:
+            async with self.handle.connection(timeout=timeout) as connection:
+                done = work(connection)
+                return await done if inspect.isawaitable(done) else done
+
+        if self.is_async:
+            return self._run(run_async())
+        with self.handle.connection(timeout=timeout) as connection:
+            return work(connection)
+
+    def after_return(self, act: Callable[[Any], None]) -> None:
+        """Borrow a connection, give it back, and do something to it."""
+        borrowed = self.run(lambda connection: [connection])
+        act(borrowed[0])
 
     def ask_soon(self, statement: str = "SELECT 1", *, timeout: float = 5) -> Future[Any]:
         """Begin to `ask` in a thread or task of its own."""
@@ -94,6 +123,10 @@ class Client:
         else:
             self.handle.open(timeout)
 
+    def errors(self) -> dict[str, int]:
+        """Return the checkouts that got no connection, by reason."""
+        return {reason: count for reason, count in self.handle.status().errors.items() if count}
+
     def shut(self) -> None:
         """Close the connections; the next checkout opens again."""
         if self.is_async:
@@ -108,9 +141,13 @@ class Client:
         """
         with self.holding(number, timeout=timeout) as backends:
             pass
+        self.rest()
+        return backends
+
+    def rest(self) -> None:
+        """Let connections be idle for long enough to be looked at before they are handed out."""
         returned = time.monotonic()
         eventually(lambda: time.monotonic() - returned > FRESH, 5, "they are idle")
-        return backends
 
     @contextmanager
     def _held(self, number: int, timeout: float) -> Iterator[list[int]]:
@@ -150,7 +187,29 @@ class Client:
         self._loop.close()
 
     async def _close(self) -> None:
-        await self.handle.close()
+        with suppress(HandleClosedError):
+            await self.handle.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:
             await asyncio.wait(others, timeout=3)
+
+
+@contextmanager
+def takes(at_most: float, at_least: float = 0.0) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds = time.monotonic() - began
+    assert at_least <= seconds <= at_most + GRACE
+
+
+def refuses(client: Client, timeout: float) -> CheckoutTimeout | ConnectError:
+    """Return the error of a checkout, which must come within its timeout."""
+    with takes(timeout), pytest.raises((CheckoutTimeout, ConnectError)) as caught:
+        client.ask(timeout=timeout)
+    return caught.value
+
+
+def works(client: Client) -> bool:
+    with suppress(psycopg.OperationalError):
+        return bool(client.ask(timeout=2) == 1)
+    return False

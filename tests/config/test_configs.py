@@ -46,6 +46,7 @@ OTHER_CHANGES = [
     {"description": "x"},
     {"required": "false"},
     {"leak_detection": "5s"},
+    {"leak_stack": "true"},
     {"drain_timeout": "5s"},
     {"revision": "2"},
 ]

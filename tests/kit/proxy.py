@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pgmonkey.embedded_server import _free_port
 
-Mode = Literal["pass", "refuse", "blackhole", "delay", "half_close", "reset"]
+Mode = Literal["pass", "refuse", "blackhole", "lost", "delay", "half_close", "reset"]
 T = TypeVar("T")
 
 _CHUNK = 65_536
@@ -35,6 +35,8 @@ class MessageCounter:
         self._counts = {"frontend": frontend, "backend": backend}
         self._buffers = {"frontend": bytearray(), "backend": bytearray()}
         self._started = False
+        #: Whether the server has said that it is ready for a query.
+        self.ready = False
         self._answers_due = 0  # single bytes that answer an SSL or GSS request
         self._opaque = False
 
@@ -63,6 +65,7 @@ class MessageCounter:
         if len(buffer) < length + 1:
             return False
         self._counts[direction][chr(buffer[0])] += 1
+        self.ready = self.ready or (direction == "backend" and buffer[:1] == b"Z")
         del buffer[: length + 1]
         return True
 
@@ -115,6 +118,7 @@ class ChaosProxy:
     | `pass` | forwarded | forwarded |
     | `refuse` | forwarded | refused by the kernel: nobody listens |
     | `blackhole` | silent both ways, nothing is lost | accepted, then silent |
+    | `lost` | silent for good, also after another mode is set | accepted, then the same |
     | `delay` | each piece is held for `delay` seconds, each way | the same |
     | `half_close` | the client sees the end, the server does not | the same |
     | `reset` | reset at once | accepted, then reset |
@@ -138,6 +142,8 @@ class ChaosProxy:
         self.target_port = target_port
         self.port = 0
         self.accepted = 0
+        #: The most connections that were being opened at once: accepted, and not ready for a query.
+        self.most_opening = 0
         self.client_bytes = 0
         self.server_bytes = 0
         self.frontend: Counter[str] = Counter()
@@ -146,6 +152,8 @@ class ChaosProxy:
         self._shutting = False
         self._delay = 0.0
         self._links: set[_Link] = set()
+        self._opening: set[_Link] = set()
+        self._never = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._open_gate = asyncio.Event()
         self._listener: asyncio.Server | None = None
@@ -212,6 +220,7 @@ class ChaosProxy:
     def reset_counts(self) -> None:
         """Count from zero again."""
         self.accepted = self.client_bytes = self.server_bytes = 0
+        self.most_opening = len(self._opening)
         self.frontend.clear()
         self.backend.clear()
 
@@ -271,20 +280,28 @@ class ChaosProxy:
             link.close(reset=True)
             return
         self._links.add(link)
+        self._opening.add(link)
+        self.most_opening = max(self.most_opening, len(self._opening))
         if self._mode == "half_close":
             link.half_close()
         link.task = self._loop.create_task(self._serve(link, reader))
 
     async def _serve(self, link: _Link, reader: asyncio.StreamReader) -> None:
         try:
-            await self._open_gate.wait()
+            await self._pass_gate()
             await self._forward(link, reader)
         except (OSError, asyncio.CancelledError):
             pass  # the server is away, or we cut the link: either way it is over
         finally:
             self._links.discard(link)
+            self._opening.discard(link)
             link.task = None
             link.close(reset=False)
+
+    async def _pass_gate(self) -> None:
+        await self._open_gate.wait()
+        if self._mode == "lost":
+            await self._never.wait()
 
     async def _forward(self, link: _Link, reader: asyncio.StreamReader) -> None:
         upstream_reader, upstream = await asyncio.open_connection(
@@ -293,8 +310,8 @@ class ChaosProxy:
         link.upstream = upstream
         counter = MessageCounter(self.frontend, self.backend)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._pump("frontend", reader, upstream, counter))
-            group.create_task(self._pump("backend", upstream_reader, link.client, counter))
+            group.create_task(self._pump("frontend", reader, upstream, counter, link))
+            group.create_task(self._pump("backend", upstream_reader, link.client, counter, link))
 
     async def _pump(
         self,
@@ -302,17 +319,20 @@ class ChaosProxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         counter: MessageCounter,
+        link: _Link,
     ) -> None:
         try:
             while data := await reader.read(_CHUNK):
                 if self._mode == "delay":
                     await asyncio.sleep(self._delay)
-                await self._open_gate.wait()
+                await self._pass_gate()
                 if direction == "frontend":
                     self.client_bytes += len(data)
                 else:
                     self.server_bytes += len(data)
                 counter.feed(direction, data)
+                if counter.ready:
+                    self._opening.discard(link)
                 if writer.transport.is_closing() or (
                     direction == "backend" and self._mode == "half_close"
                 ):
@@ -321,7 +341,7 @@ class ChaosProxy:
                 await writer.drain()
         except OSError:
             pass  # reset by this side; the end is passed on below
-        await self._open_gate.wait()
+        await self._pass_gate()
         if self._mode != "half_close":
             with contextlib.suppress(OSError, RuntimeError):
                 writer.write_eof()
