@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from pgmonkey.status import ReloadRecord
+
 if TYPE_CHECKING:
     from pgmonkey.config import DatabaseConfig
     from pgmonkey.connect_failure import Reason
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 2.0
 _LONGEST_PAUSE_LASTING: Final = 30.0
+#: How many reloads of a database are remembered for the status page.
+_REMEMBERED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Entry:
     outcomes: Counter[str] = field(default_factory=Counter)
     last_outcome: str | None = None
     last_outcome_at: float | None = None
+    #: What the last reloads came to, oldest first.
+    history: tuple[ReloadRecord, ...] = ()
     #: What the files say now, good or not yet proved; the newest wins.
     wanted: DatabaseConfig | None = None
     #: When the change that `wanted` came with was seen, on the monotonic clock.
@@ -89,13 +95,17 @@ class Entry:
         """Tell whether there is a file of this name, be it good or bad."""
         return not self.removed or self.rejection is not None
 
-    def ended(self, outcome: str, at: float) -> None:
+    def ended(self, outcome: str, at: float, details: tuple[str, ...] = ()) -> None:
         """Note what came of a reload.
 
         Args:
             outcome: applied, rejected or removed.
             at: Unix time.
+            details: The keys that changed, or the problems.
         """
+        version = self.applied.version if self.applied else 0
+        record = ReloadRecord(outcome, at, version, details)
+        self.history = (*self.history, record)[-_REMEMBERED:]
         self.outcomes[outcome] += 1
         self.last_outcome = outcome
         self.last_outcome_at = at

@@ -8,7 +8,11 @@ caller, and is never done while a lock is held or on the way of a checkout.
 from __future__ import annotations
 
 import logging
+import os
+import time
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
 from typing import Any, Final
@@ -41,9 +45,39 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "watch.degraded": ("warning", "no file events: the directories are polled"),
         "watch.lost": ("warning", "a watched directory is gone"),
         "watch.restored": ("info", "a lost directory is watched again"),
+        "http.denied": ("warning", "a reload over HTTP was refused; why, at most once a second"),
         "fork.detected": ("info", "a child process starts with connections of its own"),
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Describe one event that was emitted in this process.
+
+    Args:
+        id: Its number, counted from 1 in this process.
+        at: Unix time.
+        name: Its name in the catalogue.
+        level: Its level there.
+        fields: What it said.
+    """
+
+    id: int
+    at: float
+    name: str
+    level: str
+    fields: Mapping[str, Any]
+
+
+#: How many of the last events are kept for the status page.
+KEPT: Final = 500
+#: What is not kept: it is large, and the page shows it at its own place.
+_NOT_KEPT: Final = ("config",)
+
+# Appending to a deque, copying it and counting are one step each for the interpreter: no lock.
+_recent: deque[Event] = deque(maxlen=KEPT)
+_numbers = count(1)
 
 _stdlib_logger = logging.getLogger("pgmonkey")
 _dropped = count()
@@ -71,13 +105,25 @@ def emit(event: str, **fields: Any) -> None:
         fields: What to say; never a secret, never an exception. `None` says nothing.
     """
     level, _ = CATALOGUE[event]
+    known = {name: value for name, value in fields.items() if value is not None}
+    kept = {name: value for name, value in known.items() if name not in _NOT_KEPT}
+    _recent.append(Event(next(_numbers), time.time(), event, level, kept))
     logger = structlog.get_logger("pgmonkey") if structlog.is_configured() else _wrapped_stdlib
     try:
-        known = {name: value for name, value in fields.items() if value is not None}
         getattr(logger, level)(event, **known)
     except Exception:  # noqa: BLE001 - a full disk or a closed pipe must not break the caller
         global _dropped_so_far
         _dropped_so_far = next(_dropped) + 1
+
+
+def recent() -> tuple[Event, ...]:
+    """Return the last events of this process, oldest first, whatever became of them in the logs.
+
+    Example:
+        >>> [event.name for event in recent()][:1]
+        ['registry.loaded']
+    """
+    return tuple(_recent.copy())
 
 
 def dropped() -> int:
@@ -94,3 +140,5 @@ class _OursFilter(logging.Filter):
 
 
 logging.getLogger("psycopg.pool").addFilter(_OursFilter())
+# What the parent did is not what the child process did.
+os.register_at_fork(after_in_child=_recent.clear)

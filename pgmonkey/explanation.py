@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from pgmonkey.config import DatabaseConfig
 from pgmonkey.errors import UnknownDatabaseError
 from pgmonkey.file_loader import parse
 from pgmonkey.layout import SECTIONS
@@ -97,12 +98,7 @@ class Explanation:
         scan.raise_for_problems()
         config = scan.configs[name]
         self.path = config.path
-        self._settings = config.redacted()
-        places = _Places(config.path, str(Path(directory) / _DEFAULTS))
-        self.values = tuple(
-            Value(".".join(path), _shown(value, config.secrets), places.source(path))
-            for path, value in _leaves(self._settings)
-        )
+        self.values = explain(config, directory)
 
     def as_json(self, *, sources: bool) -> str:
         """Return the values as a JSON document.
@@ -128,8 +124,29 @@ class Explanation:
             sources: Whether to say where each comes from.
         """
         titles = ("KEY", "VALUE", "SOURCE") if sources else ("KEY", "VALUE")
-        rows = ((one.key, _text(one.value), str(one.source)) for one in self.values)
+        rows = ((one.key, text_of(one.value), str(one.source)) for one in self.values)
         return table([titles, *(row[: len(titles)] for row in rows)])
+
+
+def explain(
+    config: DatabaseConfig, directory: str | os.PathLike[str], *, sources: bool = True
+) -> tuple[Value, ...]:
+    """Return the effective values of a configuration, with secrets masked.
+
+    Args:
+        config: The configuration.
+        directory: The directory of its registry.
+        sources: Look in its file where each comes from; without, all look like defaults.
+    """
+    places = _Places(config.path, str(Path(directory) / _DEFAULTS)) if sources else None
+    return tuple(
+        Value(
+            ".".join(path),
+            _shown(value, config.secrets),
+            places.source(path) if places else Source(),
+        )
+        for path, value in _leaves(config.redacted())
+    )
 
 
 class _Places:
@@ -216,7 +233,12 @@ def _shown(value: Any, secrets: tuple[Secret, ...]) -> Any:
     return scrub(value, secrets) if isinstance(value, str) else value
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return a value as people read it.
+
+    Args:
+        value: One of a configuration's.
+    """
     match value:
         case None | "":
             return "-"

@@ -26,7 +26,7 @@ from pgmonkey.status import DatabaseStatus, RegistryStatus
 from pgmonkey.watcher import Source, Watcher, file_events
 
 if TYPE_CHECKING:
-    from pgmonkey.config import ConnectionType
+    from pgmonkey.config import ConnectionType, DatabaseConfig
     from pgmonkey.database import Database
     from pgmonkey.trust import Trust
 
@@ -305,6 +305,20 @@ class Registry:
             polling=watcher is not None and watcher.polling,
             watcher_errors=watcher.errors if watcher is not None else 0,
         )
+
+    def config(self, name: str) -> DatabaseConfig | None:
+        """Return the configuration of a database that is in force; `None` if none ever was.
+
+        Args:
+            name: The name of a declared database.
+
+        Raises:
+            UnknownDatabaseError: no file declares the name.
+        """
+        entry = self._reloader.entries.get(name)
+        if entry is None:
+            raise UnknownDatabaseError(self._unknown(name))
+        return entry.applied.config if entry.applied else None
 
     # Watching
 

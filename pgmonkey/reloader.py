@@ -301,7 +301,8 @@ class Reloader:
         entry.applied = applied
         entry.removed = False
         entry.settle()
-        entry.ended("applied", time.time())
+        changed = applied.config.changed_keys(before.config) if before else ("*",)
+        entry.ended("applied", time.time(), changed)
         self._cache.budget.wake()  # max_connections may be another one now
         with self._timing:
             self._durations.record(time.monotonic() - entry.wanted_since)
@@ -313,7 +314,7 @@ class Reloader:
             "config.applied",
             database=entry.name,
             version=applied.version,
-            changed=list(applied.config.changed_keys(before.config)) if before else ["*"],
+            changed=list(changed),
         )
 
     def _reject_probe(self, entry: Entry, config: DatabaseConfig, error: ConnectError) -> None:
@@ -327,7 +328,7 @@ class Reloader:
         entry.rejection = Rejection((problem,), error.reason, text)  # type: ignore[arg-type]  # ConnectError carries one of the reasons
         if known is not None and known.problems == (problem,):
             return  # the same again: it was said
-        entry.ended("rejected", time.time())
+        entry.ended("rejected", time.time(), (str(problem),))
         events.emit(
             "database.probe_failed",
             database=entry.name,
@@ -344,7 +345,7 @@ class Reloader:
             if entry.rejection is not None and entry.rejection.problems == problems:
                 return
             entry.rejection = Rejection(problems)
-            entry.ended("rejected", time.time())
+            entry.ended("rejected", time.time(), tuple(map(str, problems)))
             if entry.removed:  # what came back cannot be used: its handles say so
                 self.shut_removed(entry)
             self._emit_rejected(entry.name, problems)
@@ -557,4 +558,5 @@ def _database_status(entry: Entry, handles: list[Handle]) -> DatabaseStatus:
         pools=pools,
         probe=entry.probe,
         config=config.redacted() if config else {},
+        history=entry.history,
     )

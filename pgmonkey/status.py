@@ -65,6 +65,23 @@ class ProbeStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadRecord:
+    """Describe what one reload of a database came to.
+
+    Args:
+        outcome: applied, rejected or removed.
+        at: Unix time.
+        version: The version that was in force afterwards; 0 if there never was one.
+        details: The keys that changed, or the problems that it was rejected for.
+    """
+
+    outcome: str
+    at: float
+    version: int
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DatabaseStatus:
     """Describe one database: what is declared, what runs, and why they differ, if they do."""
 
@@ -87,6 +104,7 @@ class DatabaseStatus:
     pools: tuple[PoolStatus, ...]
     probe: ProbeStatus | None = None
     config: Mapping[str, object] = field(default_factory=dict)
+    history: tuple[ReloadRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
