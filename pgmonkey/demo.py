@@ -26,7 +26,7 @@ from pgmonkey.database import Database
 from pgmonkey.embedded_server import EmbeddedServer
 from pgmonkey.registry import Registry
 from pgmonkey.secret_volume import SecretVolume
-from pgmonkey.service import Service, collector_registry, on_signals
+from pgmonkey.service import Service, ServiceOptions, collector_registry, on_signals
 from pgmonkey.version import __version__
 
 #: What the demonstration makes in each database before the registry is loaded.
@@ -278,7 +278,7 @@ async def _run(
     async with registry:
         workload = Workload(registry)
         metrics.register(workload)
-        service = Service(registry, listener, metrics=metrics, grace=0.0)
+        service = Service(registry, listener, metrics=metrics, options=ServiceOptions(grace=0.0))
         ended = asyncio.Event()
 
         def stop() -> None:
@@ -331,12 +331,13 @@ def _welcome(registry: Registry, service: Service, server: EmbeddedServer, vault
     return f"""
 PostgreSQL {version} listens on port {server.port}; {", ".join(registry.names)} of {registry.path} are in use.
 
-look   curl -s {service.url}/readyz
-       {metrics} demo_transactions
+look   {metrics} demo_transactions
        {metrics} config_generation
 try    edit {orders}: another max_size, and it is in force when you save
        edit it badly: the event names file, line and key; the last good one goes on
        echo wrong > {vault.directory}/orders/password && kill -HUP {os.getpid()}
          the server rejects it, so the old connections stay; the next rotation mends it
 stop   Ctrl-C
+
+The status page: {service.page_url}/
 """

@@ -1,117 +1,82 @@
-"""The service: a registry as a small HTTP server for probes and scrapes."""
+"""The service: a registry over HTTP, for operators, probes and scrapes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
-import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 import prometheus_client
-import uvicorn
 from prometheus_client.exposition import choose_encoder
-from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
-from pgmonkey.errors import PgmonkeyError
+from pgmonkey.certificate import Certificate
+from pgmonkey.http_guard import Guard
+from pgmonkey.http_server import HttpServer
+from pgmonkey.listener import url_of
 from pgmonkey.prober import Prober
+from pgmonkey.readiness import Readiness
 from pgmonkey.registry import Registry
+from pgmonkey.reload_endpoint import ReloadEndpoint
 from pgmonkey.status import DatabaseStatus
+from pgmonkey.status_application import application, status_app, status_routes
+from pgmonkey.token_file import TokenFile
 from pgmonkey.trust import Trust
 
-DEFAULT_LISTEN: Final = "127.0.0.1:9749"
+__all__ = ["Service", "ServiceOptions", "serve", "status_app"]
+
 #: Seconds in which /readyz says 503 while requests are still answered, before the end.
 DEFAULT_GRACE: Final = 1.0
 
-_LOCAL_NAMES: Final = frozenset({"localhost"})
-_LISTEN: Final = re.compile(
-    r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:\[\]/]+)):(?P<port>[0-9]{1,5})"
-)
-_FINISH: Final = 3  # seconds that requests in progress have at the end
-_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_LOOK: Final = 2.0  # seconds between two looks at the certificate's files
+_PROBES: Final = ("/metrics", "/healthz", "/readyz")
 
 _log = logging.getLogger("pgmonkey.service")
 
 
-class ServiceError(PgmonkeyError, OSError):
-    """Report that the service cannot listen where it was told to."""
-
-
-class Readiness:
-    """Decide what /readyz says.
-
-    Ready means: every required database that was declared at the start was reached at least
-    once. From then on an outage changes nothing, for a database that is down must not take
-    every pod out of service; only the end of the process does.
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """Say how a service answers.
 
     Args:
-        registry: Whose databases count.
+        admin: Another socket that listens already, for the page, its data and reloads; they are
+            then not on the first one.
+        hosts: More names that a request's `Host` may have.
+        grace: Seconds between /readyz saying 503 and the end of answering.
+        token: The file of the token that POST /-/reload wants; without one it is off.
+        certificate: What to encrypt with; without one nothing is encrypted.
     """
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._awaited = {one.name for one in registry.status().databases if one.required}
-        #: Set when the process begins to shut down.
-        self.stopping = False
-
-    def look(self, reason: Callable[[DatabaseStatus], str | None]) -> dict[str, Any]:
-        """Return what /readyz says as its body; `ready` is the verdict.
-
-        Args:
-            reason: Says why a database was not reached, in one word.
-        """
-        databases = [one for one in self._registry.status().databases if one.state != "removed"]
-        if self._awaited:
-            waiting = {one.name for one in databases if one.required and not one.reached}
-            self._awaited &= waiting
-        return {
-            "ready": not self._awaited and not self.stopping,
-            "stopping": self.stopping,
-            "waiting_for": sorted(self._awaited),
-            "databases": {
-                one.name: {
-                    "required": one.required,
-                    "reached": one.reached,
-                    "state": one.state,
-                    "reason": reason(one),
-                }
-                for one in databases
-            },
-        }
+    admin: socket.socket | None = None
+    hosts: tuple[str, ...] = ()
+    grace: float = DEFAULT_GRACE
+    token: TokenFile | None = None
+    certificate: Certificate | None = None
 
 
-def make_app(
+def probe_routes(
     registry: Registry,
     readiness: Readiness,
     prober: Prober,
     metrics: prometheus_client.CollectorRegistry,
-    hosts: Iterable[str] = (),
-) -> ASGIApp:
-    """Return the application. None of its answers waits for a database.
+) -> list[BaseRoute]:
+    """Return the routes that machines ask. None of them waits for a database.
 
     Args:
         registry: What it shows.
         readiness: What decides about /readyz.
         prober: What knows why a database was not reached.
         metrics: What /metrics exports.
-        hosts: More names that a request's `Host` may have; local names and IP addresses may
-            always.
     """
 
     async def healthz(_request: Request) -> Response:
@@ -132,59 +97,11 @@ def make_app(
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics), headers={"Content-Type": content_type})
 
-    app = Starlette(
-        routes=[
-            Route("/metrics", scrape, methods=["GET"]),
-            Route("/healthz", healthz, methods=["GET"]),
-            Route("/readyz", readyz, methods=["GET"]),
-        ]
-    )
-    app.router.redirect_slashes = False
-    return _Guard(app, frozenset(host.lower().rstrip(".") for host in hosts) | _LOCAL_NAMES)
-
-
-class _Guard:
-    """Refuse requests for other hosts (DNS rebinding), and add the headers of every answer."""
-
-    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
-        self._app = app
-        self._names = names
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        if all(self._allows(value.decode("latin-1")) for value in hosts):
-            await self._app(scope, receive, send_with_headers)
-        else:
-            answer = PlainTextResponse("unknown host\n", 421)
-            await answer(scope, receive, send_with_headers)
-
-    def _allows(self, host: str) -> bool:
-        name = host.rpartition(":")[0] if re.search(r":[0-9]*$", host) else host
-        if host.startswith("["):
-            name = host[1:].partition("]")[0]
-        if name.lower().rstrip(".") in self._names:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
-
-class _Server(uvicorn.Server):
-    """Leave signals to us: uvicorn would raise them once more at the end."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    return [
+        Route("/metrics", scrape, methods=["GET"]),
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+    ]
 
 
 class Service:
@@ -194,8 +111,7 @@ class Service:
         registry: What to serve. It stays open afterwards: whoever made it closes it.
         listener: A socket that listens already.
         metrics: What /metrics exports; the probes' results are added.
-        hosts: More names that a request's `Host` may have.
-        grace: Seconds between /readyz saying 503 and the end of answering.
+        options: How to answer.
     """
 
     def __init__(
@@ -204,36 +120,42 @@ class Service:
         listener: socket.socket,
         *,
         metrics: prometheus_client.CollectorRegistry,
-        hosts: Iterable[str] = (),
-        grace: float = DEFAULT_GRACE,
+        options: ServiceOptions | None = None,
     ) -> None:
+        options = options or ServiceOptions()
         self.registry = registry
         self.readiness = Readiness(registry)
         self.prober = Prober(registry)
-        self._listener = listener
-        self._grace = grace
+        self._grace = options.grace
         self._stop = asyncio.Event()
         self._reloads = _Reloads(registry)
-        self._server = _Server(
-            uvicorn.Config(
-                make_app(registry, self.readiness, self.prober, metrics, hosts),
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=_FINISH,
-            )
-        )
+        self._certificate = options.certificate
+        tls = self._certificate.context if self._certificate else None
+        self._scheme = "https" if tls else "http"
+        reload = ReloadEndpoint(registry, options.token)
+        read_only = probe_routes(registry, self.readiness, self.prober, metrics)
+        admin = [*status_routes(registry), Route("/-/reload", reload.answer, methods=["POST"])]
+
+        def guarded(routes: list[BaseRoute]) -> ASGIApp:
+            return Guard(application(routes), options.hosts, _PROBES)
+
+        if options.admin is None:
+            self._servers = [HttpServer(guarded([*read_only, *admin]), listener, tls)]
+        else:
+            self._servers = [
+                HttpServer(guarded(read_only), listener, tls),
+                HttpServer(guarded(admin), options.admin, tls),
+            ]
 
     @property
     def url(self) -> str:
-        """The address to look at, without a path."""
-        host, port = self._listener.getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to look
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        """Where /metrics, /healthz and /readyz are, without a path."""
+        return url_of(self._servers[0].listener, self._scheme)
+
+    @property
+    def page_url(self) -> str:
+        """Where the status page, its data and /-/reload are, without a path."""
+        return url_of(self._servers[-1].listener, self._scheme)
 
     def reload(self) -> None:
         """Look at the files in the background. What came of it is in the events."""
@@ -247,19 +169,22 @@ class Service:
     async def run(self) -> None:
         """Answer until `stop` is called, and then finish what was begun."""
         self.prober.start()
-        serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
-        stopped = asyncio.create_task(self._stop.wait())
+        following = asyncio.create_task(self._follow_certificate())
         try:
-            await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            self.readiness.stopping = True
+            for server in self._servers:
+                await server.start()
+            await self._stop.wait()
             self.prober.stop()
-            if not serving.done():
-                await asyncio.sleep(self._grace)
-            self._server.should_exit = True
-            await serving
+            await asyncio.sleep(self._grace)
         finally:
-            stopped.cancel()
+            following.cancel()
             self.prober.stop()
+            await asyncio.gather(*(server.stop() for server in self._servers))
+
+    async def _follow_certificate(self) -> None:
+        while self._certificate is not None:
+            await asyncio.sleep(_LOOK)
+            await asyncio.to_thread(self._certificate.refresh)
 
 
 class _Reloads:
@@ -298,36 +223,6 @@ class _Reloads:
             )
 
 
-def listen(address: str) -> socket.socket:
-    """Return a socket that listens at `HOST:PORT`.
-
-    Args:
-        address: Such as `127.0.0.1:9749`, `[::1]:9749`, `0.0.0.0:9749`; port 0 is any free one.
-
-    Raises:
-        ValueError: It is no address.
-        ServiceError: The address cannot be had.
-
-    Example:
-        >>> listen("127.0.0.1:0").getsockname()[0]
-        '127.0.0.1'
-    """
-    match = _LISTEN.fullmatch(address)
-    if match is None or int(match["port"]) > 65535:
-        raise ValueError(f"{address!r} is not HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:9749")
-    host, port = match["six"] or match["host"], int(match["port"])
-    try:
-        family, _, _, _, where = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(where[:2], family=family, backlog=128)
-    except OSError as error:
-        # The errno's own text: Python and the resolver add to it what `address` says already.
-        known = isinstance(error.errno, int) and error.errno > 0
-        reason = os.strerror(error.errno) if known and error.errno else error.strerror
-        raise ServiceError(f"cannot listen on {address}: {reason}") from None
-
-
 def collector_registry() -> prometheus_client.CollectorRegistry:
     """Return a registry of metrics with those of this process: memory, CPU, files, threads."""
     metrics = prometheus_client.CollectorRegistry()
@@ -364,9 +259,8 @@ def on_signals(service: Service, stop: Callable[[], None]) -> None:
 def serve(
     directory: str | os.PathLike[str],
     listener: socket.socket,
+    options: ServiceOptions,
     *,
-    hosts: Iterable[str] = (),
-    grace: float = DEFAULT_GRACE,
     allow_sensitive_defaults: bool = False,
     trust: Trust = "strict",
 ) -> None:
@@ -375,8 +269,7 @@ def serve(
     Args:
         directory: The registry's directory.
         listener: A socket that listens already.
-        hosts: More names that a request's `Host` may have.
-        grace: Seconds between /readyz saying 503 and the end of answering.
+        options: How to answer.
         allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
         trust: What becomes of a database whose files other accounts can change.
 
@@ -390,6 +283,7 @@ def serve(
     metrics = collector_registry()
     with (
         listener,
+        options.admin or contextlib.nullcontext(),
         Registry(
             directory,
             metrics=metrics,
@@ -397,7 +291,7 @@ def serve(
             trust=trust,
         ) as registry,
     ):
-        asyncio.run(_serve(registry, listener, metrics, hosts, grace))
+        asyncio.run(_serve(registry, listener, metrics, options))
     _log.info("stopped")
 
 
@@ -409,10 +303,11 @@ async def _serve(
     registry: Registry,
     listener: socket.socket,
     metrics: prometheus_client.CollectorRegistry,
-    hosts: Iterable[str],
-    grace: float,
+    options: ServiceOptions,
 ) -> None:
-    service = Service(registry, listener, metrics=metrics, hosts=hosts, grace=grace)
+    service = Service(registry, listener, metrics=metrics, options=options)
     on_signals(service, service.stop)
     _log.info("listening on %s", service.url)
+    if service.page_url != service.url:
+        _log.info("status page on %s", service.page_url)
     await service.run()

@@ -32,7 +32,7 @@ class Demo(Running):
     @property
     def url(self) -> str:
         """Where its service answers."""
-        return self.wait_for(r"curl -s (http://\S+)/readyz").group(1)
+        return self.wait_for(r"The status page: (http://\S+)/").group(1)
 
     @property
     def secrets(self) -> Path:

@@ -88,7 +88,26 @@ class Authority:
             .not_valid_after(now + dt.timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )
-        if not authority:
+        # What a strict client looks for (`ssl.VERIFY_X509_STRICT`, Python's default from 3.13 on).
+        builder = builder.add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+        )
+        if authority:
+            usage = dict.fromkeys(
+                (
+                    "digital_signature", "content_commitment", "key_encipherment",
+                    "data_encipherment", "key_agreement", "encipher_only", "decipher_only",
+                ),
+                False,
+            )  # fmt: skip
+            builder = builder.add_extension(
+                x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True
+            )
+        else:
+            builder = builder.add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
             try:
                 alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(common_name))
             except ValueError:

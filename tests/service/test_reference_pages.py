@@ -9,7 +9,6 @@ import prometheus_client
 
 from pgmonkey import Registry
 from pgmonkey.events import CATALOGUE
-from pgmonkey.prober import Prober
 from tests.kit import RegistryDirectory, TemporaryDatabase
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -34,11 +33,11 @@ def test_every_event_is_on_the_page() -> None:
 def test_every_metric_is_on_the_page(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """The tables of metrics have those that a used registry and its prober export, by kind."""
+    """The tables of metrics have those that a used and probed registry exports, by kind."""
     registry_dir.declare("orders", database)
     metrics = prometheus_client.CollectorRegistry()
     with Registry(registry_dir, metrics=metrics) as registry:
-        metrics.register(Prober(registry))
+        registry.probe("orders")
         with registry.get("orders") as conn:
             conn.execute("SELECT 1")
         exported = {

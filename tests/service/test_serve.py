@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,74 +13,7 @@ import pytest
 
 from tests.cli.process import Running, run
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back for one request."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    text: str
-
-    @property
-    def json(self) -> Any:
-        """The body."""
-        return json.loads(self.text)
-
-
-class Serving(Running):
-    """A service that answers."""
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return self.wait_for(r"listening on (http://[^\s\"]+)").group(1)
-
-    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        """Ask once, on a connection of its own."""
-        parts = urlsplit(self.url)
-        assert parts.hostname is not None
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=5)
-        try:
-            connection.request(method, path, headers=headers)
-            answer = connection.getresponse()
-            text = answer.read().decode()
-            self._canary.check(text, f"the answer of {path}")
-            return Answer(answer.status, answer.headers, text)
-        finally:
-            connection.close()
-
-    def sample(self, name: str) -> float | None:
-        """Return the first value of a metric that starts like this."""
-        match = re.search(rf"^{re.escape(name)}\S* (\S+)$", self.get("/metrics").text, re.MULTILINE)
-        return float(match.group(1)) if match else None
-
-
-Serve = Callable[..., Serving]
-
-
-@pytest.fixture
-def serve(registry_dir: RegistryDirectory, canary: Canary) -> Iterator[Serve]:
-    """Start a service of the test's registry on a free port."""
-    with ExitStack() as stack:
-
-        def start(*arguments: object, **environment: str) -> Serving:
-            return stack.enter_context(
-                Serving(
-                    "serve", registry_dir, "--listen", "127.0.0.1:0", "--grace", "0.2", *arguments,
-                    canary=canary, env=environment,
-                )
-            )  # fmt: skip
-
-        yield start
-
-
-@pytest.fixture
-def orders(registry_dir: RegistryDirectory, database: TemporaryDatabase) -> TemporaryDatabase:
-    """A registry with one database that is there."""
-    registry_dir.declare("orders", database)
-    return database
+from tests.service.serving import Serve, Serving
 
 
 def test_metrics_are_plain_text_or_openmetrics(serve: Serve, orders: TemporaryDatabase) -> None:

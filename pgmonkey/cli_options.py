@@ -1,0 +1,63 @@
+"""The options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class OutputChoice(str, Enum):  # noqa: UP042 - as above
+    """How an answer is written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class LogFormatChoice(str, Enum):  # noqa: UP042 - as above
+    """How events are written."""
+
+    AUTO = "auto"
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class LogLevelChoice(str, Enum):  # noqa: UP042 - as above
+    """The lowest level that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+Directory = Annotated[
+    Path,
+    typer.Argument(
+        metavar="[DIR]",
+        envvar="PGMONKEY_REGISTRY",
+        help="The registry's directory.",
+    ),
+]
+LogFormat = Annotated[
+    LogFormatChoice,
+    typer.Option("--log-format", help="auto: console on a terminal, else json."),
+]
+LogLevel = Annotated[LogLevelChoice, typer.Option("--log-level", help="The lowest level written.")]
+AllowSensitiveDefaults = Annotated[
+    bool,
+    typer.Option(
+        "--allow-sensitive-defaults", help="Accept ${NAME:-default} for passwords and the like."
+    ),
+]
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The database.", show_default=False)]
+NamedDirectory = Annotated[
+    Path,
+    typer.Option(
+        "--dir", metavar="DIR", envvar="PGMONKEY_REGISTRY", help="The registry's directory."
+    ),
+]
+Output = Annotated[OutputChoice, typer.Option("-o", "--output", help="How to write the answer.")]

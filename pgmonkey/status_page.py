@@ -1,0 +1,164 @@
+"""The status page: what an operator sees of a registry, as HTML that needs no JavaScript.
+
+The same templates serve the first view and every update: the script asks for the page again and
+takes over what differs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pgmonkey.explanation import Value, text_of
+
+_DIRECTORY: Final = Path(__file__).parent / "page"
+
+#: What the page may load and do: its own style, its own script, and asking for itself again.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+#: The files beside the templates, by name, with their type.
+ASSETS: Final[Mapping[str, tuple[bytes, str]]] = {
+    name: ((_DIRECTORY / name).read_bytes(), content_type)
+    for name, content_type in (
+        ("page.css", "text/css; charset=utf-8"),
+        ("page.js", "text/javascript; charset=utf-8"),
+        ("icon.svg", "image/svg+xml"),
+    )
+}
+
+#: How many events the overview shows.
+_EVENTS: Final = 12
+#: What an event says elsewhere on the page already.
+_SAID: Final = frozenset({"database", "connection_type", "problems"})
+
+_CONDITIONS: Final = {
+    "failed": "its file was never good",
+    "down": "cannot be reached",
+    "stale": "its files cannot be used; the last good ones go on",
+    "ready": "in use here, and well",
+    "idle": "well, and not in use here",
+    "removed": "its file is gone",
+}
+_TROUBLE: Final = ("failed", "down", "stale")
+
+
+class StatusPage:
+    """Render the pages."""
+
+    def __init__(self) -> None:
+        environment = Environment(
+            loader=FileSystemLoader(_DIRECTORY),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters.update(
+            clock=_clock,
+            iso=_iso,
+            seconds=_seconds,
+            ago=_ago,
+            said=_said,
+            number=_number,
+            below=_below,
+        )
+        environment.globals.update(conditions=_CONDITIONS)
+        self._overview = environment.get_template("overview.html")
+        self._database = environment.get_template("database.html")
+
+    def overview(self, root: str, report: Mapping[str, Any], events: Mapping[str, Any]) -> str:
+        """Return the page of all databases.
+
+        Args:
+            root: The path that the application is mounted at; empty at the top.
+            report: The body of /api/v1/databases.
+            events: The body of /api/v1/events.
+        """
+        databases = [one for one in report["databases"] if one["condition"] != "removed"]
+        counts = {
+            condition: sum(one["condition"] == condition for one in databases)
+            for condition in _CONDITIONS
+        }
+        return self._overview.render(
+            root=root,
+            report=report,
+            databases=databases,
+            counts={condition: number for condition, number in counts.items() if number},
+            trouble=[one for one in databases if one["condition"] in _TROUBLE],
+            events=events["events"][:_EVENTS],
+        )
+
+    def database(
+        self, root: str, registry: str, report: Mapping[str, Any], values: Iterable[Value]
+    ) -> str:
+        """Return the page of one database.
+
+        Args:
+            root: The path that the application is mounted at; empty at the top.
+            registry: The registry's directory: files below it are shown without it.
+            report: The body of /api/v1/databases/NAME.
+            values: Its effective values.
+        """
+        sections: dict[str, list[tuple[str, str, str]]] = {}
+        for value in values:
+            section, _, key = value.key.rpartition(".")
+            sections.setdefault(section, []).append((key, text_of(value.value), str(value.source)))
+        return self._database.render(
+            root=root, registry=registry, report=report, one=report, sections=sections
+        )
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _ago(at: float) -> str:
+    passed = max(0.0, time.time() - at)
+    return "just now" if passed < 2 else f"{_seconds(round(passed))} ago"
+
+
+def _seconds(seconds: float) -> str:
+    """Return a duration in its largest unit: 0.35 s, 12 s, 5 min, 3 h, 2 d."""
+    if seconds < 10:
+        return f"{seconds:.2g} s" if seconds else "0 s"
+    for unit, length, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
+        if seconds < most:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def _below(text: str, directory: str) -> str:
+    """Return a text with the paths of a directory's files as seen from there."""
+    return text.replace(f"{directory}/", "")
+
+
+def _number(value: float) -> str:
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _said(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the fields of an event as words."""
+    shown = []
+    for name, value in fields.items():
+        if name in _SAID:
+            continue
+        if isinstance(value, float):
+            text = _seconds(value)
+        elif isinstance(value, list):
+            text = ", ".join(str(one) for one in value) or "-"
+        else:
+            text = str(value)
+        shown.append((name.replace("_", " "), text))
+    return shown

@@ -1,0 +1,244 @@
+"""Status as JSON: the shapes of /api/v1, which the status page and `pgmonkey status` show.
+
+The shapes are made of status records and events alone, which hold no secret. Keys are added within
+a version of the API; none is renamed or removed.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
+
+from pgmonkey.events import Event
+from pgmonkey.problem import Problem
+from pgmonkey.reloader import ReloadReport
+from pgmonkey.status import DatabaseStatus, PoolStatus, RegistryStatus
+from pgmonkey.version import __version__
+
+Condition = Literal["ready", "idle", "stale", "down", "failed", "removed"]
+
+#: Characters that a foreign text may have: the message of a server can be of any length.
+LONGEST_TEXT: Final = 300
+
+# What would rearrange a line or end up in a terminal as a command.
+_CONTROL: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+"
+)
+
+
+def condition(database: DatabaseStatus) -> Condition:
+    """Return the one word for how a database is, the worst first.
+
+    `failed`: its file never was good. `down`: the last connect failed. `stale`: its files cannot
+    be used, and the last good configuration goes on. `idle`: well, and nobody uses it here.
+
+    Args:
+        database: Its status.
+    """
+    if database.state in ("removed", "failed"):
+        return database.state
+    if database.last_error or any(pool.last_failure for pool in database.pools):
+        return "down"
+    return database.state
+
+
+def overview(status: RegistryStatus) -> dict[str, Any]:
+    """Return the body of /api/v1/databases.
+
+    Args:
+        status: The registry's status.
+    """
+    databases = [_summary(one) for one in status.databases]
+    return {
+        "at": time.time(),
+        "pgmonkey": __version__,
+        "registry": {
+            "path": status.path,
+            "watching": status.watching,
+            "polling": status.polling,
+            "last_reload_successful": status.last_reload_successful,
+            "last_reload_success_at": status.last_reload_success_at,
+            "problems": _problems(status.problems),
+        },
+        "databases": databases,
+    }
+
+
+def details(
+    database: DatabaseStatus, settings: Iterable[Mapping[str, Any]], events: Iterable[Event]
+) -> dict[str, Any]:
+    """Return the body of /api/v1/databases/NAME.
+
+    Args:
+        database: Its status.
+        settings: Its effective values, redacted, with their sources.
+        events: The events of the process; those of other databases are left out.
+    """
+    return {
+        "at": time.time(),
+        "pgmonkey": __version__,
+        **_summary(database),
+        "checkouts": [
+            {
+                "connection_type": pool.connection_type,
+                "holder": plain(one.holder),
+                "seconds": round(one.seconds, 3),
+                "place": plain(one.place),
+            }
+            for pool in database.pools
+            for one in sorted(pool.checkouts, key=lambda checkout: -checkout.seconds)
+        ],
+        "settings": list(settings),
+        "reloads": [
+            {
+                "outcome": record.outcome,
+                "at": record.at,
+                "version": record.version,
+                "details": [plain(text) for text in record.details],
+            }
+            for record in reversed(database.history)
+        ],
+        "reload_outcomes": dict(database.outcomes),
+        "events": [
+            event_shape(event)
+            for event in reversed(list(events))
+            if event.fields.get("database") == database.name
+        ],
+    }
+
+
+def event_list(events: Iterable[Event], after: int = 0) -> dict[str, Any]:
+    """Return the body of /api/v1/events, newest first.
+
+    Args:
+        events: The events of the process.
+        after: Only those with a higher number.
+    """
+    shown = [event_shape(event) for event in events if event.id > after]
+    return {"at": time.time(), "pgmonkey": __version__, "events": shown[::-1]}
+
+
+def reload_result(report: ReloadReport) -> dict[str, Any]:
+    """Return the body of POST /-/reload.
+
+    Args:
+        report: What the reload came to.
+    """
+    return {
+        "applied": list(report.applied),
+        "rejected": [
+            {**problem, "database": problem["database"] or name}
+            for name, problems in report.rejected.items()
+            for problem in _problems(problems)
+        ],
+        "unchanged": list(report.unchanged),
+        "removed": list(report.removed),
+    }
+
+
+def plain(text: str) -> str:
+    """Return a text of somebody else's as one line of bounded length, without control characters.
+
+    Args:
+        text: Such as the message of a server. Secrets are scrubbed from it already.
+    """
+    line = _CONTROL.sub(" ", text).strip()
+    return (
+        line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
+def event_shape(event: Event) -> dict[str, Any]:
+    """Return one event as JSON.
+
+    Args:
+        event: The event.
+    """
+    return {
+        "id": event.id,
+        "at": event.at,
+        "event": event.name,
+        "level": event.level,
+        "fields": {name: _jsonable(value) for name, value in event.fields.items()},
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case Mapping():
+            return {str(key): _jsonable(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_jsonable(item) for item in value]
+        case _:
+            return plain(str(value))
+
+
+def _summary(database: DatabaseStatus) -> dict[str, Any]:
+    reload = None
+    if database.last_reload is not None:
+        reload = {"outcome": database.last_reload, "at": database.last_reload_at}
+    return {
+        "name": database.name,
+        "description": plain(database.description),
+        "connection_type": database.connection_type,
+        "required": database.required,
+        "condition": condition(database),
+        "state": database.state,
+        "reached": database.reached,
+        "version": database.version,
+        "last_reload": reload,
+        "error": _error(database),
+        "problems": _problems(database.problems),
+        "pools": [_pool(pool) for pool in database.pools],
+    }
+
+
+def _error(database: DatabaseStatus) -> dict[str, str | None] | None:
+    """Return why connects fail now: in one word, in the words of the server, and what to do."""
+    found = [
+        (pool.last_failure_reason, pool.last_failure)
+        for pool in database.pools
+        if pool.last_failure
+    ]
+    if database.last_error:
+        found.insert(0, (database.last_error_reason, database.last_error))
+    for known, text in found:
+        reason = known or "other"
+        said, _, hint = (text or "").partition("\n  hint: ")
+        # The name and the reason have their own places.
+        said = said.removeprefix(f"{database.name}: ").removesuffix(f"[{reason}]")
+        return {"reason": reason, "text": plain(said), "hint": plain(hint) or None}
+    return None
+
+
+def _pool(pool: PoolStatus) -> dict[str, Any]:
+    return {
+        "connection_type": pool.connection_type,
+        "generation": pool.version,
+        "opened": pool.opened,
+        "idle": pool.idle,
+        "used": pool.used,
+        "retiring": pool.retiring,
+        "waiting": pool.waiting,
+        "min_size": pool.min_size,
+        "max_size": pool.max_size,
+        "longest_checkout": round(pool.longest_checkout, 3),
+        "requests": pool.requests,
+        "queued": pool.queued,
+        "request_errors": dict(pool.errors),
+        "connect_attempts": pool.connect_attempts,
+        "connect_failures": dict(pool.connect_failures),
+        "wait_seconds": {"count": pool.waits.count, "sum": round(pool.waits.sum, 6)},
+        "leaks": pool.leaks,
+    }
+
+
+def _problems(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    return [
+        {**one.as_dict(), "message": plain(one.message), "hint": one.hint and plain(one.hint)}
+        for one in problems
+    ]

@@ -1,0 +1,121 @@
+"""`pgmonkey status` and `pgmonkey reload`: a running service, asked from the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.process import Running, run
+from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
+from tests.service.serving import Serving
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    """The file of the token."""
+    path = tmp_path / "token"
+    path.write_text("the token of the operators\n")
+    return path
+
+
+@pytest.fixture
+def service(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, token_file: Path
+) -> Iterator[Serving]:
+    """A service with one database that is there."""
+    registry_dir.declare("orders", database)
+    with Serving(
+        "serve", registry_dir, "--listen", "127.0.0.1:0", "--grace", "0",
+        "--reload-token-file", token_file, canary=canary,
+    ) as service:  # fmt: skip
+        assert service.get("/healthz").status == 200
+        yield service
+
+
+def test_a_table_of_the_databases(
+    service: Serving, registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """One row for each database, with what is wrong; in JSON what the service says."""
+    registry_dir.declare("orders", database, pool_settings={"max_sise": 3})
+    eventually(lambda: service.sample("pgmonkey_config_stale") == 1.0)
+    done = run("status", "--url", service.url, canary=canary)
+    assert (done.code, done.err) == (0, "")
+    title, row = done.out.splitlines()
+    assert title.split("  ")[0] == "NAME"
+    assert re.fullmatch(
+        r"orders +stale +pool +- +- +1 +rejected 0:00:\d\d ago +\S+/orders\.yaml:\d+: unknown key.*",
+        row,
+    )
+    as_json = run("status", "-o", "json", canary=canary, env={"PGMONKEY_URL": service.url})
+    assert json.loads(as_json.out)["databases"][0]["condition"] == "stale"
+
+
+def test_watching_goes_on_without_the_service(service: Serving, canary: Canary) -> None:
+    """With --watch the table comes again; a lost service is said; Ctrl-C ends it with 130."""
+    with Running("status", "--url", service.url, "--watch", canary=canary) as watching:
+        watching.wait_for(r"(?s)NAME.*NAME")
+        service.send(signal.SIGTERM)
+        assert service.code() == 0
+        watching.wait_for("no service at")
+        watching.send(signal.SIGINT)
+        assert watching.code() == 130
+        assert watching.text.endswith("interrupted\n")
+
+
+def test_a_service_that_is_not_there(canary: Canary) -> None:
+    """Exit code 5 and a line that names the address, for both commands; a bad address is usage."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for command in ("status", "reload"):
+        done = run(command, "--url", url, canary=canary)
+        assert (done.code, done.err) == (5, f"no service at {url}: Connection refused\n")
+    for wrong in ("127.0.0.1:9749", "ftp://x", "http://x:99999", "http://user@x"):
+        assert run("status", "--url", wrong, canary=canary).code == 2
+
+
+def test_something_else_answers(service: Serving, canary: Canary) -> None:
+    """An answer that is none of a service's is said with its status, and the code is 1."""
+    done = run("status", "--url", f"{service.url}/elsewhere", canary=canary)
+    assert done.code == 1
+    assert done.err == f"{service.url}/elsewhere/api/v1/databases answered 404\n"
+
+
+def test_a_reload_says_what_came_of_it(
+    service: Serving,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    canary: Canary,
+    token_file: Path,
+) -> None:
+    """Names by outcome on standard output, problems on standard error, and 1 if there are any."""
+    arguments = ("reload", "--url", service.url, "--token-file", token_file)
+    assert run(*arguments, canary=canary).out == "unchanged: orders\n"
+    registry_dir.declare("orders", database, pool_settings={"max_sise": 3})
+    done = run(*arguments, canary=canary)
+    assert (done.code, done.out) == (1, "")
+    assert 'unknown key "max_sise"' in done.err
+    assert 'hint: did you mean "max_size"?' in done.err
+    as_json = run(*arguments, "-o", "json", canary=canary)
+    assert as_json.code == 1
+    assert json.loads(as_json.out)["rejected"][0]["database"] == "orders"
+
+
+def test_a_reload_that_is_refused(service: Serving, canary: Canary, tmp_path: Path) -> None:
+    """Without a token, with a wrong one or with an unreadable file: a line, a hint, code 1."""
+    done = run("reload", "--url", service.url, canary=canary)
+    assert (done.code, done.out) == (1, "")
+    assert "/-/reload answered 401: a token is needed\n  hint: " in done.err
+    wrong = tmp_path / "wrong"
+    wrong.write_text("no")
+    done = run("reload", "--url", service.url, "--token-file", wrong, canary=canary)
+    assert done.code == 1
+    assert "the token is wrong" in done.err
+    nowhere = tmp_path / "nowhere"
+    done = run("reload", "--url", service.url, "--token-file", nowhere, canary=canary)
+    assert (done.code, done.err) == (1, f"the token file {nowhere} does not exist\n")

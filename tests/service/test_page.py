@@ -1,0 +1,332 @@
+"""The status page in a real browser, over an application that uses its databases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from fastapi import FastAPI
+from playwright.sync_api import Browser, Page, expect
+
+from pgmonkey import Registry, events
+from pgmonkey.service import status_app
+from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase
+from tests.kit.browser import browser as start_browser
+from tests.service.mounted import answering
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+PATIENCE = 15_000  # milliseconds: the page asks every two seconds, and the machine may be loaded
+SCRIPT = "<script>document.title = 'taken over'</script>"
+
+
+@dataclass
+class Visit:
+    """One browser window on one page, and what it did on its own account."""
+
+    page: Page
+    url: str
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def note(self) -> None:
+        """Write down every request, error and complaint of the browser."""
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on(
+            "console",
+            lambda message: (
+                self.complaints.append(message.text)
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
+
+    def open(self, path: str = "/") -> Page:
+        """Go to a page of the application."""
+        self.page.goto(self.url + path)
+        return self.page
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """A browser of the test's own."""
+    with start_browser() as browser:
+        yield browser
+
+
+@contextmanager
+def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
+    """Open a window."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE)
+    visit = Visit(context.new_page(), url)
+    visit.note()
+    try:
+        yield visit
+    finally:
+        context.close()
+
+
+@pytest.fixture(autouse=True)
+def no_events_of_other_tests() -> None:
+    """The events that are kept are those of this test."""
+    events._recent.clear()
+
+
+@pytest.fixture
+def registry(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Registry]:
+    """A registry whose database `orders` is in use; its path is relative, as it mostly is."""
+    monkeypatch.chdir(registry_dir.path.parent)
+    registry_dir.declare(
+        "orders", database, description="order intake", pool_settings={"max_size": 6, "min_size": 1}
+    )
+    with Registry(registry_dir.path.name, metrics=None) as registry:
+        with registry.get("orders") as conn:
+            conn.execute("SELECT 1")
+        yield registry
+
+
+@pytest.fixture
+def url(registry: Registry) -> Iterator[str]:
+    """An application of FastAPI with the page under a path of its own."""
+    app = FastAPI()
+    app.mount("/pgmonkey", status_app(registry))
+    with answering(app) as url:
+        yield f"{url}/pgmonkey"
+
+
+def test_a_rotation_appears_by_itself(
+    browser: Browser, url: str, registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A changed file shows as a new generation within the running page; the focus stays."""
+    with visiting(browser, url) as visit:
+        page = visit.open()
+        card = page.locator("#database-orders")
+        expect(card.locator("dd").nth(1)).to_have_text("1")
+        card.get_by_role("link", name="orders").focus()
+        page.evaluate("window.kept = 'the same document'")
+        database.rotate()
+        registry_dir.declare("orders", database, pool_settings={"max_size": 3})
+        expect(card.locator("dd").nth(1)).to_have_text("2", timeout=PATIENCE)
+        expect(card.locator("dd").nth(2)).to_contain_text("applied")
+        expect(page.get_by_text("config.applied")).to_be_visible()
+        assert page.evaluate("window.kept") == "the same document"
+        assert page.evaluate("document.activeElement.textContent") == "orders"
+        assert visit.complaints == []
+
+
+def test_an_outage_appears_by_itself_and_is_told(
+    browser: Browser,
+    url: str,
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+) -> None:
+    """A server that refuses shows as down with its reason, is announced once, and ends again."""
+    registry_dir.declare("orders", database, connection={"port": proxy.port})
+    registry.reload()
+    with visiting(browser, url) as visit:
+        page = visit.open()
+        badge = page.locator("#database-orders .badge")
+        expect(badge).to_have_text("ready")
+        expect(page.locator("h1")).to_have_text("The database is well")
+        proxy.set("refuse")
+        registry.probe("orders")
+        expect(badge).to_have_text("down", timeout=PATIENCE)
+        expect(page.locator("h1")).to_have_text("1 of 1 database needs attention")
+        expect(page.locator("#database-orders .note")).to_contain_text("refused")
+        expect(page.locator("#news")).to_have_text("orders is down")
+        proxy.set("pass")
+        registry.probe("orders")
+        expect(badge).to_have_text("ready", timeout=PATIENCE)
+        expect(page.locator("#news")).to_have_text("orders is ready")
+        assert visit.complaints == []
+
+
+def test_an_error_text_is_text(
+    browser: Browser,
+    url: str,
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+) -> None:
+    """A database called like a script tag is shown as the server says it, and runs nothing."""
+    registry_dir.declare(
+        "orders", database, connection={"dbname": SCRIPT}, description=SCRIPT + " of ours"
+    )
+    registry.reload()
+    registry_dir.declare("odd", database, connection={"dbname": SCRIPT}, description=SCRIPT)
+    registry.reload()
+    registry.probe("odd")
+    with visiting(browser, url) as visit:
+        for path in ("/", "/databases/orders", "/databases/odd"):
+            page = visit.open(path)
+            expect(page.get_by_text(SCRIPT).first).to_be_visible()
+            assert "taken over" not in page.title()
+            assert page.locator("script").count() == 1
+        assert visit.complaints == []
+
+
+def test_no_request_leaves_the_host(browser: Browser, url: str, canary: Canary) -> None:
+    """The pages load, and go on asking for, nothing but what they come from."""
+    with visiting(browser, url) as visit:
+        for path in ("/", "/databases/orders"):
+            page = visit.open(path)
+            with page.expect_response(url + path, timeout=PATIENCE):
+                pass  # its first update
+            canary.check(page.content(), path)
+        assert len(visit.requests) >= 6
+        assert [one for one in visit.requests if not one.startswith(url)] == []
+        assert visit.complaints == []
+
+
+def test_lost_contact_is_said(browser: Browser, registry: Registry) -> None:
+    """When the service is gone the page says so and since when, and finds back by itself."""
+    app = status_app(registry)
+    with ExitStack() as first:
+        url = first.enter_context(answering(app))
+        with visiting(browser, url) as visit:
+            page = visit.open()
+            expect(page.locator("#contact-text")).to_contain_text("Live")
+            first.close()
+            expect(page.locator("#lost")).to_contain_text("Lost contact", timeout=PATIENCE)
+            expect(page.locator("#contact-text")).to_have_text("Lost contact")
+            expect(page.locator("#database-orders")).to_be_visible()
+            with answering(app, url.removeprefix("http://")):
+                expect(page.locator("#contact-text")).to_contain_text("Live", timeout=PATIENCE)
+                expect(page.locator("#lost")).to_be_empty()
+
+
+def test_it_needs_no_javascript(browser: Browser, url: str) -> None:
+    """Without JavaScript the pages say everything, and of when it is; links work."""
+    with visiting(browser, url, java_script_enabled=False) as visit:
+        page = visit.open()
+        expect(page.locator("#contact")).to_contain_text("As of")
+        expect(page.locator("#database-orders")).to_contain_text("order intake")
+        page.get_by_role("link", name="orders", exact=True).click()
+        expect(page.locator("h1")).to_contain_text("orders")
+        expect(page.get_by_text("***REDACTED***")).to_be_visible()
+        expect(page.locator("tr", has_text="max_size").locator(".from").first).to_contain_text(
+            "orders.yaml"
+        )
+        page.get_by_role("link", name="All databases").click()
+        expect(page.locator("#database-orders")).to_be_visible()
+
+
+def test_it_is_used_by_keyboard(browser: Browser, url: str) -> None:
+    """The first Tab reaches a link to the content; from there the databases are next."""
+    with visiting(browser, url) as visit:
+        page = visit.open()
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "orders"
+        page.keyboard.press("Enter")
+        expect(page.locator("h1")).to_contain_text("orders")
+
+
+@pytest.fixture
+def trouble(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+) -> Iterator[None]:
+    """A registry with every state, connections in use, and something to tell."""
+    registry_dir.declare(
+        "events", database, description="what happened in the shop", pool_settings={"max_size": 4}
+    )
+    registry_dir.declare(
+        "ledger",
+        database,
+        description="the books",
+        connection={"port": proxy.port, "connect_timeout": 2},
+        pool_settings={"max_size": 8},
+    )
+    registry_dir.declare("reports", database, "normal", description="for the morning meeting")
+    registry.reload()
+    with ExitStack() as held:
+        for name, number in (("orders", 4), ("events", 1), ("ledger", 1)):
+            for _ in range(number):
+                held.enter_context(registry.get(name))
+        registry_dir.declare(
+            "events",
+            database,
+            description="what happened in the shop",
+            pool_settings={"max_sise": 4},
+        )
+        registry_dir.declare(
+            "orders", database, description="order intake", pool_settings={"max_size": 6}
+        )
+        proxy.set("refuse")
+        registry.reload()
+        registry.probe("ledger")
+        yield
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_accessible(scheme: Any, browser: Browser, url: str, trouble: None) -> None:
+    """axe-core finds nothing serious or critical, in light and dark, in every state."""
+    with visiting(browser, url, color_scheme=scheme) as visit:
+        for path in ("/", "/databases/orders", "/databases/events", "/databases/ledger"):
+            page = visit.open(path)
+            # The policy of the page forbids scripts of others: axe comes in by the debugger.
+            found = Axe().run(page).response["violations"]
+            serious = {
+                violation["id"]: [node["html"][:200] for node in violation["nodes"]]
+                for violation in found
+                if violation["impact"] in ("serious", "critical")
+            }
+            assert serious == {}, path
+
+
+@pytest.mark.parametrize(
+    "look, options",
+    [
+        ("light", {"color_scheme": "light", "viewport": {"width": 1200, "height": 800}}),
+        ("dark", {"color_scheme": "dark", "viewport": {"width": 1200, "height": 800}}),
+        ("narrow", {"color_scheme": "light", "viewport": {"width": 360, "height": 740}}),
+    ],
+)
+def test_screenshots(
+    look: str, options: dict[str, Any], browser: Browser, url: str, trouble: None
+) -> None:
+    """Every page fits its window without scrolling sideways; pictures are in build/screenshots."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with visiting(browser, url, device_scale_factor=2, reduced_motion="reduce", **options) as visit:
+        for name, path in (
+            ("overview", "/"),
+            ("healthy", "/databases/orders"),
+            ("stale", "/databases/events"),
+            ("down", "/databases/ledger"),
+        ):
+            page = visit.open(path)
+            expect(page.locator("#contact")).to_have_attribute("data-contact", "live")
+            page.screenshot(path=SCREENSHOTS / f"{name}-{look}.png", full_page=True)
+            if (name, look) == ("overview", "light"):  # the one in the documentation
+                page.screenshot(path=SCREENSHOTS / "status-page.png")
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= options["viewport"]["width"], path
+
+
+def test_every_link_stays_below_the_mount(browser: Browser, url: str) -> None:
+    """Under a path of an application, all links and assets have that path in front."""
+    with visiting(browser, url) as visit:
+        page = visit.open()
+        for attribute, selector in (("href", "[href]"), ("src", "[src]")):
+            links = page.eval_on_selector_all(
+                selector, f"all => all.map(one => one.getAttribute('{attribute}'))"
+            )
+            assert [one for one in links if not re.match(r"#|/pgmonkey/", one)] == []
