@@ -7,10 +7,11 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.errors import ConnectError
+from pgmonkey.failed_probe import failed_probe
 from pgmonkey.loader import DirectoryLoader
 from pgmonkey.problem import Problem, sorted_problems
 
@@ -110,12 +111,11 @@ def _probe(config: DatabaseConfig) -> Problem | None:
     try:
         dialer.dial(None, probe=True).close()
     except ConnectError as error:
-        text, reason = str(error), error.reason
-    else:
-        return None
-    message, _, hint = text.partition("\n  hint: ")
-    message = message.removeprefix(f"{config.name}: ").removesuffix(f" [{reason}]")
-    return Problem(config.path, f"probe.{reason}", message, hint=hint or None, database=config.name)
+        problem = failed_probe(config.path, config.name, error)
+        # Both stand in the problem already.
+        message = problem.message.removeprefix(f"{config.name}: ")
+        return replace(problem, message=message.removesuffix(f" [{error.reason}]"))
+    return None
 
 
 def _annotation(problem: Problem) -> str:

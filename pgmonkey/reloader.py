@@ -21,6 +21,7 @@ from pgmonkey.errors import (
     DatabaseRemovedError,
     RegistryConfigError,
 )
+from pgmonkey.failed_probe import failed_probe
 from pgmonkey.gate import Gate
 from pgmonkey.problem import Problem
 from pgmonkey.status import DatabaseState, DatabaseStatus, ProbeStatus, RegistryStatus
@@ -320,12 +321,9 @@ class Reloader:
     def _reject_probe(self, entry: Entry, config: DatabaseConfig, error: ConnectError) -> None:
         lasting = error.reason in LASTING
         pause = entry.postpone(time.monotonic(), lasting=lasting)
-        text, _, hint = str(error).partition("\n  hint: ")
-        problem = Problem(
-            config.path, f"probe.{error.reason}", text, hint=hint or None, database=entry.name
-        )
+        problem = failed_probe(config.path, entry.name, error)
         known = entry.rejection
-        entry.rejection = Rejection((problem,), error.reason, text)  # type: ignore[arg-type]  # ConnectError carries one of the reasons
+        entry.rejection = Rejection((problem,), error.reason, problem.message)  # type: ignore[arg-type]  # ConnectError carries one of the reasons
         if known is not None and known.problems == (problem,):
             return  # the same again: it was said
         entry.ended("rejected", time.time(), (str(problem),))
@@ -333,7 +331,7 @@ class Reloader:
             "database.probe_failed",
             database=entry.name,
             reason=error.reason,
-            error=text,
+            error=problem.message,
             retry_in=round(pause, 3),
         )
         self._emit_rejected(entry.name, (problem,))

@@ -69,7 +69,7 @@ def test_bad_files_one_after_the_other_fail_no_query_and_are_mended_by_themselve
         )
 
     def bad_yaml() -> None:
-        registry_dir.write("orders", good + "\nconnection_settings: [unclosed\n")
+        registry_dir.write("orders", good + "\npooler: [unclosed\n")
 
     def emptied() -> None:
         registry_dir.write_in_place("orders", "")
@@ -86,21 +86,27 @@ def test_bad_files_one_after_the_other_fail_no_query_and_are_mended_by_themselve
     def mend_secret() -> None:
         write_credentials(volume, database)
 
-    cases: list[tuple[Callable[[], None], Callable[[], None], str | None]] = [
-        (bad_yaml, mend_file, "orders.yaml"),
-        (emptied, mend_file, "orders.yaml"),
-        (missing_secret, mend_secret, "orders.yaml"),
-        (wrong_password, mend_secret, "orders.yaml"),
+    def line_of(text: str) -> int:
+        return next(number for number, one in enumerate(good.splitlines(), 1) if text in one)
+
+    password = "connection_settings.password"
+    secret_line = line_of(str(volume.path("password")))
+    cases: list[tuple[Callable[[], None], Callable[[], None], str, str | None, int | None]] = [
+        (bad_yaml, mend_file, "config.syntax", None, len(good.splitlines()) + 3),
+        (emptied, mend_file, "config.empty", None, None),  # there is no line to name
+        (missing_secret, mend_secret, "secret.missing", f"{password}.from_file", secret_line),
+        (wrong_password, mend_secret, "probe.auth", password, secret_line),
     ]
     with Registry(registry_dir, metrics=numbers) as registry, Reader(registry, "orders") as reader:
         eventually(lambda: reader.done > 10, 10, "the load is on")
         assert stale() == 0
-        for spoil, mend, file in cases:
+        for spoil, mend, code, key, line in cases:
             events.clear()
             spoil()
             rejected = events.wait("config.rejected", database="orders")
-            assert rejected["file"].endswith(str(file)), spoil.__name__
-            assert rejected["code"], spoil.__name__
+            assert rejected["file"] == str(registry_dir.file("orders")), spoil.__name__
+            said = (rejected["code"], rejected.get("key"), rejected.get("line"))
+            assert said == (code, key, line), spoil.__name__
             eventually(lambda: stale() == 1, 5, "the database is stale")
             status = registry.status()
             assert status.databases[0].state == "stale"
