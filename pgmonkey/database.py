@@ -19,6 +19,7 @@ from pgmonkey.gate import Gate
 from pgmonkey.generation import Generation
 from pgmonkey.status import CheckoutStatus, PoolStatus
 from pgmonkey.target import Applied, Target
+from pgmonkey.timings import Durations
 from pgmonkey.usage import Usage
 
 if TYPE_CHECKING:
@@ -206,8 +207,10 @@ class Database(ABC):
     def status(self) -> PoolStatus:
         """Return what the pools of this handle do at this moment, without waiting for anything."""
         # Before what is out: what ends between the two is then missing once, not counted twice.
-        ended, queued = self.usage.ended, self.usage.queued
-        return self._status(ended, queued, *self._parts())
+        usage = self.usage
+        durations = usage.durations()
+        ended, queued = durations[0].count + sum(usage.errors.values()), usage.queued
+        return self._status(durations, ended, queued, *self._parts())
 
     def is_open(self) -> bool:
         """Tell whether there is a generation, in any loop."""
@@ -257,6 +260,7 @@ class Database(ABC):
 
     def _status(
         self,
+        durations: tuple[Durations, Durations, Durations],
         ended: int,
         queued: int,
         current: list[Generation[Any]],
@@ -295,9 +299,9 @@ class Database(ABC):
             requests=requests,
             queued=queued,
             errors=self.usage.errors.copy(),
-            waits=self.usage.waits,
-            uses=self.usage.uses,
-            connects=self.usage.connects,
+            waits=durations[0],
+            uses=durations[1],
+            connects=durations[2],
             connect_attempts=self.usage.attempts,
             connect_failures=self.usage.failures.copy(),
             evicted=self.usage.evicted.copy(),

@@ -69,6 +69,7 @@ class Entry:
     last_outcome_at: float | None = None
     #: What the last reloads came to, oldest first.
     history: tuple[ReloadRecord, ...] = ()
+    _hashed: tuple[Applied, int] | None = None
     #: What the files say now, good or not yet proved; the newest wins.
     wanted: DatabaseConfig | None = None
     #: When the change that `wanted` came with was seen, on the monotonic clock.
@@ -94,6 +95,17 @@ class Entry:
     def declared(self) -> bool:
         """Tell whether there is a file of this name, be it good or bad."""
         return not self.removed or self.rejection is not None
+
+    @property
+    def public_hash(self) -> int:
+        """48 bits of what is in force and not secret; 0 if nothing is. Worked out once."""
+        applied = self.applied
+        if applied is None or self.removed:
+            return 0
+        hashed = self._hashed
+        if hashed is None or hashed[0] is not applied:
+            hashed = self._hashed = (applied, applied.config.public_hash)
+        return hashed[1]
 
     def ended(self, outcome: str, at: float, details: tuple[str, ...] = ()) -> None:
         """Note what came of a reload.

@@ -471,8 +471,7 @@ class Reloader:
             durations = self._durations.read()
         digest = 0
         for _, entry in entries:
-            if entry.applied is not None and not entry.removed:
-                digest ^= entry.applied.config.public_hash
+            digest ^= entry.public_hash
         return RegistryStatus(
             path=str(self.path),
             databases=tuple(
@@ -555,6 +554,6 @@ def _database_status(entry: Entry, handles: list[Handle]) -> DatabaseStatus:
         ),
         pools=pools,
         probe=entry.probe,
-        config=config.redacted() if config else {},
+        redacted=config.redacted if config else dict,
         history=entry.history,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -103,7 +103,14 @@ class DatabaseStatus:
     secret_modified: float | None
     pools: tuple[PoolStatus, ...]
     probe: ProbeStatus | None = None
-    config: Mapping[str, object] = field(default_factory=dict)
+    #: Gives `config`; a scrape of a thousand databases does not ask.
+    redacted: Callable[[], Mapping[str, object]] = field(default=dict, repr=False, compare=False)
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """The configuration in force, secrets masked; nothing if there never was one."""
+        return self.redacted()
+
     history: tuple[ReloadRecord, ...] = ()
 
 

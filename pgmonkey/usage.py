@@ -11,9 +11,8 @@ from pgmonkey.timings import Durations, Timings
 
 #: How many records may be pending before a checkout that ends folds them.
 FOLD_AT: Final = 512
-# Every reason is counted from the start: of a counter that appears with its first failure
-# Prometheus sees no increase. It also keeps `+= 1` from calling `Counter.__missing__`, a call in
-# which another thread can take its turn and a count get lost.
+# Every reason is there from the start: `+= 1` then never calls `Counter.__missing__`, a call in which
+# another thread can take its turn and a count get lost.
 _ERRORS: Final = dict.fromkeys(("timeout", "too_many", "other"), 0)
 _EVICTED: Final = dict.fromkeys(("dead", "lifetime", "check", "standby", "generation"), 0)
 _FAILURES: Final[dict[str, int]] = dict.fromkeys(get_args(Reason), 0)
@@ -65,11 +64,6 @@ class Usage:
         self._requests_before = 0
         self._queued_before = 0
 
-    @property
-    def ended(self) -> int:
-        """Return how many checkouts have ended, or ended their wait in vain."""
-        return self.waits.count + sum(self.errors.values())
-
     def counted(self, requests: int, queued: int) -> tuple[int, int]:
         """Return these two totals, or those that were returned before if they were higher.
 
@@ -83,24 +77,16 @@ class Usage:
             return self._requests_before, self._queued_before
 
     @property
-    def waits(self) -> Durations:
-        """Return how long the checkouts that have ended had waited for their connection."""
-        with self._lock:
-            self._fold()
-            return self._waits.read()
-
-    @property
-    def uses(self) -> Durations:
-        """Return how long the checkouts that have ended had kept their connection."""
-        with self._lock:
-            self._fold()
-            return self._uses.read()
-
-    @property
     def connects(self) -> Durations:
         """Return how long the connects that succeeded took."""
         with self._lock:
             return self._connects.read()
+
+    def durations(self) -> tuple[Durations, Durations, Durations]:
+        """Return waits, uses and connects, all of the same moment."""
+        with self._lock:
+            self._fold()
+            return self._waits.read(), self._uses.read(), self._connects.read()
 
     def record_connect(self, seconds: float) -> None:
         """Record a connect that succeeded."""
