@@ -199,7 +199,7 @@ def _summary(database: DatabaseStatus) -> dict[str, Any]:
 
 def _error(database: DatabaseStatus) -> dict[str, str | None] | None:
     """Return why connects fail now: in one word, in the words of the server, and what to do."""
-    found = [
+    found: list[tuple[str | None, str]] = [
         (pool.last_failure_reason, pool.last_failure)
         for pool in database.pools
         if pool.last_failure

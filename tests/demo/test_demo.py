@@ -62,6 +62,11 @@ class Demo(Running):
         """How many transactions went well, by database."""
         return self._transactions("ok")
 
+    def wait_until_at_work(self) -> None:
+        """Wait for its server, however long that takes to start, and then for some transactions."""
+        self.wait_for("The status page", 45)
+        eventually(lambda: self.done["orders"] > 10)
+
     @property
     def errors(self) -> float:
         """How many transactions failed."""
@@ -113,7 +118,7 @@ def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo], registr
     running = demo("--rotate-every", "60")
     orders = registry / "orders.yaml"
     good = orders.read_text()
-    eventually(lambda: running.done["orders"] > 10)
+    running.wait_until_at_work()
     orders.write_text(good.replace("max_size: 6", "max_size: 8"))
     eventually(lambda: running.samples("pgmonkey_pool_connections_max").get("orders") == 8.0)
     orders.write_text(good.replace("max_size: 6", "max_sise: 8"))
@@ -127,7 +132,7 @@ def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo], registr
 def test_a_wrong_secret_is_mended_by_the_next_rotation(demo: Callable[..., Demo]) -> None:
     """A wrong password is rejected, the old connections serve on, the next rotation mends it."""
     running = demo("--rotate-every", "4")
-    eventually(lambda: running.done["orders"] > 10)
+    running.wait_until_at_work()
     (running.secrets / "orders" / "password").write_text("wrong")
     running.send(signal.SIGHUP)
     eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 1.0)
@@ -139,7 +144,7 @@ def test_a_wrong_secret_is_mended_by_the_next_rotation(demo: Callable[..., Demo]
 def test_it_survives_the_death_of_its_server(demo: Callable[..., Demo]) -> None:
     """Without PostgreSQL it counts errors, skips rotations, and still ends in order."""
     running = demo("--rotate-every", "0.5")
-    eventually(lambda: running.done["orders"] > 10)
+    running.wait_until_at_work()
     for process in psutil.Process(running.process.pid).children():
         if process.name() == "postgres":
             process.kill()
@@ -156,7 +161,7 @@ def test_it_leaves_nothing_behind(number: signal.Signals, demo: Callable[..., De
     running = demo()
     directory = running.secrets.parent
     assert directory.is_dir()
-    eventually(lambda: running.done["orders"] > 10)
+    running.wait_until_at_work()
     family = psutil.Process(running.process.pid).children(recursive=True)
     assert family
     running.send(number)
