@@ -130,9 +130,11 @@ def _ago(at: float) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    """Return a duration in its largest unit: 0.35 s, 12 s, 5 min, 3 h, 2 d."""
+    """Return a duration in its largest unit: 0.35 ms, 12 s, 5 min, 3 h, 2 d."""
+    if seconds < 1:
+        return f"{round(seconds * 1000, 2 if seconds < 0.01 else None):g} ms"
     if seconds < 10:
-        return f"{seconds:.2g} s" if seconds else "0 s"
+        return f"{seconds:.2g} s"
     for unit, length, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
         if seconds < most:
             return f"{seconds / length:.0f} {unit}"

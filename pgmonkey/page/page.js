@@ -5,7 +5,7 @@
   const $ = (id) => document.getElementById(id);
   let lastGood = Date.now();
 
-  const clock = (at) => new Date(at).toLocaleTimeString([], { hour12: false });
+  const clock = (at) => `${new Date(at).toISOString().slice(11, 19)} UTC`; // as in the logs
 
   function same(a, b) {
     return a.nodeType === b.nodeType && a.nodeName === b.nodeName && (a.id || "") === (b.id || "");
