@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import checkout, loading, manager, rotation, starting
+from benchmarks import checkout, loading, manager, rotation, scrape, starting
 from benchmarks.comparison import table
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "checkout": checkout.run,
     "manager": manager.run,
     "starting": starting.run,
+    "scrape": scrape.run,
     "rotation": rotation.run,
 }
 

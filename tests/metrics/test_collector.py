@@ -376,15 +376,18 @@ def test_the_documentation_lists_every_metric_and_no_other(
 ) -> None:
     """Names, kinds and labels of the page are those of a registry with everything on."""
     registry_dir.declare("orders", database, volume=volume)
+    registry_dir.declare("locked", database, connection={"password": "wrong"})
     with Registry(registry_dir, metrics=numbers, probe_interval=5) as registry:
         with registry.get("orders"):
             pass
-        eventually(lambda: registry.status().databases[0].probe is not None)
+        registry.get("orders", force_reload=True)
+        with pytest.raises(Exception, match="auth"), registry.get("locked"):
+            pass
+        eventually(lambda: all(one.probe for one in registry.status().databases))
         exported = {
             metric.name + ("_total" if metric.type == "counter" else ""): (
                 metric.type,
-                # Those of a family, for some have had nothing to say yet.
-                set(getattr(metric, "_labelnames", ())),
+                {label for sample in metric.samples for label in sample.labels} - {"le"},
             )
             for metric in numbers.collect()
         }
