@@ -93,7 +93,7 @@ bench: $(VENV)/.dev ## the benchmarks, against the alternatives in the same run
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load and kills; SOAK_FUZZ_SECONDS (60) of fuzzing
+soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load and kills; SOAK_FUZZ_SECONDS (60) of fuzzing; a Patroni failover
 	@SOAK_ROTATIONS="$${SOAK_ROTATIONS:-1000}" SOAK_FUZZ_SECONDS="$${SOAK_FUZZ_SECONDS:-60}" $(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
 
 .PHONY: clean
