@@ -73,15 +73,21 @@ class _Pooled:
         self.pgconn.send_query(b"")
 
     def _has_answered(self) -> bool:
-        """Tell whether the answer is there; called when the socket may have something."""
+        """Take what is there of the answer, and tell whether that is all; never waits.
+
+        Called when the socket may have something. An answer has several parts, of which any may
+        fail to come: `get_result` would wait for the next one, and keep every thread of the
+        process waiting with it, for it does not let go of the interpreter.
+        """
         self.pgconn.flush()
         self.pgconn.consume_input()
-        return not self.pgconn.is_busy()
+        while not self.pgconn.is_busy():
+            if self.pgconn.get_result() is None:
+                return True
+        return False
 
     def _is_in_order(self) -> bool:
-        """Take the answer, and tell whether the connection may be used."""
-        while self.pgconn.get_result() is not None:
-            pass
+        """Tell whether the connection may be used, after its answer."""
         return not self.pgconn.transaction_status  # IDLE is 0
 
     def _leave_gate(self, descriptor: int | None = None) -> None:

@@ -129,6 +129,20 @@ def test_a_stopped_backend_costs_a_sign_of_life_and_no_error(
     assert client.handle.status().evicted["check"] >= 1
 
 
+def test_an_answer_that_stops_halfway_ends_at_its_deadline_and_stops_nobody_else(
+    make: Make, proxy: ChaosProxy
+) -> None:
+    """The first part of a sign of life comes, the rest does not: no thread waits for it in libpq."""
+    client = make(through=proxy, check_on_checkout=True, connection={"connect_timeout": 2})
+    client.fill(1)
+    proxy.set("truncate")
+
+    refuses(client, 1.5)
+    assert client.handle.status().evicted["check"] >= 1
+    proxy.set("pass")
+    eventually(lambda: works(client), 10, "it recovers")
+
+
 def test_a_silent_network_ends_the_checkout_in_time(make: Make, proxy: ChaosProxy) -> None:
     """With `check_on_checkout` on a network that swallows everything, the deadline holds."""
     client = make(

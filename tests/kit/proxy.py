@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pgmonkey.embedded_server import _free_port
 
-Mode = Literal["pass", "refuse", "blackhole", "lost", "delay", "half_close", "reset"]
+Mode = Literal["pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset"]
 T = TypeVar("T")
 
 _CHUNK = 65_536
@@ -119,6 +119,7 @@ class ChaosProxy:
     | `refuse` | forwarded | refused by the kernel: nobody listens |
     | `blackhole` | silent both ways, nothing is lost | accepted, then silent |
     | `lost` | silent for good, also after another mode is set | accepted, then the same |
+    | `truncate` | of each piece from the server only the first message's head arrives | the same |
     | `delay` | each piece is held for `delay` seconds, each way | the same |
     | `half_close` | the client sees the end, the server does not | the same |
     | `reset` | reset at once | accepted, then reset |
@@ -331,6 +332,8 @@ class ChaosProxy:
                 else:
                     self.server_bytes += len(data)
                 counter.feed(direction, data)
+                if self._mode == "truncate" and direction == "backend":
+                    data = data[:5]
                 if counter.ready:
                     self._opening.discard(link)
                 if writer.transport.is_closing() or (
