@@ -2,8 +2,8 @@
 
 uvicorn never ends a connection whose first request does not come, or comes a byte at a time, and
 answers everybody with 503 once many are open. Here a request has a deadline that no byte extends,
-and when all places are taken, the connection that has kept its request waiting for longest gives up
-its own: whoever asks and is quick gets an answer.
+and when all places are taken, the connection whose client has kept it waiting for longest gives up its
+own: whoever asks and is quick gets an answer.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ READ_TIME: Final = 10.0
 #: Connections at once. A scrape, some probes and some browsers need a handful.
 MOST_CONNECTIONS: Final = 64
 
+_SEND_BUFFER: Final = 128 * 1024  # bytes
 _FINISH: Final = 3.0  # seconds that requests in progress have at the end
 _STATUS_LINES: Final = {
     400: "Bad Request",
@@ -57,6 +58,9 @@ class HttpServer:
         self, app: ASGIApp, listener: socket.socket, tls: ssl.SSLContext | None = None
     ) -> None:
         self.listener = listener
+        # Inherited by every connection. Else the system keeps megabytes for each client that does
+        # not read, and it takes seconds to be seen that a slow one does.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._tls = tls
         self._config = uvicorn.Config(
             app,
@@ -109,7 +113,7 @@ class _Connection(H11Protocol):
     Args:
         config: uvicorn's.
         state: Holds the connections of one listener.
-        waiting: Those of them whose next request has not come, in the order of their waiting.
+        waiting: Those of them that wait for their client, in the order of their waiting.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class _Connection(H11Protocol):
         self.logger = _uvicorn_log
         self._waiting = waiting
         self._deadline: asyncio.TimerHandle | None = None
-        self._unread: asyncio.TimerHandle | None = None
+        self._unread = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -128,11 +132,10 @@ class _Connection(H11Protocol):
                 self._refuse(503, "too many connections")
                 return
             next(iter(self._waiting)).give_up("another client came")
-        self._await_request()
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
-        self._stop_reading()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
@@ -143,7 +146,7 @@ class _Connection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete:  # unless the next request has come already
-            self._await_request()
+            self._wait()
 
     def send_400_response(self, msg: str) -> None:
         # Called while the error is being handled: it says whether the head was too long.
@@ -156,12 +159,12 @@ class _Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stop_reading()
-        self._unread = self.loop.call_later(READ_TIME, self.give_up, "it does not read")
+        self._wait()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_reading()
+        if not self.cycle.response_complete:  # the rest of the answer can be sent
+            self._stop_waiting()
 
     def give_up(self, why: str) -> None:
         """End the connection, whatever the client still sends or has not read."""
@@ -169,21 +172,29 @@ class _Connection(H11Protocol):
         self._stop_waiting()
         self.transport.abort()
 
-    def _await_request(self) -> None:
+    def _wait(self) -> None:
+        """Wait for the client: to take what it was sent, and then for the head of a request."""
         self._stop_waiting()
         self._waiting[self] = None
-        self._deadline = self.loop.call_later(HEAD_TIME, self.give_up, "no request came in time")
+        self._watch()
+
+    def _watch(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._deadline = self.loop.call_later(
+            READ_TIME if self._unread else HEAD_TIME, self._overdue
+        )
+
+    def _overdue(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unread:
+            self._watch()  # a large answer on a slow line, but it gets there
+        else:
+            self.give_up("it does not read" if self._unread else "no request came in time")
 
     def _stop_waiting(self) -> None:
         self._waiting.pop(self, None)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-    def _stop_reading(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
 
     def _refuse(self, status: int, text: str) -> None:
         _log.debug("request refused: %d %s", status, text)
@@ -193,5 +204,4 @@ class _Connection(H11Protocol):
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self._await_request()  # for the client to take it
         self.transport.close()

@@ -243,19 +243,6 @@ def test_hundreds_of_connections_do_not_keep_healthz_waiting(
     assert service.sample("process_open_fds") is not None
 
 
-def test_a_client_that_reads_nothing_is_ended(serve: Serve, orders: TemporaryDatabase) -> None:
-    """Answers that nobody takes are not kept: other clients are answered, the memory is bounded."""
-    service = serve()
-    with ExitStack() as stack:
-        for _ in range(100):
-            client = stack.enter_context(connect(service.url))
-            try:
-                client.sendall(request("GET /metrics HTTP/1.1") * 50)
-            except OSError:
-                continue
-        assert service.get("/healthz").status == 200
-
-
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Authority, Path, Path]:
     """An authority, and a certificate for 127.0.0.1 with its key."""
