@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing import resource_tracker
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pgmonkey import Registry
+from pgmonkey import Registry, fault_points
 from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
@@ -112,6 +113,44 @@ def test_a_child_watches_the_files_itself(
             return seen
 
         assert in_a_child(child) == ["used", "swapped"]
+
+
+def test_a_child_that_is_forked_in_the_middle_of_a_reload_finishes_it_for_itself(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The thread that was probing is not in the child, and the locks that it held are new there."""
+    registry_dir.declare("orders", database)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def block() -> None:
+        reached.set()
+        assert go_on.wait(30)
+
+    with Registry(registry_dir, metrics=None) as registry:
+        backend(registry)
+        fault_points.actions["after_probe"] = block
+        try:
+            registry_dir.declare("orders", database, connection={"application_name": "v2"})
+            assert reached.wait(10)
+
+            def child() -> list[str]:
+                fault_points.actions.clear()
+
+                def seen() -> str:
+                    with registry.get("orders") as connection:
+                        row = connection.execute("SHOW application_name").fetchone()
+                    assert row is not None
+                    return str(row[0])
+
+                seen()
+                eventually(lambda: seen() == "v2", 10, "the child applies what is written")
+                return [seen(), *registry.reload().unchanged]
+
+            assert in_a_child(child) == ["v2", "orders"]
+        finally:
+            fault_points.actions.clear()
+            go_on.set()
+        eventually(lambda: registry.status().databases[0].version == 2, 10, "so does the parent")
 
 
 def test_an_async_handle_works_in_a_child(
