@@ -16,7 +16,7 @@ _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 _DATA: Final = "..data"  # the link that a Kubernetes volume replaces in one step
 _TRIES: Final = 8
 
-Signature = tuple[int, int, int, int]
+Signature = tuple[int, int, int, int, int]
 
 
 class SecretFileError(Exception):
@@ -39,8 +39,18 @@ class SnapshotMovedError(Exception):
 
 
 def signature_of(status: os.stat_result) -> Signature:
-    """Return what changes when a file is replaced or rewritten."""
-    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+    """Return what changes when a file is replaced, rewritten, or given other permissions.
+
+    Programs that copy files set the time of modification as they like, but not that of the
+    change of the inode.
+    """
+    return (
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+        status.st_dev,
+    )
 
 
 class Snapshot:

@@ -46,14 +46,14 @@ class SourceFile:
         self._limit = limit
         self._digest = keyed_digest(content)
         self._signature = signature_of(status)
-        self._settled = _settled(status.st_mtime_ns, read_at)
+        self._settled = _settled(max(status.st_mtime_ns, status.st_ctime_ns), read_at)
 
     def holds(self, content: bytes, status: os.stat_result, read_at: int) -> bool:
         """Tell whether a new content is the old one; if so, remember how the file looks now."""
         if keyed_digest(content) != self._digest:
             return False
         self._signature = signature_of(status)
-        self._settled = _settled(status.st_mtime_ns, read_at)
+        self._settled = _settled(max(status.st_mtime_ns, status.st_ctime_ns), read_at)
         return True
 
     def looks_like(self, signature: Signature | None) -> bool:

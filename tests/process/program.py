@@ -47,7 +47,9 @@ class Program:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         prelude = (
-            "import os, sys\n"
+            "import os, signal, sys\n"
+            # Where the tests run in the background of a shell, Ctrl-C is ignored by their children.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             f"sys.path.insert(0, {str(_ROOT)!r})\n"
             f"def say(*words): os.write({self._said.fileno()},"
             " (' '.join(map(str, words)) + '\\n').encode())\n"
