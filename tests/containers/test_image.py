@@ -74,6 +74,7 @@ def test_the_image_works_read_only_under_a_user_without_a_name(
 ) -> None:
     """Built step by step and run as process 1, it is healthy, ready, writes nothing and ends on SIGTERM."""
     need(os.geteuid() == 0 and namespaces(), "root and mount namespaces")
+    need(shutil.which("ip"), "ip, of iproute2")
     need(sys.base_prefix != "/usr", "a Python of its own, that a test may change a copy of")
     secrets = tmp_path / "mounted"
     secrets.mkdir()
