@@ -63,7 +63,7 @@ def test_what_is_copied_is_not_ignored(stages: list[Stage]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_image_works_read_only_under_a_user_without_a_name(
     stages: list[Stage],
     server: EmbeddedServer,
@@ -117,7 +117,7 @@ def test_the_image_works_read_only_under_a_user_without_a_name(
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
             *(sys.executable, Path(__file__).with_name("engine.py"), json.dumps(specification)),
         ],
-        capture_output=True, text=True, check=False, timeout=170,
+        capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)
