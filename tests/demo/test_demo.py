@@ -180,7 +180,7 @@ def test_it_can_be_stopped_while_it_starts(
     running.wait_for("starting PostgreSQL")
     family = eventually(lambda: psutil.Process(running.process.pid).children(recursive=True))
     running.send(number)
-    assert running.code(10) in (0, 130)
+    assert running.code(30) in (0, 130)
     eventually(lambda: not any(_lives(process) for process in family))
 
 
