@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shlex
 from pathlib import Path
 
@@ -130,6 +131,23 @@ def test_a_directory_that_is_not_there_is_a_problem(tmp_path: Path, canary: Cana
     done = run("check", canary=canary, env={"PGMONKEY_REGISTRY": str(tmp_path / "nowhere")})
     assert done.code == 1
     assert done.out == f"{tmp_path}/nowhere: the directory does not exist  [registry.missing]\n"
+
+
+@pytest.mark.timing
+def test_a_thousand_files_take_less_than_a_second(tmp_path: Path, canary: Canary) -> None:
+    """Processor time of the whole command, imports included: others on the machine cost none."""
+    for number in range(1000):
+        (tmp_path / f"db{number}.yaml").write_text(
+            GOOD + f"description: number {number}\npool_settings: {{min_size: 2, max_size: 10}}\n"
+        )
+    taken = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = run("check", tmp_path, canary=canary)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert (done.code, done.out, done.err) == (0, "", "")
+        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(taken) < 1.0
 
 
 @pytest.mark.parametrize(
