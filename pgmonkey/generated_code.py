@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pgmonkey.errors import PgmonkeyError
-from pgmonkey.loader import load_config
+from pgmonkey.loader import config_from_dict, load_config
 
 if TYPE_CHECKING:
     from pgmonkey.config import ConnectionType
@@ -253,18 +253,27 @@ def generate(
 
     Raises:
         ConfigError: The file cannot be read as a config.
+        EnvInterpolationError: The type is a reference that cannot be resolved here.
 
     Example:
         >>> "PGConnectionManager()" in generate("orders.yaml", "pool")
         True
     """
     declared: Any = load_config(path).get("connection_type", "normal")
+    if resolve_env and connection_type is None:
+        # It alone: where a program is made, the secrets need not be.
+        declared = config_from_dict(
+            {"connection_type": declared, "connection_settings": {}},
+            resolve_env=True,
+            name=str(path),
+        ).connection_type
     wanted = connection_type or declared
     try:
         program = _PROGRAMS[library, wanted]
     except KeyError:
         raise PgmonkeyError(
-            f"{path}: connection_type is a reference: say with --connection-type what it will be"
+            f"{path}: connection_type is a reference: resolve it with --resolve-env, or say with"
+            " --connection-type what it will be"
         ) from None
     options = ", resolve_env=True" if resolve_env else ""
     options += ", allow_sensitive_defaults=True" if allow_sensitive_defaults else ""

@@ -287,6 +287,51 @@ def test_generated_programs_run_as_they_are(
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
+def test_a_generated_program_may_accept_sensitive_defaults(
+    library: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """`--allow-sensitive-defaults` holds for the program; it does not hold the default."""
+    path = tmp_path / "config.yaml"
+    env = _with_references(path, database)
+    del env["APP_PASSWORD"]
+    path.write_text(
+        path.read_text().replace("${APP_PASSWORD}", f"${{APP_PASSWORD:-{database.password}}}")
+    )
+    made = run(
+        *("pgconfig", "generate-code", "--connconfig", path, "--resolve-env"),
+        *("--library", library, "--allow-sensitive-defaults"),
+        canary=canary,
+    )
+    assert (made.code, made.err) == (0, "")
+    program = tmp_path / "program.py"
+    program.write_text(made.out)
+    ended = run(canary=canary, env=env, cwd=tmp_path, program=[sys.executable, str(program)])
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_a_generated_program_is_of_the_type_that_a_reference_gives(
+    tmp_path: Path, canary: Canary
+) -> None:
+    """With `--resolve-env` the type is resolved, though no secret is there; without, it is asked for."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "connection_type: ${CT:-normal}\nconnection_settings: {host: db, password: '${UNSET_PW}'}\n"
+    )
+    generate = ("pgconfig", "generate-code", "--connconfig", path)
+    made = run(*generate, "--resolve-env", canary=canary)
+    assert (made.code, made.err) == (0, "")
+    assert "(CONFIG, 'normal', resolve_env=True)" in made.out
+    made = run(*generate, "--resolve-env", canary=canary, env={"CT": "async_pool"})
+    assert "(CONFIG, 'async_pool', resolve_env=True)" in made.out
+    made = run(*generate, "--resolve-env", canary=canary, env={"CT": "poool"})
+    assert (made.code, made.out) == (1, "")
+    assert "connection_type" in made.err
+    made = run(*generate, canary=canary)
+    assert (made.code, made.out) == (1, "")
+    assert "--resolve-env" in made.err
+
+
 def test_generated_code_names_no_value(
     config: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
