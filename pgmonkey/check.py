@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+import threading
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -96,9 +97,35 @@ def check(
 
 
 def _unreachable(configs: Iterable[DatabaseConfig]) -> list[Problem]:
-    """Connect to each database once, a few at a time; return what failed."""
-    with ThreadPoolExecutor(_WORKERS, "pgmonkey-check") as threads:
-        return [problem for problem in threads.map(_probe, configs) if problem is not None]
+    """Connect to each database once, a few at a time; return what failed.
+
+    The threads are daemons: Ctrl-C must not wait for a server that says nothing, as the end of an
+    executor would.
+    """
+    waiting = deque((config, Future[Problem | None]()) for config in configs)
+    outcomes = [outcome for _, outcome in waiting]
+
+    def work() -> None:
+        while True:
+            try:
+                config, outcome = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                outcome.set_result(_probe(config))
+            except BaseException as error:  # noqa: BLE001 - raised where the outcome is asked for
+                outcome.set_exception(error)
+
+    threads = [
+        threading.Thread(target=work, name=f"pgmonkey-check-{number}", daemon=True)
+        for number in range(min(_WORKERS, len(outcomes)))
+    ]
+    for thread in threads:
+        thread.start()
+    problems = [outcome.result() for outcome in outcomes]
+    for thread in threads:
+        thread.join()
+    return [problem for problem in problems if problem is not None]
 
 
 def _probe(config: DatabaseConfig) -> Problem | None:

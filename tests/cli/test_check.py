@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import resource
 import shlex
+import signal
+import socket
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.cli.process import run
+from tests.cli.process import Running, run
 from tests.docs.commands import complaint
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
 
@@ -194,6 +196,21 @@ def test_online_says_why_a_database_cannot_be_reached(
     assert 'invalid value for parameter "statement_timeout"' in problems["d"]["message"]
     assert "cannot connect: " in problems["b"]["message"]
     assert problems["a"]["hint"].startswith("check the user and the password")
+
+
+def test_ctrl_c_does_not_wait_for_servers_that_say_nothing(tmp_path: Path, canary: Canary) -> None:
+    """A probe that is under way is left where it is: code 130, long before it would have ended."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        (tmp_path / "a.yaml").write_text(
+            "connection_settings: {host: 127.0.0.1, dbname: orders, user: app, connect_timeout: 60,"
+            f" port: {silent.getsockname()[1]}}}\n"
+        )
+        with Running("check", tmp_path, "--online", canary=canary) as running:
+            client, _ = silent.accept()
+            with client:
+                running.send(signal.SIGINT)
+                assert running.code(30) == 130
+            assert running.text == "interrupted\n"
 
 
 def test_the_hook_for_pre_commit_calls_what_exists() -> None:
