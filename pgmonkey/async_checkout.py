@@ -11,7 +11,7 @@ import psycopg
 import psycopg_pool
 from psycopg.errors import ReadOnlySqlTransaction
 
-from pgmonkey.checkout import BOUND, ENTERED, Checkout
+from pgmonkey.checkout import ENTERED, PAIRED, Checkout
 from pgmonkey.connection import FRESH, AsyncPooledConnection
 from pgmonkey.database import wrong_side
 from pgmonkey.generation import AsyncPool, Generation
@@ -25,18 +25,24 @@ if TYPE_CHECKING:
 class AsyncCheckout(Checkout):
     """Borrow one connection of an async handle, in the running loop."""
 
+    __slots__ = ()
+
     async def enter(self) -> AsyncPooledConnection:
         """Return a connection that was alive a moment ago; see `SyncCheckout.enter`."""
-        if self.stage != BOUND:
+        if self.stage != PAIRED:
             self.enter_alone()
         self.stage = ENTERED
         handle: AsyncDatabase = self.handle
         began = self.began = monotonic()
         self.owner = asyncio.current_task()
+        self.connection = None
+        self.taken = 0.0
+        self.reported = False
+        self.callers = ()
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
         timeout = self.timeout
-        left = -1.0
+        asked, left = began, -1.0
         side = handle.side()
         while True:
             generation = side.generation
@@ -68,7 +74,9 @@ class AsyncCheckout(Checkout):
                     await side.replace_later(generation, "interrupted")
                 raise
             else:
-                now = monotonic()
+                # One that had come back before it was asked for was there at once; a look at the
+                # clock costs as much as the rest of this.
+                now = asked if connection.returned_at <= asked else monotonic()
                 try:
                     if side.generation is not generation:
                         await generation.putconn(connection)
@@ -86,9 +94,10 @@ class AsyncCheckout(Checkout):
                     side.let_go(self, generation)
                     raise
                 side.let_go(self, generation)
-            left = (timeout or 0.0) - (monotonic() - began)
+            asked = monotonic()
+            left = (timeout or 0.0) - (asked - began)
             if left <= 0.0:
-                raise checkout_timeout(handle, generation, monotonic() - began)
+                raise checkout_timeout(handle, generation, asked - began)
 
     __aenter__ = enter
 

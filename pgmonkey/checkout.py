@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-import threading
 from sys import _getframe
+from threading import get_ident
 from types import CodeType, FrameType, MethodType
 from typing import Any, Final, Self
 
-#: The stages of a checkout.
+#: The stages of a checkout: looked up in one half only, made for one block, looked up in both
+#: halves by one `with`, entered.
 MADE: Final = 0
 BOUND: Final = 1
-ENTERED: Final = 2
+PAIRED: Final = 2
+ENTERED: Final = 3
 
 #: How many calls of a borrower's stack are kept.
 DEEPEST: Final = 40
@@ -27,24 +29,40 @@ class Checkout:
     open at once in one thread or task, and end in another one, in any order.
     """
 
-    # Defaults of the class, not of each object: a checkout is made for every block, and sets
-    # only what differs.
-    connection: Any = None
-    generation: Any = None
-    #: The thread's number or the task that borrowed.
-    owner: Any = None
-    #: When it began to wait, and when it got its connection, on the monotonic clock.
-    began = 0.0
-    taken = 0.0
-    #: How far it is: made, bound to the other half of its `with`, entered.
-    stage = MADE
-    timeout: float | None = None
-    #: Whether it was reported as held too long.
-    reported = False
-    #: Where the borrower was called from, innermost first, if the file asks for it.
-    callers: tuple[tuple[CodeType, int], ...] = ()
+    # One is made for every block. Slots that are set where their value is known cost a third of
+    # what defaults of the class cost, which an object without slots would hide one by one.
+    __slots__ = (
+        "began",
+        "callers",
+        "code",
+        "connection",
+        "generation",
+        "handle",
+        "instruction",
+        "owner",
+        "reported",
+        "stage",
+        "taken",
+        "timeout",
+    )
 
     handle: Any
+    #: Seconds to wait, or `None` for the configured ones.
+    timeout: float | None
+    #: How far it is.
+    stage: int
+    # What follows is set when it is entered.
+    connection: Any
+    generation: Any
+    #: The thread's number or the task that borrowed.
+    owner: Any
+    #: When it began to wait, and when it got its connection, on the monotonic clock.
+    began: float
+    taken: float
+    #: Whether it was reported as held too long.
+    reported: bool
+    #: Where the borrower was called from, innermost first, if the file asks for it.
+    callers: tuple[tuple[CodeType, int], ...]
     # Code and instruction say where it was borrowed, without holding the frame and with it the
     # borrower's variables; the line is worked out when somebody asks.
     code: CodeType
@@ -73,8 +91,11 @@ class Checkout:
         Raises:
             RuntimeError: it was entered before.
         """
+        if self.stage == BOUND:
+            return
         if self.stage == ENTERED:
             raise RuntimeError("a checkout can be entered once; ask the handle for another one")
+        _halves.pop(get_ident(), None)  # it would keep this checkout alive
         self.handle.loose.append(self)
 
     @property
@@ -105,13 +126,9 @@ def _place(code: CodeType, instruction: int) -> str:
     return f"{code.co_filename}:{line} in {code.co_name}"
 
 
-class _Half(threading.local):
-    """Keep, for each thread, the checkout of which `with` has looked up one half only."""
-
-    checkout: Any = None
-
-
-_half = _Half()
+#: The checkouts of which `with` has looked up one half only, by thread: one each at most. An
+#: entry of this dictionary costs less than an attribute of a thread-local.
+_halves: Final[dict[int, Any]] = {}
 
 
 class _Unbound:
@@ -149,22 +166,25 @@ class EnterHalf:
 
     def __get__(self, handle: Any, owner: type) -> Any:
         frame = _getframe(1)
+        thread = get_ident()
         if handle is None:
-            pair = _half.checkout = _Unbound(frame)
+            pair = _halves[thread] = _Unbound(frame)
             return pair.enter
         if _EXIT_FIRST:
-            checkout = _half.checkout
+            checkout = _halves.pop(thread, None)
             if checkout is not None and checkout.handle is handle and checkout.stage == MADE:
-                _half.checkout = None
-                checkout.stage = BOUND
+                checkout.stage = PAIRED
+                checkout.owner = thread
                 return checkout.enter
         # Made here, field by field: this is on the way of every block.
         checkout = handle.checkout_class()
         checkout.handle = handle
+        checkout.timeout = None
+        checkout.stage = MADE
         checkout.code = frame.f_code
         checkout.instruction = frame.f_lasti
         if not _EXIT_FIRST:
-            _half.checkout = checkout
+            _halves[thread] = checkout
         return checkout.enter
 
 
@@ -174,18 +194,27 @@ class ExitHalf:
     __slots__ = ()
 
     def __get__(self, handle: Any, owner: type) -> Any:
-        checkout = _half.checkout
-        if _EXIT_FIRST and handle is not None:
-            checkout = _half.checkout = handle.checkout_class.bound(handle, None, _getframe(1))
+        thread = get_ident()
+        checkout = _halves.pop(thread, None)
+        if handle is None:
+            return _leave_of_class(checkout)
+        if _EXIT_FIRST:
+            checkout = _halves[thread] = handle.checkout_class.bound(handle, None, _getframe(1))
             checkout.stage = MADE
             return MethodType(_leave_or_loose, checkout)
         if checkout is not None and checkout.handle is handle and checkout.stage == MADE:
-            _half.checkout = None
-            checkout.stage = BOUND
+            checkout.stage = PAIRED
+            checkout.owner = thread
             return checkout.leave
-        if handle is None:
-            return lambda handle, *exc_info: loose(handle).leave(*exc_info)
         return loose(handle).leave
+
+
+def _leave_of_class(pair: Any) -> Any:
+    """Return what `ExitStack` calls with the handle: the other half, if it has looked that up."""
+    if isinstance(pair, _Unbound) and pair.stage == MADE:
+        pair.stage = BOUND
+        return pair.leave
+    return lambda handle, *exc_info: loose(handle).leave(*exc_info)
 
 
 def _leave_or_loose(checkout: Any, *exc_info: Any) -> Any:

@@ -33,13 +33,18 @@ _HANG_UP: Final = (
 class _Pooled:
     """Hold what our pools know of a connection, beside what psycopg knows."""
 
-    slot: Slot | None = None
-    #: When it came back last, on the monotonic clock.
-    returned_at: float = 0.0
-    #: When it must not be handed out any more, on the monotonic clock.
-    expires_at: float = float("inf")
-    _socket: select.poll | None = None
     pgconn: psycopg.pq.abc.PGconn
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # No slots, and no defaults of the class: both would keep the attributes of a connection,
+        # psycopg's own too, from the interpreter's fast way.
+        self.slot: Slot | None = None
+        #: When it came back last, on the monotonic clock.
+        self.returned_at = 0.0
+        #: When it must not be handed out any more, on the monotonic clock.
+        self.expires_at = float("inf")
+        self._socket: select.poll | None = None
+        super().__init__(*arguments, **options)
 
     def is_alive(self) -> bool:
         """Tell whether the server's end is still open, without asking the server.

@@ -140,7 +140,7 @@ class Database(ABC):
         self.usage = usage
         # What every checkout calls when it ends, without the way to it.
         self.records = usage.records
-        self.record = usage.records.append
+        self.record = usage.records.extend
 
     @abstractmethod
     def connection(self, timeout: float | None = None) -> Borrowed:

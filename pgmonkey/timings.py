@@ -49,6 +49,16 @@ class Timings:
         self._sum += seconds
         self._buckets[bisect_left(BUCKETS, seconds)] += 1
 
+    def record_all(self, durations: list[float]) -> None:
+        """Record many durations, for a fraction of what they cost one by one."""
+        self._count += len(durations)
+        self._sum += sum(durations)
+        shortest = BUCKETS[0]
+        longer = [seconds for seconds in durations if seconds > shortest]
+        self._buckets[0] += len(durations) - len(longer)
+        for seconds in longer:
+            self._buckets[bisect_left(BUCKETS, seconds)] += 1
+
     def read(self) -> Durations:
         """Return all durations recorded so far."""
         return Durations(self._count, self._sum, tuple(self._buckets))
