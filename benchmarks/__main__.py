@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import checkout, loading, manager, rotation, scrape, starting
+from benchmarks import checkout, database_down, loading, manager, rotation, scrape, starting
 from benchmarks.comparison import table
 
 BENCHMARKS = {
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "starting": starting.run,
     "scrape": scrape.run,
     "rotation": rotation.run,
+    "database_down": database_down.run,
 }
 
 
