@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -310,4 +311,8 @@ async def _serve(
     _log.info("listening on %s", service.url)
     if service.page_url != service.url:
         _log.info("status page on %s", service.page_url)
+    if options.token is not None and options.certificate is None:
+        address = ipaddress.ip_address((options.admin or listener).getsockname()[0])
+        if not address.is_loopback:
+            _log.warning("tokens for /-/reload cross the network in the clear: --tls-cert")
     await service.run()

@@ -344,6 +344,19 @@ def test_the_admin_part_elsewhere(
     assert status(page, "/-/reload", "POST", token) == 200
 
 
+def test_a_token_in_the_clear_is_warned_of(
+    serve: Serve, orders: TemporaryDatabase, token_file: Path
+) -> None:
+    """Reloads that others on the network can ask for, and listen to, are worth a warning."""
+    open_one = serve("--listen", "0.0.0.0:0", "--reload-token-file", token_file)
+    open_one.wait_for("in the clear")
+    private = serve(
+        "--listen", "0.0.0.0:0", "--admin-listen", "127.0.0.1:0", "--reload-token-file", token_file
+    )
+    assert private.get("/healthz").status == 200
+    assert "in the clear" not in private.text
+
+
 @pytest.mark.parametrize("what", ["token", "cert", "pair"])
 def test_files_that_cannot_be_used_are_said_at_once(
     what: str, registry_dir: RegistryDirectory, orders: TemporaryDatabase, canary: Canary,

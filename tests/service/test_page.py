@@ -276,49 +276,50 @@ def trouble(
         yield
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_accessible(scheme: Any, browser: Browser, url: str, trouble: None) -> None:
+def test_it_is_accessible(browser: Browser, url: str, trouble: None) -> None:
     """axe-core finds nothing serious or critical, in light and dark, in every state."""
-    with visiting(browser, url, color_scheme=scheme) as visit:
-        for path in ("/", "/databases/orders", "/databases/events", "/databases/ledger"):
-            page = visit.open(path)
-            # The policy of the page forbids scripts of others: axe comes in by the debugger.
-            found = Axe().run(page).response["violations"]
-            serious = {
-                violation["id"]: [node["html"][:200] for node in violation["nodes"]]
-                for violation in found
-                if violation["impact"] in ("serious", "critical")
-            }
-            assert serious == {}, path
+    paths = ("/", "/databases/orders", "/databases/events", "/databases/ledger")
+    for scheme in ("light", "dark"):
+        with visiting(browser, url, color_scheme=scheme) as visit:
+            for path in paths:
+                # The policy of the page forbids scripts of others: axe comes in by the debugger.
+                found = Axe().run(visit.open(path)).response["violations"]
+                serious = {
+                    violation["id"]: [node["html"][:200] for node in violation["nodes"]]
+                    for violation in found
+                    if violation["impact"] in ("serious", "critical")
+                }
+                assert (scheme, path, serious) == (scheme, path, {})
 
 
-@pytest.mark.parametrize(
-    "look, options",
-    [
-        ("light", {"color_scheme": "light", "viewport": {"width": 1200, "height": 800}}),
-        ("dark", {"color_scheme": "dark", "viewport": {"width": 1200, "height": 800}}),
-        ("narrow", {"color_scheme": "light", "viewport": {"width": 360, "height": 740}}),
-    ],
-)
-def test_screenshots(
-    look: str, options: dict[str, Any], browser: Browser, url: str, trouble: None
-) -> None:
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 800}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 800}},
+    "narrow": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}},
+}
+PAGES = {
+    "overview": "/",
+    "healthy": "/databases/orders",
+    "stale": "/databases/events",
+    "down": "/databases/ledger",
+}
+
+
+def test_pictures(browser: Browser, url: str, trouble: None) -> None:
     """Every page fits its window without scrolling sideways; pictures are in build/screenshots."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with visiting(browser, url, device_scale_factor=2, reduced_motion="reduce", **options) as visit:
-        for name, path in (
-            ("overview", "/"),
-            ("healthy", "/databases/orders"),
-            ("stale", "/databases/events"),
-            ("down", "/databases/ledger"),
-        ):
-            page = visit.open(path)
-            expect(page.locator("#contact")).to_have_attribute("data-contact", "live")
-            page.screenshot(path=SCREENSHOTS / f"{name}-{look}.png", full_page=True)
-            if (name, look) == ("overview", "light"):  # the one in the documentation
-                page.screenshot(path=SCREENSHOTS / "status-page.png")
-            width = page.evaluate("document.documentElement.scrollWidth")
-            assert width <= options["viewport"]["width"], path
+    for look, options in LOOKS.items():
+        with visiting(
+            browser, url, device_scale_factor=2, reduced_motion="reduce", **options
+        ) as visit:
+            for name, path in PAGES.items():
+                page = visit.open(path)
+                expect(page.locator("#contact")).to_have_attribute("data-contact", "live")
+                page.screenshot(path=SCREENSHOTS / f"{name}-{look}.png", full_page=True)
+                width = page.evaluate("document.documentElement.scrollWidth")
+                assert width <= options["viewport"]["width"], path
+            if look == "light":  # the one in the documentation
+                visit.open("/").screenshot(path=SCREENSHOTS / "status-page.png")
 
 
 def test_every_link_stays_below_the_mount(browser: Browser, url: str) -> None:
