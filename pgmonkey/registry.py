@@ -86,6 +86,8 @@ class Registry:
         max_connections: int | None = None,
         _source: Source = file_events,
     ) -> None:
+        if probe_interval is not None and probe_interval <= 0:
+            raise ValueError(f"probe_interval is seconds, more than 0, not {probe_interval!r}")
         self.path = Path(path)
         self._loader = DirectoryLoader(
             self.path,

@@ -315,6 +315,53 @@ def test_a_registry_that_does_not_watch_has_no_watcher_to_be_down(
         eventually(lambda: numbers.get_sample_value("pgmonkey_watcher_up") == 1)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_watcher_that_has_ended_is_down(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """When the thread that watches ends by a defect, `pgmonkey_watcher_up` is 0."""
+    registry_dir.declare("orders", database)
+
+    def source(_directories: Any, _stop: Any) -> Any:
+        raise LookupError("a defect")
+
+    with Registry(registry_dir, metrics=numbers, _source=source):
+        eventually(lambda: numbers.get_sample_value("pgmonkey_watcher_up") == 0)
+
+
+def test_a_secret_that_the_server_does_not_take_is_newer_than_what_runs(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """Its time is later than that of the last good reload until the server takes it."""
+    registry_dir.declare("orders", database, volume=volume)
+    with Registry(registry_dir, metrics=numbers, watch=False) as registry:
+
+        def newer() -> bool:
+            modified = numbers.get_sample_value("pgmonkey_secret_modified_timestamp_seconds", POOL)
+            reloaded = numbers.get_sample_value(
+                "pgmonkey_config_last_reload_success_timestamp_seconds"
+            )
+            assert modified is not None
+            assert reloaded is not None
+            return modified > reloaded
+
+        registry.get("orders").open()
+        assert not newer()
+        password = f"{database.password}x"
+        volume.write({"username": database.user, "password": password})
+        assert set(registry.reload().rejected) == {"orders"}
+        assert newer()
+        assert numbers.get_sample_value("pgmonkey_config_stale", POOL) == 1
+        database.server.set_password(database.user, password)
+        eventually(lambda: registry.reload().applied == ("orders",), 10)
+        assert not newer()
+
+
 def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(registry: Registry) -> None:
     """Read while a connection goes back to its pool, the count of checkouts does not fall by one."""
     handle = registry.get("orders")
