@@ -62,6 +62,7 @@ class Registry:
     Raises:
         RegistryConfigError: the directory or a file has problems, or the databases keep more
             connections open (`min_size`) than `max_connections`.
+        ValueError: `probe_interval` is not more than 0.
 
     Example:
         >>> registry = Registry("registry.d")

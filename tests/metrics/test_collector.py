@@ -271,6 +271,12 @@ def test_probes_without_the_service(
         assert numbers.get_sample_value("pgmonkey_cache_size", {"type": "pool"}) == 0
 
 
+def test_a_probe_interval_of_nothing_is_refused(registry_dir: RegistryDirectory) -> None:
+    """Probes without a pause between them would be a load of their own."""
+    with pytest.raises(ValueError, match="more than 0"):
+        Registry(registry_dir, metrics=None, probe_interval=0)
+
+
 def test_a_registry_that_is_dropped_stops_its_probes(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
