@@ -265,6 +265,8 @@ class Registry:
     def wait_drained(self, timeout: float = 30.0) -> bool:
         """Wait until no connection of an older configuration is left, in any thread or loop.
 
+        It blocks; on an event loop, `await asyncio.to_thread(registry.wait_drained, 10)`.
+
         Args:
             timeout: Seconds.
 
