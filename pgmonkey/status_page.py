@@ -159,7 +159,7 @@ def _said(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, float):
             text = _seconds(value)
         elif isinstance(value, list):
-            text = ", ".join(str(one) for one in value) or "-"
+            text = "everything" if value == ["*"] else ", ".join(map(str, value)) or "-"
         else:
             text = str(value)
         shown.append((name.replace("_", " "), text))
