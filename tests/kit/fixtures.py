@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def volume(tmp_path: Path) -> SecretVolume:
 def registry_dir(tmp_path: Path) -> RegistryDirectory:
     """An empty registry directory."""
     return RegistryDirectory(tmp_path / "registry.d")
+
+
+@pytest.fixture
+def public_dir() -> Iterator[Path]:
+    """An empty directory that other users may look into; what pytest makes is for one user."""
+    with tempfile.TemporaryDirectory(prefix="pgmonkey-public-") as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path
 
 
 @pytest.fixture

@@ -108,20 +108,17 @@ def test_white_space_inside_a_secret_is_kept_and_two_line_ends_are_one_too_many(
 
 
 def test_a_secret_that_may_not_be_read_any_more_is_rejected_and_taken_when_it_may(
-    registry_dir: RegistryDirectory,
+    public_dir: Path,
     database: TemporaryDatabase,
-    tmp_path: Path,
 ) -> None:
     """Permission denied is a problem with path and user; the last good configuration serves."""
-    directory = tmp_path / "secrets"
+    registry_dir = RegistryDirectory(public_dir / "registry.d")
+    directory = public_dir / "secrets"
     directory.mkdir()
     path = directory / "password"
     path.write_text(database.password)
     os.utime(path, (1, 1))  # not a file of this moment, which would be read again in any case
     registry_dir.declare("orders", database, connection={"password": {"from_file": str(path)}})
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        if os.geteuid() == 0 and parent != Path("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o055)
 
     def child() -> list[str]:
         if os.geteuid() == 0:
