@@ -139,6 +139,7 @@ def test_clients_that_queue_behind_an_interrupted_one_are_served(
             holder.join()
         assert served.wait(5)
         waiter.join()
+    assert events.wait("database.given_up")["reason"] == "interrupted", "it is said"
 
 
 def test_a_generator_that_is_dropped_inside_its_block_gives_the_connection_back(

@@ -32,9 +32,12 @@ class SecureServer:
     server: EmbeddedServer
     directory: Path
 
-    def present(self, authority: Authority) -> None:
+    def present(
+        self, authority: Authority, *, common_name: str | None = None, days: int = 30
+    ) -> None:
         """Let the server show a certificate of this authority from now on."""
-        self._install(authority.issue(self.server.host, self.directory))
+        name = common_name or self.server.host
+        self._install(authority.issue(name, self.directory, days=days))
 
     def trust(self, authority: Authority) -> None:
         """Let the server accept client certificates of this authority."""
