@@ -92,6 +92,13 @@ docs-reference: $(VENV)/.dev ## write the generated pages of the documentation a
 bench: $(VENV)/.dev ## the benchmarks, against the alternatives in the same run
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+# BEFORE=file: another run that was kept. `make bench` keeps the last one, and the one before it.
+BEFORE ?= build/bench-before.json
+
+.PHONY: bench-compare
+bench-compare: $(VENV)/.dev ## the last benchmarks beside those before them, or BEFORE=file
+	@$(BIN)/python -m benchmarks --compare $(BEFORE)
+
 .PHONY: soak
 soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load and kills; SOAK_FUZZ_SECONDS (60) of fuzzing; a Patroni failover
 	@SOAK_ROTATIONS="$${SOAK_ROTATIONS:-1000}" SOAK_FUZZ_SECONDS="$${SOAK_FUZZ_SECONDS:-60}" $(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import rotation_bars
 from benchmarks.comparison import Result
+from benchmarks.old_version import environment
 from benchmarks.rotation_client import SIZE, THREADS
 from benchmarks.rotation_peak import Peak
 from pgmonkey.embedded_server import EmbeddedServer
@@ -21,7 +22,6 @@ from pgmonkey.embedded_server import EmbeddedServer
 ROTATIONS = 20
 #: Seconds of undisturbed load between two rotations.
 PAUSE = 0.2
-OLD_VERSION = "pgmonkey==4.0.0"
 
 NAMES = {
     "ours": "pgmonkey, `reload()`",
@@ -79,7 +79,7 @@ def _row(name: str, figure: dict[str, Any] | None) -> str:
 
 
 def _measure(server: EmbeddedServer, name: str) -> dict[str, Any] | None:
-    python = sys.executable if name != "force_reload" else _old_environment()
+    python = sys.executable if name != "force_reload" else environment()
     if python is None:
         return None
     with tempfile.TemporaryDirectory() as temporary:
@@ -130,23 +130,3 @@ def _measure(server: EmbeddedServer, name: str) -> dict[str, Any] | None:
             process.wait()
             process.stdout.close()
         return figure | {"peak": peak.highest}
-
-
-def _old_environment() -> str | None:
-    """Return the interpreter of an environment with the older version, made at first use."""
-    place = Path("build", "pgmonkey-4.0").absolute()
-    python = place / "bin" / "python"
-    made = place / ".made"
-    if made.exists():
-        return str(python)
-    try:
-        subprocess.run([sys.executable, "-m", "venv", place], check=True, capture_output=True)
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", OLD_VERSION, "psycopg[binary]"],
-            check=True,
-            capture_output=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    made.touch()
-    return str(python)

@@ -24,6 +24,8 @@ LONG_IDLE: Final = 30.0
 #: The most seconds that one sign of life is waited for; never more than a third of what the
 #: checkout has left, so that another connection can be tried.
 LONGEST_PING: Final = 2.0
+# As a plain number: to compare with a member of an enumeration costs as much as the system call.
+_BAD: Final = int(ConnStatus.BAD)
 # A server that closed its side is seen by this flag only; reading would see nothing.
 _HANG_UP: Final = (
     getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -51,7 +53,7 @@ class _Pooled:
 
         Costs one system call. It cannot see a server that is silent; `check_on_checkout` can.
         """
-        if self.pgconn.status == ConnStatus.BAD:
+        if self.pgconn.status == _BAD:
             return False
         if self._socket is None:
             self._socket = select.poll()

@@ -19,7 +19,7 @@ from pgmonkey import fault_points
 from pgmonkey.budget import Budget
 from pgmonkey.candidate import Candidate
 from pgmonkey.checkout import EnterHalf, ExitHalf
-from pgmonkey.connection import LONGEST_PING, PooledConnection
+from pgmonkey.connection import LONG_IDLE, LONGEST_PING, PooledConnection
 from pgmonkey.database import Borrowed, BorrowedCursor, Database, wrong_side
 from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError, ReloadRejectedError
@@ -474,6 +474,14 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
                 than for a third of them.
         """
         now = monotonic()
+        if (
+            now < connection.expires_at
+            and now - connection.returned_at < LONG_IDLE
+            and not generation.examined
+            and not generation.wants_primary
+            and connection.is_alive()
+        ):
+            return True  # the way of every checkout, with the one look at the socket
         reason = self.unfit(connection, generation, now)
         try:
             if (

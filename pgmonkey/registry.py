@@ -159,7 +159,7 @@ class Registry:
             >>> registry.get("orders") is registry.get("orders")
             True
         """
-        if connection_type is None and not force_reload:
+        if connection_type is None and force_reload is False:
             try:
                 return self._defaults[name]
             except KeyError:
