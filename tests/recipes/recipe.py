@@ -29,12 +29,12 @@ def recipe(page: str, heading: str, language: str = "python", number: int = 0) -
 
     Args:
         page: The page, without its suffix.
-        heading: The heading that it stands under; empty for what comes before the first one.
+        heading: The heading that it stands under.
         language: The language of the fence.
         number: Which one of several.
     """
     text = (RECIPES / f"{page}.md").read_text(encoding="utf-8")
-    pattern = rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)" if heading else r"\A(.*?)(?=^## )"
+    pattern = rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)"
     section = re.search(pattern, text, re.MULTILINE | re.DOTALL)
     assert section is not None, f"{page}.md has no heading {heading!r}"
     return [one.text for one in parse(section[1], page) if one.language == language][number]
