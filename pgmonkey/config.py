@@ -348,11 +348,12 @@ class DatabaseConfig:
             yield key, getattr(self, key)
 
     def _public(self) -> Iterator[tuple[str, Any]]:
+        known = self.secrets
         for key, value in self._leaves():
-            if isinstance(value, Secret):
-                yield key, MASK
+            if isinstance(value, (str, Secret)):
+                yield key, _masked(key.rpartition(".")[2], value, known)
             else:
-                yield key, mask_urls(value) if isinstance(value, str) else value
+                yield key, value
 
     def _connect_parts(self, pools: tuple[str, ...]) -> str:
         """Return what a connection or its pool depends on. No value holds a NUL character."""

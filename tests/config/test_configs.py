@@ -140,6 +140,11 @@ def test_a_password_in_another_value_is_masked_there_too(load, canary):
     canary.check(repr(config.redacted()))
     canary.check(config.description + config.revision)
     assert config.description == "postgresql://app:***REDACTED***@db/orders"
+    other = canary.secret()
+    changed = load(connection_settings={"password": other, "application_name": f"app-{other}"})
+    same = load(connection_settings={"password": secret, "application_name": f"app-{secret}"})
+    assert changed.public_hash == same.public_hash
+    assert changed.digest != same.digest
 
 
 def test_redacted_is_the_effective_configuration(load, canary):
