@@ -83,7 +83,7 @@ def _whole(value: Any, low: int, high: int) -> int:
 def _number(text: str, low: int, high: int) -> int:
     expected = f"expected an integer from {low} to {high}"
     if not _INTEGER.fullmatch(text):
-        raise _wrong("config.type", expected)
+        raise _wrong("config.type", expected, "write digits only")
     digits = text.lstrip("+-")
     if len(digits) > 1 and digits.startswith("0"):
         raise _wrong("config.type", f"{expected}, got one with a leading zero", "remove the zero")

@@ -378,10 +378,14 @@ class DirectoryLoader:
 
     def _no_directory(self, error: OSError) -> Scan:
         if isinstance(error, FileNotFoundError):
-            return self._unreadable("registry.missing", "the directory does not exist", None)
+            return self._unreadable(
+                "registry.missing", "the directory does not exist", "make it, or name another"
+            )
         if isinstance(error, NotADirectoryError):
             return self._unreadable(
-                "registry.not_a_directory", "expected a directory, got a file", None
+                "registry.not_a_directory",
+                "expected a directory, got a file",
+                "name the directory of a registry, not one of its files",
             )
         if isinstance(error, PermissionError):
             return self._unreadable(

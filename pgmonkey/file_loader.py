@@ -38,6 +38,11 @@ Path = tuple["str | int", ...]
 _FILE_LIMIT: Final = 1024 * 1024  # bytes of a TLS file: bundles of authorities are large
 _CERTIFICATES: Final = ("sslrootcert", "sslcert")
 _IGNORED_POOL_KEYS: Final = frozenset({"name", "open"})  # ours to choose; 4.0 passed them on
+_FILE_HINTS: Final = {
+    "file.missing": "check the path: a relative one starts at the directory of this file",
+    "file.not_regular": "name the file itself",
+    "file.no_certificate": "it must hold certificates in PEM form",
+}
 _MOVING: Final = Finding(
     (),
     "secret.moving",
@@ -343,7 +348,8 @@ class Making:
         if self._rules.isolate:  # elsewhere libpq says so when it connects, as ever
             code = error.code.replace("secret.", "file.")
             message = f"the file that {key} names {error}"
-            self._findings.append(Finding(("connection_settings", key), code, message, error.hint))
+            hint = error.hint or _FILE_HINTS.get(code)
+            self._findings.append(Finding(("connection_settings", key), code, message, hint))
 
     def _validated(self, resolved: dict[str, Any]) -> DatabaseFile | None:
         if not self._rules.isolate:
@@ -535,6 +541,8 @@ def _unknown(path: Path) -> Finding:
         hint = "a database has the name of its file"
     elif key == "postgresql" and len(path) == 1:
         hint = "the old layout: move its contents up one level"
+    else:
+        hint = "the reference lists every key, and so does pgmonkey schema"
     return Finding(path, "config.unknown_key", f"unknown key {shown}{strange}", hint, at_key=True)
 
 

@@ -28,6 +28,12 @@ Path = tuple["str | int", ...]
 
 _KINDS: Final = frozenset({"from_env", "from_file"})
 _PATHS: Final = frozenset({"sslrootcert", "sslcert", "sslkey"})
+_SET_IT: Final = "set it where the program starts"
+_FILE_HINTS: Final = {
+    "secret.missing": "check the path, and whether the secret is mounted",
+    "secret.not_regular": "name the file itself",
+    "secret.empty": "write the secret into it",
+}
 #: What to do where references stay as they are.
 HOW_TO_RESOLVE: Final = "pass --resolve-env, or resolve_env=True in a program"
 _NULL_MEANS: Final = ("connection_settings", "prepare_threshold")
@@ -189,7 +195,8 @@ class Resolution:
         try:
             value = expand(template, self._lookup)
         except UnsetVariableError as error:
-            return self._find(path, "reference.unset", str(error), error.message or None)
+            hint = _SET_IT if sensitive else f"{_SET_IT}, or give it a default: ${{NAME:-default}}"
+            return self._find(path, "reference.unset", str(error), error.message or hint)
         if any(self.variables.get(variable.name) for variable in variables(template)):
             self.external.add(path)
         return self._acceptable(value, path)
@@ -240,7 +247,7 @@ class Resolution:
         value = self._lookup(name)
         if value is None:
             return self._find(
-                inside, "reference.unset", f"environment variable {written} is not set"
+                inside, "reference.unset", f"environment variable {written} is not set", _SET_IT
             )
         return self._acceptable(value, path)
 
@@ -254,7 +261,8 @@ class Resolution:
             content, status = self._snapshot.read_bytes(place)
             text = text_of(content)
         except SecretFileError as error:
-            return self._find(inside, error.code, f"secret file {written}: {error}", error.hint)
+            hint = error.hint or _FILE_HINTS.get(error.code)
+            return self._find(inside, error.code, f"secret file {written}: {error}", hint)
         self.files[place] = SourceFile(place, content, status, read_at, LIMIT)
         self.modified = max(self.modified or 0.0, status.st_mtime)
         return text

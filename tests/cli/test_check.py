@@ -132,7 +132,10 @@ def test_a_directory_that_is_not_there_is_a_problem(tmp_path: Path, canary: Cana
     """It is said in a line, with code 1; the directory may also come from the environment."""
     done = run("check", canary=canary, env={"PGMONKEY_REGISTRY": str(tmp_path / "nowhere")})
     assert done.code == 1
-    assert done.out == f"{tmp_path}/nowhere: the directory does not exist  [registry.missing]\n"
+    assert done.out == (
+        f"{tmp_path}/nowhere: the directory does not exist  [registry.missing]\n"
+        "  hint: make it, or name another\n"
+    )
 
 
 @pytest.mark.timing
