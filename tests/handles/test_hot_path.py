@@ -49,7 +49,12 @@ def test_a_checkout_costs_the_round_trips_of_its_statements_alone(
         "orders",
         database,
         # Preparing a statement is a round trip of its own, once.
-        connection={"host": proxy.host, "port": proxy.port, "prepare_threshold": "1000", **settings},
+        connection={
+            "host": proxy.host,
+            "port": proxy.port,
+            "prepare_threshold": "1000",
+            **settings,
+        },
         pool_settings={"min_size": 1, "max_size": 1},
         **more,
     )
