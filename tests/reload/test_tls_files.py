@@ -243,5 +243,12 @@ def test_a_new_client_certificate_is_shown_by_the_next_checkout(
         authority.issue(orders.user, own, name="client")
         eventually(lambda: session(registry)[1] == serial(), 10, "the new one is in use")
         assert first[1] != serial()
-        changed = {key for event in events.named("config.applied") for key in event["changed"]}
-        assert {"connection_settings.sslcert", "connection_settings.sslkey"} <= changed
+        # The swap is seen by a checkout a moment before it is reported.
+        eventually(
+            lambda: (
+                {"connection_settings.sslcert", "connection_settings.sslkey"}
+                <= {key for event in events.named("config.applied") for key in event["changed"]}
+            ),
+            10,
+            "both files are named as changed",
+        )
