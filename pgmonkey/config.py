@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from pgmonkey.connection_settings import (
@@ -18,6 +16,7 @@ from pgmonkey.connection_settings import (
 )
 from pgmonkey.keyed_digest import keyed_digest
 from pgmonkey.layout import CONNECTION_TYPES, ConnectionType
+from pgmonkey.pool_settings import PoolSettings, written
 from pgmonkey.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
 
 if TYPE_CHECKING:
@@ -26,33 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["CONNECTION_TYPES", "ConnectionType", "DatabaseConfig", "PoolSettings"]
 
 Settings = dict[str, "str | Secret"]
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """Hold the effective settings of the pool of one connection type. Times are in seconds.
-
-    Args:
-        min_size: How many connections are kept open.
-        max_size: How many are opened at most.
-        timeout: How long a checkout may wait.
-        max_waiting: How many clients may wait; 0 is no limit.
-        max_idle: How long a connection above `min_size` stays unused.
-        max_lifetime: How old a connection may become.
-        reconnect_timeout: How long the pool tries to replace a connection.
-        num_workers: How many workers open connections.
-        check_on_checkout: Whether each checkout asks the server for a sign of life.
-    """
-
-    min_size: int
-    max_size: int
-    timeout: float
-    max_waiting: int
-    max_idle: float
-    max_lifetime: float
-    reconnect_timeout: float
-    num_workers: int
-    check_on_checkout: bool
 
 
 class Provenance(Protocol):
@@ -68,16 +40,6 @@ class Provenance(Protocol):
 
     def is_current(self) -> bool:
         """Tell whether making the config again would give the same one."""
-
-
-@lru_cache(maxsize=1024)
-def _shared(*settings: Any) -> tuple[PoolSettings, str]:
-    """Return one object for equal settings, and its text for digests.
-
-    A thousand databases mostly have the same few.
-    """
-    shared = PoolSettings(*settings)
-    return shared, repr(shared)
 
 
 class DatabaseConfig:
@@ -148,13 +110,15 @@ class DatabaseConfig:
         put(self, "prepare_threshold", connection.pop("prepare_threshold", default))
         put(self, "_connection", connection)
         put(self, "_sessions", (model.sync_settings or None, model.async_settings or None))
-        pools, written = zip(*(_shared(*arguments) for arguments in model.pools()), strict=True)
+        pools = model.pools()
         put(self, "_pools", pools)
         put(self, "_isolate", isolate)
         put(self, "_sources", sources)
         put(self, "_files_digest", files)
         put(
-            self, "connect_digest", keyed_digest(self._connect_parts(written).encode(), after=files)
+            self,
+            "connect_digest",
+            keyed_digest(self._connect_parts(map(written, pools)).encode(), after=files),
         )
         put(self, "digest", keyed_digest(self._other_parts().encode(), after=self.connect_digest))
 
@@ -307,7 +271,7 @@ class DatabaseConfig:
             "connection_settings": connection,
         }
         for section, settings in zip(_POOL_SECTIONS, self._pools, strict=False):
-            shown[section] = _as_dict(settings)
+            shown[section] = settings._asdict()
         for section, session in zip(_SESSION_SECTIONS, self._sessions, strict=True):
             shown[section] = {
                 key: _masked(key, value, known) for key, value in (session or {}).items()
@@ -337,7 +301,7 @@ class DatabaseConfig:
         yield "connection_settings.autocommit", self.autocommit
         yield "connection_settings.prepare_threshold", self.prepare_threshold
         for section, settings in zip(_POOL_SECTIONS, self._pools, strict=False):
-            for key, number in _as_dict(settings).items():
+            for key, number in settings._asdict().items():
                 yield f"{section}.{key}", number
         for section, session in zip(_SESSION_SECTIONS, self._sessions, strict=True):
             for key, value in (session or {}).items():
@@ -355,7 +319,7 @@ class DatabaseConfig:
             else:
                 yield key, value
 
-    def _connect_parts(self, pools: tuple[str, ...]) -> str:
+    def _connect_parts(self, pools: Iterable[str]) -> str:
         """Return what a connection or its pool depends on. No value holds a NUL character."""
         parts = [
             f"{self.autocommit}\0{self.prepare_threshold}\0{self.pooler}",
@@ -404,7 +368,3 @@ def _masked(key: str, value: str | Secret, known: tuple[Secret, ...]) -> str:
     if any(secret.reveal() in value for secret in known):
         return scrub(value, known)  # a password was referred to in the wrong place
     return mask_urls(value)
-
-
-def _as_dict(settings: PoolSettings) -> dict[str, Any]:
-    return {field.name: getattr(settings, field.name) for field in fields(settings)}

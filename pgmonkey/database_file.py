@@ -6,242 +6,32 @@ reference page. Secrets are wrapped before they come here, so that no error of p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache, partial
-from math import ceil
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    InstanceOf,
-    Strict,
-    TypeAdapter,
-    ValidationError,
-    WithJsonSchema,
-)
-from pydantic_core import CoreSchema, PydanticCustomError
-from pydantic_core.core_schema import no_info_before_validator_function
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from pgmonkey.connection_settings import (
-    CONNECT_TIMEOUT,
-    PREPARE_THRESHOLD,
-    Keyword,
-    is_setting_name,
-    keywords,
-)
-from pgmonkey.duration import EXPECTED, DurationError, parse_duration
+from pgmonkey.connection_section import ConnectionSection
+from pgmonkey.connection_settings import keywords
 from pgmonkey.layout import CONNECTION_TYPES, SECTIONS, ConnectionType
-from pgmonkey.redaction import Secret, is_sensitive
+from pgmonkey.pool_settings import PoolSettings, shared
+from pgmonkey.redaction import is_sensitive
+from pgmonkey.value_types import (
+    Flag,
+    Integer,
+    Seconds,
+    SecondsOrOff,
+    SecondsOrZero,
+    SessionSettings,
+    Text,
+    one_of,
+)
 
 Pooler = Literal["none", "pgbouncer"]
 
-_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,12}")
-_TRUE: Final = frozenset({"true", "yes", "on", "1"})
-_FALSE: Final = frozenset({"false", "no", "off", "0"})
 _MIN_SIZE: Final = 1
 _MAX_SIZE: Final = 10
-_LOWEST: Final = -(2**31)  # libpq's integers
-_HIGHEST: Final = 2**31 - 1
-_MOST_HOSTS: Final = 1000
-_OFF: Final = frozenset({"off", "none", "no", "false"})
-
-
-def _wrong(code: str, message: str, hint: str | None = None) -> PydanticCustomError:
-    # The text travels in the context: a template would interpret braces.
-    return PydanticCustomError("pgmonkey", "invalid", {"code": code, "say": message, "hint": hint})
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    kind = "a list" if isinstance(value, list) else "a mapping"
-    raise _wrong("config.type", f"expected text, got {kind}")
-
-
-def _flag(value: Any) -> bool:
-    word = value.lower() if isinstance(value, str) else ""
-    if word in _TRUE:
-        return True
-    if word in _FALSE:
-        return False
-    raise _wrong("config.type", "expected true or false")
-
-
-def _whole(value: Any, low: int, high: int) -> int:
-    if isinstance(value, str):
-        return _number(value, low, high)
-    raise _wrong("config.type", f"expected an integer from {low} to {high}")
-
-
-@lru_cache(maxsize=1024)  # a thousand databases mostly have the same few
-def _number(text: str, low: int, high: int) -> int:
-    expected = f"expected an integer from {low} to {high}"
-    if not _INTEGER.fullmatch(text):
-        raise _wrong("config.type", expected, "write digits only")
-    digits = text.lstrip("+-")
-    if len(digits) > 1 and digits.startswith("0"):
-        raise _wrong("config.type", f"{expected}, got one with a leading zero", "remove the zero")
-    number = int(text)
-    if not low <= number <= high:
-        raise _wrong("config.range", expected)
-    return number
-
-
-class _Integer:
-    """Annotate an integer with its bounds, for the validation and for the schema."""
-
-    def __init__(self, low: int, high: int) -> None:
-        self._low = low
-        self._high = high
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return no_info_before_validator_function(
-            partial(_whole, low=self._low, high=self._high), handler(source)
-        )
-
-    def __get_pydantic_json_schema__(self, _schema: Any, _handler: Any) -> dict[str, Any]:
-        return {"kind": "integer", "minimum": self._low, "maximum": self._high}
-
-
-def _kind(kind: str, **more: Any) -> WithJsonSchema:
-    """Name what a value looks like; `schema.py` says how that is written in JSON Schema."""
-    return WithJsonSchema({"kind": kind, **more})
-
-
-def _seconds(value: Any, *, zero: bool = False) -> float:
-    if not isinstance(value, str):
-        raise _wrong("config.type", EXPECTED)
-    try:
-        seconds = parse_duration(value)
-    except DurationError as error:
-        message, hint = str(error), error.hint
-    else:
-        if seconds > 0 or zero:
-            return seconds
-        message, hint = "expected a duration longer than zero", None
-    raise _wrong("config.duration", message, hint)
-
-
-def _seconds_or_off(value: Any) -> float | None:
-    if isinstance(value, str) and value.lower() in _OFF:
-        return None
-    return _seconds(value)
-
-
-def _threshold(value: Any) -> int | None:
-    return None if value is None else _whole(value, 0, 1_000_000)
-
-
-def _one_of(choices: tuple[str, ...]) -> BeforeValidator:
-    known = frozenset(choices)
-
-    def choice(value: Any) -> str:
-        if isinstance(value, str) and value in known:
-            return value
-        listed = ", ".join(filter(None, choices))
-        near = _near(value, choices) if isinstance(value, str) else None
-        raise _wrong(
-            "config.choice",
-            f"expected one of {listed}",
-            f'did you mean "{near}"?' if near else None,
-        )
-
-    return BeforeValidator(choice)
-
-
-def _near(word: str, choices: tuple[str, ...]) -> str | None:
-    from difflib import get_close_matches  # only when something is wrong
-
-    return next(iter(get_close_matches(word.lower(), choices, 1, 0.6)), None)
-
-
-def _number_of_libpq(value: Any) -> str:
-    return str(_whole(value, _LOWEST, _HIGHEST))
-
-
-def _flag_of_libpq(value: Any) -> str:
-    return "1" if _flag(value) else "0"
-
-
-def _ports(value: Any) -> str:
-    if isinstance(value, str) and "," not in value:
-        return str(_whole(value.strip(" "), 1, 65535))
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list):
-        raise _wrong("config.type", "expected an integer from 1 to 65535")
-    if len(items) > _MOST_HOSTS:
-        raise _wrong("config.range", f"expected at most {_MOST_HOSTS} ports")
-    return ",".join(
-        "" if item == "" and len(items) > 1 else str(_whole(_stripped(item), 1, 65535))
-        for item in items
-    )
-
-
-def _stripped(value: Any) -> Any:
-    return value.strip(" ") if isinstance(value, str) else value
-
-
-def _several(value: Any) -> str:
-    """Accept a list of hosts, which libpq takes as one text."""
-    if isinstance(value, list):
-        if not value or not all(isinstance(item, str) and item for item in value):
-            raise _wrong("config.type", "expected text, or a list of texts")
-        value = ",".join(value)
-    text = _text(value)
-    if "://" in text:
-        raise _wrong(
-            "config.url",
-            "expected a host name, got a URL (not shown)",
-            "write host, port, dbname, user and password as keys of their own",
-        )
-    return text
-
-
-def _name_not_url(value: Any) -> str:
-    text = _text(value)
-    if text.startswith(("postgresql://", "postgres://")):
-        raise _wrong(
-            "config.url",
-            "expected the name of a database, got a URL (not shown)",
-            "write host, port, dbname, user and password as keys of their own",
-        )
-    return text
-
-
-def _connect_timeout(value: Any) -> str:
-    seconds = _seconds(value, zero=True)
-    # 0 means "wait for ever" to libpq; 1 is raised to 2 by libpq anyway.
-    return str(max(2, ceil(seconds)) if seconds else 0)
-
-
-def _setting(value: Any) -> str | Secret:
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return ", ".join(value)
-    return value if isinstance(value, Secret) else _text(value)
-
-
-def _setting_name(value: Any) -> str:
-    if isinstance(value, str) and is_setting_name(value):
-        return value
-    raise _wrong("config.setting_name", "this is no name of a session setting")
-
-
-Text = Annotated[str, Strict(), _kind("text")]
-Flag = Annotated[bool, BeforeValidator(_flag), _kind("flag")]
-Seconds = Annotated[float, BeforeValidator(_seconds), _kind("duration")]
-SecondsOrOff = Annotated[float | None, BeforeValidator(_seconds_or_off), _kind("duration_or_off")]
-SessionSettings = dict[
-    Annotated[str, BeforeValidator(_setting_name)],
-    Annotated[Any, BeforeValidator(_setting), _kind("texts")],
-]
 
 
 class _Section(BaseModel):
@@ -254,7 +44,7 @@ class PoolSection(_Section):
     """Say how large a pool is and how it treats its connections."""
 
     min_size: Annotated[
-        Annotated[int, _Integer(0, 1000)] | None,
+        Annotated[int, Integer(0, 1000)] | None,
         Field(
             description="How many connections the pool keeps open; 1 by default, never more than "
             "max_size.",
@@ -263,7 +53,7 @@ class PoolSection(_Section):
         ),
     ] = None
     max_size: Annotated[
-        Annotated[int, _Integer(1, 1000)] | None,
+        Annotated[int, Integer(1, 1000)] | None,
         Field(
             description="How many connections the pool opens at most; 10 by default, or min_size "
             "if that is larger.",
@@ -287,7 +77,7 @@ class PoolSection(_Section):
         ),
     ] = None
     max_waiting: Annotated[
-        Annotated[int, _Integer(0, 1_000_000)],
+        Annotated[int, Integer(0, 1_000_000)],
         Field(
             description="How many clients may wait for a connection; the next one fails at once. "
             "0 is no limit.",
@@ -309,11 +99,7 @@ class PoolSection(_Section):
         ),
     ] = 3600.0
     reconnect_timeout: Annotated[
-        Annotated[
-            float,
-            BeforeValidator(lambda value: _seconds(value, zero=True)),
-            _kind("duration", zero=True),
-        ],
+        SecondsOrZero,
         Field(
             description="How long the pool goes on trying to replace a connection before it "
             "starts anew with short pauses.",
@@ -321,109 +107,16 @@ class PoolSection(_Section):
         ),
     ] = 5.0
     num_workers: Annotated[
-        Annotated[int, _Integer(1, 100)],
+        Annotated[int, Integer(1, 100)],
         Field(description="How many workers open connections in the background.", examples=["1"]),
     ] = 1
-
-
-# What PoolSettings of the config layer takes, in its order.
-PoolArguments = tuple[int, int, float, int, float, float, float, int, bool]
-
-
-def _keyword_type(keyword: Keyword) -> Any:
-    validators = {
-        "integer": _number_of_libpq,
-        "flag": _flag_of_libpq,
-        "port": _ports,
-        "seconds": _connect_timeout,
-    }
-    before: BeforeValidator
-    field = Field(
-        description=keyword.description,
-        examples=[keyword.example] if keyword.example else None,
-        json_schema_extra=(
-            {"default": CONNECT_TIMEOUT} if keyword.name == "connect_timeout" else None
-        ),
-    )
-    if is_sensitive(keyword.name):
-        return Annotated[InstanceOf[Secret], field, _keyword_schema(keyword)]
-    if keyword.choices:
-        before = _one_of(keyword.choices)
-    elif keyword.name in ("host", "hostaddr"):
-        before = BeforeValidator(_several)
-    elif keyword.name == "dbname":
-        before = BeforeValidator(_name_not_url)
-    elif keyword.kind in validators:
-        before = BeforeValidator(validators[keyword.kind])
-    else:
-        return Annotated[str, Strict(), field, _keyword_schema(keyword)]
-    return Annotated[str, before, field, _keyword_schema(keyword)]
-
-
-def _keyword_schema(keyword: Keyword) -> WithJsonSchema:
-    if keyword.choices:
-        return _kind("choice", enum=[choice for choice in keyword.choices if choice])
-    match keyword.kind:
-        case "integer":
-            return _kind("integer", minimum=_LOWEST, maximum=_HIGHEST)
-        case "flag":
-            return _kind("flag")
-        case "seconds":
-            return _kind("duration", zero=True)
-        case "port":
-            return _kind("ports")
-        case _ if keyword.name in ("host", "hostaddr"):
-            return _kind("texts", url=False)
-        case _ if keyword.name == "dbname":
-            return _kind("text", url=False)
-        case "file":
-            return _kind("file")
-        case _:
-            return _kind("text", sensitive=is_sensitive(keyword.name))
-
-
-def _connection_section() -> Any:
-    fields = {name: _keyword_type(keyword) for name, keyword in keywords().items()}
-    fields["autocommit"] = Annotated[
-        Flag,
-        Field(
-            description="Whether each statement is its own transaction; false by default.",
-            examples=["true"],
-            json_schema_extra={"default": False},
-        ),
-    ]
-    fields["prepare_threshold"] = Annotated[
-        int | None,
-        BeforeValidator(_threshold),
-        _kind("integer", minimum=0, maximum=1_000_000),
-        Field(
-            description=f"After how many executions a statement is prepared on the server; "
-            f"{PREPARE_THRESHOLD} by default, null for never.",
-            examples=["5"],
-            json_schema_extra={"default": PREPARE_THRESHOLD},
-        ),
-    ]
-    make: Any = TypedDict  # the keywords are those of the libpq that is installed
-    section = make("ConnectionSection", fields, total=False)
-    section.__pydantic_config__ = ConfigDict(extra="forbid", hide_input_in_errors=True)
-    section.__doc__ = (
-        "Say where the database is and how to log in: every parameter of libpq, and two of "
-        f"psycopg. The default of connect_timeout is {CONNECT_TIMEOUT} s."
-    )
-    return section
-
-
-if TYPE_CHECKING:
-    ConnectionSection = dict[str, Any]
-else:
-    ConnectionSection = _connection_section()
 
 
 class DatabaseFile(_Section):
     """Declare one PostgreSQL database."""
 
     connection_type: Annotated[
-        Annotated[ConnectionType, _one_of(CONNECTION_TYPES)],
+        Annotated[ConnectionType, one_of(CONNECTION_TYPES)],
         Field(
             description="What a handle is if the code does not say: one connection (normal, "
             "async) or a pool of them (pool, async_pool).",
@@ -479,7 +172,7 @@ class DatabaseFile(_Section):
         ),
     ] = False
     pooler: Annotated[
-        Annotated[Pooler, _one_of(("none", "pgbouncer"))],
+        Annotated[Pooler, one_of(("none", "pgbouncer"))],
         Field(
             description="What stands between here and the server: nothing, or PgBouncer with "
             "transaction pooling (no prepared statements, no session settings, no options).",
@@ -509,7 +202,7 @@ class DatabaseFile(_Section):
         ),
     ] = False
     max_connections: Annotated[
-        Annotated[int, _Integer(1, 1_000_000)] | None,
+        Annotated[int, Integer(1, 1_000_000)] | None,
         Field(
             description="How many connections this process has to the server (host and port) at "
             "most when this database opens another one, over all databases; no limit by default. "
@@ -534,7 +227,7 @@ class DatabaseFile(_Section):
         ),
     ] = 60.0
 
-    def pools(self) -> tuple[PoolArguments, PoolArguments, PoolArguments]:
+    def pools(self) -> tuple[PoolSettings, PoolSettings, PoolSettings]:
         """Return the effective settings of `pool`, of `async_pool`, and of a single connection.
 
         A pool's own settings go over those of the database, and both over the defaults.
@@ -545,22 +238,24 @@ class DatabaseFile(_Section):
             self._pool(_SINGLE),
         )
 
-    def _pool(self, section: PoolSection) -> PoolArguments:
+    def _pool(self, section: PoolSection) -> PoolSettings:
         low, high, checks = section.min_size, section.max_size, section.check_on_checkout
         if high is None:
             high = max(_MAX_SIZE, low or 0)
         if low is None:
             low = min(_MIN_SIZE, high)
-        return (
-            low,
-            high,
-            self.timeout if section.timeout is None else section.timeout,
-            section.max_waiting,
-            section.max_idle,
-            section.max_lifetime,
-            section.reconnect_timeout,
-            section.num_workers,
-            self.check_on_checkout if checks is None else checks,
+        return shared(
+            PoolSettings(
+                min_size=low,
+                max_size=high,
+                timeout=self.timeout if section.timeout is None else section.timeout,
+                max_waiting=section.max_waiting,
+                max_idle=section.max_idle,
+                max_lifetime=section.max_lifetime,
+                reconnect_timeout=section.reconnect_timeout,
+                num_workers=section.num_workers,
+                check_on_checkout=self.check_on_checkout if checks is None else checks,
+            )
         )
 
 
