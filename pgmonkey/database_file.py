@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pgmonkey.connection_section import ConnectionSection
 from pgmonkey.connection_settings import keywords
-from pgmonkey.layout import CONNECTION_TYPES, SECTIONS, ConnectionType
+from pgmonkey.layout import CONNECTION_TYPES, SECTIONS, ConnectionType, KeyPath
 from pgmonkey.pool_settings import PoolSettings, shared
 from pgmonkey.redaction import is_sensitive
 from pgmonkey.value_types import (
@@ -281,7 +281,7 @@ def validate(tree: Mapping[str, Any]) -> DatabaseFile | Sequence[Details]:
     return model
 
 
-def known_keys(path: tuple[str | int, ...]) -> tuple[str, ...]:
+def known_keys(path: KeyPath) -> tuple[str, ...]:
     """Return the keys that a section may have; none where any key is fine."""
     if not path:
         return tuple(DatabaseFile.model_fields)
@@ -292,7 +292,7 @@ def known_keys(path: tuple[str | int, ...]) -> tuple[str, ...]:
     return ()
 
 
-def typed_value(path: tuple[str | int, ...], value: Any) -> tuple[Any, Details | None]:
+def typed_value(path: KeyPath, value: Any) -> tuple[Any, Details | None]:
     """Return the value of one key with the type of that key; as it is where any text is fine.
 
     Args:
@@ -312,7 +312,7 @@ def typed_value(path: tuple[str | int, ...], value: Any) -> tuple[Any, Details |
 
 
 @cache
-def _field_adapter(path: tuple[str | int, ...]) -> TypeAdapter[Any] | None:
+def _field_adapter(path: KeyPath) -> TypeAdapter[Any] | None:
     annotation: Any = None
     match path:
         case ("pool_settings" | "async_pool_settings", str(key)) if key in PoolSection.model_fields:

@@ -15,6 +15,7 @@ from pgmonkey.connection_settings import libpq_variables
 from pgmonkey.errors import RegistryConfigError
 from pgmonkey.file_loader import Defaults, Rules, outcome_of, parse
 from pgmonkey.keyed_digest import keyed_digest
+from pgmonkey.layout import DEFAULTS_FILE
 from pgmonkey.problem import Problem, sorted_problems
 from pgmonkey.secret_file import (
     SecretFileError,
@@ -29,7 +30,6 @@ from pgmonkey.yaml_document import LIMIT
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _SUFFIXES: Final = (".yaml", ".yml")
-_DEFAULTS: Final = "_defaults.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ class DirectoryLoader:
                         Problem(
                             entry.path,
                             "config.file_name",
-                            f"the defaults are read from {_DEFAULTS} only",
+                            f"the defaults are read from {DEFAULTS_FILE} only",
                             hint="rename the file",
                         )
                     )
@@ -345,11 +345,11 @@ class DirectoryLoader:
         self, found: list[os.DirEntry[str]], snapshot: Snapshot
     ) -> tuple[Problem, ...]:
         """Read the defaults again; if they changed, every file is made anew."""
-        path = os.path.join(self.directory, _DEFAULTS)
+        path = os.path.join(self.directory, DEFAULTS_FILE)
         digest = b""
         defaults: Defaults | None = None
         problems: tuple[Problem, ...] = ()
-        if any(entry.name == _DEFAULTS for entry in found):
+        if any(entry.name == DEFAULTS_FILE for entry in found):
             try:
                 content, _ = snapshot.read_bytes(path, LIMIT)
             except SecretFileError as error:

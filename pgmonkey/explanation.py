@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from pgmonkey.config import DatabaseConfig
 from pgmonkey.errors import UnknownDatabaseError
 from pgmonkey.file_loader import parse
-from pgmonkey.layout import SECTIONS
+from pgmonkey.layout import DEFAULTS_FILE, NULLABLE, SECTIONS
 from pgmonkey.loader import DirectoryLoader
 from pgmonkey.redaction import Secret, mask_urls, scrub
 from pgmonkey.references import Template, Variable, has_reference, parse_template
@@ -22,11 +22,8 @@ from pgmonkey.yaml_document import LIMIT, YamlDocument
 
 Steps = tuple[str, ...]
 
-_DEFAULTS: Final = "_defaults.yaml"
 #: What a pool takes from its database if its own section does not say.
 _INHERITED: Final = ("timeout", "check_on_checkout")
-#: Where null is a value, not the absence of one.
-_NULL_MEANS: Final = ("connection_settings", "prepare_threshold")
 
 
 class Source(NamedTuple):
@@ -138,7 +135,7 @@ def explain(
         directory: The directory of its registry.
         sources: Look in its file where each comes from; without, all look like defaults.
     """
-    places = _Places(config.path, str(Path(directory) / _DEFAULTS)) if sources else None
+    places = _Places(config.path, str(Path(directory) / DEFAULTS_FILE)) if sources else None
     return tuple(
         Value(
             ".".join(path),
@@ -171,7 +168,7 @@ class _Places:
             if not present:
                 continue
             place = document.place(path)
-            if (value is None and path != _NULL_MEANS) or place is None:
+            if (value is None and path != NULLABLE) or place is None:
                 return None  # a null takes back what the defaults say
             return Source(name, place.line, place.column, tuple(_references(value)))
         return None

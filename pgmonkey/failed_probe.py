@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pgmonkey.file_loader import parse
+from pgmonkey.layout import DEFAULTS_FILE
 from pgmonkey.problem import Problem
 from pgmonkey.secret_file import SecretFileError, Snapshot, SnapshotMovedError
-from pgmonkey.yaml_document import LIMIT, Place
+from pgmonkey.yaml_document import LIMIT
+from pgmonkey.yaml_problem import Place
 
 if TYPE_CHECKING:
     from pgmonkey.errors import ConnectError
@@ -41,7 +43,7 @@ def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
     key = _KEYS.get(error.reason)
     if key is None:
         return Problem(path, code, text, hint=hint or None, database=name)
-    for file in (path, str(Path(path).with_name("_defaults.yaml"))):
+    for file in (path, str(Path(path).with_name(DEFAULTS_FILE))):
         if (place := _place(file, key)) is not None:
             return Problem(
                 file,

@@ -17,7 +17,7 @@ from pgmonkey.connection_settings import FILES
 from pgmonkey.consistency import inconsistencies
 from pgmonkey.finding import Finding
 from pgmonkey.keyed_digest import files_digest
-from pgmonkey.layout import SECTIONS
+from pgmonkey.layout import SECTIONS, KeyPath, dotted
 from pgmonkey.problem import Problem, sorted_problems
 from pgmonkey.redaction import SHORT, Secret, is_sensitive, mask_urls
 from pgmonkey.resolution import HOW_TO_RESOLVE, Resolution
@@ -28,12 +28,11 @@ from pgmonkey.secret_file import (
     snapshots,
 )
 from pgmonkey.sources import SourceFile, Sources
-from pgmonkey.yaml_document import Place, YamlDocument, YamlProblem, dotted, read_yaml
+from pgmonkey.yaml_document import YamlDocument, read_yaml
+from pgmonkey.yaml_problem import Place, YamlProblem
 
 if TYPE_CHECKING:
     from pgmonkey.database_file import DatabaseFile
-
-Path = tuple["str | int", ...]
 
 _FILE_LIMIT: Final = 1024 * 1024  # bytes of a TLS file: bundles of authorities are large
 _CERTIFICATES: Final = ("sslrootcert", "sslcert")
@@ -423,7 +422,7 @@ class Making:
             database=self._name,
         )
 
-    def _where(self, path: Path, *, of_key: bool = False) -> tuple[str, Place | None]:
+    def _where(self, path: KeyPath, *, of_key: bool = False) -> tuple[str, Place | None]:
         """Return the file that has a part, and its place there."""
         if self._document is None or not path:
             return self._path, None
@@ -436,7 +435,7 @@ class Making:
                 return self._defaults.path, place
         return self._path, place
 
-    def _nearest(self, path: Path) -> Place | None:
+    def _nearest(self, path: KeyPath) -> Place | None:
         """Return the place of the closest part around a path that the file has."""
         if self._document is None:
             return None
@@ -480,7 +479,7 @@ def _shared(key: str, status: os.stat_result) -> SecretFileError | None:
     )
 
 
-def _part(tree: Any, path: Path, holding: str = "") -> str | None:
+def _part(tree: Any, path: KeyPath, holding: str = "") -> str | None:
     """Return the text at a path, or `None` if there is none that holds what is asked for."""
     for step in path:
         try:
@@ -500,7 +499,7 @@ def _secrets(tree: Any) -> Iterator[str]:
             yield from _secrets(item)
 
 
-def finding_of(details: Mapping[str, Any], path: Path | None = None) -> Finding:
+def finding_of(details: Mapping[str, Any], path: KeyPath | None = None) -> Finding:
     """Turn one error of pydantic into a finding; what it says itself is never used."""
     path = tuple(details["loc"]) if path is None else path
     at_key = bool(path) and path[-1] == "[key]"
@@ -522,7 +521,7 @@ def finding_of(details: Mapping[str, Any], path: Path | None = None) -> Finding:
             return Finding(path, "config.type", "expected a mapping", show=True)
 
 
-def _unknown(path: Path) -> Finding:
+def _unknown(path: KeyPath) -> Finding:
     from difflib import get_close_matches
 
     from pgmonkey.database_file import known_keys
@@ -553,7 +552,7 @@ def _plain(key: str) -> str:
 def _home(key: str) -> str | None:
     from pgmonkey.database_file import known_keys
 
-    sections: Iterable[Path] = ((), ("connection_settings",), ("pool_settings",))
+    sections: Iterable[KeyPath] = ((), ("connection_settings",), ("pool_settings",))
     for section in sections:
         if key in known_keys(section):
             return str(section[0]) if section else "the top level of the file"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pgmonkey.layout import KeyPath
+
 
 class Finding(NamedTuple):
     """Describe what is wrong with one part of a configuration.
@@ -18,10 +20,10 @@ class Finding(NamedTuple):
         beside: Another part that it does not agree with; the message says where that is.
     """
 
-    path: tuple[str | int, ...]
+    path: KeyPath
     code: str
     message: str
     hint: str | None = None
     at_key: bool = False
     show: bool = False
-    beside: tuple[str | int, ...] = ()
+    beside: KeyPath = ()

@@ -23,13 +23,14 @@ from pgmonkey.file_loader import (
     unwrapped,
 )
 from pgmonkey.finding import Finding
-from pgmonkey.layout import SECTIONS
+from pgmonkey.layout import SECTIONS, KeyPath
 from pgmonkey.problem import Problem, sorted_problems
 from pgmonkey.redaction import RedactedDict, Secret
 from pgmonkey.references import has_reference
 from pgmonkey.secret_file import SecretFileError, SnapshotMovedError, snapshots
 from pgmonkey.sources import SourceFile
 from pgmonkey.yaml_document import LIMIT
+from pgmonkey.yaml_problem import DEEPEST
 
 __all__ = [
     "DirectoryLoader",
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 _REFERENCE_CODES: Final = ("reference.", "secret.")
-_DEEPEST: Final = 20
 
 
 def load_file(
@@ -270,7 +270,7 @@ def _raise_for(problems: Sequence[Problem], *, isolate: bool) -> None:
     raise ConfigError(problems)
 
 
-def _as_text(value: Any, path: tuple[str | int, ...], findings: list[Finding]) -> Any:
+def _as_text(value: Any, path: KeyPath, findings: list[Finding]) -> Any:
     """Return native values as a file would have them: as text."""
     if value is None or isinstance(value, Secret):
         return value
@@ -285,7 +285,7 @@ def _as_text(value: Any, path: tuple[str | int, ...], findings: list[Finding]) -
             return str(value)
         findings.append(Finding(path, "config.encoding", "the value is not UTF-8 text"))
         return None
-    if len(path) < _DEEPEST:
+    if len(path) < DEEPEST:
         if isinstance(value, Mapping):
             return _mapping_as_text(value, path, findings)
         if isinstance(value, (list, tuple)):
@@ -295,7 +295,7 @@ def _as_text(value: Any, path: tuple[str | int, ...], findings: list[Finding]) -
 
 
 def _mapping_as_text(
-    value: Mapping[Any, Any], path: tuple[str | int, ...], findings: list[Finding]
+    value: Mapping[Any, Any], path: KeyPath, findings: list[Finding]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, item in value.items():
@@ -330,9 +330,7 @@ def _typed(tree: dict[str, Any], findings: list[Finding], *, resolved: bool) -> 
     return result
 
 
-def _plain(
-    value: Any, path: tuple[str | int, ...], findings: list[Finding], *, resolved: bool
-) -> Any:
+def _plain(value: Any, path: KeyPath, findings: list[Finding], *, resolved: bool) -> Any:
     if isinstance(value, Secret):
         return value.reveal()
     if isinstance(value, dict):

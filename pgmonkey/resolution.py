@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pgmonkey.finding import Finding
-from pgmonkey.layout import SECTIONS
+from pgmonkey.layout import NULLABLE, SECTIONS, KeyPath
 from pgmonkey.redaction import Secret, is_sensitive
 from pgmonkey.references import (
     FORMS,
@@ -24,8 +24,6 @@ from pgmonkey.references import (
 from pgmonkey.secret_file import LIMIT, SecretFileError, Snapshot, text_of
 from pgmonkey.sources import SourceFile
 
-Path = tuple["str | int", ...]
-
 _KINDS: Final = frozenset({"from_env", "from_file"})
 _PATHS: Final = frozenset({"sslrootcert", "sslcert", "sslkey"})
 _SET_IT: Final = "set it where the program starts"
@@ -36,7 +34,6 @@ _FILE_HINTS: Final = {
 }
 #: What to do where references stay as they are.
 HOW_TO_RESOLVE: Final = "pass --resolve-env, or resolve_env=True in a program"
-_NULL_MEANS: Final = ("connection_settings", "prepare_threshold")
 
 
 class _DroppedType:
@@ -96,7 +93,7 @@ class Resolution:
         self._defaults_on_paths = defaults_on_paths
         self._unused_defaults = unused_defaults
         self.findings: list[Finding] = []
-        self.external: set[Path] = set()
+        self.external: set[KeyPath] = set()
         self.variables: dict[str, str | None] = {}
         self.files: dict[str, SourceFile | None] = {}
         self.modified: float | None = None
@@ -116,7 +113,7 @@ class Resolution:
                     if type(item) is str and "${" not in item and "\0" not in item:
                         section[name] = Secret(item) if is_sensitive(name) else item
                     elif item is None:
-                        if keep_nulls or (key, name) == _NULL_MEANS:
+                        if keep_nulls or (key, name) == NULLABLE:
                             section[name] = None
                     else:
                         found = self._value(item, (key, name), is_sensitive(name))
@@ -131,7 +128,7 @@ class Resolution:
                 resolved[key] = None
         return resolved
 
-    def _value(self, value: Any, path: Path, sensitive: bool) -> Any:
+    def _value(self, value: Any, path: KeyPath, sensitive: bool) -> Any:
         if isinstance(value, str):
             if self._resolve and has_reference(value):
                 value = self._text(value, path, sensitive)
@@ -154,7 +151,7 @@ class Resolution:
             return _DROPPED if any(item is _DROPPED for item in items) else items
         return value
 
-    def _mapping(self, value: dict[str, Any], path: Path, sensitive: bool) -> Any:
+    def _mapping(self, value: dict[str, Any], path: KeyPath, sensitive: bool) -> Any:
         if not self._resolve and value.keys() <= _KINDS and value:
             self._find(
                 path,
@@ -168,11 +165,13 @@ class Resolution:
             for key, item in value.items()
         }
 
-    def _find(self, path: Path, code: str, message: str, hint: str | None = None) -> _DroppedType:
+    def _find(
+        self, path: KeyPath, code: str, message: str, hint: str | None = None
+    ) -> _DroppedType:
         self.findings.append(Finding(path, code, message, hint))
         return _DROPPED
 
-    def _no_nul(self, path: Path) -> _DroppedType:
+    def _no_nul(self, path: KeyPath) -> _DroppedType:
         return self._find(path, "config.nul", "the value contains a NUL character")
 
     def _lookup(self, name: str) -> str | None:
@@ -180,7 +179,7 @@ class Resolution:
         self.variables[name] = value
         return value
 
-    def _text(self, text: str, path: Path, sensitive: bool) -> str | _DroppedType:
+    def _text(self, text: str, path: KeyPath, sensitive: bool) -> str | _DroppedType:
         try:
             template = parse_template(text)
         except ReferenceSyntaxError as error:
@@ -201,7 +200,7 @@ class Resolution:
             self.external.add(path)
         return self._acceptable(value, path)
 
-    def _forbidden_default(self, template: Template, path: Path) -> bool:
+    def _forbidden_default(self, template: Template, path: KeyPath) -> bool:
         if self._defaults_on_secrets:
             return False
         if self._defaults_on_paths and path[-1] in _PATHS:
@@ -210,7 +209,7 @@ class Resolution:
             return uses_default(template, self._environ.get)
         return any(variable.default is not None for variable in variables(template))
 
-    def _acceptable(self, value: str, path: Path) -> str | _DroppedType:
+    def _acceptable(self, value: str, path: KeyPath) -> str | _DroppedType:
         if "\0" in value:
             return self._no_nul(path)
         if not value.isascii():
@@ -220,7 +219,7 @@ class Resolution:
                 return self._find(path, "reference.encoding", "the value is not UTF-8 text")
         return value
 
-    def _reference(self, value: dict[str, Any], path: Path) -> str | _DroppedType:
+    def _reference(self, value: dict[str, Any], path: KeyPath) -> str | _DroppedType:
         if len(value) != 1:
             return self._find(
                 path,
@@ -243,7 +242,9 @@ class Resolution:
             return self._from_env(target, written, path, inside)
         return self._from_file(target, written, inside)
 
-    def _from_env(self, name: str, written: str, path: Path, inside: Path) -> str | _DroppedType:
+    def _from_env(
+        self, name: str, written: str, path: KeyPath, inside: KeyPath
+    ) -> str | _DroppedType:
         value = self._lookup(name)
         if value is None:
             return self._find(
@@ -251,7 +252,7 @@ class Resolution:
             )
         return self._acceptable(value, path)
 
-    def _from_file(self, target: str, written: str, inside: Path) -> str | _DroppedType:
+    def _from_file(self, target: str, written: str, inside: KeyPath) -> str | _DroppedType:
         place = os.path.join(self._directory, target)
         self.files[place] = None
         if "\0" in place:

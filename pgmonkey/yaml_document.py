@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import yaml
 from yaml.cyaml import CParser  # type: ignore[attr-defined]  # the stubs leave it out
@@ -16,46 +15,21 @@ from yaml.events import (
     StreamEndEvent,
 )
 
+from pgmonkey.layout import KeyPath, dotted
+from pgmonkey.yaml_problem import (
+    DEEPEST,
+    TOO_DEEP,
+    Place,
+    YamlProblem,
+    control_character,
+    place_at,
+    place_of,
+    syntax_problem,
+)
+
 LIMIT: Final = 256 * 1024  # bytes
-_DEEPEST: Final = 20
 _MOST_NODES: Final = 2000
-_TOO_DEEP: Final = f"nested deeper than {_DEEPEST} levels"
 _NULLS: Final = frozenset({"", "~", "null"})
-
-Path = tuple["str | int", ...]
-
-
-class Place(NamedTuple):
-    """Hold a position in a file; line and column count from 1."""
-
-    line: int
-    column: int
-
-
-class YamlProblem(Exception):
-    """Report text that is no acceptable YAML. The message never quotes the text.
-
-    Args:
-        code: The stable code of the problem, such as `config.syntax`.
-        message: What is wrong.
-        place: Where.
-        hint: What to do about it.
-        key: The dotted key, if it is known.
-    """
-
-    def __init__(
-        self,
-        code: str,
-        message: str,
-        place: Place | None = None,
-        hint: str | None = None,
-        key: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.place = place
-        self.hint = hint
-        self.key = key
 
 
 # By key or index: where the key and the value of an entry start, and what is below the value.
@@ -78,7 +52,7 @@ class YamlDocument:
         self._root = root
         self._marks = marks
 
-    def place(self, path: Path, *, of_key: bool = False) -> Place | None:
+    def place(self, path: KeyPath, *, of_key: bool = False) -> Place | None:
         """Return where a part of the document starts.
 
         Args:
@@ -94,11 +68,7 @@ class YamlDocument:
                 return None
             key_mark, value_mark, marks = marks[step]
             mark = key_mark if of_key else value_mark
-        return _place(mark)
-
-
-def _place(mark: Any) -> Place | None:
-    return None if mark is None else Place(mark.line + 1, mark.column + 1)
+        return place_of(mark)
 
 
 def read_yaml(content: bytes) -> YamlDocument:
@@ -124,24 +94,22 @@ def read_yaml(content: bytes) -> YamlDocument:
     else:
         offset = -1
     if offset >= 0:
-        line = content.count(b"\n", 0, offset) + 1
-        start = content.rfind(b"\n", 0, offset) + 1
-        column = len(content[start:offset].decode("utf-8", "replace")) + 1
         raise YamlProblem(
-            "config.encoding", "the file is not UTF-8", Place(line, column), "save it as UTF-8"
+            "config.encoding",
+            "the file is not UTF-8",
+            place_at(content, offset),
+            "save it as UTF-8",
         )
-    if b"\0" in content:
-        offset = content.index(b"\0")
-        start = content.rfind(b"\n", 0, offset) + 1
-        place = Place(content.count(b"\n", 0, offset) + 1, len(content[start:offset].decode()) + 1)
+    if (offset := content.find(b"\0")) >= 0:
+        place = place_at(content, offset)
         raise YamlProblem("config.nul", "the file contains a NUL character", place)
     composer = _Composer(content)
     try:
         return composer.document()
     except yaml.MarkedYAMLError as error:
-        problem = _syntax(error, content)
+        problem = syntax_problem(error, content)
     except yaml.YAMLError as error:
-        problem = _unreadable(error, content)
+        problem = control_character(error, content)
     raise problem  # outside of the handlers: the parser's own text must not become a cause
 
 
@@ -171,13 +139,13 @@ class _Composer:
             raise YamlProblem(
                 "config.multi_document",
                 "only one document per file; a second one starts here",
-                _place(event.start_mark),
+                place_of(event.start_mark),
                 "give each database a file of its own",
             )
         return YamlDocument(value, first.start_mark, marks)
 
     def _fail(self, code: str, message: str, event: Any, hint: str | None = None) -> YamlProblem:
-        return YamlProblem(code, message, _place(event.start_mark), hint, dotted(self._path))
+        return YamlProblem(code, message, place_of(event.start_mark), hint, dotted(self._path))
 
     def _count(self, nodes: int, event: Any) -> None:
         self._nodes += nodes
@@ -207,8 +175,8 @@ class _Composer:
                 value = None
         else:
             self._depth += 1
-            if self._depth > _DEEPEST:
-                raise self._fail("config.too_deep", _TOO_DEEP, event)
+            if self._depth > DEEPEST:
+                raise self._fail("config.too_deep", TOO_DEEP, event)
             value, marks = self._mapping() if kind is MappingStartEvent else self._sequence()
             self._depth -= 1
         if anchor is not None:
@@ -288,7 +256,7 @@ class _Composer:
 
     def _twice(self, key: str, event: Any, mark: Any) -> YamlProblem:
         self._path.append(key)  # the event may be an alias
-        first = _place(mark)
+        first = place_of(mark)
         where = f" (first at {first.line}:{first.column})" if first else ""
         return self._fail(
             "config.duplicate_key", f"the key appears twice{where}", event, "keep one of them"
@@ -304,109 +272,3 @@ class _Composer:
                 "config.merge", "expected a mapping, or a list of mappings, to merge", event
             )
         return pairs
-
-
-def dotted(path: Path | list[str | int]) -> str | None:
-    """Return a path as people write it: `a.b[0]`; `None` for the top."""
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        else:
-            shown = step if step.isprintable() else json.dumps(step)[1:-1]
-            text += f".{shown}" if text else shown
-    return text or None
-
-
-def _syntax(error: yaml.MarkedYAMLError, content: bytes) -> YamlProblem:
-    """Say in our own words what the parser found; its words may quote the file."""
-    mark = error.problem_mark or error.context_mark
-    said = f"{error.context or ''} {error.problem or ''}"
-    place = _place(mark)
-    character = _character(content, place)
-    if character == "\t":
-        return YamlProblem(
-            "config.syntax",
-            "tab used for indentation; YAML allows only spaces",
-            place,
-            "indent with spaces",
-        )
-    if "nesting depth" in said:  # a limit of libyaml's own: it reads ahead of its events
-        return YamlProblem("config.too_deep", _TOO_DEEP, place)
-    if "quoted scalar" in said and "escape" not in said:
-        opened = _place(error.context_mark) or place
-        return YamlProblem(
-            "config.syntax",
-            "text is opened with a quote here and not closed",
-            opened,
-            "close the quote, or double a quote that is part of the text",
-        )
-    for sign, message, hint in _SAID:
-        if sign in said:
-            return YamlProblem("config.syntax", message, place, hint)
-    return YamlProblem(
-        "config.syntax", "this is not valid YAML", place, "check indentation, quotes and colons"
-    )
-
-
-_SAID: Final = (
-    (
-        "mapping values are not allowed",
-        '": " inside an unquoted value, or wrong indentation',
-        "put the value in quotes",
-    ),
-    (
-        "cannot start any token",
-        "the value starts with a character that YAML reserves",
-        "put the value in quotes",
-    ),
-    ("escape", 'unknown escape after a backslash in "double quotes"', "use single quotes"),
-    ("directive", "a value or line that starts with % needs quotes", "put the value in quotes"),
-    (
-        "could not find expected ':'",
-        'expected "key: value"',
-        "check the colon, the space after it, and the indentation",
-    ),
-    ("tag", "tags are not allowed", "put a value that starts with ! in quotes"),
-    ("anchor", "a name must follow & or *", "put a value that starts with & or * in quotes"),
-    ("alias", "a name must follow & or *", "put a value that starts with & or * in quotes"),
-    (
-        "flow mapping",
-        "a { is not closed with }",
-        "close it; a value with ${...} needs quotes inside of { }",
-    ),
-    ("flow sequence", "a [ is not closed with ]", "close it, or put the value in quotes"),
-    (
-        "block mapping",
-        "this line does not belong to the mapping around it",
-        "check the indentation",
-    ),
-    (
-        "block collection",
-        "this line does not belong to the list around it",
-        "check the indentation",
-    ),
-)
-
-
-def _character(content: bytes, place: Place | None) -> str:
-    if place is None:
-        return ""
-    lines = content.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    line = lines[place.line - 1] if place.line <= len(lines) else ""
-    return line[place.column - 1 : place.column]
-
-
-def _unreadable(error: yaml.YAMLError, content: bytes) -> YamlProblem:
-    position = getattr(error, "position", None)
-    place = None
-    if isinstance(position, int):
-        before = content[:position]
-        start = before.rfind(b"\n") + 1
-        place = Place(before.count(b"\n") + 1, len(before[start:].decode("utf-8", "replace")) + 1)
-    return YamlProblem(
-        "config.control_character",
-        "the file contains a control character",
-        place,
-        "remove it, or write it as an escape in double quotes",
-    )

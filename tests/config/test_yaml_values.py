@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgmonkey.loader import load_file
-from pgmonkey.yaml_document import Place, YamlProblem, read_yaml
+from pgmonkey.yaml_document import read_yaml
+from pgmonkey.yaml_problem import Place, YamlProblem
 
 
 def value(text):
