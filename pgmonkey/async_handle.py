@@ -21,6 +21,7 @@ from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError, ReloadRejectedError
 from pgmonkey.gate import LONGEST_FAREWELL, Gate
 from pgmonkey.generation import AsyncPool, Generation
+from pgmonkey.lifecycle import LONGEST_WARMING
 from pgmonkey.loop_side import LoopSide
 from pgmonkey.target import Applied
 from pgmonkey.usage import Usage
@@ -184,8 +185,8 @@ class AsyncDatabase(Database):
     def prepare(self, applied: Applied) -> Candidate[AsyncPool]:
         """Probe a configuration with one plain connection, if any loop has a generation open.
 
-        The probe is sync, so it needs no loop and no loop can hold it up. Each loop makes a
-        connection of its own before it swaps.
+        The probe is sync, so it needs no loop and no loop can hold it up. Each loop makes its
+        connections itself: now if it turns, else when it comes to it.
 
         Raises:
             ConnectError: the probe failed; what runs goes on.
@@ -212,10 +213,17 @@ class AsyncDatabase(Database):
                 # The login was good, or this error would not have come: each loop makes room.
                 if error.reason != "too_many_connections":
                     raise
+            here = threading.get_ident()  # whoever reloads from a loop has it stand still
+            making = [side.make_ready_soon(applied) for side in sides if side.thread != here]
+            deadline = monotonic() + 2 * LONGEST_WARMING
+            for made in making:
+                made.wait(max(0.0, deadline - monotonic()))
         return Candidate(applied, None, None)
 
     def drop(self, candidate: Candidate[AsyncPool]) -> None:
         """Throw a candidate away; its probe is closed already."""
+        for side in self.sides():
+            side.drop_ready_soon(candidate.applied)
 
     def commit(self, candidate: Candidate[AsyncPool]) -> bool:
         """Publish the candidate to every loop; each swaps at its next turn, or next checkout."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Dialer:
-    """Make the connections of one generation: the probe, which it starts from, and the rest.
+    """Make the connections of one generation: those that it starts from, and the rest.
 
     A pool is given the dialer as its only connect argument, and reads the secrets through it
     at each connect, so neither the pool nor a traceback of it holds one.
@@ -44,10 +45,11 @@ class Dialer:
         "_login",
         "_lost",
         "_on_failure",
-        "_seed",
+        "_seeds",
         "_settings",
         "checkouts",
         "config",
+        "crowded",
         "held",
         "retired",
     )
@@ -65,11 +67,13 @@ class Dialer:
         self._settings: PoolSettings = config.pool(connection_type)
         self._gate = gate
         self._on_failure = on_failure
-        self._seed: PooledConnection | AsyncPooledConnection | None = None
+        self._seeds: deque[PooledConnection | AsyncPooledConnection] = deque()
         #: The checkouts of the generation, to know whether anybody waits.
         self.checkouts: set[Any] = set()
         #: Set while a reload makes room for its probe: nothing else may take the free place.
         self.held = False
+        #: Set when the server, or a limit of the role, had no slot left for one more.
+        self.crowded = False
         #: How many clients went away while they waited.
         self._lost = 0
         #: Set when the generation is retired: it makes no connection any more.
@@ -127,15 +131,22 @@ class Dialer:
         )
 
     def plant(self, seed: PooledConnection | AsyncPooledConnection) -> None:
-        """Let the next connect of the pool return this one, which the probe has made."""
+        """Let a connect of the pool return this one, which the reload has made."""
         # From here on it is a pool's, whose loop may end with it: no reason for psycopg to warn.
         seed._pool = None
-        self._seed = seed
+        self._seeds.append(seed)
+
+    @property
+    def planted(self) -> int:
+        """Return how many planted connections the pool has not taken yet."""
+        return len(self._seeds)
 
     def uproot(self) -> PooledConnection | AsyncPooledConnection | None:
-        """Take back the planted connection, if the pool has not taken it yet."""
-        seed, self._seed = self._seed, None
-        return seed
+        """Take back a planted connection that the pool has not taken yet."""
+        try:
+            return self._seeds.popleft()
+        except IndexError:
+            return None
 
     def stop(self) -> None:
         """Make no connection any more, and let go whoever waits to make one."""
@@ -234,6 +245,8 @@ class Dialer:
             if not probe:
                 self._report(None, self._gate.note(None))
             return
+        if failure.reason == "too_many_connections":
+            self.crowded = True
         if failure.lasting:
             login_pauses.refused(self._account, self._login, failure, now)
         self._fail(failure, slot, probe=probe, asked=True)

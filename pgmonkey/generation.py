@@ -105,13 +105,10 @@ class Generation(Generic[PoolT]):
         self.retired = True
         self.dialer.stop()
 
-    def has_idle(self) -> bool:
-        """Tell whether a connection can be had without waiting."""
-        return bool(self.pool.get_stats()["pool_available"])  # type: ignore[attr-defined]  # both pool classes have it
-
-    def is_settled(self) -> bool:
-        """Tell whether the pool has taken in the connection that it starts from."""
-        return self.settings.min_size == 0 or self.has_idle()
+    def idle(self) -> int:
+        """Return how many connections can be had without waiting."""
+        number: int = self.pool.get_stats()["pool_available"]  # type: ignore[attr-defined]  # both pool classes have it
+        return number
 
     def out(self) -> list[Any]:
         """Return the checkouts that hold a connection, oldest first."""
@@ -125,8 +122,7 @@ class Generation(Generic[PoolT]):
 
     def size(self) -> int:
         """Return how many server connections it has, idle or out."""
-        idle: int = self.pool.get_stats()["pool_available"]  # type: ignore[attr-defined]  # both pool classes have it
-        return idle + len(self.out())
+        return self.idle() + len(self.out())
 
 
 def pool_arguments(
@@ -140,7 +136,8 @@ def pool_arguments(
     return {
         "kwargs": {"dialer": dialer},
         "name": f"{POOL_PREFIX}{applied.config.name}/{connection_type}/{applied.since}",
-        "min_size": settings.min_size,
+        # At its start a pool connects as often as this, and so takes what is planted.
+        "min_size": max(settings.min_size, dialer.planted),
         "max_size": settings.max_size,
         "timeout": settings.timeout,
         "max_idle": settings.max_idle,

@@ -25,7 +25,7 @@ from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError, ReloadRejectedError
 from pgmonkey.gate import UNLIMITED, Gate
 from pgmonkey.generation import POOL_PREFIX, Generation, SyncPool, make_pool
-from pgmonkey.lifecycle import FAREWELL, Lifecycle
+from pgmonkey.lifecycle import FAREWELL, LONGEST_WARMING, Lifecycle
 from pgmonkey.refusal import checkout_timeout
 from pgmonkey.sync_checkout import SyncCheckout
 from pgmonkey.target import Applied
@@ -55,16 +55,18 @@ def _close_all(generations: set[Generation[SyncPool]]) -> None:
         _close_one(generation)
 
 
-def _let_it_settle(generation: Generation[SyncPool]) -> None:
-    """Wait until the pool's worker has taken the verified connection in.
+def _let_it_settle(generation: Generation[SyncPool], number: int) -> None:
+    """Wait until the pool's worker has taken in the connections that it starts from.
 
     A client that came before it would make the pool grow by one that nobody needs.
     """
     pause = threading.Event()
     for _ in range(_SETTLING_LOOKS):
-        if generation.is_settled():
-            return
+        if generation.idle() >= number:
+            break
         pause.wait(_SETTLING_PAUSE)
+    # It was opened with as many as it starts from, of which it need not keep more than this.
+    generation.pool.resize(generation.settings.min_size, generation.settings.max_size)
 
 
 def _close_one(generation: Generation[SyncPool]) -> None:
@@ -75,7 +77,7 @@ def _close_one(generation: Generation[SyncPool]) -> None:
         # No waiting for its worker: it may be stuck in a connect, and the clients that queue
         # on this pool hear of the swap only when `close` is through.
         generation.pool.close(timeout=0)
-    if seed := generation.dialer.uproot():  # the pool never got to take it
+    while seed := generation.dialer.uproot():  # the pool never got to take it
         assert isinstance(seed, PooledConnection)
         seed.close()
 
@@ -274,14 +276,17 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
             beyond=UNLIMITED,  # what a closed generation has out still is not waited for
             timeout=max(0.0, left),
         )
-        return None if slot is None else self._generation_from(applied, dialer, dialer.dial(slot))
+        if slot is None:
+            return None
+        return self._generation_from(applied, dialer, [dialer.dial(slot)])
 
     def _generation_from(
-        self, applied: Applied, dialer: Dialer, seed: PooledConnection
+        self, applied: Applied, dialer: Dialer, seeds: list[PooledConnection]
     ) -> Generation[SyncPool]:
         generation: Generation[SyncPool] | None = None
         try:
-            dialer.plant(seed)
+            for seed in seeds:
+                dialer.plant(seed)
             generation = Generation(
                 applied,
                 self.connection_type,
@@ -290,11 +295,12 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
             )
             self.open_generations.add(generation)
             generation.pool.open()
-            _let_it_settle(generation)
+            _let_it_settle(generation, len(seeds))
         except BaseException:
             if generation is not None:  # its pool may be half open: no thread could be had, say
                 self._close_pool(generation)
-            seed.close()
+            for seed in seeds:
+                seed.close()
             raise
         return generation
 
@@ -310,16 +316,59 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
         if current is None or current.applied.since == applied.since:
             return Candidate(applied, current, None)
         dialer = self.make_dialer(applied)
-        seed = self._probe(dialer, current)
+        seeds = [self._probe(dialer, current)]
         try:
             fault_points.reach("after_probe")
+            self._warm(applied, dialer, current, seeds)
         except BaseException:
-            seed.close()
+            for seed in seeds:
+                seed.close()
             raise
-        return Candidate(applied, current, self._generation_from(applied, dialer, seed))
+        return Candidate(applied, current, self._generation_from(applied, dialer, seeds))
 
     def _probe(self, dialer: Dialer, current: Generation[SyncPool]) -> PooledConnection:
-        if slot := self.gate.wait(self.is_gone, server=dialer.server, beyond=1, timeout=FAREWELL):
+        seed = self._one_more(dialer, current, FAREWELL, current.timeout)
+        if seed is None:
+            self.refuse_if_gone()
+            raise self.no_room(dialer.config)
+        return seed
+
+    def _warm(
+        self,
+        applied: Applied,
+        dialer: Dialer,
+        current: Generation[SyncPool],
+        seeds: list[PooledConnection],
+    ) -> None:
+        """Add to what a candidate starts from, so that a swap under load keeps nobody waiting."""
+        deadline = monotonic() + LONGEST_WARMING
+        while self.is_cold(current, applied, len(seeds)) and (left := deadline - monotonic()) > 0:
+            try:
+                seed = self._one_more(dialer, current, 0.0, left)
+            except ConnectError:
+                return  # the one that was verified is enough
+            if seed is None:
+                return
+            seeds.append(seed)
+
+    def _one_more(
+        self, dialer: Dialer, current: Generation[SyncPool], patience: float, timeout: float
+    ) -> PooledConnection | None:
+        """Make a connection for a candidate, in the place of a current one if need be.
+
+        Args:
+            dialer: What makes it.
+            current: The generation in force.
+            patience: Seconds to wait before a current connection is given up for it.
+            timeout: Seconds to wait for the place of that one.
+
+        Returns:
+            `None` if no place became free in time.
+        """
+        beyond = 0 if dialer.crowded else 1
+        if slot := self.gate.wait(
+            self.is_gone, server=dialer.server, beyond=beyond, timeout=patience
+        ):
             try:
                 return dialer.dial(slot, probe=True)
             except ConnectError as error:
@@ -337,22 +386,15 @@ class SyncDatabase(Database, Lifecycle[SyncPool]):
                     server=dialer.server,
                     beyond=1,
                     claimed=True,
-                    timeout=current.timeout,
+                    timeout=timeout,
                 )
-            if slot is None:
-                self.refuse_if_gone()
-                raise self.no_room(dialer.config)
-            return dialer.dial(slot, probe=True)
+            return None if slot is None else dialer.dial(slot, probe=True)
         finally:
             current.dialer.held = current.gives_up = False
             self.gate.wake()
 
     def _give_up_an_idle_one(self, current: Generation[SyncPool]) -> None:
-        if seed := current.dialer.uproot():  # nobody has borrowed since it was made
-            current.gives_up = False
-            assert isinstance(seed, PooledConnection)
-            seed.close()
-        while current.gives_up and current.has_idle():
+        while current.gives_up and current.idle():
             # Or else the next checkout that ends gives its connection up.
             with suppress(psycopg_pool.PoolTimeout):
                 connection = current.pool.getconn(FAREWELL)

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,7 @@ from pgmonkey.connection import LONGEST_PING, AsyncPooledConnection
 from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError
 from pgmonkey.generation import AsyncPool, Generation, make_async_pool
-from pgmonkey.lifecycle import FAREWELL, Lifecycle
+from pgmonkey.lifecycle import FAREWELL, LONGEST_WARMING, Lifecycle
 from pgmonkey.refusal import checkout_timeout
 from pgmonkey.target import Applied
 
@@ -30,6 +31,14 @@ _FIRST_RETRY: Final = 0.1
 _LONGEST_RETRY: Final = 1.0
 #: Turns of the loop for which a new pool is given time before it is used.
 _SETTLING_TURNS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """Be a generation that is being made, or made, for a configuration to be published."""
+
+    applied: Applied
+    making: asyncio.Task[Generation[AsyncPool] | None]
 
 
 class LoopSide(Lifecycle[AsyncPool]):
@@ -51,6 +60,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         #: The thread in which the loop runs.
         self.thread = threading.get_ident()
         self._moving: asyncio.Task[None] | None = None
+        #: What a reload has this loop make ready, before it publishes the configuration.
+        self._ready: _Ready | None = None
         #: The digest that a forced reload under way moves to.
         self.forcing: bytes | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,6 +80,61 @@ class LoopSide(Lifecycle[AsyncPool]):
         """Move to the newest configuration at the next turn of the loop; from any thread."""
         self._soon(lambda: self.generation is not None and self.move())
 
+    def make_ready_soon(self, applied: Applied) -> threading.Event:
+        """Make the next generation at the next turn of the loop; from any thread.
+
+        Whoever comes to the loop before the configuration is published has the old one.
+
+        Args:
+            applied: What is about to be published.
+
+        Returns:
+            What is set when it is ready, or could not be made.
+        """
+        done = threading.Event()
+
+        def make() -> None:
+            if self.generation is None or self.is_gone():
+                done.set()
+                return
+            if self._ready is not None:
+                self._keep(self._throw_away(self._ready))
+            making = asyncio.get_running_loop().create_task(self._next(applied, 0.0))
+            # Whoever moves reads the error.
+            making.add_done_callback(lambda task: task.cancelled() or task.exception())
+            making.add_done_callback(lambda _: done.set())
+            self._ready = _Ready(applied, making)
+
+        if not self._soon(make):
+            done.set()
+        return done
+
+    def drop_ready_soon(self, applied: Applied) -> None:
+        """Throw away what was made ready for a configuration; from any thread."""
+
+        def drop() -> None:
+            if self._ready is not None and self._ready.applied is applied:
+                self._keep(self._throw_away(self._ready))
+
+        self._soon(drop)
+
+    async def _throw_away(self, ready: _Ready) -> None:
+        if self._ready is ready:
+            self._ready = None
+        ready.making.cancel()
+        with suppress(asyncio.CancelledError, ConnectError):
+            if (generation := await ready.making) is not None:
+                await self.discard(generation)
+
+    async def _made(self, applied: Applied) -> Generation[AsyncPool] | None:
+        """Return the next generation: what was made ready, or else made now."""
+        ready, self._ready = self._ready, None
+        if ready is not None and ready.applied is applied:
+            return await ready.making
+        if ready is not None:
+            self._keep(self._throw_away(ready))
+        return await self._next(applied, self._wanted_until - monotonic())
+
     def start_soon(self) -> None:
         """Try to connect at the next turn of the loop; from any thread."""
         self._soon(lambda: self.generation is None and self.target.gone is None and self.move())
@@ -77,11 +143,13 @@ class LoopSide(Lifecycle[AsyncPool]):
         """Close at the next turn of the loop; from any thread."""
         self._soon(lambda: self._keep(self.shut()))
 
-    def _soon(self, act: Callable[[], object]) -> None:
+    def _soon(self, act: Callable[[], object]) -> bool:
         loop = self.loop()
         if loop is not None:
             with suppress(RuntimeError):  # the loop was closed: nothing is left to do there
                 loop.call_soon_threadsafe(act)
+                return True
+        return False
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -199,7 +267,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             if old is not None and old.applied.since == applied.since:
                 return
             try:
-                generation = await self._next(applied, self._wanted_until - monotonic())
+                generation = await self._made(applied)
             except ConnectError:
                 if self.target.applied is not applied:
                     continue  # it was the login of before that failed
@@ -248,13 +316,16 @@ class LoopSide(Lifecycle[AsyncPool]):
             if slot is None:
                 self.refuse_if_gone()
                 return None
-            seed = await dialer.dial_async(slot)
+            seeds = [await dialer.dial_async(slot)]
         else:
-            seed = await self._probe(dialer, current)
+            seeds = [await self._probe(dialer, current)]
         generation: Generation[AsyncPool] | None = None
         try:
             await fault_points.reach_async("after_probe")
-            dialer.plant(seed)
+            if current is not None:
+                await self._warm(applied, dialer, current, seeds)
+            for seed in seeds:
+                dialer.plant(seed)
             generation = Generation(
                 applied,
                 self.connection_type,
@@ -264,30 +335,74 @@ class LoopSide(Lifecycle[AsyncPool]):
             self.open_generations.add(generation)
             await generation.pool.open()
             for _ in range(_SETTLING_TURNS):
-                # The pool's worker takes the verified connection in within a few turns of the
-                # loop; a client that came before it would make the pool grow for nothing.
-                if generation.is_settled():
+                # The pool's worker takes them in within a few turns of the loop; a client that
+                # came before it would make the pool grow for nothing.
+                if generation.idle() >= len(seeds):
                     break
                 await asyncio.sleep(0)
+            # It was opened with as many as it starts from, of which it need not keep more than this.
+            settings = generation.settings
+            await generation.pool.resize(settings.min_size, settings.max_size)
         except BaseException:
             if generation is not None:  # its pool may be open, and has more to close
                 await asyncio.shield(self._keep(self._close_pool(generation)))
-            await seed.close()
+            for seed in seeds:
+                await seed.close()
             raise
         return generation
 
     async def _probe(self, dialer: Dialer, current: Generation[AsyncPool]) -> AsyncPooledConnection:
         if (failure := dialer.refusal()) is not None:
             raise dialer.error(failure)  # each loop comes here, and the server is asked once
+        seed = await self._one_more(dialer, current, FAREWELL, current.timeout)
+        if seed is None:
+            self.refuse_if_gone()
+            raise self.no_room(dialer.config)
+        return seed
+
+    async def _warm(
+        self,
+        applied: Applied,
+        dialer: Dialer,
+        current: Generation[AsyncPool],
+        seeds: list[AsyncPooledConnection],
+    ) -> None:
+        """Add to what a candidate starts from, so that a swap under load keeps nobody waiting."""
+        deadline = monotonic() + LONGEST_WARMING
+        while self.is_cold(current, applied, len(seeds)) and (left := deadline - monotonic()) > 0:
+            try:
+                seed = await self._one_more(dialer, current, 0.0, left)
+            except ConnectError:
+                return  # the one that was verified is enough
+            if seed is None:
+                return
+            seeds.append(seed)
+
+    async def _one_more(
+        self, dialer: Dialer, current: Generation[AsyncPool], patience: float, timeout: float
+    ) -> AsyncPooledConnection | None:
+        """Make a connection for a candidate, in the place of a current one if need be.
+
+        Args:
+            dialer: What makes it.
+            current: The generation in force.
+            patience: Seconds to wait before a current connection is given up for it.
+            timeout: Seconds to wait for the place of that one.
+
+        Returns:
+            `None` if no place became free in time.
+        """
+        beyond = 0 if dialer.crowded else 1
         if slot := await self.gate.wait_async(
-            self.is_gone, server=dialer.server, beyond=1, timeout=FAREWELL
+            self.is_gone, server=dialer.server, beyond=beyond, timeout=patience
         ):
             try:
                 return await dialer.dial_async(slot, probe=True)
             except ConnectError as error:
                 if error.reason != "too_many_connections":
                     raise
-        # As in the sync handle: one connection of the current generation makes room.
+        # No place is left, on the server, in the budget, or beside what retired generations still
+        # hold: one connection of the current generation makes room, and nobody else may take it.
         current.dialer.held = current.gives_up = True
         try:
             with self.share.budget.claim(dialer.server):
@@ -298,22 +413,15 @@ class LoopSide(Lifecycle[AsyncPool]):
                     server=dialer.server,
                     beyond=1,
                     claimed=True,
-                    timeout=current.timeout,
+                    timeout=timeout,
                 )
-            if slot is None:
-                self.refuse_if_gone()
-                raise self.no_room(dialer.config)
-            return await dialer.dial_async(slot, probe=True)
+            return None if slot is None else await dialer.dial_async(slot, probe=True)
         finally:
             current.dialer.held = current.gives_up = False
             self.gate.wake()
 
     async def _give_up_an_idle_one(self, current: Generation[AsyncPool]) -> None:
-        if seed := current.dialer.uproot():
-            current.gives_up = False
-            assert isinstance(seed, AsyncPooledConnection)
-            await seed.close()
-        while current.gives_up and current.has_idle():
+        while current.gives_up and current.idle():
             # Or else the next checkout that ends gives its connection up.
             with suppress(psycopg_pool.PoolTimeout):
                 connection = await current.pool.getconn(FAREWELL)
@@ -385,6 +493,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         if old is not None:
             await self._close_pool(old)
             self.drained_if_empty(old)
+        if self._ready is not None:
+            await self._throw_away(self._ready)
         # The pool's worker and scheduler end at the loop's next turns; whoever closes a handle
         # may end its loop right after.
         moving = self._moving
@@ -463,6 +573,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         """Start anew in a child process: the parent's connections are not ours to touch."""
         super().forget()
         self._moving = None
+        self._ready = None
 
 
 async def _close_one(generation: Generation[AsyncPool]) -> None:
@@ -473,7 +584,7 @@ async def _close_one(generation: Generation[AsyncPool]) -> None:
         # No waiting for its worker: it may be stuck in a connect, and the clients that queue
         # on this pool hear of the swap only when `close` is through.
         await generation.pool.close(timeout=0)
-    if seed := generation.dialer.uproot():  # the pool never got to take it
+    while seed := generation.dialer.uproot():  # the pool never got to take it
         assert isinstance(seed, AsyncPooledConnection)
         await seed.close()
 

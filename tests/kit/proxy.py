@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 _CHUNK = 65_536
 _PATIENCE = 10.0
+#: Turns of the loop in which what was accepted becomes a link, and what was aborted lets its socket go.
+_TURNS = 10
 
 _SSL_REQUEST = 80_877_103
 _GSS_REQUEST = 80_877_104
@@ -261,16 +263,18 @@ class ChaosProxy:
             link.close(reset=reset)
         tasks = [link.task for link in links if link.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
-        for _ in range(3):
+        for _ in range(_TURNS):
             await asyncio.sleep(0)  # turns in which the aborted transports close their sockets
 
     async def _shut(self) -> None:
         self._shutting = True
         if self._listener is not None:
             self._listener.close()
-        for _ in range(3):
+        for _ in range(_TURNS):
             await asyncio.sleep(0)  # turns in which what was accepted already becomes a link
         await self._cut(reset=False)
+        if self._listener is not None:  # from Python 3.12 on it waits for what it has accepted
+            await asyncio.wait_for(self._listener.wait_closed(), _PATIENCE)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Not a coroutine: the link is known before anything else can run, so _cut misses none.
