@@ -21,8 +21,8 @@ from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError, ReloadRejectedError
 from pgmonkey.gate import LONGEST_FAREWELL, Gate
 from pgmonkey.generation import AsyncPool, Generation
-from pgmonkey.lifecycle import LONGEST_WARMING
 from pgmonkey.loop_side import LoopSide
+from pgmonkey.seeds import LONGEST_WARMING
 from pgmonkey.target import Applied
 from pgmonkey.usage import Usage
 

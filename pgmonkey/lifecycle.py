@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 
 PoolT = TypeVar("PoolT")
 
-#: Seconds for which a probe waits for connections that are being closed, before it makes one
-#: of the current generation give up its place.
-FAREWELL: Final = 0.05
-
-#: Seconds for which a reload under load makes more connections than the probe before the swap.
-LONGEST_WARMING: Final = 0.2
-
 #: How many clients that gave up may stand in the queue of a pool with nothing to give. psycopg_pool
 #: takes them out when a connection comes; until then each costs some kilobytes, and later time.
 LONGEST_QUEUE: Final = 1000
@@ -112,26 +105,6 @@ class Lifecycle(ABC, Generic[PoolT]):
     @abstractmethod
     def dead_end(self, dialer: Dialer) -> None:
         """Give up the generation of this dialer: it cannot connect, and waiting will not mend it."""
-
-    def is_cold(self, current: Generation[PoolT], applied: Applied, ready: int) -> bool:
-        """Tell whether a candidate shall take over one more connection before the swap.
-
-        It has as many as there are clients now, but only one may be the bigger half: the clients
-        have the old ones until the swap, and only the new ones after it.
-
-        Args:
-            current: The generation that the candidate is to replace.
-            applied: What the candidate is made from. Once that is published, clients wait for it.
-            ready: How many connections it has.
-        """
-        if applied.since == self.target.applied.since:
-            return False
-        room = applied.config.pool(self.connection_type).max_size
-        return ready < min(len(current.checkouts), current.size(), room)
-
-    def no_room_yet(self, current: Generation[PoolT]) -> bool:
-        """Tell whether the connection that a probe waits for is still held, here or there."""
-        return current.gives_up or self.gate.lingers()
 
     def no_room(self, config: DatabaseConfig) -> ConnectError:
         """Return the error of a reload that finds every connection in use.

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-import psycopg_pool
-
 from pgmonkey import fault_points
 from pgmonkey.connection import LONGEST_PING, AsyncPooledConnection
 from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError
 from pgmonkey.generation import AsyncPool, Generation, make_async_pool
-from pgmonkey.lifecycle import FAREWELL, LONGEST_WARMING, Lifecycle
+from pgmonkey.lifecycle import Lifecycle
 from pgmonkey.refusal import checkout_timeout
+from pgmonkey.seeds import gather_async, give_up_an_idle_one
 from pgmonkey.target import Applied
 
 if TYPE_CHECKING:
@@ -318,12 +317,9 @@ class LoopSide(Lifecycle[AsyncPool]):
                 return None
             seeds = [await dialer.dial_async(slot)]
         else:
-            seeds = [await self._probe(dialer, current)]
+            seeds = await gather_async(self, applied, dialer, current)
         generation: Generation[AsyncPool] | None = None
         try:
-            await fault_points.reach_async("after_probe")
-            if current is not None:
-                await self._warm(applied, dialer, current, seeds)
             for seed in seeds:
                 dialer.plant(seed)
             generation = Generation(
@@ -351,84 +347,6 @@ class LoopSide(Lifecycle[AsyncPool]):
             raise
         return generation
 
-    async def _probe(self, dialer: Dialer, current: Generation[AsyncPool]) -> AsyncPooledConnection:
-        if (failure := dialer.refusal()) is not None:
-            raise dialer.error(failure)  # each loop comes here, and the server is asked once
-        seed = await self._one_more(dialer, current, FAREWELL, current.timeout)
-        if seed is None:
-            self.refuse_if_gone()
-            raise self.no_room(dialer.config)
-        return seed
-
-    async def _warm(
-        self,
-        applied: Applied,
-        dialer: Dialer,
-        current: Generation[AsyncPool],
-        seeds: list[AsyncPooledConnection],
-    ) -> None:
-        """Add to what a candidate starts from, so that a swap under load keeps nobody waiting."""
-        deadline = monotonic() + LONGEST_WARMING
-        while self.is_cold(current, applied, len(seeds)) and (left := deadline - monotonic()) > 0:
-            try:
-                seed = await self._one_more(dialer, current, 0.0, left)
-            except ConnectError:
-                return  # the one that was verified is enough
-            if seed is None:
-                return
-            seeds.append(seed)
-
-    async def _one_more(
-        self, dialer: Dialer, current: Generation[AsyncPool], patience: float, timeout: float
-    ) -> AsyncPooledConnection | None:
-        """Make a connection for a candidate, in the place of a current one if need be.
-
-        Args:
-            dialer: What makes it.
-            current: The generation in force.
-            patience: Seconds to wait before a current connection is given up for it.
-            timeout: Seconds to wait for the place of that one.
-
-        Returns:
-            `None` if no place became free in time.
-        """
-        beyond = 0 if dialer.crowded else 1
-        if slot := await self.gate.wait_async(
-            self.is_gone, server=dialer.server, beyond=beyond, timeout=patience
-        ):
-            try:
-                return await dialer.dial_async(slot, probe=True)
-            except ConnectError as error:
-                if error.reason != "too_many_connections":
-                    raise
-        # No place is left, on the server, in the budget, or beside what retired generations still
-        # hold: one connection of the current generation makes room, and nobody else may take it.
-        current.dialer.held = current.gives_up = True
-        try:
-            with self.share.budget.claim(dialer.server):
-                await self._give_up_an_idle_one(current)
-                slot = await self.gate.wait_async(
-                    self.is_gone,
-                    lambda: self.no_room_yet(current),
-                    server=dialer.server,
-                    beyond=1,
-                    claimed=True,
-                    timeout=timeout,
-                )
-            return None if slot is None else await dialer.dial_async(slot, probe=True)
-        finally:
-            current.dialer.held = current.gives_up = False
-            self.gate.wake()
-
-    async def _give_up_an_idle_one(self, current: Generation[AsyncPool]) -> None:
-        while current.gives_up and current.idle():
-            # Or else the next checkout that ends gives its connection up.
-            with suppress(psycopg_pool.PoolTimeout):
-                connection = await current.pool.getconn(FAREWELL)
-                current.gives_up = False
-                await connection.close()
-                await current.pool.putconn(connection)
-
     def wait_for_room(self, dialer: Dialer) -> Slot | None:
         """Let the loop give up one connection for a probe that another thread makes.
 
@@ -440,7 +358,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         current.gives_up = True
         try:
             with self.share.budget.claim(dialer.server):
-                self._soon(lambda: self._keep(self._give_up_an_idle_one(current)))
+                self._soon(lambda: self._keep(give_up_an_idle_one(current)))
                 return self.gate.wait(
                     self.is_gone,
                     server=dialer.server,

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from tests.kit import leaks
+
+
+def pytest_configure() -> None:
+    """Let programs of tests be interrupted, though a shell has these tests in the background.
+
+    What a shell starts there ignores Ctrl-C, and so would whatever the tests start.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pgmonkey import Registry, async_handle, fault_points, handle, loop_side
+from pgmonkey import Registry, async_handle, fault_points, seeds
 from pgmonkey.async_handle import AsyncDatabase
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
@@ -21,7 +21,7 @@ SIZE = 4
 @pytest.fixture(autouse=True)
 def all_the_time_it_needs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let no load of the machine end a warming early, and leave no action behind."""
-    for module in (handle, loop_side, async_handle):
+    for module in (seeds, async_handle):
         monkeypatch.setattr(module, "LONGEST_WARMING", 30.0)
     yield
     fault_points.actions.clear()
