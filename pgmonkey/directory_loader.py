@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from pgmonkey.capacity import shortfalls
 from pgmonkey.config import DatabaseConfig
+from pgmonkey.config_file import Defaults, parse, unreadable
 from pgmonkey.connection_settings import libpq_variables
 from pgmonkey.errors import RegistryConfigError
-from pgmonkey.file_loader import Defaults, Rules, outcome_of, parse
+from pgmonkey.file_loader import Rules, outcome_of
 from pgmonkey.keyed_digest import keyed_digest
 from pgmonkey.layout import DEFAULTS_FILE
 from pgmonkey.problem import Problem, sorted_problems
@@ -21,10 +21,10 @@ from pgmonkey.secret_file import (
     SecretFileError,
     Snapshot,
     SnapshotMovedError,
+    from_one_snapshot,
     signature_of,
-    snapshots,
 )
-from pgmonkey.sources import SourceFile, Sources, Statuses
+from pgmonkey.sources import SourceFile, Sources, Statuses, read_source
 from pgmonkey.trust import Judge, Trust
 from pgmonkey.yaml_document import LIMIT
 
@@ -170,14 +170,12 @@ class DirectoryLoader:
     def scan(self) -> Scan:
         """Return what the files say now."""
         self._judge = Judge()
-        for snapshot in snapshots():
-            try:
-                return self._scan(snapshot)
-            except SnapshotMovedError:
-                continue
-        return self._unreadable(
-            "registry.moving", "the directory is replaced again and again", None
-        )
+        try:
+            return from_one_snapshot(self._scan)
+        except SnapshotMovedError:
+            return self._unreadable(
+                "registry.moving", "the directory is replaced again and again", None
+            )
 
     def _scan(self, snapshot: Snapshot) -> Scan:
         try:
@@ -289,22 +287,20 @@ class DirectoryLoader:
             if entry.file.looks_like(signature) and entry.current(statuses):
                 return entry
         path = found.path
-        read_at = time.time_ns()
         try:
-            content, status = snapshot.read_bytes(path, LIMIT)
+            content, _, file = read_source(snapshot, path, LIMIT)
         except SecretFileError as error:
             if error.code == "secret.missing" and not os.path.lexists(path):
                 return None
-            entry = _Entry(None, (_read_problem(path, error, name),), None)
+            entry = _Entry(None, (unreadable(path, error, name),), None)
         else:
             if (
                 entry is not None
                 and entry.file is not None
-                and entry.file.holds(content, status, read_at)
+                and entry.file.is_confirmed_by(file)
                 and entry.current(statuses)
             ):
                 return entry
-            file = SourceFile(path, content, status, read_at, LIMIT)
             entry = self._made(content, name, path, file)
         self._entries[name] = entry
         return entry
@@ -354,7 +350,7 @@ class DirectoryLoader:
                 content, _ = snapshot.read_bytes(path, LIMIT)
             except SecretFileError as error:
                 if error.code != "secret.missing" or os.path.lexists(path):
-                    digest, problems = b"?", (_read_problem(path, error, None),)
+                    digest, problems = b"?", (unreadable(path, error),)
             else:
                 digest = keyed_digest(content)
                 if digest == self._defaults[0]:
@@ -409,11 +405,6 @@ class DirectoryLoader:
             watched_directories=frozenset({os.path.abspath(self.directory)}),
             directory=self.directory,
         )
-
-
-def _read_problem(path: str, error: SecretFileError, name: str | None) -> Problem:
-    code = error.code.replace("secret.", "config.")
-    return Problem(path, code, f"the file {error}", hint=error.hint, database=name)
 
 
 def _printable(path: str) -> str:

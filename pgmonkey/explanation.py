@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pgmonkey.config import DatabaseConfig
+from pgmonkey.config_file import read_again
 from pgmonkey.errors import UnknownDatabaseError
-from pgmonkey.file_loader import parse
 from pgmonkey.layout import DEFAULTS_FILE, NULLABLE, SECTIONS
 from pgmonkey.loader import DirectoryLoader
 from pgmonkey.redaction import Secret, mask_urls, scrub
 from pgmonkey.references import Template, Variable, has_reference, parse_template
-from pgmonkey.secret_file import SecretFileError, Snapshot, SnapshotMovedError
 from pgmonkey.table import table
-from pgmonkey.yaml_document import LIMIT, YamlDocument
 
 Steps = tuple[str, ...]
 
@@ -153,7 +151,7 @@ class _Places:
         self._documents = [
             (name, document)
             for name in (path, defaults)
-            if (document := _document(name)) is not None
+            if (document := read_again(name)) is not None
         ]
 
     def source(self, path: Steps) -> Source:
@@ -172,16 +170,6 @@ class _Places:
                 return None  # a null takes back what the defaults say
             return Source(name, place.line, place.column, tuple(_references(value)))
         return None
-
-
-def _document(path: str) -> YamlDocument | None:
-    try:
-        with Snapshot() as snapshot:
-            content, _ = snapshot.read_bytes(path, LIMIT)
-    except (SecretFileError, SnapshotMovedError):
-        return None  # there are no defaults, or the file has gone since it was loaded
-    document, _ = parse(content, path)
-    return document
 
 
 def _written(tree: Any, path: Steps) -> tuple[bool, Any]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pgmonkey.file_loader import parse
+from pgmonkey.config_file import read_again
 from pgmonkey.layout import DEFAULTS_FILE
 from pgmonkey.problem import Problem
-from pgmonkey.secret_file import SecretFileError, Snapshot, SnapshotMovedError
-from pgmonkey.yaml_document import LIMIT
-from pgmonkey.yaml_problem import Place
 
 if TYPE_CHECKING:
     from pgmonkey.errors import ConnectError
@@ -31,8 +28,6 @@ _KEYS: Final = {
 def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
     """Return the problem of a database whose good file leads to no connection.
 
-    The file is read again for the position: a config keeps none.
-
     Args:
         path: The file of the database.
         name: The database.
@@ -44,7 +39,8 @@ def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
     if key is None:
         return Problem(path, code, text, hint=hint or None, database=name)
     for file in (path, str(Path(path).with_name(DEFAULTS_FILE))):
-        if (place := _place(file, key)) is not None:
+        document = read_again(file)
+        if document is not None and (place := document.place((_SECTION, key))) is not None:
             return Problem(
                 file,
                 code,
@@ -56,13 +52,3 @@ def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
                 database=name,
             )
     return Problem(path, code, text, key=f"{_SECTION}.{key}", hint=hint or None, database=name)
-
-
-def _place(path: str, key: str) -> Place | None:
-    try:
-        with Snapshot() as snapshot:
-            content, _ = snapshot.read_bytes(path, LIMIT)
-    except (SecretFileError, SnapshotMovedError):
-        return None  # it is being replaced: the next look sees that
-    document, _ = parse(content, path)
-    return None if document is None else document.place((_SECTION, key))

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pgmonkey.config import DatabaseConfig
+from pgmonkey.config_file import Defaults, parse, unreadable
 from pgmonkey.connection_settings import libpq_variables
 from pgmonkey.directory_loader import DirectoryLoader, Scan
 from pgmonkey.errors import ConfigError, EnvInterpolationError
-from pgmonkey.file_loader import (
-    Defaults,
-    Making,
-    Outcome,
-    Rules,
-    finding_of,
-    outcome_of,
-    parse,
-    unwrapped,
-)
+from pgmonkey.file_loader import MOVING, Making, Outcome, Rules, outcome_of, unwrapped
 from pgmonkey.finding import Finding
 from pgmonkey.layout import SECTIONS, KeyPath
+from pgmonkey.placement import Placement
 from pgmonkey.problem import Problem, sorted_problems
 from pgmonkey.redaction import RedactedDict, Secret
 from pgmonkey.references import has_reference
-from pgmonkey.secret_file import SecretFileError, SnapshotMovedError, snapshots
-from pgmonkey.sources import SourceFile
+from pgmonkey.schema_finding import finding_of
+from pgmonkey.secret_file import SecretFileError, Snapshot, SnapshotMovedError, from_one_snapshot
+from pgmonkey.sources import SourceFile, read_source
 from pgmonkey.yaml_document import LIMIT
 from pgmonkey.yaml_problem import DEEPEST
 
@@ -160,11 +153,11 @@ def outcome_of_dict(
     tree = _as_text(mapping, (), findings)
     if not findings and not isinstance(tree, dict):
         findings = [Finding((), "config.shape", "expected a mapping")]
+    placement = Placement(name, where)
     if findings:
-        making = Making({}, None, None, name=name, path=where, rules=rules)
-        return Outcome(problems=sorted_problems(map(making.problem, findings)))
+        return Outcome(problems=placement.problems(findings))
     tree = unwrapped(tree, where)
-    return Making(tree, None, None, name=name, path=where, rules=rules).outcome()
+    return Making(tree, placement, name=name, path=where, directory="", rules=rules).outcome()
 
 
 def load_config(
@@ -209,14 +202,27 @@ def _plain_file(path: str, rules: Rules) -> tuple[RedactedDict, Sequence[Problem
     if document is None:
         return nothing, problems
     tree = unwrapped(document.value, path)
-    making = Making(tree, document, None, name="", path=path, rules=rules)
-    if rules.resolve:
-        tree, problems = making.resolved()
-        if problems:
-            return nothing, problems
+    placement = Placement("", path, document, wrapped=True)
     findings: list[Finding] = []
+    if rules.resolve:
+        tree, findings = _resolved(tree, os.path.dirname(path), rules)
+        if findings:
+            return nothing, placement.problems(findings)
     result = _typed(tree, findings, resolved=rules.resolve)
-    return result, sorted_problems(map(making.problem, findings))
+    return result, placement.problems(findings)
+
+
+def _resolved(
+    tree: dict[str, Any], directory: str, rules: Rules
+) -> tuple[dict[str, Any], list[Finding]]:
+    def look(snapshot: Snapshot) -> tuple[dict[str, Any], list[Finding]]:
+        resolution = rules.resolution(snapshot, directory)
+        return resolution.document(tree, keep_nulls=True), resolution.findings
+
+    try:
+        return from_one_snapshot(look)
+    except SnapshotMovedError:
+        return {}, [MOVING]
 
 
 def _rules(
@@ -243,17 +249,13 @@ def _read(path: str, *, isolate: bool) -> tuple[bytes, SourceFile] | tuple[Probl
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    for snapshot in snapshots():
-        read_at = time.time_ns()
-        try:
-            content, status = snapshot.read_bytes(path, LIMIT)
-        except SnapshotMovedError:
-            continue
-        except SecretFileError as error:
-            code = error.code.replace("secret.", "config.")
-            return Problem(path, code, f"the file {error}", hint=error.hint), None
-        return content, SourceFile(path, content, status, read_at, LIMIT)
-    return Problem(path, "config.moving", "the directory is replaced again and again"), None
+    try:
+        content, _, file = from_one_snapshot(lambda snapshot: read_source(snapshot, path, LIMIT))
+    except SecretFileError as error:
+        return unreadable(path, error), None
+    except SnapshotMovedError:
+        return Problem(path, "config.moving", "the directory is replaced again and again"), None
+    return content, file
 
 
 def _config(outcome: Outcome, *, isolate: bool) -> DatabaseConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ from pgmonkey.references import (
     variables,
 )
 from pgmonkey.secret_file import LIMIT, SecretFileError, Snapshot, text_of
-from pgmonkey.sources import SourceFile
+from pgmonkey.sources import SourceFile, read_source
 
 _KINDS: Final = frozenset({"from_env", "from_file"})
 _PATHS: Final = frozenset({"sslrootcert", "sslcert", "sslkey"})
@@ -257,13 +256,12 @@ class Resolution:
         self.files[place] = None
         if "\0" in place:
             return self._no_nul(inside)
-        read_at = time.time_ns()
         try:
-            content, status = self._snapshot.read_bytes(place)
+            content, status, file = read_source(self._snapshot, place, LIMIT)
             text = text_of(content)
         except SecretFileError as error:
             hint = error.hint or _FILE_HINTS.get(error.code)
             return self._find(inside, error.code, f"secret file {written}: {error}", hint)
-        self.files[place] = SourceFile(place, content, status, read_at, LIMIT)
+        self.files[place] = file
         self.modified = max(self.modified or 0.0, status.st_mtime)
         return text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from typing import Final, Self
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Self, TypeVar
 
 LIMIT: Final = 64 * 1024  # bytes
 
@@ -15,6 +16,8 @@ _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 _DATA: Final = "..data"  # the link that a Kubernetes volume replaces in one step
 _TRIES: Final = 8
+
+T = TypeVar("T")
 
 Signature = tuple[int, int, int, int, int]
 
@@ -138,15 +141,19 @@ class Snapshot:
         return (ours.st_dev, ours.st_ino) != (now.st_dev, now.st_ino)
 
 
-def snapshots() -> Iterator[Snapshot]:
-    """Yield one snapshot after the other, for a caller that begins again when one has moved.
+def from_one_snapshot(look: Callable[[Snapshot], T]) -> T:
+    """Return what a look at some files gives; it begins again if one of their directories moved.
 
-    The caller leaves the loop when it has all it wants. After 8 tries it is told that the
-    directory never stands still.
+    Args:
+        look: Reads what it needs through the snapshot that it is given.
+
+    Raises:
+        SnapshotMovedError: A directory never stands still: it moved 8 times.
     """
     for _ in range(_TRIES):
-        with Snapshot() as snapshot:
-            yield snapshot
+        with suppress(SnapshotMovedError), Snapshot() as snapshot:
+            return look(snapshot)
+    raise SnapshotMovedError
 
 
 def _read(descriptor: int, size: int, limit: int) -> bytes:

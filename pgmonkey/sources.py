@@ -48,12 +48,12 @@ class SourceFile:
         self._signature = signature_of(status)
         self._settled = _settled(max(status.st_mtime_ns, status.st_ctime_ns), read_at)
 
-    def holds(self, content: bytes, status: os.stat_result, read_at: int) -> bool:
-        """Tell whether a new content is the old one; if so, remember how the file looks now."""
-        if keyed_digest(content) != self._digest:
+    def is_confirmed_by(self, newer: SourceFile) -> bool:
+        """Tell whether the file still held the same; if so, remember how it looked then."""
+        if newer._digest != self._digest:
             return False
-        self._signature = signature_of(status)
-        self._settled = _settled(max(status.st_mtime_ns, status.st_ctime_ns), read_at)
+        self._signature = newer._signature
+        self._settled = newer._settled
         return True
 
     def looks_like(self, signature: Signature | None) -> bool:
@@ -71,13 +71,30 @@ class SourceFile:
             statuses[path] = _look(path)
         if self.looks_like(statuses[path]):
             return True
-        read_at = time.time_ns()
         try:
             with Snapshot() as snapshot:
-                content, status = snapshot.read_bytes(path, self._limit)
+                _, _, newer = read_source(snapshot, path, self._limit)
         except (SecretFileError, SnapshotMovedError):
             return False
-        return self.holds(content, status, read_at)
+        return self.is_confirmed_by(newer)
+
+
+def read_source(
+    snapshot: Snapshot, path: str, limit: int
+) -> tuple[bytes, os.stat_result, SourceFile]:
+    """Read a file, and remember how it looked.
+
+    Args:
+        snapshot: Reads it.
+        path: The file.
+        limit: How large it may be, in bytes.
+
+    Raises:
+        SecretFileError, SnapshotMovedError: As `Snapshot.read_bytes` does.
+    """
+    read_at = time.time_ns()
+    content, status = snapshot.read_bytes(path, limit)
+    return content, status, SourceFile(path, content, status, read_at, limit)
 
 
 class Sources:

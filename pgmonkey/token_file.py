@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pgmonkey.errors import PgmonkeyError
-from pgmonkey.secret_file import SecretFileError, SnapshotMovedError, snapshots, text_of
+from pgmonkey.secret_file import SecretFileError, SnapshotMovedError, from_one_snapshot, text_of
 
 
 class TokenError(PgmonkeyError):
@@ -28,13 +28,11 @@ class TokenFile:
         Raises:
             TokenError: It cannot be read, or is empty.
         """
-        problem = "is replaced again and again"
-        for snapshot in snapshots():
-            try:
-                return text_of(snapshot.read_bytes(self._path)[0])
-            except SecretFileError as error:
-                problem = str(error)
-                break
-            except SnapshotMovedError:
-                continue
+        try:
+            content, _ = from_one_snapshot(lambda snapshot: snapshot.read_bytes(self._path))
+            return text_of(content)
+        except SecretFileError as error:
+            problem = str(error)
+        except SnapshotMovedError:
+            problem = "is replaced again and again"
         raise TokenError(f"the token file {self._path} {problem}")
