@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from pgmonkey.capacity import shortfalls
 from pgmonkey.config import DatabaseConfig
 from pgmonkey.config_file import Defaults, parse, unreadable
 from pgmonkey.connection_settings import libpq_variables
-from pgmonkey.errors import RegistryConfigError
 from pgmonkey.file_loader import Rules, outcome_of
 from pgmonkey.keyed_digest import keyed_digest
 from pgmonkey.layout import DEFAULTS_FILE
-from pgmonkey.problem import Problem, sorted_problems
+from pgmonkey.problem import Problem
+from pgmonkey.scan import Scan
 from pgmonkey.secret_file import (
     SecretFileError,
     Snapshot,
@@ -25,76 +25,12 @@ from pgmonkey.secret_file import (
     signature_of,
 )
 from pgmonkey.sources import SourceFile, Sources, Statuses, read_source
-from pgmonkey.trust import Judge, Trust
+from pgmonkey.trust import Trust
+from pgmonkey.trust_policy import TrustPolicy
 from pgmonkey.yaml_document import LIMIT
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _SUFFIXES: Final = (".yaml", ".yml")
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """Hold what the files of a directory say at one moment.
-
-    Args:
-        configs: The good databases, by name.
-        problems: What is wrong with the others, by name.
-        general: What is wrong beyond one database: the directory, a file's name, the defaults.
-        present: The names that have a file, good or bad.
-        missing: The names that were asked for and have no file.
-        directory_ok: Whether the directory could be read. If not, nothing was deleted.
-        watched_directories: Where a change can change the answer.
-        directory: The directory.
-    """
-
-    configs: Mapping[str, DatabaseConfig]
-    problems: Mapping[str, tuple[Problem, ...]]
-    general: tuple[Problem, ...]
-    present: frozenset[str]
-    missing: frozenset[str]
-    directory_ok: bool
-    watched_directories: frozenset[str]
-    directory: str
-
-    def all_problems(self) -> tuple[Problem, ...]:
-        """Return every problem once, in reading order.
-
-        What is wrong with the defaults or the environment belongs to many databases and is said
-        once.
-        """
-        return sorted_problems(dict.fromkeys(self._problems()))
-
-    def raise_for_problems(self) -> None:
-        """Raise if anything is wrong.
-
-        Raises:
-            RegistryConfigError: With every problem of every file.
-        """
-        problems = self.all_problems()
-        if problems:
-            raise RegistryConfigError(problems)
-
-    def _problems(self) -> Iterator[Problem]:
-        from difflib import get_close_matches  # only when something is wrong
-
-        yield from self.general
-        for name in self.missing:
-            near = get_close_matches(name, self.present, 1, 0.6)
-            yield Problem(
-                os.path.join(self.directory, f"{name}.yaml"),
-                "registry.no_such_database",
-                f'no file declares the database "{name}"',
-                hint=f'did you mean "{near[0]}"?' if near else None,
-                database=name,
-            )
-        for name, problems in self.problems.items():
-            for problem in problems:
-                if problem.code.startswith("environment."):
-                    yield replace(problem, path=self.directory, database=None)
-                elif os.path.basename(problem.path).startswith("_"):
-                    yield replace(problem, database=None)
-                else:
-                    yield replace(problem, database=name)
 
 
 class _Entry:
@@ -161,15 +97,12 @@ class DirectoryLoader:
         )
         self._entries: dict[str, _Entry] = {}
         self._defaults: tuple[bytes, Defaults | None, tuple[Problem, ...]] = (b"", None, ())
-        self._trust: Trust = trust
-        self._on_untrusted = on_untrusted
+        self._policy = TrustPolicy(trust, on_untrusted)
         self._max_connections = max_connections
-        self._told: set[str] = set()
-        self._judge = Judge()
 
     def scan(self) -> Scan:
         """Return what the files say now."""
-        self._judge = Judge()
+        self._policy.look_again()
         try:
             return from_one_snapshot(self._scan)
         except SnapshotMovedError:
@@ -312,30 +245,12 @@ class DirectoryLoader:
         outcome = outcome_of(
             content, name=name, path=path, rules=self._rules, defaults=defaults, file=file
         )
-        if self._trust != "off":
-            others = outcome.sources.paths if outcome.sources else ()
-            doubts = self._doubts((path, *others), path, name)
-            if doubts and outcome.config is not None:
-                # Without the file: a change of permissions alone does not show in its looks.
-                return _Entry(None, doubts, outcome.sources)
+        others = outcome.sources.paths if outcome.sources else ()
+        doubts = self._policy.problems((path, *others), path, name)
+        if doubts and outcome.config is not None:
+            # Without the file: a change of permissions alone does not show in its looks.
+            return _Entry(None, doubts, outcome.sources)
         return _Entry(file, outcome.config or outcome.problems, outcome.sources)
-
-    def _doubts(self, paths: Iterable[str], path: str, name: str | None) -> tuple[Problem, ...]:
-        """Tell which files others can change; return that as problems if it shall be one."""
-        problems: list[Problem] = []
-        for one in paths:
-            doubt = self._judge.doubt(one)
-            if doubt is None:
-                continue
-            if self._on_untrusted is not None and one not in self._told:
-                self._told.add(one)
-                self._on_untrusted(one, str(doubt))
-            if self._trust == "strict":
-                message = f"the file is not to be trusted: {doubt}"
-                problems.append(
-                    Problem(path, "file.untrusted", message, hint=doubt.hint, database=name)
-                )
-        return tuple(dict.fromkeys(problems))
 
     def _read_defaults(
         self, found: list[os.DirEntry[str]], snapshot: Snapshot
@@ -356,7 +271,7 @@ class DirectoryLoader:
                 if digest == self._defaults[0]:
                     return self._defaults[2]
                 document, problems = parse(content, path)
-                if self._trust != "off" and (doubts := self._doubts((path,), path, None)):
+                if doubts := self._policy.problems((path,), path, None):
                     digest, document, problems = b"?", None, doubts
                 if document is not None:
                     defaults = Defaults(path, document)

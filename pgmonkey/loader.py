@@ -10,7 +10,7 @@ from typing import Any, Final
 from pgmonkey.config import DatabaseConfig
 from pgmonkey.config_file import Defaults, parse, unreadable
 from pgmonkey.connection_settings import libpq_variables
-from pgmonkey.directory_loader import DirectoryLoader, Scan
+from pgmonkey.directory_loader import DirectoryLoader
 from pgmonkey.errors import ConfigError, EnvInterpolationError
 from pgmonkey.file_loader import MOVING, Making, Outcome, Rules, outcome_of, unwrapped
 from pgmonkey.finding import Finding
@@ -19,6 +19,7 @@ from pgmonkey.placement import Placement
 from pgmonkey.problem import Problem, sorted_problems
 from pgmonkey.redaction import RedactedDict, Secret
 from pgmonkey.references import has_reference
+from pgmonkey.scan import Scan
 from pgmonkey.schema_finding import finding_of
 from pgmonkey.secret_file import SecretFileError, Snapshot, SnapshotMovedError, from_one_snapshot
 from pgmonkey.sources import SourceFile, read_source
