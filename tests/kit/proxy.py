@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pgmonkey.embedded_server import _free_port
+from pgmonkey.free_port import free_port
 
 Mode = Literal["pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset"]
 T = TypeVar("T")
@@ -177,7 +177,7 @@ class ChaosProxy:
     def start(self) -> None:
         """Listen. The port is free for good: clients cannot be given it as their own."""
         self._thread.start()
-        self.port = _free_port()
+        self.port = free_port()
         self._call(self._listen())
         self._call(self._switch("pass"))
 

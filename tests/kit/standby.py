@@ -15,6 +15,8 @@ class Standby(EmbeddedServer):
         primary: A server that runs.
     """
 
+    _accepting = frozenset({"standby", "ready"})
+
     def __init__(self, primary: EmbeddedServer) -> None:
         super().__init__()
         self._primary = primary
@@ -26,19 +28,20 @@ class Standby(EmbeddedServer):
         passfile = self.directory / "passfile"
         passfile.touch(mode=0o600)
         passfile.write_text(f"*:*:*:*:{self.superuser_password}\n", encoding="utf-8")
-        self._give(passfile)
+        self._programs.give(passfile)
         conninfo = self._conninfo(passfile)
-        self._run(
+        self._programs.run(
             "pg_basebackup",
             f"--dbname={conninfo}",
             f"--pgdata={self.data_directory}",
             "--wal-method=stream",
             "--checkpoint=fast",
             "--no-sync",
+            cwd=self.directory,
         )
         signal_file = self.data_directory / "standby.signal"
         signal_file.touch()
-        self._give(signal_file)
+        self._programs.give(signal_file)
         self._settings["primary_conninfo"] = conninfo
 
     def _conninfo(self, passfile: Path) -> str:
@@ -46,14 +49,6 @@ class Standby(EmbeddedServer):
             f"host={self._primary.host} port={self._primary.port}"
             f" user={self.superuser} passfile={passfile}"
         )
-
-    def _accepts(self, pid: int) -> bool:
-        try:
-            lock = (self.data_directory / "postmaster.pid").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return False
-        lines = [line.strip() for line in lock.splitlines()]
-        return len(lines) >= 8 and lines[0] == str(pid) and lines[7] in ("standby", "ready")
 
     def promote(self) -> None:
         """Become a primary; returns when it is one."""

@@ -1,0 +1,28 @@
+"""A free port on loopback, for a server that is stopped and started again."""
+
+from __future__ import annotations
+
+import random
+import socket
+from typing import Final
+
+# Below the ports that Linux and macOS give to outgoing connections: while the server is stopped
+# for a moment, no client socket can take its port.
+_PORTS: Final = range(15_000, 30_000)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on. It is not reserved: be ready to retry.
+
+    Raises:
+        OSError: None was found.
+    """
+    for port in random.SystemRandom().sample(_PORTS, 200):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port between {_PORTS.start} and {_PORTS.stop}")
