@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -77,12 +77,13 @@ class Running:
         canary: Canary,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        program: Callable[..., list[str]] = command,
         **identity: Any,
     ) -> None:
         self._canary = canary
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self.process = subprocess.Popen(
-            command(*arguments),
+            program(*arguments),
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,

@@ -8,8 +8,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,8 +16,9 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.cli.process import Running, command, environment, run
+from tests.cli.process import Running, run
 from tests.kit import Canary, eventually
+from tests.kit.other_user import OpenPython
 
 REGISTRY = Path(__file__).parents[2] / "registry.d"
 
@@ -231,26 +230,22 @@ def test_a_registry_without_its_databases_is_said(registry: Path, canary: Canary
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests ran as an ordinary user")
-def test_as_an_ordinary_user(canary: Canary) -> None:
+def test_as_an_ordinary_user(public_dir: Path, canary: Canary) -> None:
     """Started by somebody who is not root, it works and leaves nothing behind."""
-    nobody = {"user": "nobody", "group": "nogroup", "extra_groups": []}
-    try:
-        subprocess.run(command("--version"), env=environment(), check=True, **nobody)
-    except (PermissionError, subprocess.CalledProcessError):
-        pytest.skip("another user cannot run this interpreter")
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        registry = shutil.copytree(REGISTRY, Path(directory, "registry.d"))
-        with Demo(
-            "demo", registry, "--port", "0", "--rotate-every", "0.5",
-            canary=canary, cwd=Path(directory), env={"HOME": directory}, **nobody,
-        ) as running:  # fmt: skip
-            eventually(lambda: min(running.samples("pgmonkey_config_generation").values()) >= 2, 20)
-            assert running.errors == 0
-            secrets = running.secrets
-            running.send(signal.SIGINT)
-            assert running.code() == 0
-            assert not secrets.exists()
+    python = OpenPython(public_dir)
+    registry = shutil.copytree(REGISTRY, public_dir / "registry.d")
+    with Demo(
+        "demo", registry, "--port", "0", "--rotate-every", "0.5",
+        canary=canary, cwd=public_dir, env={"HOME": str(public_dir), **python.variables()},
+        program=python.command, user="nobody", group="nogroup", extra_groups=[],
+    ) as running:  # fmt: skip
+        eventually(lambda: min(running.samples("pgmonkey_config_generation").values()) >= 2, 20)
+        assert running.errors == 0
+        assert psutil.Process(running.process.pid).username() == "nobody"
+        secrets = running.secrets
+        running.send(signal.SIGINT)
+        assert running.code() == 0
+        assert not secrets.parent.exists()
 
 
 def _lives(process: psutil.Process) -> bool:
