@@ -145,6 +145,8 @@ class PatroniCluster:
                 ],
                 "parameters": {
                     "unix_socket_directories": str(node.directory),
+                    # A segment in /dev/shm would outlive the kill of a leader.
+                    "dynamic_shared_memory_type": "mmap",
                     "fsync": "off",
                     "max_connections": 100,
                 },

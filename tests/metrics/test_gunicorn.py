@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,14 @@ class Gunicorn:
     def stop(self) -> None:
         """End it, and look at what it printed."""
         children = psutil.Process(self.process.pid).children()
-        files = {
-            Path(mapped.path).parent
-            for child in children
-            for mapped in child.memory_maps()
-            if mapped.path.startswith("/dev/shm/metrics-")
-        }
+        files: set[Path] = set()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):  # such as one that the test has just killed
+                files |= {
+                    Path(mapped.path).parent
+                    for mapped in child.memory_maps()
+                    if mapped.path.startswith("/dev/shm/metrics-")
+                }
         self.process.terminate()
         try:
             self.process.wait(15)
