@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +15,7 @@ from pgmonkey.errors import ConnectError
 from pgmonkey.failed_probe import failed_probe
 from pgmonkey.loader import DirectoryLoader
 from pgmonkey.problem import Problem, sorted_problems
+from pgmonkey.trust import Trust
 
 if TYPE_CHECKING:
     from pgmonkey.config import DatabaseConfig
@@ -66,6 +67,8 @@ def check(
     *,
     static: bool = False,
     online: bool = False,
+    trust: Trust = "off",
+    on_untrusted: Callable[[str, str], None] | None = None,
     allow_sensitive_defaults: bool = False,
 ) -> Report:
     """Look for everything that is wrong with the files of a directory.
@@ -77,6 +80,9 @@ def check(
         static: Judge the files alone: variables, secret files and TLS files need not be there,
             and the environment is not looked at.
         online: Connect to each good database once.
+        trust: `strict`: a file that other accounts can change is a problem, as it is for the
+            service.
+        on_untrusted: Called with such a file and the reason, unless `trust` is `off`.
         allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
 
     Example:
@@ -87,6 +93,8 @@ def check(
         directory,
         allow_sensitive_defaults=allow_sensitive_defaults,
         environ={} if static else None,
+        trust=trust,
+        on_untrusted=on_untrusted,
     ).scan()
     problems: Iterable[Problem] = scan.all_problems()
     if static:

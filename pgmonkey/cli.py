@@ -26,6 +26,8 @@ from pgmonkey.cli_options import (
     NamedDirectory,
     Output,
     OutputChoice,
+    Trust,
+    TrustChoice,
 )
 from pgmonkey.outcome import ExitCode, expecting, tell
 from pgmonkey.version import __version__
@@ -126,6 +128,7 @@ def check(
     online: Annotated[
         bool, typer.Option("--online", help="Also connect to each database once.")
     ] = False,
+    trust: Trust = TrustChoice.OFF,
     allow_sensitive_defaults: AllowSensitiveDefaults = False,
 ) -> None:
     """Say what is wrong with the files of a registry; nothing, if all is well.
@@ -134,10 +137,17 @@ def check(
     """
     if static and online:
         raise typer.BadParameter("it cannot be combined with --static", param_hint="--online")
+    if static and trust is not TrustChoice.OFF:
+        raise typer.BadParameter("it cannot be combined with --static", param_hint="--trust")
     from pgmonkey.check import check as check_files
 
     report = check_files(
-        directory, static=static, online=online, allow_sensitive_defaults=allow_sensitive_defaults
+        directory,
+        static=static,
+        online=online,
+        trust=trust.value,
+        on_untrusted=(lambda _, reason: tell(reason)) if trust is TrustChoice.WARN else None,
+        allow_sensitive_defaults=allow_sensitive_defaults,
     )
     text = getattr(report, f"as_{output.value}")()
     if text:
@@ -146,6 +156,8 @@ def check(
         if output is CheckOutputChoice.TEXT:
             tell(report.summary())
         raise typer.Exit(ExitCode.PROBLEM)
+    if not report.databases:
+        tell(f"{directory} declares no database")
 
 
 @app.command("list")

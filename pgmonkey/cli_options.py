@@ -33,6 +33,14 @@ class LogLevelChoice(str, Enum):  # noqa: UP042 - as above
     ERROR = "error"
 
 
+class TrustChoice(str, Enum):  # noqa: UP042 - as above
+    """What becomes of files that other accounts can change."""
+
+    STRICT = "strict"
+    WARN = "warn"
+    OFF = "off"
+
+
 Directory = Annotated[
     Path,
     typer.Argument(
@@ -51,6 +59,10 @@ AllowSensitiveDefaults = Annotated[
     typer.Option(
         "--allow-sensitive-defaults", help="Accept ${NAME:-default} for passwords and the like."
     ),
+]
+Trust = Annotated[
+    TrustChoice,
+    typer.Option("--trust", help="strict: refuse files that other accounts can change."),
 ]
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The database.", show_default=False)]

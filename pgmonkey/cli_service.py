@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,6 +17,8 @@ from pgmonkey.cli_options import (
     LogLevelChoice,
     Output,
     OutputChoice,
+    Trust,
+    TrustChoice,
 )
 from pgmonkey.outcome import ExitCode, expecting, tell
 
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
     import socket
 
 _EVERY: Final = 2.0  # seconds between two looks of --watch
-
-
-class TrustChoice(str, Enum):  # noqa: UP042 - as above
-    """What becomes of files that other accounts can change."""
-
-    STRICT = "strict"
-    WARN = "warn"
-    OFF = "off"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -103,10 +96,7 @@ def serve(
     log_format: LogFormat = LogFormatChoice.AUTO,
     log_level: LogLevel = LogLevelChoice.INFO,
     allow_sensitive_defaults: AllowSensitiveDefaults = False,
-    trust: Annotated[
-        TrustChoice,
-        typer.Option("--trust", help="strict: refuse files that other accounts can change."),
-    ] = TrustChoice.STRICT,
+    trust: Trust = TrustChoice.STRICT,
 ) -> None:
     """Serve the status page, /metrics, /healthz and /readyz of a registry.
 

@@ -34,7 +34,7 @@ def inconsistencies(
         isolate: Whether it is a registry's: nothing is filled from the environment there.
         variables: The variables in the environment that libpq reads.
         failed: Connection keywords that are in the file, but whose reference could not be
-            resolved: they are not missing.
+            resolved, or whose name is misspelt: they are not missing.
     """
     connection = tree.get("connection_settings")
     if not isinstance(connection, dict):

@@ -21,7 +21,7 @@ from pgmonkey.placement import Placement
 from pgmonkey.problem import Problem
 from pgmonkey.redaction import SHORT, Secret, is_sensitive, mask_urls
 from pgmonkey.resolution import HOW_TO_RESOLVE, Resolution
-from pgmonkey.schema_finding import finding_of
+from pgmonkey.schema_finding import finding_of, meant_key
 from pgmonkey.secret_file import Snapshot, SnapshotMovedError, from_one_snapshot
 from pgmonkey.sources import SourceFile, Sources
 
@@ -232,7 +232,15 @@ class Making:
                 if isinstance(resolved.get(section), dict):
                     for key in _IGNORED_POOL_KEYS & resolved[section].keys():
                         del resolved[section][key]
-        failed = frozenset(finding.path[:2] for finding in self._findings)
+        # Late: pydantic is the largest import of all, and nobody needs it before the first file.
+        from pgmonkey.database_file import DatabaseFile, validate
+
+        result = validate(resolved)
+        model, details = (result, ()) if isinstance(result, DatabaseFile) else (None, result)
+        # What is there, but wrong already, is not missing: one mistake is one problem.
+        failed = frozenset(finding.path[:2] for finding in self._findings).union(
+            filter(None, map(meant_key, details))
+        )
         self._findings += inconsistencies(
             resolved,
             isolate=self._rules.isolate,
@@ -243,17 +251,11 @@ class Making:
                 if len(path) > 1 and path[0] == "connection_settings"
             ),
         )
-        # Late: pydantic is the largest import of all, and nobody needs it before the first file.
-        from pgmonkey.database_file import DatabaseFile, validate
-
-        result = validate(resolved)
-        if isinstance(result, DatabaseFile):
-            return result
-        for details in result:
-            finding = finding_of(details)
+        for one in details:
+            finding = finding_of(one)
             if not (finding.code == "config.required" and finding.path[:2] in failed):
                 self._findings.append(self._with_value(finding, resolved, external))
-        return None
+        return model
 
     def _with_value(
         self, finding: Finding, resolved: dict[str, Any], external: set[KeyPath]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from pgmonkey.finding import Finding
 from pgmonkey.layout import KeyPath
+
+_WRAPPER: Final = ("postgresql",)
 
 
 def finding_of(details: Mapping[str, Any], path: KeyPath | None = None) -> Finding:
@@ -32,28 +34,46 @@ def finding_of(details: Mapping[str, Any], path: KeyPath | None = None) -> Findi
             return Finding(path, "config.type", "expected a mapping", show=True)
 
 
+def meant_key(details: Mapping[str, Any]) -> KeyPath | None:
+    """Return the key that was meant, if an error of pydantic is about one that is unknown.
+
+    Args:
+        details: The error.
+    """
+    if details["type"] != "extra_forbidden":
+        return None
+    path = tuple(details["loc"])
+    if path == _WRAPPER:
+        return ("connection_settings",)
+    near = _near(path)
+    return (*path[:-1], near) if near else None
+
+
 def _unknown(path: KeyPath) -> Finding:
-    from difflib import get_close_matches
-
-    from pgmonkey.database_file import known_keys
-
     key = str(path[-1])
     shown = json.dumps(key if len(key) <= 63 else f"{key[:60]}...")
-    known = known_keys(path[:-1])
     strange = "" if key.isascii() else " contains letters that are not ASCII"
-    near = get_close_matches(_plain(key), known, 1, 0.7)
     hint = None
-    if near:
-        hint = f'did you mean "{near[0]}"?'
+    if near := _near(path):
+        hint = f'did you mean "{near}"?'
     elif home := _home(key):
         hint = f'"{key}" belongs in {home}'
     elif key == "name" and len(path) == 1:
         hint = "a database has the name of its file"
-    elif key == "postgresql" and len(path) == 1:
+    elif path == _WRAPPER:
         hint = "the old layout: move its contents up one level"
     else:
         hint = "the reference lists every key, and so does pgmonkey schema"
     return Finding(path, "config.unknown_key", f"unknown key {shown}{strange}", hint, at_key=True)
+
+
+def _near(path: KeyPath) -> str | None:
+    from difflib import get_close_matches
+
+    from pgmonkey.database_file import known_keys
+
+    near = get_close_matches(_plain(str(path[-1])), known_keys(path[:-1]), 1, 0.7)
+    return near[0] if near else None
 
 
 def _plain(key: str) -> str:

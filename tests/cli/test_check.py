@@ -96,6 +96,29 @@ def test_github_annotations_are_escaped(tmp_path: Path, canary: Canary) -> None:
     )
 
 
+def test_trust_is_judged_as_the_service_judges_it(tmp_path: Path, canary: Canary) -> None:
+    """A file that everybody can change: a problem if asked for, a line, or nothing by default."""
+    (tmp_path / "orders.yaml").write_text(GOOD)
+    (tmp_path / "orders.yaml").chmod(0o666)
+    assert run("check", tmp_path, canary=canary).code == 0
+    said = f"{tmp_path}/orders.yaml can be changed by everybody (mode 0666)"
+    done = run("check", tmp_path, "--trust", "warn", canary=canary)
+    assert (done.code, done.out, done.err) == (0, "", f"{said}\n")
+    done = run("check", tmp_path, "--trust", "strict", canary=canary)
+    assert (done.code, done.err) == (1, "1 problem in 1 file\n")
+    assert f"the file is not to be trusted: {said}  [file.untrusted]" in done.out
+    (tmp_path / "orders.yaml").chmod(0o644)
+    done = run("check", tmp_path, "--trust", "strict", canary=canary)
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_a_directory_without_databases_is_said(tmp_path: Path, canary: Canary) -> None:
+    """A check that had nothing to look at says so: perhaps it is the wrong directory."""
+    (tmp_path / "readme.txt").write_text("")
+    done = run("check", tmp_path, canary=canary)
+    assert (done.code, done.out, done.err) == (0, "", f"{tmp_path} declares no database\n")
+
+
 def test_static_wants_no_variables_and_no_files(tmp_path: Path, canary: Canary) -> None:
     """Where files are written there are no secrets: only what the files say themselves counts."""
     (tmp_path / "a.yaml").write_text(
@@ -156,7 +179,14 @@ def test_a_thousand_files_take_less_than_a_second(tmp_path: Path, canary: Canary
 
 
 @pytest.mark.parametrize(
-    "arguments", [["-o", "yaml"], ["--static", "--online"], ["a", "b"], ["--onlin"]]
+    "arguments",
+    [
+        ["-o", "yaml"],
+        ["--static", "--online"],
+        ["--static", "--trust", "warn"],
+        ["a", "b"],
+        ["--onlin"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path, canary: Canary) -> None:
     """A wrong argument is named, with the usage."""
