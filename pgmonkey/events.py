@@ -2,16 +2,19 @@
 
 The library configures no logging. Events reach the structlog configuration of the application
 if it has one, else the standard library's logger `pgmonkey`. Emitting never raises into the
-caller, and is never done while a lock is held or on the way of a checkout.
+caller, and is never done while a lock is held or on the way of a checkout: what writes events is
+the application's, and may call the very registry that has something to say.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
@@ -39,6 +42,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "connect.failed": ("warning", "connects began to fail; reason"),
         "connect.recovered": ("info", "connects work again; outage in seconds"),
         "checkout.leaked": ("warning", "a checkout is held longer than leak_detection"),
+        "checkout.abandoned": ("warning", "an interrupt left a checkout that nobody could end"),
         "checkout.returned_late": ("info", "a checkout that was reported came back"),
         "file.untrusted": ("warning", "other accounts can change a file; once for each file"),
         "watch.started": ("info", "the directories are watched"),
@@ -95,6 +99,37 @@ _wrapped_stdlib = structlog.wrap_logger(
 )
 
 
+class _HeldBack(threading.local):
+    """What this thread writes when it holds no lock any more; `None`: at once."""
+
+    events: list[tuple[str, str, dict[str, Any]]] | None = None
+
+
+_held_back = _HeldBack()
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Write the events of a block when it ends, in their order: the block holds a lock.
+
+    Enter it before the lock. Inside of another such block it does nothing.
+
+    Example:
+        >>> with held_back(), threading.Lock():
+        ...     emit("config.removed", database="orders")
+    """
+    if _held_back.events is not None:
+        yield
+        return
+    held = _held_back.events = []
+    try:
+        yield
+    finally:
+        _held_back.events = None
+        for level, event, known in held:
+            _write(level, event, known)
+
+
 def emit(event: str, **fields: Any) -> None:
     """Emit one event of the catalogue.
 
@@ -108,6 +143,13 @@ def emit(event: str, **fields: Any) -> None:
     known = {name: value for name, value in fields.items() if value is not None}
     kept = {name: value for name, value in known.items() if name not in _NOT_KEPT}
     _recent.append(Event(next(_numbers), time.time(), event, level, kept))
+    if _held_back.events is None:
+        _write(level, event, known)
+    else:
+        _held_back.events.append((level, event, known))
+
+
+def _write(level: str, event: str, known: dict[str, Any]) -> None:
     logger = structlog.get_logger("pgmonkey") if structlog.is_configured() else _wrapped_stdlib
     try:
         getattr(logger, level)(event, **known)
@@ -120,8 +162,8 @@ def recent() -> tuple[Event, ...]:
     """Return the last events of this process, oldest first, whatever became of them in the logs.
 
     Example:
-        >>> "registry.loaded" in {event.name for event in recent()}
-        True
+        >>> [event.name for event in recent()][:1]
+        ['registry.loaded']
     """
     return tuple(_recent.copy())
 

@@ -175,7 +175,8 @@ class Registry:
         entry = self._reloader.entries.get(name)
         if entry is None:
             raise UnknownDatabaseError(self._unknown(name))
-        with entry.deciding:  # a handle that is made now is among those that the next change moves
+        # A handle that is made now is among those that the next change moves.
+        with events.held_back(), entry.deciding:
             if entry.removed and not self._handles_of(name):
                 if entry.rejection is None:
                     raise UnknownDatabaseError(self._unknown(name))

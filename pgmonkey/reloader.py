@@ -161,7 +161,7 @@ class Reloader:
             seen: When the change was seen, on the monotonic clock.
             again: Try failed probes again, though their pause is not over.
         """
-        with self._looking:
+        with events.held_back(), self._looking:
             scan = self._settled_scan()
             self._directories = scan.watched_directories or self._directories
             unchanged, removed = [], []
@@ -222,10 +222,12 @@ class Reloader:
         """Apply what an entry wants: here if no connection is needed, else in a thread."""
         needs_probe = any(handle.is_open() for handle in self._handles_of(entry.name))
         if not needs_probe and entry.reloading.acquire(blocking=False):
-            try:
-                self._apply(entry)
-            finally:
-                entry.reloading.release()
+            with events.held_back():
+                try:
+                    while self._apply(entry):
+                        pass
+                finally:
+                    entry.reloading.release()
             return None
         thread = threading.Thread(
             target=self._apply_in_turn,
@@ -236,30 +238,38 @@ class Reloader:
         try:
             thread.start()
         except RuntimeError as error:  # no thread can be had: what runs goes on
-            with entry.deciding:
+            with events.held_back(), entry.deciding:
                 if (config := entry.wanted) is not None:
                     self._reject_probe(entry, config, _unexpected(config, error))
             return None
         return thread
 
     def _apply_in_turn(self, entry: Entry) -> None:
-        with entry.reloading, self._places:
-            self._apply(entry)
+        more = True
+        while more:  # what one step has to say is not kept until the next one is through
+            with events.held_back(), entry.reloading, self._places:
+                more = self._apply(entry)
 
     # Applying
 
-    def _apply(self, entry: Entry) -> None:
-        """Bring one database to what its files want. The caller holds `entry.reloading`."""
-        while (config := entry.wanted) is not None:
-            try:
-                self._carry_out(entry, config)
-            except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: tried again
-                if not isinstance(error, ConnectError):
-                    error = _unexpected(config, error)
-                with entry.deciding:
-                    if entry.wanted is config:
-                        self._reject_probe(entry, config, error)
-                        return
+    def _apply(self, entry: Entry) -> bool:
+        """Bring one database to what its files want. The caller holds `entry.reloading`.
+
+        Returns:
+            Whether to look again: the files may want something else by now.
+        """
+        if (config := entry.wanted) is None:
+            return False
+        try:
+            self._carry_out(entry, config)
+        except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: tried again
+            if not isinstance(error, ConnectError):
+                error = _unexpected(config, error)
+            with entry.deciding:
+                if entry.wanted is config:
+                    self._reject_probe(entry, config, error)
+                    return False
+        return True
 
     def _carry_out(self, entry: Entry, config: DatabaseConfig) -> None:
         """Prepare every handle, then commit every handle: all or none of them moves.
