@@ -21,6 +21,10 @@ from pgmonkey.usage import FOLD_AT
 if TYPE_CHECKING:
     from pgmonkey.async_handle import AsyncDatabase
 
+#: What may end a wait without leaving the pool's count wrong; a coroutine that is being destroyed
+#: cannot wait for anything besides.
+_FORESEEN = (Exception, asyncio.CancelledError, GeneratorExit)
+
 
 class AsyncCheckout(Checkout):
     """Borrow one connection of an async handle, in the running loop."""
@@ -53,9 +57,23 @@ class AsyncCheckout(Checkout):
             self.generation = generation
             if generation.guarded:
                 guard(handle, self, generation)
-            generation.checkouts.add(self)
             try:
+                generation.checkouts.add(self)
                 connection: AsyncPooledConnection = await generation.getconn(left)
+                # One that had come back before it was asked for was there at once; a look at the
+                # clock costs as much as the rest of this.
+                now = asked if connection.returned_at <= asked else monotonic()
+                if side.generation is not generation:
+                    await generation.putconn(connection)
+                elif (
+                    now - connection.returned_at < FRESH
+                    and now < connection.expires_at
+                    and not generation.examined
+                ) or await side.is_fit(connection, generation, left - (now - began)):
+                    self.connection = connection
+                    self.taken = now
+                    return connection
+                side.let_go(self, generation)
             except psycopg_pool.PoolTimeout:
                 side.let_go(self, generation)
                 if side.is_clogged(generation):
@@ -66,34 +84,15 @@ class AsyncCheckout(Checkout):
                 # one, with what is left of its time. Nothing was sent, so nothing is repeated.
                 side.let_go(self, generation)
             except BaseException as error:
+                self.connection = None
                 side.let_go(self, generation)
                 generation.dialer.lose()
                 handle.usage.errors["other"] += 1
-                if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                    # psycopg_pool forgets a connection that it was about to hand over.
+                if not isinstance(error, _FORESEEN):
+                    # An interrupt on the way from the pool to the block: the pool counts a
+                    # connection as out that nobody has, or that it was about to hand over.
                     await side.replace_later(generation, "interrupted")
                 raise
-            else:
-                # One that had come back before it was asked for was there at once; a look at the
-                # clock costs as much as the rest of this.
-                now = asked if connection.returned_at <= asked else monotonic()
-                try:
-                    if side.generation is not generation:
-                        await generation.putconn(connection)
-                    elif (
-                        now - connection.returned_at < FRESH
-                        and now < connection.expires_at
-                        and not generation.examined
-                    ) or await side.is_fit(connection, generation, left - (now - began)):
-                        self.connection = connection
-                        self.taken = now
-                        return connection
-                except BaseException:
-                    # An interrupt or a cancellation while the server is asked for a sign of
-                    # life: the connection is dropped, and this client waits no longer.
-                    side.let_go(self, generation)
-                    raise
-                side.let_go(self, generation)
             asked = monotonic()
             left = (timeout or 0.0) - (asked - began)
             if left <= 0.0:
@@ -103,33 +102,52 @@ class AsyncCheckout(Checkout):
 
     async def leave(self, kind: object = None, error: object = None, _trace: object = None) -> None:
         """Commit or roll back, and give the connection back."""
-        connection: AsyncPooledConnection = self.connection
-        handle: AsyncDatabase = self.handle
-        generation: Generation[AsyncPool] = self.generation
+        out = True
         try:
-            if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
-                await _end(connection, failed=kind is not None)
-            if generation.resets:
-                await _reset(connection, autocommit=generation.applied.config.autocommit)
-        finally:
-            self.connection = None
-            now = connection.returned_at = monotonic()
-            generation.checkouts.discard(self)
-            if generation.gives_up:
-                generation.gives_up = False
-                await connection.close()
-            await generation.putconn(connection)
-            taken = self.taken
-            handle.record((taken - self.began, now - taken))
-            if len(handle.records) >= FOLD_AT:
-                handle.usage.fold()
-            if generation.retired:
-                handle.side().drained_if_empty(generation)
-            if self.reported:
-                handle.side().returned_late(self, now)
-            if generation.wants_primary and isinstance(error, ReadOnlySqlTransaction):
-                # This server is no primary any more: all its connections are of no use.
-                await handle.side().replace_later(generation, "standby")
+            connection: AsyncPooledConnection = self.connection
+            handle: AsyncDatabase = self.handle
+            generation: Generation[AsyncPool] = self.generation
+            try:
+                if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
+                    await _end(connection, failed=kind is not None)
+                if generation.resets:
+                    await _reset(connection, autocommit=generation.applied.config.autocommit)
+            finally:
+                self.connection = None
+                now = connection.returned_at = monotonic()
+                generation.checkouts.discard(self)
+                if generation.gives_up:
+                    generation.gives_up = False
+                    await connection.close()
+                await generation.putconn(connection)
+                out = False
+                taken = self.taken
+                handle.record((taken - self.began, now - taken))
+                if len(handle.records) >= FOLD_AT:
+                    handle.usage.fold()
+                if generation.retired:
+                    handle.side().drained_if_empty(generation)
+                if self.reported:
+                    handle.side().returned_late(self, now)
+                if generation.wants_primary and isinstance(error, ReadOnlySqlTransaction):
+                    # This server is no primary any more: all its connections are of no use.
+                    await handle.side().replace_later(generation, "standby")
+        except BaseException as interrupt:
+            if out and not isinstance(interrupt, GeneratorExit):  # nothing can be awaited then
+                await self._lose()
+            raise
+
+    async def _lose(self) -> None:
+        """Give up a generation whose pool may count a connection as out that nobody has.
+
+        An interrupt, or a second cancellation, came on the way from the block to the pool. The
+        connection is not closed here: the pool may have given it to the next one already.
+        """
+        handle: AsyncDatabase = self.handle
+        side = handle.side()
+        self.connection = None
+        side.let_go(self, self.generation)
+        await side.replace_later(self.generation, "interrupted")
 
     __aexit__ = leave
 

@@ -98,6 +98,14 @@ class Checkout:
         _halves.pop(get_ident(), None)  # it would keep this checkout alive
         self.handle.loose.append(self)
 
+    def reclaim(self) -> bool:
+        """Take the connection back from a checkout that nobody can end any more.
+
+        Returns:
+            Whether that was done.
+        """
+        return False
+
     @property
     def place(self) -> str:
         """Return where it was borrowed, as `file:line in function`."""

@@ -12,6 +12,7 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import TupleRow
 
 from pgmonkey import events
+from pgmonkey.abandonment import abandoned
 from pgmonkey.budget import Budget, Share
 from pgmonkey.checkout import Checkout
 from pgmonkey.errors import WrongSideError
@@ -221,6 +222,18 @@ class Database(ABC):
         _, retired, gates = self._parts()
         return bool(retired) or any(gate.lingers() for gate in gates)
 
+    def reclaim(self, generation: Generation[Any]) -> None:
+        """Take back the connections of checkouts that nobody can end any more, and report them."""
+        for one in abandoned(generation.checkouts):
+            if one.reclaim():
+                self.usage.leaks += 1
+                events.emit(
+                    "checkout.abandoned",
+                    database=self.name,
+                    connection_type=self.connection_type,
+                    **_describe(one, monotonic()),
+                )
+
     def patrol(self, now: float) -> None:
         """Report checkouts that last too long: leaked ones, and holders of a retired generation.
 
@@ -230,6 +243,8 @@ class Database(ABC):
         current, retired, _ = self._parts()
         config = self.target.applied.config
         self.keeps_stacks = config.leak_stack
+        for generation in current + retired:
+            self.reclaim(generation)
         for generation in retired:
             if not generation.lingers and now - generation.retired_at > config.drain_timeout:
                 generation.lingers = True

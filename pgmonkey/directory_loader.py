@@ -74,7 +74,7 @@ class DirectoryLoader:
         >>> scan = DirectoryLoader("registry.d").scan()
         >>> scan.raise_for_problems()
         >>> sorted(scan.configs)
-        ['events', 'orders', 'reports']
+        ['audit', 'events', 'orders']
     """
 
     def __init__(

@@ -74,8 +74,7 @@ class Explanation:
         RegistryConfigError: The file has problems.
 
     Example:
-        >>> [one.source.path for one in Explanation("registry.d", "orders").values][:1]
-        ['registry.d/orders.yaml']
+        >>> print(Explanation("registry.d", "orders").as_table(sources=True))
     """
 
     def __init__(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _FIRST_RETRY: Final = 0.1
 _LONGEST_RETRY: Final = 1.0
+#: Seconds after which a loop that has not turned is taken to stand still.
+_TURN: Final = 1.0
 #: Turns of the loop for which a new pool is given time before it is used.
 _SETTLING_TURNS: Final = 20
 
@@ -350,22 +352,29 @@ class LoopSide(Lifecycle[AsyncPool]):
     def wait_for_room(self, dialer: Dialer) -> Slot | None:
         """Let the loop give up one connection for a probe that another thread makes.
 
-        A loop that stands still does not: then the reload is tried again later.
+        A loop that stands still does not: then the reload is tried again later. It may be the
+        very loop on whose thread `reload` was called, which must not wait for itself.
         """
         current = self.generation
         if current is None:
             return None
         current.gives_up = True
+        turned = threading.Event()
+
+        def turn() -> None:
+            turned.set()
+            self._keep(give_up_an_idle_one(current))
+
+        def wait(seconds: float) -> Slot | None:
+            return self.gate.wait(
+                self.is_gone, server=dialer.server, beyond=1, claimed=True, timeout=seconds
+            )
+
         try:
             with self.share.budget.claim(dialer.server):
-                self._soon(lambda: self._keep(give_up_an_idle_one(current)))
-                return self.gate.wait(
-                    self.is_gone,
-                    server=dialer.server,
-                    beyond=1,
-                    claimed=True,
-                    timeout=current.timeout,
-                )
+                self._soon(turn)
+                slot = wait(_TURN)
+                return wait(current.timeout) if slot is None and turned.is_set() else slot
         finally:
             current.gives_up = False
 
@@ -469,7 +478,8 @@ class LoopSide(Lifecycle[AsyncPool]):
     async def replace_later(self, generation: Generation[AsyncPool], why: str) -> None:
         """Close a generation that is of no use any more; the next checkout opens another."""
         if self.give_up(generation, why):
-            await self._bury(generation)
+            # Who waits may be cancelled, the closing may not: the pool would stay half open.
+            await asyncio.shield(self._keep(self._bury(generation)))
 
     def refused(self) -> None:
         """Tell the registry, if there is one, that a login was refused."""

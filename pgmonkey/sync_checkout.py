@@ -56,11 +56,30 @@ class SyncCheckout(Checkout):
             self.generation = generation
             if generation.guarded:
                 guard(handle, self, generation)
-            generation.checkouts.add(self)
+            got = False
             try:
+                generation.checkouts.add(self)
                 connection: PooledConnection = generation.getconn(left)
+                got = True
+                # One that had come back before it was asked for was there at once; a look at the
+                # clock costs as much as the rest of this.
+                now = asked if connection.returned_at <= asked else monotonic()
+                # Between reading the generation and getting the connection a swap may have
+                # happened; a connection of the retired one must not be handed out after it.
+                if handle.generation is not generation:
+                    generation.putconn(connection)
+                elif (
+                    now - connection.returned_at < FRESH
+                    and now < connection.expires_at
+                    and not generation.examined
+                ) or handle.is_fit(connection, generation, left - (now - began)):
+                    self.connection = connection
+                    self.taken = now
+                    return connection
+                handle.let_go(self, generation)
             except psycopg_pool.PoolTimeout:
                 handle.let_go(self, generation)
+                handle.reclaim(generation)
                 if handle.is_clogged(generation):
                     handle.replace_later(generation, "queue")
                 raise checkout_timeout(handle, generation, monotonic() - began) from None
@@ -69,35 +88,14 @@ class SyncCheckout(Checkout):
                 # one, with what is left of its time. Nothing was sent, so nothing is repeated.
                 handle.let_go(self, generation)
             except BaseException as error:
+                self.connection = None
                 handle.let_go(self, generation)
                 handle.usage.errors["other"] += 1
-                if not isinstance(error, Exception):
-                    # psycopg_pool forgets a connection that it was about to hand over.
+                if got or not isinstance(error, Exception):
+                    # An interrupt on the way from the pool to the block: the pool counts a
+                    # connection as out that nobody has, or that it was about to hand over.
                     handle.replace_later(generation, "interrupted")
                 raise
-            else:
-                # One that had come back before it was asked for was there at once; a look at the
-                # clock costs as much as the rest of this.
-                now = asked if connection.returned_at <= asked else monotonic()
-                try:
-                    # Between reading the generation and getting the connection a swap may have
-                    # happened; a connection of the retired one must not be handed out after it.
-                    if handle.generation is not generation:
-                        generation.putconn(connection)
-                    elif (
-                        now - connection.returned_at < FRESH
-                        and now < connection.expires_at
-                        and not generation.examined
-                    ) or handle.is_fit(connection, generation, left - (now - began)):
-                        self.connection = connection
-                        self.taken = now
-                        return connection
-                except BaseException:
-                    # An interrupt or a cancellation while the server is asked for a sign of
-                    # life: the connection is dropped, and this client waits no longer.
-                    handle.let_go(self, generation)
-                    raise
-                handle.let_go(self, generation)
             asked = monotonic()
             left = (timeout or 0.0) - (asked - began)
             if left <= 0.0:
@@ -107,33 +105,61 @@ class SyncCheckout(Checkout):
 
     def leave(self, kind: object = None, error: object = None, _trace: object = None) -> None:
         """Commit or roll back, and give the connection back."""
-        connection: PooledConnection = self.connection
-        handle: SyncDatabase = self.handle
-        generation: Generation[SyncPool] = self.generation
+        out = True
         try:
-            if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
-                _end(connection, failed=kind is not None)
-            if generation.resets:
-                _reset(connection, autocommit=generation.applied.config.autocommit)
-        finally:
-            self.connection = None
-            now = connection.returned_at = monotonic()
-            if generation.gives_up:
-                generation.gives_up = False
-                connection.close()
-            generation.putconn(connection)
-            generation.checkouts.discard(self)
-            taken = self.taken
-            handle.record((taken - self.began, now - taken))
-            if len(handle.records) >= FOLD_AT:
-                handle.usage.fold()
-            if generation.retired:
-                handle.drained_if_empty(generation)
-            if self.reported:
-                handle.returned_late(self, now)
-            if generation.wants_primary and isinstance(error, ReadOnlySqlTransaction):
-                # This server is no primary any more: all its connections are of no use.
-                handle.replace_later(generation, "standby")
+            connection: PooledConnection = self.connection
+            handle: SyncDatabase = self.handle
+            generation: Generation[SyncPool] = self.generation
+            try:
+                if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
+                    _end(connection, failed=kind is not None)
+                if generation.resets:
+                    _reset(connection, autocommit=generation.applied.config.autocommit)
+            finally:
+                self.connection = None
+                now = connection.returned_at = monotonic()
+                if generation.gives_up:
+                    generation.gives_up = False
+                    connection.close()
+                generation.putconn(connection)
+                generation.checkouts.discard(self)
+                out = False
+                taken = self.taken
+                handle.record((taken - self.began, now - taken))
+                if len(handle.records) >= FOLD_AT:
+                    handle.usage.fold()
+                if generation.retired:
+                    handle.drained_if_empty(generation)
+                if self.reported:
+                    handle.returned_late(self, now)
+                if generation.wants_primary and isinstance(error, ReadOnlySqlTransaction):
+                    # This server is no primary any more: all its connections are of no use.
+                    handle.replace_later(generation, "standby")
+        except BaseException:
+            if out:
+                self._lose()
+            raise
+
+    def reclaim(self) -> bool:
+        """Close the connection, so that what the block has done is not committed."""
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return False
+        connection.close()
+        self.generation.putconn(connection)
+        self.handle.let_go(self, self.generation)
+        return True
+
+    def _lose(self) -> None:
+        """Give up a generation whose pool may count a connection as out that nobody has.
+
+        An interrupt came on the way from the block to the pool. The connection is not closed
+        here: the pool may have given it to the next one already.
+        """
+        handle: SyncDatabase = self.handle
+        self.connection = None
+        handle.let_go(self, self.generation)
+        handle.replace_later(self.generation, "interrupted")
 
     __exit__ = leave
 

@@ -10,7 +10,7 @@ from concurrent.futures import TimeoutError as WaitTimeout
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey import fault_points
+from pgmonkey import events, fault_points
 from pgmonkey.candidate import Candidate
 from pgmonkey.connection import LONG_IDLE, LONGEST_PING, PooledConnection
 from pgmonkey.database import Database
@@ -128,17 +128,17 @@ class SyncSide(Database, Lifecycle[SyncPool]):
         with self._lock:
             self.refuse_if_gone()
             if (opening := self._opening) is None:
-                opening = self._opening = Future()
-                thread = threading.Thread(
-                    target=self._open,
-                    args=(opening,),
-                    name=f"pgmonkey-open-{self.name}",
-                    daemon=True,
-                )
-                self._attempt_now.clear()
                 try:
+                    opening = self._opening = Future()
+                    thread = threading.Thread(
+                        target=self._open,
+                        args=(opening,),
+                        name=f"pgmonkey-open-{self.name}",
+                        daemon=True,
+                    )
+                    self._attempt_now.clear()
                     thread.start()
-                except RuntimeError:  # no thread can be had: the next checkout tries again
+                except BaseException:  # no thread can be had, or Ctrl-C: the next one tries again
                     self._opening = None
                     raise
             return opening
@@ -177,8 +177,8 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                 if self.publish_first(generation):
                     return
                 self.discard(generation)
-                if self.target.gone is not None:
-                    return
+                if self.target.gone is not None or self.generation is not None:
+                    return  # another one came first, begun by who was interrupted
         except BaseException as unexpected:  # noqa: BLE001 - it is handed to those who wait
             error = unexpected
         finally:
@@ -300,7 +300,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
             ReloadRejectedError: the probe failed; the old generation keeps serving.
         """
         asked_at = self.target.applied.version
-        with self._reloading:
+        with events.held_back(), self._reloading:
             applied = self.target.applied
             config = config or applied.config
             if applied.version > asked_at and applied.config.digest == config.digest:

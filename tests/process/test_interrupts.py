@@ -6,15 +6,20 @@ import asyncio
 import gc
 import random
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psycopg_pool
 import pytest
 
-from pgmonkey import Registry
+import pgmonkey
+from pgmonkey import Registry, sync_checkout
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
@@ -140,6 +145,158 @@ def test_clients_that_queue_behind_an_interrupted_one_are_served(
         assert served.wait(5)
         waiter.join()
     assert events.wait("database.given_up")["reason"] == "interrupted", "it is said"
+
+
+class Interruption:
+    """Raise `Stop` at one line of ours or of the pool's, counted from the beginning of a block."""
+
+    _files = (str(Path(pgmonkey.__file__).parent), str(Path(psycopg_pool.__file__).parent))
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self.at = ""
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_exc_info: object) -> None:
+        sys.settrace(self._before)
+
+    def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
+        if not frame.f_code.co_filename.startswith(self._files):
+            return None
+        if event == "line" and not self.at:
+            self._left -= 1
+            if self._left == 0:
+                self.at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise Stop
+        return self._trace
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_an_interrupt_at_any_line_of_a_checkout_loses_no_connection(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+    looks: bool,
+) -> None:
+    """Wherever it comes, also on the way back to the pool: the one connection can be had again."""
+    if looks:
+        monkeypatch.setattr(sync_checkout, "FRESH", -1.0)
+    registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 1})
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+        for number in range(1, 1000):
+            with handle:
+                pass
+            interruption = Interruption(number)
+            try:
+                with interruption, handle:
+                    pass
+            except Stop:
+                pass
+            if not interruption.at:
+                break  # that was the last line
+            handle.patrol(time.monotonic())  # as the watcher does, twice a second
+            with handle.connection(timeout=10) as connection:
+                assert connection.execute("SELECT 1").fetchone() == (1,), interruption.at
+            del connection  # what somebody has is not taken away
+            assert (handle.status().used, handle.status().waiting) == (0, 0), interruption.at
+        assert number > 60, "there was something to interrupt"
+        assert registry.wait_drained(timeout=5)
+
+
+def test_a_checkout_that_nobody_can_end_is_taken_back_and_reported(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """An interrupt right before `__exit__`: nothing is committed, the slot is there, it is said."""
+    database.execute("CREATE TABLE public.tea (id int)")
+    database.execute(f'GRANT ALL ON public.tea TO "{database.user}"')
+    registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 1})
+    with Registry(registry_dir, metrics=None) as registry:
+        handle: Any = registry.get("orders")
+        checkout = handle.connection()
+        connection = checkout.__enter__()
+        connection.execute("INSERT INTO public.tea VALUES (1)")
+        del checkout
+        handle.patrol(time.monotonic())
+        assert connection.execute("SELECT count(*) FROM public.tea").fetchone() == (1,), (
+            "as long as anybody has the connection, it is not taken away"
+        )
+        del connection
+        event = events.wait("checkout.abandoned")
+        assert event["place"].startswith(__file__)
+        with handle.connection(timeout=10) as another:
+            assert another.execute("SELECT count(*) FROM public.tea").fetchone() == (0,)
+        assert handle.status().leaks == 1
+
+
+def test_without_a_watcher_the_client_that_waits_in_vain_takes_it_back(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """One client has its timeout, and the next one is served."""
+    registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 1})
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+        handle.connection().__enter__()
+        with pytest.raises(pgmonkey.CheckoutTimeout), handle.connection(timeout=0.1):
+            raise AssertionError("there is none to have")
+        with handle.connection(timeout=10):
+            assert events.names.count("checkout.abandoned") == 1
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interrupt_while_the_first_connection_is_begun_is_no_end(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    """Ctrl-C around the start of the thread that connects: the next checkout is served."""
+    registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 1})
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        if moment == "after":
+            start(thread)
+        raise Stop
+
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle = registry.get("orders")
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(Stop), handle:
+            raise AssertionError("it was interrupted")
+        for _ in range(3):
+            with handle.connection(timeout=10) as connection:
+                connection.execute("SELECT 1")
+        eventually(lambda: len(database.backends()) == 1, 5, "and no other one is being made")
+
+
+async def test_an_interrupt_while_a_task_looks_at_its_connection_loses_none(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no cancellation may come between the pool and the block on an event loop too."""
+    registry_dir.declare(
+        "events", database, "async_pool", async_pool_settings={"min_size": 1, "max_size": 1}
+    )
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("events")
+        async with handle as connection:
+            pass
+        connection.returned_at = 0.0
+
+        def interrupt(_connection: object) -> bool:
+            monkeypatch.undo()
+            raise Stop
+
+        monkeypatch.setattr(type(connection), "is_alive", interrupt)
+        with pytest.raises(Stop):
+            async with handle:
+                raise AssertionError("it was interrupted")
+        async with handle.connection(timeout=10) as connection:
+            await connection.execute("SELECT 1")
 
 
 def test_a_generator_that_is_dropped_inside_its_block_gives_the_connection_back(

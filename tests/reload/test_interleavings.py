@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from pgmonkey import Registry, fault_points
 from pgmonkey.fault_points import Point
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
-from tests.kit.eventually import eventually
+from tests.kit.eventually import aeventually, eventually
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 
@@ -337,6 +338,36 @@ async def test_reload_on_the_thread_of_a_loop_does_not_wait_for_that_loop(
             pass
         declare(registry_dir, database, 1)
         assert registry.reload().applied == ("events", "orders")
+        async with handle as connection:
+            cursor = await connection.execute("SHOW application_name")
+            assert await cursor.fetchone() == ("app-1",)
+
+
+async def test_reload_does_not_wait_for_the_place_that_its_own_loop_would_have_to_give_up(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Every connection of the budget is this loop's: the reload is rejected, and tried again."""
+
+    def declare(number: int) -> None:
+        registry_dir.declare(
+            "events",
+            database,
+            "async_pool",
+            connection={"application_name": f"app-{number}"},
+            async_pool_settings={"min_size": 1, "max_size": 2},
+        )
+
+    declare(0)
+    async with Registry(registry_dir, metrics=None, max_connections=2) as registry:
+        handle: Any = registry.get("events")
+        async with handle, handle:
+            declare(1)
+            began = time.monotonic()
+            (problem,) = registry.reload().rejected["events"]
+            assert problem.code == "probe.too_many_connections"
+            timeout = handle.target.applied.config.pool("async_pool").timeout
+            assert time.monotonic() - began < timeout / 2, "it does not wait for itself"
+        await aeventually(lambda: registry.status().databases[0].version == 2, 20)
         async with handle as connection:
             cursor = await connection.execute("SHOW application_name")
             assert await cursor.fetchone() == ("app-1",)
