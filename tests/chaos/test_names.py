@@ -80,9 +80,9 @@ def test_a_name_server_that_is_silent_costs_no_more_than_connect_timeout(
         },
     )
     with Program(SILENT, registry_dir, resolver, canary=canary, prefix=NAMESPACE) as program:
-        assert program.code(40) == 0, program.output
+        assert program.code(40) == 0, program.text
         said = [line.split() for line in program.said]
-        assert "failed to resolve host 'db.internal': no answer within 2 s" in program.output
+        assert "failed to resolve host 'db.internal': no answer within 2 s" in program.text
 
     errors, ended = said[0:6:2], said[1:6:2]
     single = connection_type in ("normal", "async")

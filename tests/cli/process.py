@@ -7,14 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from tests.kit import Canary, eventually
+from tests.kit import Canary
+from tests.kit.process import Process, end
 
 _PATIENCE = 30.0
 _ROOT = Path(__file__).parents[2]
@@ -68,7 +67,7 @@ def run(
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-class Running:
+class Running(Process):
     """A command that goes on until it is told to stop. Its whole output is in one text."""
 
     def __init__(
@@ -80,59 +79,25 @@ class Running:
         program: Callable[..., list[str]] = command,
         **identity: Any,
     ) -> None:
-        self._canary = canary
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        self.process = subprocess.Popen(
+        super().__init__(
             program(*arguments),
+            canary=canary,
             stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
             cwd=cwd,
             env=environment(**(env or {})),
             **identity,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(_PATIENCE)
+    def __exit__(self, *exception: object) -> None:
+        end(self.process, signal.SIGKILL)
         text = self.text
-        self._output.close()
-        self._canary.check(text, "the output of the process")
-        print(text)  # captured: only a failed test shows it
+        super().__exit__(*exception)
         assert "Traceback" not in text, text
-
-    @property
-    def text(self) -> str:
-        """All that was printed so far."""
-        size = self._output.seek(0, os.SEEK_END)
-        return os.pread(self._output.fileno(), size, 0).decode()
 
     def wait_for(self, pattern: str, timeout: float = 20.0) -> re.Match[str]:
         """Wait until the output matches."""
-
-        def found() -> re.Match[str] | None:
-            match = re.search(pattern, self.text)
-            if match is None and self.process.poll() is not None:
-                raise AssertionError(f"ended with {self.process.returncode}:\n{self.text}")
-            return match
-
-        match = eventually(found, timeout, f"output matches {pattern!r}")
+        match = self.wait_until(
+            lambda: re.search(pattern, self.text), timeout, f"output matches {pattern!r}"
+        )
         assert match is not None
         return match
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal."""
-        self.process.send_signal(number)
-
-    def code(self, timeout: float = 10.0) -> int:
-        """Wait for the end and return the exit code."""
-        return self.process.wait(timeout)

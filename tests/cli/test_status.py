@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pgmonkey.free_port import free_port
 from tests.cli.process import Running, run
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
 from tests.service.serving import Serving
@@ -70,8 +70,7 @@ def test_watching_goes_on_without_the_service(service: Serving, canary: Canary) 
 
 def test_a_service_that_is_not_there(canary: Canary) -> None:
     """Exit code 5 and a line that names the address, for both commands; a bad address is usage."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     for command in ("status", "reload"):
         done = run(command, "--url", url, canary=canary)
         assert (done.code, done.err) == (5, f"no service at {url}: Connection refused\n")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
+from pgmonkey.free_port import free_port
 from pgmonkey.secret_volume import SecretVolume
 from tests.cli.process import command, environment
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
+from tests.kit.process import end
 from tests.process.program import Program
 
 SINKS = {
@@ -95,8 +96,7 @@ def test_the_service_goes_on(
 ) -> None:
     """It answers, sees a rotation and ends as it should, with nowhere to write to."""
     registry_dir.declare("orders", database, volume=volume)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     target = unwritable(output)
     process = subprocess.Popen(
         command(
@@ -126,9 +126,7 @@ def test_the_service_goes_on(
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        end(process, signal.SIGKILL)
 
 
 def unwritable(output: str) -> int:

@@ -12,7 +12,6 @@ import tempfile
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -22,6 +21,7 @@ import yaml
 from pgmonkey.free_port import free_port
 from tests.kit.components import need, postgres_with_tls
 from tests.kit.eventually import eventually
+from tests.kit.process import end
 
 _ACCOUNT = "postgres"
 _PATIENCE = 90.0
@@ -76,12 +76,7 @@ class PatroniCluster:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _start(self) -> None:
@@ -227,19 +222,11 @@ class PatroniCluster:
 
     def close(self) -> None:
         """Stop everything and remove the directory."""
-        for node in self.nodes:
-            if node.process is not None:
-                node.process.terminate()  # Patroni stops its server
-        for process in [node.process for node in self.nodes] + [self._etcd]:
-            if process is None:
-                continue
-            if process is self._etcd:
-                process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        running = [node.process for node in self.nodes if node.process is not None]
+        for process in running:
+            process.terminate()  # Patroni stops its server
+        for process in (*running, *([self._etcd] if self._etcd else [])):
+            end(process)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _own(self, *paths: Path) -> None:

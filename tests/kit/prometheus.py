@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+from pgmonkey.free_port import free_port
 from tests.kit.components import need
-from tests.kit.eventually import eventually
+from tests.kit.process import Process
 
 
 def promtool(*arguments: str | os.PathLike[str], stdin: str = "", cwd: Path | None = None) -> str:
@@ -47,7 +46,7 @@ def check_metrics(exposition: str) -> None:
     assert not said, said
 
 
-class Prometheus:
+class Prometheus(Process):
     """A Prometheus that scrapes, in a process and a directory of its own, on a port of 127.0.0.1.
 
     Args:
@@ -57,49 +56,23 @@ class Prometheus:
 
     def __init__(self, directory: Path, config: Path) -> None:
         program = need(shutil.which("prometheus"), "prometheus (.ci/install-servers)")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._log = directory / "prometheus.log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    program,
-                    f"--config.file={config}",
-                    f"--storage.tsdb.path={directory / 'tsdb'}",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                ],
-                stdout=log,
-                stderr=log,
-                cwd=directory,
-            )
+        super().__init__(
+            [
+                program,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={directory / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            cwd=directory,
+        )
 
     def __enter__(self) -> Self:
-        eventually(self._ready, 30, "Prometheus is ready")
+        self.wait_until(self._ready, 30, "Prometheus is ready")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        if error is not None:
-            print(self.log)
-
-    @property
-    def log(self) -> str:
-        """What it has logged."""
-        return self._log.read_text("utf-8", "replace")
-
     def _ready(self) -> bool:
-        assert self.process.poll() is None, self.log
         try:
             with urlopen(f"{self.url}/-/ready", timeout=5):
                 return True

@@ -9,7 +9,6 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Coroutine
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from pgmonkey.free_port import free_port
@@ -166,12 +165,7 @@ class ChaosProxy:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def start(self) -> None:

@@ -115,4 +115,4 @@ def run(
     ) as program:
         program.wait_for("closed")
         assert program.code() == 0
-        assert program.output == ""
+        assert program.text == ""

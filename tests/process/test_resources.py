@@ -58,7 +58,7 @@ def test_without_descriptors_open_connections_serve_and_reloads_are_rejected_unt
     """Too many open files: the directory cannot be read, which is no deletion; then it heals."""
     registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 2})
     with Program(DESCRIPTORS, registry_dir, canary=canary) as program:
-        assert program.code() == 0, program.output
+        assert program.code() == 0, program.text
         said = program.said
     assert said[0] == "open connections: (1,)"
     assert said[1].startswith("files: [")
@@ -116,7 +116,7 @@ def test_without_threads_nothing_is_lost_and_the_next_try_works(
     """A pool that cannot start its threads is thrown away: the old one serves, or the error comes."""
     registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 2})
     with Program(THREADS, registry_dir, when, canary=canary) as program:
-        assert program.code() == 0, program.output
+        assert program.code() == 0, program.text
         said = program.said
     assert said[-2:] == ["healed: (1,) True", "swapped: (1,) True"]
     if when == "open":
@@ -153,7 +153,7 @@ def test_a_user_without_an_entry_connects_because_everything_is_named(
     registry_dir.path.chmod(0o777)
     registry_dir.file("orders").chmod(0o644)
     with Program(NOBODY, registry_dir, database.user, canary=canary) as program:
-        assert program.code() == 0, program.output
+        assert program.code() == 0, program.text
         assert program.said[:2] == ["no such user", "user True"]
         assert program.said[2].startswith("rejected connection_settings")
 
@@ -195,5 +195,5 @@ def test_the_variables_of_libpq_neither_fill_nor_override_anything(
     }
     arguments = (registry_dir, database.host, database.user, database.name)
     with Program(ENVIRONMENT, *arguments, canary=canary, env=hostile) as program:
-        assert program.code() == 0, program.output
+        assert program.code() == 0, program.text
         assert program.said == ["orders True True True", "reports ConnectError auth"]

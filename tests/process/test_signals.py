@@ -66,7 +66,7 @@ def test_a_process_that_is_ended_in_the_middle_of_a_reload_leaves_nothing_behind
         expected = {"SIGTERM": -signal.SIGTERM, "SIGKILL": -signal.SIGKILL, "handler": 7}[mode]
         assert program.code() == expected
         assert time.monotonic() - began < 5
-        assert program.output == "", "it ends quietly"
+        assert program.text == "", "it ends quietly"
     eventually(lambda: database.backends() == [], 5, "the server has no session of it")
     assert {path.name: path.read_bytes() for path in registry_dir.path.iterdir()} == files
     with Registry(registry_dir, metrics=None) as registry, registry.get("orders") as connection:
@@ -133,8 +133,8 @@ def test_a_process_that_is_ended_inside_a_checkout_commits_nothing_and_leaves_no
         program.process.send_signal(number)
         expected = {"handler": 7}.get(mode, -number)
         assert program.code() == expected
-        assert "Exception ignored" not in program.output
-        lines = program.output.splitlines()
+        assert "Exception ignored" not in program.text
+        lines = program.text.splitlines()
         if mode == "SIGINT":
             assert lines[-1] == "KeyboardInterrupt"  # Python's own traceback
         else:
@@ -193,5 +193,5 @@ def test_a_program_that_never_closes_its_registry_ends_by_itself_and_quietly(
         assert program.code() == 0
         # A second is the promise; the interpreter's own end is in it, on a machine that is busy.
         assert time.monotonic() - began < 3
-        assert program.output == ""
+        assert program.text == ""
     eventually(lambda: database.backends() == [], 5, "the server has no session of it")

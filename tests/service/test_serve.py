@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pgmonkey.free_port import free_port
 from tests.cli.process import Running, run
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
 from tests.service.serving import Serve, Serving
@@ -320,8 +321,7 @@ def test_quiet_logs(
     registry_dir: RegistryDirectory, orders: TemporaryDatabase, canary: Canary
 ) -> None:
     """With `--log-level warning` a service that has nothing to warn of is silent."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with Running(
         "serve", registry_dir, "--listen", f"127.0.0.1:{port}", "--log-level", "warning",
         canary=canary,

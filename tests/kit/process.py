@@ -1,0 +1,114 @@
+"""A process of a test: it ends with the test, and what it prints is there to be read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import IO, Any, Self, TypeVar
+
+from tests.kit.canary import Canary
+from tests.kit.eventually import eventually
+
+T = TypeVar("T")
+
+_PATIENCE = 20.0
+
+
+class Process:
+    """Run a program until it ends or the test does; its output shows no secret.
+
+    Args:
+        command: The program and its arguments.
+        canary: What must not show in the output; `None` for a program that is told no secret.
+        stdout, stderr: Where its output goes instead of to `text`.
+        options: More arguments of `subprocess.Popen`.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        canary: Canary | None = None,
+        stdout: IO[Any] | int | None = None,
+        stderr: IO[Any] | int | None = None,
+        **options: Any,
+    ) -> None:
+        self._canary = canary
+        self._output = Output()
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
+            command,
+            stdout=self._output.file if stdout is None else stdout,
+            stderr=self._output.file if stderr is None else stderr,
+            **options,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        end(self.process, signal.SIGKILL)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        text = self.text
+        self._output.file.close()
+        if self._canary is not None:
+            self._canary.check(text, "the output of the process")
+        print(text)  # captured: only a failed test shows it
+
+    @property
+    def text(self) -> str:
+        """All that was printed so far."""
+        return self._output.text
+
+    def wait_until(self, look: Callable[[], T], timeout: float, what: str) -> T:
+        """Wait for what a look gives; fail at once when the process has ended without it.
+
+        Args:
+            look: Gives something false until the time has come.
+            timeout: Seconds.
+            what: What is waited for, for the failure.
+        """
+
+        def found() -> T:
+            ended = self.process.poll()
+            value = look()  # after the end, what was printed last still counts
+            if not value and ended is not None:
+                raise AssertionError(f"ended with {ended}:\n{self.text}")
+            return value
+
+        return eventually(found, timeout, what)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def code(self, timeout: float = _PATIENCE) -> int:
+        """Wait for the end and return the exit code; negative for a signal."""
+        return self.process.wait(timeout)
+
+
+class Output:
+    """A file without a name that a process writes to, read while it does."""
+
+    def __init__(self) -> None:
+        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by its owner
+
+    @property
+    def text(self) -> str:
+        """What was written so far."""
+        size = self.file.seek(0, os.SEEK_END)
+        return os.pread(self.file.fileno(), size, 0).decode("utf-8", "replace")
+
+
+def end(process: subprocess.Popen[Any], number: signal.Signals = signal.SIGTERM) -> None:
+    """End a process if it lives: by a signal and, if it does not obey within 20 s, by force."""
+    if process.poll() is None:
+        process.send_signal(number)
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
