@@ -1,21 +1,23 @@
-"""A scrape of 100 open databases: its time, its size, and how much of it is ours."""
+"""A scrape of 100 open databases: its time, its size, and what prometheus_client takes for it."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
-from time import perf_counter
+from time import thread_time
 
 import prometheus_client
-from prometheus_client.registry import Collector
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from benchmarks.comparison import Result, compare
+from benchmarks.comparison import Race, Result, number
 from pgmonkey import Registry
 from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.exposition import expose
 from pgmonkey.metrics import RegistryCollector
 
 DATABASES = 100
+#: What Prometheus asks for.
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 #: Milliseconds that one scrape may take, with histograms and without.
 BARS = {True: 60, False: 15}
 
@@ -26,55 +28,46 @@ pool_settings: {{min_size: 1, max_size: 2}}
 """
 
 
-class Kept(Collector):
-    """Yield the same samples again and again: what is left of a scrape is its text."""
-
-    def __init__(self, metrics: Iterable[prometheus_client.Metric]) -> None:
-        self._metrics = list(metrics)
-
-    def collect(self) -> Iterable[prometheus_client.Metric]:
-        return self._metrics
-
-
 def run() -> list[Result]:
-    """Compare a scrape with the library's writing of the same samples, and print what it takes."""
+    """Compare a scrape with one that prometheus_client writes, in both formats."""
     with (
         EmbeddedServer(settings={"max_connections": str(DATABASES + 50)}) as server,
         tempfile.TemporaryDirectory() as name,
     ):
         server.create_role("app", "bench")
         server.create_database("app", owner="app")
-        for number in range(DATABASES):
+        for index in range(DATABASES):
             text = TEXT.format(host=server.host, port=server.port)
-            Path(name, f"db-{number}.yaml").write_text(text, encoding="utf-8")
+            Path(name, f"db-{index}.yaml").write_text(text, encoding="utf-8")
         with Registry(name, metrics=None, watch=False, trust="off") as registry:
             for database in registry:
                 with registry.get(database) as connection:
                     connection.execute("SELECT 1")
-            return [_scrape(registry, histograms=histograms) for histograms in (False, True)]
+            return [*_scrape(registry, histograms=False), *_scrape(registry, histograms=True)]
 
 
-def _scrape(registry: Registry, *, histograms: bool) -> Result:
+def _scrape(registry: Registry, *, histograms: bool) -> list[Result]:
     collector = RegistryCollector(histograms=histograms)
     collector.add(registry)
-    scraped = prometheus_client.CollectorRegistry()
-    scraped.register(collector)
-    kept = prometheus_client.CollectorRegistry()
-    kept.register(Kept(collector.collect()))
-    took = []
-    for _ in range(21):
-        began = perf_counter()
-        text = prometheus_client.generate_latest(scraped)
-        took.append(perf_counter() - began)
-    milliseconds, bar = sorted(took)[len(took) // 2] * 1e3, BARS[histograms]
-    what = f"scrape of {DATABASES} open databases, histograms {'on' if histograms else 'off'}"
-    print(
-        f"{what}: {milliseconds:.1f} ms (bar: {bar}, {'met' if milliseconds <= bar else 'missed'}),"
-        f" {len(text) // 1024} KiB, {text.count(b'pgmonkey_') - 2 * text.count(b'# TYPE')} samples"
-    )
-    return compare(
-        f"{what} / the text of the same samples",
-        lambda: prometheus_client.generate_latest(scraped),
-        lambda: prometheus_client.generate_latest(kept),
+    metrics = prometheus_client.CollectorRegistry()
+    metrics.register(collector)
+    race = Race(
+        {
+            "pgmonkey": lambda: expose(metrics=metrics),
+            "its samples alone": lambda: list(collector.collect()),
+            "prometheus_client": lambda: prometheus_client.generate_latest(metrics),
+            "pgmonkey, OpenMetrics": lambda: expose(OPENMETRICS, metrics),
+            "prometheus_client, OpenMetrics": lambda: generate_openmetrics(metrics),
+        },
         rounds=21,
+        clock=thread_time,
     )
+    what = f"a scrape of {DATABASES} open databases, histograms {'on' if histograms else 'off'}"
+    text, _ = expose(metrics=metrics)
+    size = f"{len(text) // 1024} KiB, {sum(len(one.samples) for one in metrics.collect())} samples"
+    print(race.table(f"{what}: {size}", base="prometheus_client"))
+    milliseconds = [seconds * 1e3 for seconds in race.seconds["pgmonkey"]]
+    return [
+        number(what, milliseconds, "ms", bar=BARS[histograms]),
+        race.result(f"{what} / written by prometheus_client", "pgmonkey", "prometheus_client"),
+    ]

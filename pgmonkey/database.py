@@ -293,12 +293,14 @@ class Database(ABC):
             CheckoutStatus(holder_name(one.owner), now - one.taken, one.place, one.stack)
             for one in out + old
         ]
-        idle = sum(generation.pool.get_stats()["pool_available"] for generation in current)
-        requests, queued = self.usage.counted(
-            ended + len(held),
-            queued
-            + sum(one.pool.get_stats().get("requests_queued", 0) for one in current + retired),
-        )
+        idle = 0
+        for generation in current:
+            stats = generation.pool.get_stats()
+            idle += stats["pool_available"]
+            queued += stats.get("requests_queued", 0)
+        for generation in retired:
+            queued += generation.pool.get_stats().get("requests_queued", 0)
+        requests, queued = self.usage.counted(ended + len(held), queued)
         return PoolStatus(
             database=self.name,
             connection_type=self.connection_type,
@@ -313,13 +315,13 @@ class Database(ABC):
             longest_checkout=max((one.seconds for one in held), default=0.0),
             requests=requests,
             queued=queued,
-            errors=self.usage.errors.copy(),
+            errors=dict(self.usage.errors),
             waits=durations[0],
             uses=durations[1],
             connects=durations[2],
             connect_attempts=self.usage.attempts,
-            connect_failures=self.usage.failures.copy(),
-            evicted=self.usage.evicted.copy(),
+            connect_failures=dict(self.usage.failures),
+            evicted=dict(self.usage.evicted),
             leaks=self.usage.leaks,
             last_failure=failure.text if failure else None,
             last_failure_reason=failure.reason if failure else None,

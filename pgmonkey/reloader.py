@@ -550,7 +550,7 @@ def _database_status(entry: Entry, handles: list[Handle]) -> DatabaseStatus:
         last_error=str(entry.last_error) if entry.last_error else None,
         last_error_reason=entry.last_error.reason if entry.last_error else None,
         problems=rejection.problems if rejection else (),
-        outcomes=entry.outcomes.copy(),
+        outcomes=dict(entry.outcomes),
         last_reload=entry.last_outcome,
         last_reload_at=entry.last_outcome_at,
         # Of what runs, and of what is to run but is not proved yet: the alert is about that one.

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import prometheus_client
-from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from pgmonkey.certificate import Certificate
+from pgmonkey.exposition import expose
 from pgmonkey.http_guard import Guard
 from pgmonkey.http_server import HttpServer
 from pgmonkey.listener import url_of
@@ -95,8 +95,8 @@ def probe_routes(
         return JSONResponse(body, 200 if body["ready"] else 503)
 
     def scrape(request: Request) -> Response:  # in a thread: it may take milliseconds
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics), headers={"Content-Type": content_type})
+        text, content_type = expose(request.headers.get("accept", ""), metrics)
+        return Response(text, headers={"Content-Type": content_type})
 
     return [
         Route("/metrics", scrape, methods=["GET"]),

@@ -110,6 +110,19 @@ class Prometheus(Process):
             for row in data["result"]
         }
 
+    def scrapes(self, number: int) -> None:
+        """Wait until that many scrapes that began from now on have been kept.
+
+        Args:
+            number: How many.
+        """
+        # One scrape may be under way, with numbers of before.
+        wanted = self._kept() + number + 1
+        eventually(lambda: self._kept() >= wanted, 60, f"{number} scrapes")
+
+    def _kept(self) -> float:
+        return self.value("sum(count_over_time(up[1h]))") or 0.0
+
     def value(self, expression: str, at: float | None = None) -> float | None:
         """Return the only value of an expression, or `None` if there is none."""
         values: Iterable[float] = self.query(expression, at).values()

@@ -13,7 +13,7 @@ import prometheus_client
 import pytest
 import yaml
 
-from pgmonkey import Registry
+from pgmonkey import PgmonkeyError, Registry
 from pgmonkey.metrics import RegistryCollector
 from pgmonkey.secret_volume import SecretVolume
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
@@ -68,6 +68,7 @@ class Story:
     database: TemporaryDatabase
     volume: SecretVolume
     proxy: ChaosProxy
+    prometheus: Prometheus
 
     def version(self) -> int:
         """The version that `orders` runs."""
@@ -89,7 +90,7 @@ class Story:
         before = self.version()
         self.volume.write({"username": self.database.user, "password": f"{good}x"})
         eventually(lambda: self._of("orders").stale, 15, "a password that is not yet good")
-        time.sleep(2)  # two scrapes of it
+        self.prometheus.scrapes(2)
         self.database.server.set_password(self.database.user, f"{good}x")
         self.database.password = f"{good}x"
         eventually(lambda: self.version() == before + 1, 30, "it became good")
@@ -99,16 +100,22 @@ class Story:
         text = self.directory.file("orders").read_text()
         self.directory.write("orders", "connection_type: [")
         eventually(lambda: self._of("orders").stale, 15, "a file that is broken")
-        time.sleep(2)  # two scrapes of it
+        self.prometheus.scrapes(2)
         self.directory.write("orders", text)
         eventually(lambda: not self._of("orders").stale, 15, "a file that was mended")
 
     def outage(self) -> None:
-        """Cut `orders` off for some seconds."""
+        """Cut `orders` off until clients, probes and scrapes have felt it."""
+        before = self._errors()
         self.proxy.set("refuse")
         self.proxy.kill()
-        time.sleep(SLOT - 1)
+        eventually(lambda: self._errors() > before, 15, "clients have got no connection")
+        eventually(lambda: not self._of("orders").probe.up, 15, "a probe has failed")
+        self.prometheus.scrapes(2)
         self.proxy.set("pass")
+
+    def _errors(self) -> int:
+        return sum(sum(pool.errors.values()) for pool in self._of("orders").pools)
 
     def leak(self) -> None:
         """Hold a connection for longer than leak_detection."""
@@ -148,9 +155,9 @@ def test_what_prometheus_sees_is_what_happened(
         timeout=1,
     )
     with Registry(registry_dir, metrics=numbers, histograms=True, probe_interval=1) as registry:
-        story = Story(registry, registry_dir, database, volume, proxy)
         orders, events = registry.get("orders"), registry.get("events")
         with Prometheus(tmp_path, configured(tmp_path, exposed)) as prometheus:
+            story = Story(registry, registry_dir, database, volume, proxy, prometheus)
             began = time.time()
             with Load(orders, events, clients=5, pause=0.01) as load:
                 acts = [
@@ -164,6 +171,7 @@ def test_what_prometheus_sees_is_what_happened(
                     story.leak,
                     story.rotate,
                 ]
+                prometheus.scrapes(1)  # of open pools to which nothing has happened
                 for number, act in enumerate(acts, 1):
                     act()
                     load.stop.wait(max(0.0, began + number * SLOT - time.time()))
@@ -190,6 +198,35 @@ def test_what_prometheus_sees_is_what_happened(
         collector.add(registry)
         plain.register(collector)
         check_metrics(prometheus_client.generate_latest(plain).decode())
+
+
+@pytest.mark.timeout(120)
+def test_a_login_that_was_wrong_from_the_start_is_seen(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    numbers: prometheus_client.CollectorRegistry,
+    exposed: int,
+    tmp_path: Path,
+) -> None:
+    """A counter that was never seen at 0 has no increase; the rules see its first value all the same."""
+    registry_dir.declare("orders", database, connection={"password": "wrong"})
+    failures = f'pgmonkey_pool_connect_failures_total{ORDERS[:-1]}, reason="auth"}}'
+    with (
+        Registry(registry_dir, metrics=numbers, watch=False) as registry,
+        Prometheus(tmp_path, configured(tmp_path, exposed)) as prometheus,
+    ):
+        with pytest.raises(PgmonkeyError, match="auth"), registry.get("orders"):
+            pass
+        prometheus.scrapes(3)
+        assert prometheus.value(failures) == 1
+        assert prometheus.value(f"increase({failures}[1m]) > 0") is None
+        for alert in ("PgmonkeyLoginRefused", "PgmonkeyCheckoutsFail"):
+            (expression,) = (
+                rule["query"]
+                for rule in prometheus.api("rules")["groups"][0]["rules"]
+                if rule["name"] == alert
+            )
+            assert prometheus.value(expression) == 1, alert
 
 
 def check_scrapes(prometheus: Prometheus, began: float) -> None:
@@ -264,8 +301,12 @@ def check_story(prometheus: Prometheus, story: Story, began: float) -> None:
     assert value("min_over_time(pgmonkey_up{ORDERS}WINDOW)") == 0
     assert value("pgmonkey_up{ORDERS}") == 1
     assert value('pgmonkey_up{database="events"}') == 1
-    assert (value('pgmonkey_pool_connect_failures_total{ORDERS, reason="refused"}') or 0) > 0
-    assert (value('pgmonkey_pool_connect_failures_total{ORDERS, reason="auth"}') or 0) > 0
+    # Whoever watches for an increase sees the first one, too.
+    assert value('increase(pgmonkey_pool_connect_failures_total{ORDERS, reason="refused"}WINDOW)')
+    assert value('increase(pgmonkey_pool_connect_failures_total{ORDERS, reason="auth"}WINDOW)')
+    for counter in ("connect_failures", "connections_evicted", "request_errors"):
+        first = prometheus.query(f"min_over_time(pgmonkey_pool_{counter}_total{window})")
+        assert set(first.values()) == {0.0}, (counter, first)
     assert (value('pgmonkey_pool_connections_evicted_total{ORDERS, reason="generation"}') or 0) > 0
     assert value("pgmonkey_pool_leaks_total{ORDERS}") == 1
     assert value('max_over_time(pgmonkey_pool_connections{ORDERS, state="used"}WINDOW)') == 3
