@@ -84,6 +84,12 @@ _PATTERNS: Final[tuple[tuple[Reason, re.Pattern[str]], ...]] = (
     ("timeout", re.compile(r"timeout expired|timed out", re.IGNORECASE)),
 )
 
+# What libpq advises below its own message: the hint says it, and no less.
+_ADVICE: Final = re.compile(
+    r"\n\s{0,8}Is the server running (?:on that host and accepting TCP/IP connections"
+    r"|locally and accepting connections on that socket)\?"
+)
+
 #: What to do about each of them, in one line.
 HINTS: Final[Mapping[Reason, str]] = {
     "auth": "check the user and the password, or the files that they come from",
@@ -129,7 +135,8 @@ def classify(error: BaseException, secrets: Iterable[Secret]) -> ConnectFailure:
         error: What `connect` raised.
         secrets: The values to mask in its text.
     """
-    text = scrub(str(error).strip() or type(error).__name__, secrets)
+    said = str(error).strip().removeprefix("connection failed: ")  # psycopg's; ours says it, too
+    text = scrub(_ADVICE.sub("", said) or type(error).__name__, secrets)
     if isinstance(error, psycopg.errors.ConnectionTimeout):
         return ConnectFailure("timeout", text)
     for reason, pattern in _PATTERNS:

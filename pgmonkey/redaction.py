@@ -27,6 +27,8 @@ _URL_PARAMETER: Final = re.compile(r"([?&](?:ssl)?password=)[^&\s#]+", re.IGNORE
 _CONNINFO_PASSWORD: Final = re.compile(
     r"(\b(?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)+)", re.IGNORECASE
 )
+# Where a sentence ends without a full stop, as in the messages of libpq.
+_BREAK: Final = re.compile(r"(?<=[^\s.:;,?!])[ \t\r]*\n[ \t]*(?=[A-Z])")
 # C0, DEL, C1, and the separators and direction marks that rearrange a line of a log.
 _CONTROL: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -167,7 +169,7 @@ def scrub(text: str, secrets: Iterable[Secret]) -> str:
     """Return foreign text that is safe to show: an error of libpq, of a driver, of the system.
 
     Known secrets are masked, as they are and as they look when they were quoted; so are the
-    passwords inside URLs. Control characters become spaces, so that the text is one line.
+    passwords inside URLs. Lines become sentences, and control characters spaces: it is one line.
 
     Args:
         text: What somebody else wrote.
@@ -183,7 +185,7 @@ def scrub(text: str, secrets: Iterable[Secret]) -> str:
                 text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", MASK, text)
             else:
                 text = text.replace(form, MASK)
-    return _CONTROL.sub(" ", mask_urls(text))
+    return _CONTROL.sub(" ", _BREAK.sub(". ", mask_urls(text)))
 
 
 def _appearances(value: str) -> Iterator[str]:

@@ -131,6 +131,8 @@ def _ago(at: float) -> str:
 
 def _seconds(seconds: float) -> str:
     """Return a duration in its largest unit: 0.35 ms, 12 s, 5 min, 3 h, 2 d."""
+    if 0 < seconds < 5e-6:
+        return "under 0.01 ms"
     if seconds < 1:
         return f"{round(seconds * 1000, 2 if seconds < 0.01 else None):g} ms"
     if seconds < 10:

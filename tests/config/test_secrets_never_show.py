@@ -155,6 +155,7 @@ def test_short_secrets_are_masked_as_words_only():
 def test_foreign_text_becomes_one_harmless_line():
     """Line breaks, escapes and direction marks cannot forge a line of a log."""
     assert scrub("a\nb\x1b[31m\x07\u202e\u2028c", []) == "a b [31m   c"
+    assert scrub("Refused\n\tIs it up?\nDETAIL: Of it", []) == "Refused. Is it up? DETAIL: Of it"
 
 
 def test_a_redacted_dict_prints_without_secrets_and_works_as_a_dict(canary):

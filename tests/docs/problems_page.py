@@ -50,16 +50,16 @@ _SHOWN = {
     "moving": ("is replaced again and again", None),
 }
 _PROBES = {
-    "auth": 'connection failed: FATAL:  password authentication failed for user "app"',
-    "hba": 'connection failed: FATAL:  no pg_hba.conf entry for host "192.0.2.7", user "app"',
-    "no_database": 'connection failed: FATAL:  database "orders" does not exist',
-    "setting": 'connection failed: FATAL:  unrecognized configuration parameter "statement_timout"',
-    "tls": "connection failed: SSL error: certificate verify failed",
+    "auth": 'FATAL:  password authentication failed for user "app"',
+    "hba": 'FATAL:  no pg_hba.conf entry for host "192.0.2.7", user "app"',
+    "no_database": 'FATAL:  database "orders" does not exist',
+    "setting": 'FATAL:  unrecognized configuration parameter "statement_timout"',
+    "tls": "SSL error: certificate verify failed",
     "dns": "[Errno -2] Name or service not known",
-    "refused": 'connection failed: connection to server at "192.0.2.7", port 5432 failed: Connection refused',
+    "refused": 'connection to server at "192.0.2.7", port 5432 failed: Connection refused',
     "timeout": "connection timeout expired",
-    "too_many_connections": "connection failed: FATAL:  sorry, too many clients already",
-    "other": "connection failed: FATAL:  something else",
+    "too_many_connections": "FATAL:  sorry, too many clients already",
+    "other": "FATAL:  something else",
 }
 
 

@@ -303,6 +303,18 @@ PAGES = {
     "stale": "/databases/events",
     "down": "/databases/ledger",
 }
+# A cell whose one word takes more than one line.
+BROKEN_WORDS = """
+    [...document.querySelectorAll("tbody th, td, dd, dt")]
+        .filter((cell) => !/[\\s/:.-]/.test(cell.textContent.trim()))
+        .filter((cell) => cell.checkVisibility() && new Set(range(cell)).size > 1)
+        .map((cell) => cell.textContent);
+    function range(cell) {
+        const all = document.createRange();
+        all.selectNodeContents(cell);
+        return [...all.getClientRects()].map((box) => Math.round(box.bottom / 8));
+    }
+"""
 
 
 def test_pictures(browser: Browser, url: str, trouble: None) -> None:
@@ -318,6 +330,7 @@ def test_pictures(browser: Browser, url: str, trouble: None) -> None:
                 page.screenshot(path=SCREENSHOTS / f"{name}-{look}.png", full_page=True)
                 width = page.evaluate("document.documentElement.scrollWidth")
                 assert width <= options["viewport"]["width"], path
+                assert page.evaluate(BROKEN_WORDS) == [], (look, path)
             if look == "light":  # the one in the documentation
                 visit.open("/").screenshot(path=SCREENSHOTS / "status-page.png")
 

@@ -180,6 +180,30 @@ def test_mounted_it_answers_for_the_host_of_the_application(
         assert httpx.get(url, headers={"Host": "shop.example"}).status_code == 421
 
 
+def test_large_answers_are_compressed_for_those_who_take_it(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A page of many databases takes a tenth on the line if the client says so; small answers do not."""
+    for number in range(100):
+        registry_dir.declare(f"shard-{number}", database)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        answering(status_app(registry)) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        for path in ("/", "/api/v1/databases"):
+            packed = client.get(path, headers={"Accept-Encoding": "gzip"})
+            plain = client.get(path, headers={"Accept-Encoding": "identity"})
+            assert packed.headers["Content-Encoding"] == "gzip"
+            assert "Accept-Encoding" in packed.headers["Vary"]
+            assert int(packed.headers["Content-Length"]) * 10 < len(packed.content)
+            assert "Content-Encoding" not in plain.headers
+            assert "shard-99" in packed.text
+            assert "shard-99" in plain.text
+        small = client.get("/api/v1/events?after=999", headers={"Accept-Encoding": "gzip"})
+        assert "Content-Encoding" not in small.headers
+
+
 def test_the_policy_of_the_page(client: httpx.Client) -> None:
     """The page may run its own script and load from its own host; nothing inline is in it."""
     answer = client.get("/pgmonkey/databases/orders")
