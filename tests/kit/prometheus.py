@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 from pgmonkey.free_port import free_port
 from tests.kit.components import need
+from tests.kit.eventually import eventually
 from tests.kit.process import Process
 
 
