@@ -39,7 +39,7 @@ def config(tmp_path: Path, database: TemporaryDatabase) -> Path:
 
 
 def test_create_writes_for_the_owner_alone(tmp_path: Path, canary: Canary) -> None:
-    """The new file is valid, has mode 0600 whatever the umask, and its directory is made."""
+    """B85: the new file is valid, has mode 0600 whatever the umask, and its directory is made."""
     path = tmp_path / "new one" / "config.yaml"
     before = os.umask(0)
     try:
@@ -108,7 +108,7 @@ def test_the_type_of_the_file_is_the_default(
 def test_a_wrong_password_is_exit_code_4(
     connection_type: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """For pools too, a refused login is the server's reason and code 4, within a moment."""
+    """B80: for pools too, a refused login is the server's reason and code 4, within a moment."""
     path = _write(tmp_path / "config.yaml", database, connection={"password": canary.secret()})
     began = time.monotonic()
     done = run(
@@ -164,9 +164,10 @@ def test_problems_of_the_file_are_exit_code_1(tmp_path: Path, canary: Canary) ->
     assert done.err.endswith("2 problems in 1 file\n")
 
 
-def test_a_missing_file_is_exit_code_1(tmp_path: Path, canary: Canary) -> None:
-    """A file that is not there is named, with code 1."""
-    done = run("pgconfig", "test", "--connconfig", tmp_path / "no.yaml", canary=canary)
+@pytest.mark.parametrize("command", ["test", "generate-code"])
+def test_a_missing_file_is_exit_code_1(command: str, tmp_path: Path, canary: Canary) -> None:
+    """B81: a file that is not there is named, with code 1."""
+    done = run("pgconfig", command, "--connconfig", tmp_path / "no.yaml", canary=canary)
     assert (done.code, done.err) == (1, f"{tmp_path / 'no.yaml'}: No such file or directory\n")
 
 
@@ -262,7 +263,7 @@ def test_generated_programs_run_as_they_are(
     server: EmbeddedServer,
     canary: Canary,
 ) -> None:
-    """Standard output is a program and nothing else; it asks the server and ends with code 0."""
+    """B83: standard output is a program and nothing else; it asks the server and ends with code 0."""
     env = _with_references(config, database) if resolve else {}
     made = run(
         "pgconfig", "generate-code", "--connconfig", config, "--connection-type", connection_type,
@@ -291,7 +292,7 @@ def test_generated_programs_run_as_they_are(
 def test_a_generated_program_may_accept_sensitive_defaults(
     library: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """`--allow-sensitive-defaults` holds for the program; it does not hold the default."""
+    """B84: `--allow-sensitive-defaults` holds for the program; it does not hold the default."""
     path = tmp_path / "config.yaml"
     env = _with_references(path, database)
     del env["APP_PASSWORD"]
