@@ -17,7 +17,8 @@ PgmonkeyError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Self
 
 import psycopg
 import psycopg_pool
@@ -70,6 +71,22 @@ class EnvInterpolationError(PgmonkeyError):
 
 class UnknownDatabaseError(PgmonkeyError, KeyError):
     """Report a name that no file of the registry declares."""
+
+    @classmethod
+    def among(cls, names: Collection[str], name: str, directory: str) -> Self:
+        """Make the error that says which names are near.
+
+        Args:
+            names: Those that are declared.
+            name: What was asked for.
+            directory: That of the registry.
+        """
+        from difflib import get_close_matches  # only when something is wrong
+
+        near = " or ".join(f'"{one}"' for one in get_close_matches(name, sorted(names), 3, 0.6))
+        meant = f"; did you mean {near}?" if near else ""
+        shown = name if name.isprintable() else ascii(name)[1:-1]
+        return cls(f'no database "{shown}" in {directory}{meant} ({len(names)} declared)')
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""  # KeyError would show the repr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -89,7 +88,8 @@ class Explanation:
             directory, names=[name], allow_sensitive_defaults=allow_sensitive_defaults
         ).scan()
         if scan.directory_ok and name in scan.missing:
-            raise UnknownDatabaseError(_unknown(directory, name))
+            declared = DirectoryLoader(directory).scan().present
+            raise UnknownDatabaseError.among(declared, name, os.fspath(directory))
         scan.raise_for_problems()
         config = scan.configs[name]
         self.path = config.path
@@ -233,11 +233,3 @@ def text_of(value: Any) -> str:
             return f"{value:g}s"
         case _:
             return str(value)
-
-
-def _unknown(directory: str | os.PathLike[str], name: str) -> str:
-    names = sorted(DirectoryLoader(directory).scan().present)
-    near = get_close_matches(name, names, 1, 0.6)
-    meant = f'; did you mean "{near[0]}"?' if near else ""
-    shown = name if name.isprintable() else ascii(name)[1:-1]
-    return f'no database "{shown}" in {os.fspath(directory)}{meant} ({len(names)} declared)'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import threading
 import time
@@ -174,12 +173,12 @@ class Registry:
             raise HandleClosedError(f"{name}: the registry {self.path} was closed")
         entry = self._reloader.entries.get(name)
         if entry is None:
-            raise UnknownDatabaseError(self._unknown(name))
+            raise self._unknown(name)
         # A handle that is made now is among those that the next change moves.
         with events.held_back(), entry.deciding:
             if entry.removed and not self._handles_of(name):
                 if entry.rejection is None:
-                    raise UnknownDatabaseError(self._unknown(name))
+                    raise self._unknown(name)
                 raise ConfigError(entry.rejection.problems)
             if entry.applied is None:
                 raise ConfigError(entry.rejection.problems if entry.rejection else ())
@@ -195,11 +194,8 @@ class Registry:
     def _handles_of(self, name: str) -> list[Handle]:
         return [handle for handle in self._cache.all() if handle.name == name]
 
-    def _unknown(self, name: str) -> str:
-        names = self.names
-        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
-        meant = f"; did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
-        return f"no database {name!r} in {self.path}{meant} ({len(names)} declared)"
+    def _unknown(self, name: str) -> UnknownDatabaseError:
+        return UnknownDatabaseError.among(self.names, str(name), str(self.path))
 
     def __getitem__(self, name: str) -> Database:
         return self.get(name)
@@ -295,7 +291,7 @@ class Registry:
             UnknownDatabaseError: no file declares the name.
         """
         if name not in self.names:
-            raise UnknownDatabaseError(self._unknown(name))
+            raise self._unknown(name)
         self._reloader.probe(name)
         return next(one for one in self.status().databases if one.name == name)
 
@@ -323,7 +319,7 @@ class Registry:
         """
         entry = self._reloader.entries.get(name)
         if entry is None:
-            raise UnknownDatabaseError(self._unknown(name))
+            raise self._unknown(name)
         return entry.applied.config if entry.applied else None
 
     # Watching

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgmonkey import ConnectError
+from pgmonkey import CheckoutTimeout, ConnectError
 from tests.chaos.side import Make, takes, works
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
@@ -131,3 +132,15 @@ def test_a_mistake_in_the_file_is_the_first_error(make: Make, mistake: str) -> N
     with takes(2), pytest.raises(ConnectError) as caught:
         client.ask(timeout=20)
     assert caught.value.reason == reason
+
+
+def test_what_is_said_of_a_refusal_is_said_once(make: Make) -> None:
+    """The server's own words, without what psycopg and libpq say around them."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    client = make(connection={"host": "127.0.0.1", "port": port})
+
+    with pytest.raises(CheckoutTimeout) as caught:
+        client.ask(timeout=0.2)
+    said = f'connection to server at "127.0.0.1", port {port} failed: Connection refused [refused]'
+    assert f"the last connect failed: {said}\n" in str(caught.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pgmonkey import file_loader
+from pgmonkey import Registry, file_loader
 from pgmonkey.errors import RegistryConfigError
 from pgmonkey.loader import DirectoryLoader
 
@@ -338,3 +338,13 @@ def test_a_config_map_of_files_is_read_through_its_links(tmp_path, made):
     scan.raise_for_problems()
     assert scan.configs["orders"].required
     assert scan.present == {"orders", "events"}
+
+
+def test_an_unknown_name_is_said_with_near_ones(directory):
+    """The error says what was asked for, where, near names, and how many there are."""
+    put(directory / "orders_old.yaml", GOOD)
+    with Registry(directory) as registry, pytest.raises(KeyError) as caught:
+        registry.get("ordres")
+    assert str(caught.value) == (
+        f'no database "ordres" in {directory}; did you mean "orders" or "orders_old"? (3 declared)'
+    )
