@@ -95,7 +95,7 @@ HINTS: Final[Mapping[Reason, str]] = {
     "auth": "check the user and the password, or the files that they come from",
     "refused": "is the server running, and are host and port right?",
     "timeout": "nothing answered in connect_timeout: check host, port and firewall",
-    "dns": "the host name could not be resolved",
+    "dns": "check host, and whether this machine can resolve it",
     "tls": "check sslmode and the certificate files",
     "too_many_connections": "the server or the role has no connection left: lower max_size",
     "hba": "the server's pg_hba.conf does not allow this user, database and address",

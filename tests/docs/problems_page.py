@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
-from pgmonkey.errors import ConfigError
+from pgmonkey.connect_failure import HINTS, Reason
+from pgmonkey.errors import ConfigError, ConnectError
+from pgmonkey.failed_probe import failed_probe
 from pgmonkey.loader import DirectoryLoader, load_file
 from pgmonkey.problem import CODES, Problem
 from pgmonkey.secret_file import LIMIT
@@ -49,7 +51,26 @@ _SHOWN = {
     "unreadable": ("cannot be read (Input/output error)", None),
     "moving": ("is replaced again and again", None),
 }
-_PROBES = {
+_FILE = """\
+connection_settings:
+  host: db.example
+  dbname: orders
+  user: app
+  password: ${ORDERS_PASSWORD}
+  sslmode: verify-full
+  sslrootcert: system
+"""
+# The files with the mistakes that people make most often: the examples of their codes.
+_TYPICAL = {
+    "connection-type-misspelt",
+    "duplicate-key",
+    "min-over-max",
+    "port-is-text",
+    "reference-unclosed",
+    "unknown-key",
+    "unset-variable",
+}
+_PROBES: dict[Reason, str] = {
     "auth": 'FATAL:  password authentication failed for user "app"',
     "hba": 'FATAL:  no pg_hba.conf entry for host "192.0.2.7", user "app"',
     "no_database": 'FATAL:  database "orders" does not exist',
@@ -72,23 +93,29 @@ def page() -> str:
         if code.partition(".")[0] != area:
             area = code.partition(".")[0]
             lines += [f"## {_TITLES[area]}", ""]
-        lines += [f"### {code}", "", f"{CODES[code][:1].upper()}{CODES[code][1:]}.", ""]
+        lines += [f"### {code}", "", f"{_sentence(CODES[code])}.", ""]
         example = str(examples[code]).replace(".bad.yaml", ".yaml")
         # Whoever makes the page owns the files of its examples.
         lines += ["```text", example.replace(f"uid {os.geteuid()})", "root)"), "```", ""]
     return "\n".join(lines)
 
 
+def _sentence(text: str) -> str:
+    """Return a text that begins with a capital, unless it begins with the name of a key."""
+    return text if "_" in text.partition(" ")[0] else text[:1].upper() + text[1:]
+
+
 def _examples() -> dict[str, Problem]:
     found: dict[str, Problem] = {}
-    for problem in (*_of_files(), *_of_directories(), *_shown()):
+    for problem in (*_of_files(), *_of_directories(), *_shown(), *_probed()):
         found.setdefault(problem.code, problem)
     return found
 
 
 def _of_files() -> Iterator[Problem]:
     """Yield the problems of the files that test them, as if each lay in `registry.d`."""
-    for path in sorted(_BAD.glob("*.bad.yaml")):
+    files = _BAD.glob("*.bad.yaml")
+    for path in sorted(files, key=lambda path: (path.name.split(".")[0] not in _TYPICAL, path)):
         with chdir(_BAD):
             problems = _problems(path.name)
         yield from problems
@@ -159,5 +186,14 @@ def _shown() -> Iterator[Problem]:
     doubt = "the file is not to be trusted: /etc/shop can be changed by everybody (mode 0777)"
     path = "/etc/shop/orders.yaml"
     yield Problem(path, "file.untrusted", doubt, hint="chmod go-w /etc/shop")
-    for reason, text in _PROBES.items():
-        yield Problem("registry.d/orders.yaml", f"probe.{reason}", f"cannot connect: {text}")
+
+
+def _probed() -> Iterator[Problem]:
+    """Yield what is said of servers that refuse, or are not there."""
+    with tempfile.TemporaryDirectory() as name, chdir(name):
+        path = Path("registry.d", "orders.yaml")
+        path.parent.mkdir()
+        path.write_text(_FILE)
+        for reason, text in _PROBES.items():
+            error = f"cannot connect: {text}\n  hint: {HINTS[reason]}"
+            yield failed_probe(str(path), "orders", ConnectError(error, reason=reason))

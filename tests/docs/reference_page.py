@@ -85,7 +85,7 @@ def _table(properties: Mapping[str, Any]) -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        value = f"{value:g}"  # seconds
+        value = f"{value:g}s"  # all are durations
     if value == "":
         return "empty"
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
