@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator
 from time import monotonic
@@ -200,6 +201,16 @@ class Database(ABC):
 
         Checkouts in progress go on; their connections close when they end.
         """
+
+    def connect(self) -> Awaitable[Database]:
+        """Do what `open` does: the name that it had in pgmonkey 4.0."""
+        warnings.warn("handle.connect() is handle.open() now", DeprecationWarning, stacklevel=2)
+        return self.open()
+
+    def disconnect(self) -> Awaitable[None]:
+        """Do what `close` does: the name that it had in pgmonkey 4.0."""
+        warnings.warn("handle.disconnect() is handle.close() now", DeprecationWarning, stacklevel=2)
+        return self.close()
 
     @abstractmethod
     def __await__(self) -> Generator[Any, None, Database]:

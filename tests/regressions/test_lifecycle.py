@@ -250,6 +250,42 @@ def test_a_closed_handle_opens_again(
 
 
 @pytest.mark.parametrize("connection_type", ["normal", "pool"])
+def test_the_names_of_4_0_open_and_close(
+    manager: PGConnectionManager,
+    write: Write,
+    connection_type: str,
+    database: TemporaryDatabase,
+) -> None:
+    """B35: `connect()` and `disconnect()` do what they say, and say what they are called now."""
+    handle = manager.get_database_connection(write(), connection_type)
+    with pytest.warns(DeprecationWarning, match=r"handle\.close\(\)") as warned:
+        handle.disconnect()
+    assert warned[0].filename == __file__
+    eventually(lambda: not database.backends())
+    with pytest.warns(DeprecationWarning, match=r"handle\.open\(\)"):
+        handle.connect()
+    assert database.backends()
+
+
+@pytest.mark.parametrize("connection_type", ["async", "async_pool"])
+async def test_the_names_of_4_0_open_and_close_async_types(
+    manager: PGConnectionManager,
+    write: Write,
+    connection_type: str,
+    database: TemporaryDatabase,
+) -> None:
+    """B35 for async types, which are awaited."""
+    handle = await manager.get_database_connection(write(), connection_type)
+    with pytest.warns(DeprecationWarning, match=r"handle\.close\(\)"):
+        await handle.disconnect()
+    await aeventually(lambda: not database.backends())
+    with pytest.warns(DeprecationWarning, match=r"handle\.open\(\)"):
+        await handle.connect()
+    assert database.backends()
+    await manager.clear_cache_async()
+
+
+@pytest.mark.parametrize("connection_type", ["normal", "pool"])
 def test_opening_a_pool_warns_of_nothing(
     manager: PGConnectionManager, write: Write, connection_type: str
 ) -> None:
