@@ -58,3 +58,25 @@ def parse_duration(text: str) -> float:
     if seconds > _LONGEST:
         raise DurationError("the duration is longer than ten years")
     return seconds
+
+
+def spoken(seconds: float) -> str:
+    """Return a duration for people, in its largest unit.
+
+    Args:
+        seconds: How long.
+
+    Example:
+        >>> spoken(0.0042), spoken(12), spoken(300)
+        ('4.2 ms', '12 s', '5 min')
+    """
+    if 0 < seconds < 5e-6:
+        return "under 0.01 ms"
+    if seconds < 1:
+        return f"{round(seconds * 1000, 2 if seconds < 0.01 else None):g} ms"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    for unit, length, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
+        if seconds < most:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"

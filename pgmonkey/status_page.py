@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pgmonkey.duration import spoken
 from pgmonkey.explanation import Value, text_of
 
 _DIRECTORY: Final = Path(__file__).parent / "page"
@@ -64,7 +65,7 @@ class StatusPage:
         environment.filters.update(
             clock=_clock,
             iso=_iso,
-            seconds=_seconds,
+            seconds=spoken,
             ago=_ago,
             said=_said,
             number=_number,
@@ -126,21 +127,7 @@ def _iso(at: float) -> str:
 
 def _ago(at: float) -> str:
     passed = max(0.0, time.time() - at)
-    return "just now" if passed < 2 else f"{_seconds(round(passed))} ago"
-
-
-def _seconds(seconds: float) -> str:
-    """Return a duration in its largest unit: 0.35 ms, 12 s, 5 min, 3 h, 2 d."""
-    if 0 < seconds < 5e-6:
-        return "under 0.01 ms"
-    if seconds < 1:
-        return f"{round(seconds * 1000, 2 if seconds < 0.01 else None):g} ms"
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    for unit, length, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
-        if seconds < most:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
+    return "just now" if passed < 2 else f"{spoken(round(passed))} ago"
 
 
 def _below(text: str, directory: str) -> str:
@@ -159,7 +146,7 @@ def _said(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
         if name in _SAID:
             continue
         if isinstance(value, float):
-            text = _seconds(value)
+            text = spoken(value)
         elif isinstance(value, list):
             text = "everything" if value == ["*"] else ", ".join(map(str, value)) or "-"
         else:

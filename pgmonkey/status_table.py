@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
+from pgmonkey.duration import spoken
 from pgmonkey.table import table
 
 _TITLES = ("NAME", "STATE", "TYPE", "USED", "WAITING", "GENERATION", "LAST RELOAD", "ERROR")
@@ -33,13 +33,9 @@ def _row(database: Mapping[str, Any], now: float) -> tuple[str, ...]:
         f"{used}/{size}" if pools else "-",
         str(sum(pool["waiting"] for pool in pools)) if pools else "-",
         str(database["version"] or "-"),
-        f"{reload['outcome']} {_ago(now - reload['at'])}" if reload else "-",
+        f"{reload['outcome']} {spoken(max(0, round(now - reload['at'])))} ago" if reload else "-",
         _error(database),
     )
-
-
-def _ago(seconds: float) -> str:
-    return f"{timedelta(seconds=max(0, round(seconds)))} ago"
 
 
 def _error(database: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmonkey.duration import DurationError, parse_duration
+from pgmonkey.duration import DurationError, parse_duration, spoken
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,22 @@ def test_any_text_is_a_duration_or_an_error(text):
     """Nothing else comes out, whatever goes in."""
     with contextlib.suppress(DurationError):
         assert parse_duration(text) >= 0
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0, "0 ms"),
+        (1e-6, "under 0.01 ms"),
+        (0.00035, "0.35 ms"),
+        (0.12, "120 ms"),
+        (4, "4 s"),
+        (70, "70 s"),
+        (300, "5 min"),
+        (7200, "2 h"),
+        (200_000, "2 d"),
+    ],
+)
+def test_a_duration_for_people(seconds, text):
+    """It is said in its largest unit, and never as nothing if it was something."""
+    assert spoken(seconds) == text
