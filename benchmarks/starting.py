@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import compileall
 import subprocess
 import sys
+from pathlib import Path
 
+import pgmonkey
 from benchmarks.comparison import Result, compare
 
 CORE = "import psycopg, psycopg_pool, yaml, watchfiles, structlog, prometheus_client, pydantic"
@@ -12,6 +15,9 @@ CORE = "import psycopg, psycopg_pool, yaml, watchfiles, structlog, prometheus_cl
 
 def run() -> list[Result]:
     """Compare whole processes."""
+    # As pip does when it installs the package; a checkout may have no bytecode, or old one.
+    assert pgmonkey.__file__
+    compileall.compile_dir(Path(pgmonkey.__file__).parent, quiet=1)
 
     def python(*arguments: str) -> None:
         subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from pgmonkey.generation import Generation
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
 PoolT = TypeVar("PoolT")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate(Generic[PoolT]):
+class Candidate(NamedTuple, Generic[PoolT]):
     """Hold the next configuration of a handle and, if it was open, the generation made from it.
 
     Args:

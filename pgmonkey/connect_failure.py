@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import psycopg
 
@@ -29,59 +28,54 @@ LASTING: Final[frozenset[Reason]] = frozenset({"auth", "hba", "no_database", "tl
 
 # libpq reports a failed connect without an SQLSTATE, so the text is all there is. It follows
 # the server's lc_messages: a reason is a label and a hint, and `other` is always possible.
-_PATTERNS: Final[tuple[tuple[Reason, re.Pattern[str]], ...]] = (
+_PATTERNS: Final[tuple[tuple[Reason, str], ...]] = (
     (
         "too_many_connections",
-        re.compile(r"too many (clients|connections)|remaining connection slots", re.IGNORECASE),
+        r"too many (clients|connections)|remaining connection slots",
     ),
-    ("hba", re.compile(r"pg_hba\.conf", re.IGNORECASE)),
+    ("hba", r"pg_hba\.conf"),
     (
         "auth",
-        re.compile(
+        (
             r"authentication failed|no password supplied|role .* does not exist"
             r"|is not permitted to log in|fe_sendauth|authentication method requirement"
-            r"|SCRAM|channel binding",
-            re.IGNORECASE,
+            r"|SCRAM|channel binding"
         ),
     ),
     (
         "no_database",
-        re.compile(
+        (
             r"database .* does not exist|permission denied for database"
-            r"|not currently accepting connections",
-            re.IGNORECASE,
+            r"|not currently accepting connections"
         ),
     ),
     (
         "setting",
-        re.compile(
+        (
             r"unrecognized configuration parameter|invalid value for parameter"
             r"|permission denied to set parameter|cannot be (set|changed)|invalid command-line argument"
-            r"|requires a (numeric|boolean) value|is outside the valid range",
-            re.IGNORECASE,
+            r"|requires a (numeric|boolean) value|is outside the valid range"
         ),
     ),
     (
         "dns",
-        re.compile(
+        (
             r"could not translate host name|failed to resolve|name or service not known"
-            r"|temporary failure in name resolution|nodename nor servname",
-            re.IGNORECASE,
+            r"|temporary failure in name resolution|nodename nor servname"
         ),
     ),
     # Something answers that is no PostgreSQL: a web server, say. Not a matter of certificates.
-    ("other", re.compile(r"invalid response to (SSL|GSSAPI) negotiation", re.IGNORECASE)),
-    ("tls", re.compile(r"\bSSL\b|GSSAPI|gssencmode|certificate|private key", re.IGNORECASE)),
+    ("other", r"invalid response to (SSL|GSSAPI) negotiation"),
+    ("tls", r"\bSSL\b|GSSAPI|gssencmode|certificate|private key"),
     (
         "refused",
-        re.compile(
+        (
             r"connection refused|starting up|shutting down|not yet accepting connections"
             r"|in recovery mode|no such file or directory|no route to host|network is unreachable"
-            r"|server closed the connection|connection reset",
-            re.IGNORECASE,
+            r"|server closed the connection|connection reset"
         ),
     ),
-    ("timeout", re.compile(r"timeout expired|timed out", re.IGNORECASE)),
+    ("timeout", r"timeout expired|timed out"),
 )
 
 # What libpq advises below its own message: the hint says it, and no less.
@@ -105,8 +99,7 @@ HINTS: Final[Mapping[Reason, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectFailure:
+class ConnectFailure(NamedTuple):
     """Keep what is worth knowing of one failed connect: never the exception, which holds secrets.
 
     Args:
@@ -140,6 +133,6 @@ def classify(error: BaseException, secrets: Iterable[Secret]) -> ConnectFailure:
     if isinstance(error, psycopg.errors.ConnectionTimeout):
         return ConnectFailure("timeout", text)
     for reason, pattern in _PATTERNS:
-        if pattern.search(text):
+        if re.search(pattern, text, re.IGNORECASE):
             return ConnectFailure(reason, text)
     return ConnectFailure("other", text)

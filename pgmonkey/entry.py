@@ -6,7 +6,7 @@ import random
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgmonkey.status import ReloadRecord
 
@@ -26,8 +26,7 @@ _LONGEST_PAUSE_LASTING: Final = 30.0
 _REMEMBERED: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(NamedTuple):
     """Say why the files of a database are not in force.
 
     Args:

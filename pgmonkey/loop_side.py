@@ -8,9 +8,8 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgmonkey import fault_points
 from pgmonkey.connection import LONGEST_PING, AsyncPooledConnection
@@ -34,8 +33,7 @@ _TURN: Final = 1.0
 _SETTLING_TURNS: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Ready:
+class _Ready(NamedTuple):
     """Be a generation that is being made, or made, for a configuration to be published."""
 
     applied: Applied

@@ -7,8 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgmonkey.errors import UnknownDatabaseError
 from pgmonkey.status import DatabaseStatus
@@ -23,8 +22,7 @@ _WORKERS: Final = 4
 _TICK: Final = 0.5  # seconds until a name that came with a reload is noticed
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
+class ProbeResult(NamedTuple):
     """Say what came of the last probe of one database.
 
     Args:

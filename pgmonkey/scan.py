@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgmonkey.errors import RegistryConfigError
 from pgmonkey.problem import Problem, sorted_problems
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from pgmonkey.config import DatabaseConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
+class Scan(NamedTuple):
     """Hold what the files of a directory say at one moment.
 
     Args:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pgmonkey.problem import Problem
 from pgmonkey.timings import Durations
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 DatabaseState = Literal["ready", "idle", "stale", "failed", "removed"]
 
 
-@dataclass(frozen=True, slots=True)
-class CheckoutStatus:
+class CheckoutStatus(NamedTuple):
     """Describe one checkout that is out: who holds it, since when, and where it was borrowed."""
 
     holder: str
@@ -26,8 +25,7 @@ class CheckoutStatus:
     stack: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
+class PoolStatus(NamedTuple):
     """Describe the pools of one handle, all loops and generations together."""
 
     database: str
@@ -56,16 +54,14 @@ class PoolStatus:
     checkouts: tuple[CheckoutStatus, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeStatus:
+class ProbeStatus(NamedTuple):
     """Say what came of the last background probe: whether it got through, and its seconds."""
 
     up: bool
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadRecord:
+class ReloadRecord(NamedTuple):
     """Describe what one reload of a database came to.
 
     Args:
@@ -114,8 +110,7 @@ class DatabaseStatus:
     history: tuple[ReloadRecord, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryStatus:
+class RegistryStatus(NamedTuple):
     """Describe a registry. All of it was read without waiting for a database."""
 
     path: str
@@ -165,7 +160,7 @@ def _merged_database(one: DatabaseStatus, other: DatabaseStatus) -> DatabaseStat
 
 def _merged_pool(one: PoolStatus, other: PoolStatus) -> PoolStatus:
     changes: dict[str, Any] = {}
-    for name in (row.name for row in fields(one)):
+    for name in one._fields:
         a, b = getattr(one, name), getattr(other, name)
         if isinstance(a, Mapping):
             changes[name] = _added(a, b)
@@ -173,7 +168,7 @@ def _merged_pool(one: PoolStatus, other: PoolStatus) -> PoolStatus:
             changes[name] = max(a, b)
         elif isinstance(a, (int, Durations)) and name not in ("version", "opened"):
             changes[name] = a + b
-    return replace(one, opened=one.opened or other.opened, **changes)
+    return one._replace(opened=one.opened or other.opened, **changes)
 
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
