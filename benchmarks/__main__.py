@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import shutil
@@ -58,6 +59,8 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         # Client and server on one CPU: a wake-up across CPUs costs more than what is measured.
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    # Servers are stopped on the way, and each pool says so in its own words: the table says it too.
+    logging.getLogger().addHandler(logging.NullHandler())
     results: list[Result] = []
     kept = _read(KEPT)
     for name in arguments.name or BENCHMARKS:

@@ -11,8 +11,8 @@ import psycopg
 import psycopg_pool
 from psycopg.errors import ReadOnlySqlTransaction
 
-from pgmonkey.checkout import ENTERED, PAIRED, Checkout
-from pgmonkey.connection import FRESH, AsyncPooledConnection
+from pgmonkey.checkout import ENTERED, PAIRED, REPORTED, Checkout
+from pgmonkey.connection import FRESH, LONG_IDLE, AsyncPooledConnection
 from pgmonkey.database import wrong_side
 from pgmonkey.generation import AsyncPool, Generation
 from pgmonkey.refusal import checkout_timeout, guard
@@ -41,8 +41,6 @@ class AsyncCheckout(Checkout):
         self.owner = asyncio.current_task()
         self.connection = None
         self.taken = 0.0
-        self.reported = False
-        self.callers = ()
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
         timeout = self.timeout
@@ -66,9 +64,12 @@ class AsyncCheckout(Checkout):
                 if side.generation is not generation:
                     await generation.putconn(connection)
                 elif (
-                    now - connection.returned_at < FRESH
-                    and now < connection.expires_at
+                    now < connection.expires_at
                     and not generation.examined
+                    and (
+                        (idle := now - connection.returned_at) < FRESH
+                        or (idle < LONG_IDLE and connection.is_alive())
+                    )
                 ) or await side.is_fit(connection, generation, left - (now - began)):
                     self.connection = connection
                     self.taken = now
@@ -127,9 +128,13 @@ class AsyncCheckout(Checkout):
                     handle.usage.fold()
                 if generation.retired:
                     handle.side().drained_if_empty(generation)
-                if self.reported:
+                if self.stage == REPORTED:
                     handle.side().returned_late(self, now)
-                if generation.wants_primary and isinstance(error, ReadOnlySqlTransaction):
+                if (
+                    error is not None
+                    and generation.wants_primary
+                    and isinstance(error, ReadOnlySqlTransaction)
+                ):
                     # This server is no primary any more: all its connections are of no use.
                     await handle.side().replace_later(generation, "standby")
         except BaseException as interrupt:

@@ -9,11 +9,12 @@ from types import CodeType, FrameType, MethodType
 from typing import Any, Final, Self
 
 #: The stages of a checkout: looked up in one half only, made for one block, looked up in both
-#: halves by one `with`, entered.
+#: halves by one `with`, entered, reported as held too long.
 MADE: Final = 0
 BOUND: Final = 1
 PAIRED: Final = 2
 ENTERED: Final = 3
+REPORTED: Final = 4
 
 #: How many calls of a borrower's stack are kept.
 DEEPEST: Final = 40
@@ -40,7 +41,6 @@ class Checkout:
         "handle",
         "instruction",
         "owner",
-        "reported",
         "stage",
         "taken",
         "timeout",
@@ -59,9 +59,7 @@ class Checkout:
     #: When it began to wait, and when it got its connection, on the monotonic clock.
     began: float
     taken: float
-    #: Whether it was reported as held too long.
-    reported: bool
-    #: Where the borrower was called from, innermost first, if the file asks for it.
+    #: Where the borrower was called from, innermost first; not set unless the file asks for it.
     callers: tuple[tuple[CodeType, int], ...]
     # Code and instruction say where it was borrowed, without holding the frame and with it the
     # borrower's variables; the line is worked out when somebody asks.
@@ -93,7 +91,7 @@ class Checkout:
         """
         if self.stage == BOUND:
             return
-        if self.stage == ENTERED:
+        if self.stage >= ENTERED:
             raise RuntimeError("a checkout can be entered once; ask the handle for another one")
         _halves.pop(get_ident(), None)  # it would keep this checkout alive
         self.handle.loose.append(self)
@@ -126,7 +124,9 @@ class Checkout:
     @property
     def stack(self) -> tuple[str, ...]:
         """Return the borrower's stack, each call as `file:line in function`, innermost first."""
-        return tuple(_place(code, instruction) for code, instruction in self.callers)
+        return tuple(
+            _place(code, instruction) for code, instruction in getattr(self, "callers", ())
+        )
 
 
 def _place(code: CodeType, instruction: int) -> str:
@@ -226,7 +226,7 @@ def _leave_of_class(pair: Any) -> Any:
 
 
 def _leave_or_loose(checkout: Any, *exc_info: Any) -> Any:
-    if checkout.stage == ENTERED:
+    if checkout.stage >= ENTERED:
         return checkout.leave(*exc_info)
     return loose(checkout.handle).leave(*exc_info)
 

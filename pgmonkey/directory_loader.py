@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from pgmonkey.capacity import shortfalls
@@ -283,7 +284,7 @@ class DirectoryLoader:
         """Make every file anew if a variable that libpq reads came or went."""
         variables = libpq_variables(self._rules.environ)
         if variables != self._rules.variables:
-            self._rules = self._rules._replace(variables=variables)
+            self._rules = replace(self._rules, variables=variables)
             self._entries.clear()
 
     def _no_directory(self, error: OSError) -> Scan:

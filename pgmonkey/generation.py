@@ -81,9 +81,9 @@ class Generation(Generic[PoolT]):
         self.crowd = self.settings.max_size + waiting if waiting else None
         #: Whether each checkout asks the server for a sign of life.
         self.pings = self.settings.check_on_checkout
-        #: Whether each checkout looks at its connection, however fresh it is.
-        self.examined = self.pings
         self.wants_primary = applied.config.wants_primary
+        #: Whether each checkout looks at its connection, however fresh it is.
+        self.examined = self.pings or self.wants_primary
         self.resets = applied.config.reset_on_return
         #: Whether a checkout must be looked at before it may wait.
         self.guarded = self.single or self.crowd is not None

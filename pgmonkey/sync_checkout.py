@@ -11,8 +11,8 @@ import psycopg
 import psycopg_pool
 from psycopg.errors import ReadOnlySqlTransaction
 
-from pgmonkey.checkout import ENTERED, PAIRED, Checkout
-from pgmonkey.connection import FRESH, PooledConnection
+from pgmonkey.checkout import ENTERED, PAIRED, REPORTED, Checkout
+from pgmonkey.connection import FRESH, LONG_IDLE, PooledConnection
 from pgmonkey.database import wrong_side
 from pgmonkey.generation import Generation, SyncPool
 from pgmonkey.refusal import checkout_timeout, guard
@@ -41,8 +41,6 @@ class SyncCheckout(Checkout):
         began = self.began = monotonic()
         self.connection = None
         self.taken = 0.0
-        self.reported = False
-        self.callers = ()
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
         timeout = self.timeout
@@ -69,9 +67,12 @@ class SyncCheckout(Checkout):
                 if handle.generation is not generation:
                     generation.putconn(connection)
                 elif (
-                    now - connection.returned_at < FRESH
-                    and now < connection.expires_at
+                    now < connection.expires_at
                     and not generation.examined
+                    and (
+                        (idle := now - connection.returned_at) < FRESH
+                        or (idle < LONG_IDLE and connection.is_alive())
+                    )
                 ) or handle.is_fit(connection, generation, left - (now - began)):
                     self.connection = connection
                     self.taken = now
@@ -130,9 +131,13 @@ class SyncCheckout(Checkout):
                     handle.usage.fold()
                 if generation.retired:
                     handle.drained_if_empty(generation)
-                if self.reported:
+                if self.stage == REPORTED:
                     handle.returned_late(self, now)
-                if generation.wants_primary and isinstance(error, ReadOnlySqlTransaction):
+                if (
+                    error is not None
+                    and generation.wants_primary
+                    and isinstance(error, ReadOnlySqlTransaction)
+                ):
                     # This server is no primary any more: all its connections are of no use.
                     handle.replace_later(generation, "standby")
         except BaseException:

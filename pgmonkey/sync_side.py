@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey import events, fault_points
 from pgmonkey.candidate import Candidate
-from pgmonkey.connection import LONG_IDLE, LONGEST_PING, PooledConnection
+from pgmonkey.connection import LONGEST_PING, PooledConnection
 from pgmonkey.database import Database
 from pgmonkey.errors import ConnectError, ReloadRejectedError
 from pgmonkey.gate import UNLIMITED
@@ -355,14 +355,6 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                 than for a third of them.
         """
         now = monotonic()
-        if (
-            now < connection.expires_at
-            and now - connection.returned_at < LONG_IDLE
-            and not generation.examined
-            and not generation.wants_primary
-            and connection.is_alive()
-        ):
-            return True  # the way of every checkout, with the one look at the socket
         reason = self.unfit(connection, generation, now)
         try:
             if (
