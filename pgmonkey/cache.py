@@ -65,6 +65,10 @@ class HandleCache:
         with self._lock:
             return list(self._handles.values())
 
+    def of(self, name: str) -> list[Handle]:
+        """Return the handles of one database, of whatever type."""
+        return [handle for handle in self.all() if handle.name == name]
+
     def remove(self, handle: Handle) -> None:
         """Forget a handle."""
         with self._lock:

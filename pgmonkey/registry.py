@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import prometheus_client
 
-from pgmonkey import events, metrics
+from pgmonkey import events
 from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
 from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
 from pgmonkey.loader import DirectoryLoader
-from pgmonkey.prober import Prober
+from pgmonkey.metrics import ensure_files, export, write_files
 from pgmonkey.reloader import Reloader, ReloadReport
 from pgmonkey.status import DatabaseStatus, RegistryStatus
-from pgmonkey.watcher import Source, Watcher, file_events
+from pgmonkey.upkeep import Upkeep
+from pgmonkey.watcher import Source, file_events
 
 if TYPE_CHECKING:
     from pgmonkey.config import ConnectionType, DatabaseConfig
@@ -101,25 +100,21 @@ class Registry:
         self._reloader = Reloader(self.path, self._loader, self._cache)
         scan = self._reloader.load(strict=strict)
         self._defaults = self._cache.defaults
-        # Guards the start of the watcher. Never held while waiting.
-        self._lock = threading.Lock()
-        self._watch = watch
-        self._source = _source
-        self._rescan_interval = rescan_interval
-        self._watcher: Watcher | None = None
-        #: In a child process that has not used a database yet: the process that it comes from.
-        self._forked_from: list[int] = []
         self._closed = False
-        self._probe_interval = probe_interval
-        self._prober: Prober | None = None
         self._exported = metrics is not None
         this = weakref.ref(self)  # a handle that outlives its registry must not keep it alive
         self._hooks = (
             lambda: _call(this, Registry._ensure_running),
             lambda: _call(this, Registry._refused),
         )
-        self._stopping = _Stopping()
-        weakref.finalize(self, self._stopping.stop)
+        self._upkeep = Upkeep(
+            self,
+            self._reloader,
+            watch=watch,
+            source=_source,
+            rescan_interval=rescan_interval,
+            probe_interval=probe_interval,
+        )
         events.emit(
             "registry.loaded",
             path=str(self.path),
@@ -127,7 +122,7 @@ class Registry:
             rejected=len(scan.problems),
         )
         if metrics is not None:
-            _export(self, metrics, histograms=histograms)
+            export(self, metrics, histograms=histograms)
         self._ensure_running()
         _all.add(self)
 
@@ -176,7 +171,7 @@ class Registry:
             raise self._unknown(name)
         # A handle that is made now is among those that the next change moves.
         with events.held_back(), entry.deciding:
-            if entry.removed and not self._handles_of(name):
+            if entry.removed and not self._cache.of(name):
                 if entry.rejection is None:
                     raise self._unknown(name)
                 raise ConfigError(entry.rejection.problems)
@@ -190,9 +185,6 @@ class Registry:
             if connection_type is None:
                 self._defaults[name] = handle
         return handle
-
-    def _handles_of(self, name: str) -> list[Handle]:
-        return [handle for handle in self._cache.all() if handle.name == name]
 
     def _unknown(self, name: str) -> UnknownDatabaseError:
         return UnknownDatabaseError.among(self.names, str(name), str(self.path))
@@ -232,8 +224,7 @@ class Registry:
     @property
     def watching(self) -> bool:
         """Tell whether changes of the files are seen as they happen."""
-        watcher = self._watcher
-        return watcher is not None and watcher.alive
+        return self._upkeep.watching
 
     # Reload
 
@@ -278,7 +269,7 @@ class Registry:
                 return False
             for handle in self._cache.all():
                 handle.catch_up(now)
-            self._stopping.event.wait(0.005)
+            self._upkeep.stopping.wait(0.005)
         return True
 
     def probe(self, name: str) -> DatabaseStatus:
@@ -299,13 +290,12 @@ class Registry:
 
     def status(self) -> RegistryStatus:
         """Return what is declared, what runs and what happened, without waiting for anything."""
-        watcher = self._watcher
+        upkeep = self._upkeep
         return self._reloader.status(
-            # A child process that has not used a database yet has nothing to watch for.
-            watched=self._watch and not self._forked_from,
-            watching=self.watching,
-            polling=watcher is not None and watcher.polling,
-            watcher_errors=watcher.errors if watcher is not None else 0,
+            watched=upkeep.watched,
+            watching=upkeep.watching,
+            polling=upkeep.polling,
+            watcher_errors=upkeep.watcher_errors,
         )
 
     def config(self, name: str) -> DatabaseConfig | None:
@@ -322,60 +312,21 @@ class Registry:
             raise self._unknown(name)
         return entry.applied.config if entry.applied else None
 
-    # Watching
+    # What handles and processes tell
+
+    def _ensure_running(self) -> None:
+        """Start what is to run, unless it does: a forked child starts its own here."""
+        self._upkeep.ensure_running()
+        if self._exported and not self._closed:
+            ensure_files()
 
     def _refused(self) -> None:
         """Look at the files now: a login was refused, and a rotation may be the reason."""
-        if self._watch and not self._closed:
-            threading.Thread(target=self._changed, name="pgmonkey-look", daemon=True).start()
-
-    def _ensure_running(self) -> None:
-        """Start the threads that are to run, unless they do: a forked child starts its own here."""
-        if self._forked_from:
-            with suppress(IndexError):  # another thread has said it
-                parent = self._forked_from.pop()
-                events.emit("fork.detected", path=str(self.path), pid=os.getpid(), parent=parent)
-        if self._closed:
-            return
-        if self._exported:
-            metrics.ensure_files()
-        if self._probe_interval is not None:
-            with self._lock:
-                if self._prober is None:
-                    self._prober = self._stopping.prober = Prober(
-                        self, interval=self._probe_interval
-                    )
-                    self._prober.start()
-        if not self._watch:
-            return
-        with self._lock:
-            if self._watcher is not None:
-                return
-            this = weakref.ref(self)  # a registry that nobody holds any more must not live on
-            watcher = self._watcher = self._stopping.watcher = Watcher(
-                self._reloader.watched_directories,
-                lambda: _call(this, Registry._changed),
-                lambda: _call(this, Registry._tick),
-                self._source,
-            )
-            self._next_rescan = time.monotonic() + self._rescan_interval
-        watcher.start()
-
-    def _changed(self) -> None:
-        self._next_rescan = time.monotonic() + self._rescan_interval
-        self._reloader.look()
-
-    def _tick(self) -> None:
-        if time.monotonic() >= self._next_rescan:
-            self._changed()
-        self._reloader.tick()
+        self._upkeep.look_soon()
 
     def _forget(self) -> None:
-        """Start anew in a child process: threads are not inherited."""
-        self._lock = threading.Lock()
-        self._forked_from = [os.getppid()]
-        self._watcher = self._stopping.watcher = None
-        self._prober = self._stopping.prober = None
+        """Start anew in a child process."""
+        self._upkeep.forget()
         self._cache.forget()
         self._reloader.forget()
 
@@ -397,9 +348,9 @@ class Registry:
         if self._closed:
             return []
         if self._exported:
-            metrics.write_files()  # what it has counted stays
+            write_files()  # what it has counted stays
         self._closed = True
-        self._stopping.stop()
+        self._upkeep.stop()
         handles = self._cache.drop_all()
         events.emit("registry.closed", path=str(self.path))
         return handles
@@ -431,22 +382,6 @@ def _untrusted(path: str, reason: str) -> None:
     events.emit("file.untrusted", path=path, reason=reason)
 
 
-class _Stopping:
-    """Stop the threads of a registry that is closed, dropped, or there at exit."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.watcher: Watcher | None = None
-        self.prober: Prober | None = None
-
-    def stop(self) -> None:
-        self.event.set()
-        if self.prober is not None:
-            self.prober.stop()
-        if self.watcher is not None:
-            self.watcher.stop()
-
-
 def _call(this: weakref.ref[Registry], act: Any) -> bool:
     registry = this()
     if registry is None or registry._closed:
@@ -464,11 +399,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _export(
-    registry: Registry, target: prometheus_client.CollectorRegistry, *, histograms: bool
-) -> None:
-    metrics.export(
-        registry, target, histograms=histograms
-    )  # here, where the name is the module and not the argument

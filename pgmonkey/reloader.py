@@ -220,7 +220,7 @@ class Reloader:
 
     def _set_going(self, entry: Entry) -> threading.Thread | None:
         """Apply what an entry wants: here if no connection is needed, else in a thread."""
-        needs_probe = any(handle.is_open() for handle in self._handles_of(entry.name))
+        needs_probe = any(handle.is_open() for handle in self._cache.of(entry.name))
         if not needs_probe and entry.reloading.acquire(blocking=False):
             with events.held_back():
                 try:
@@ -276,7 +276,7 @@ class Reloader:
 
         If the files want something else by then, what was prepared is dropped.
         """
-        handles = self._handles_of(entry.name)
+        handles = self._cache.of(entry.name)
         applied = self._next(entry, config, handles)
         # Each candidate is of its own handle, which the type checker cannot see.
         prepared: list[tuple[Any, Any]] = []
@@ -286,7 +286,7 @@ class Reloader:
             _drop(prepared)
             raise
         with entry.deciding:
-            if entry.wanted is not config or self._handles_of(entry.name) != handles:
+            if entry.wanted is not config or self._cache.of(entry.name) != handles:
                 _drop(prepared)
             # Each is committed, though one may refuse: it was opened or closed since, and what
             # there is to replace is prepared anew.
@@ -393,7 +393,7 @@ class Reloader:
             reason += ", and what came back cannot be used:\n" + "\n".join(
                 str(problem) for problem in entry.rejection.problems
             )
-        for handle in self._handles_of(entry.name):
+        for handle in self._cache.of(entry.name):
             handle.shut(DatabaseRemovedError(f"{entry.name}: {reason}"))
 
     def force(self, name: str, handle: Handle) -> None:
@@ -497,9 +497,6 @@ class Reloader:
             reload_durations=durations,
             config_hash=digest,
         )
-
-    def _handles_of(self, name: str) -> list[Handle]:
-        return [handle for handle in self._cache.all() if handle.name == name]
 
 
 def _commit(handle: Any, candidate: Any) -> bool:

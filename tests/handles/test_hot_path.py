@@ -123,7 +123,7 @@ def test_a_checkout_waits_for_no_lock_of_ours(
             handle._reloading,
             handle.usage._lock,
             handle.gate._lock,
-            registry._lock,
+            registry._upkeep._lock,
             registry._cache._lock,
             registry._cache.budget._lock,
             registry._reloader._looking,
