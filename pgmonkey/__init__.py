@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pgmonkey.problem import Problem
     from pgmonkey.redaction import redact_config
     from pgmonkey.registry import Registry
-    from pgmonkey.reloader import ReloadReport
+    from pgmonkey.reload_report import ReloadReport
 
 # Where each public name lives. They are imported at their first use, so that `pgmonkey --help`
 # does not pay for psycopg.
@@ -54,7 +54,7 @@ _HOMES = {
     "Registry": "registry",
     "RegistryConfigError": "errors",
     "ReloadRejectedError": "errors",
-    "ReloadReport": "reloader",
+    "ReloadReport": "reload_report",
     "TooManyWaiting": "errors",
     "UnknownDatabaseError": "errors",
     "WrongSideError": "errors",

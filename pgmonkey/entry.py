@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pgmonkey.status import ReloadRecord
+from pgmonkey.status import DatabaseState, DatabaseStatus, PoolStatus, ReloadRecord
 
 if TYPE_CHECKING:
     from pgmonkey.config import DatabaseConfig
@@ -30,14 +31,12 @@ class Rejection(NamedTuple):
     """Say why the files of a database are not in force.
 
     Args:
-        problems: What is wrong in the files; empty when the probe failed.
+        problems: What is wrong in the files, or what the probe came to.
         reason: Why the probe failed, or `None`.
-        text: The same in words.
     """
 
     problems: tuple[Problem, ...] = ()
     reason: Reason | None = None
-    text: str = ""
 
 
 @dataclass(slots=True)
@@ -64,8 +63,6 @@ class Entry:
     #: What came of that probe, or `None` before the first one.
     probe: ProbeStatus | None = None
     outcomes: Counter[str] = field(default_factory=Counter)
-    last_outcome: str | None = None
-    last_outcome_at: float | None = None
     #: What the last reloads came to, oldest first.
     history: tuple[ReloadRecord, ...] = ()
     _hashed: tuple[Applied, int] | None = None
@@ -118,8 +115,6 @@ class Entry:
         record = ReloadRecord(outcome, at, version, details)
         self.history = (*self.history, record)[-_REMEMBERED:]
         self.outcomes[outcome] += 1
-        self.last_outcome = outcome
-        self.last_outcome_at = at
 
     def settle(self) -> None:
         """Note that the files are in force."""
@@ -143,3 +138,56 @@ class Entry:
         pause = self.pause * random.uniform(1.0, 1.2)  # noqa: S311 - jitter: pods must not retry in step
         self.retry_at = now + pause
         return pause
+
+    def status(self, pools: Sequence[PoolStatus]) -> DatabaseStatus:
+        """Return the state of the database as plain values.
+
+        Args:
+            pools: What its handles say of theirs.
+        """
+        config = self.applied.config if self.applied else None
+        opened = any(pool.opened for pool in pools)
+        state: DatabaseState
+        if not self.declared:
+            state = "removed"
+        elif config is None or self.removed:
+            state = "failed"
+        elif self.stale:
+            state = "stale"
+        else:
+            state = "ready" if opened else "idle"
+        versions = [pool.version for pool in pools]
+        if self.applied:
+            versions.append(self.applied.version)
+        rejection = self.rejection
+        last = self.history[-1] if self.history else None
+        return DatabaseStatus(
+            name=self.name,
+            connection_type=config.connection_type if config else None,
+            description=config.description if config else "",
+            required=config.required if config else True,
+            state=state,
+            version=max(versions, default=0),
+            stale=self.stale,
+            reached=self.reached or any(pool.connects.count for pool in pools),
+            reason=rejection.reason if rejection else None,
+            last_error=str(self.last_error) if self.last_error else None,
+            last_error_reason=self.last_error.reason if self.last_error else None,
+            problems=rejection.problems if rejection else (),
+            outcomes=dict(self.outcomes),
+            last_reload=last.outcome if last else None,
+            last_reload_at=last.at if last else None,
+            # Of what runs, and of what is to run but is not proved yet: the alert is about that one.
+            secret_modified=max(
+                (
+                    modified
+                    for one in (config, self.wanted)
+                    if one is not None and (modified := one.secret_modified) is not None
+                ),
+                default=None,
+            ),
+            pools=tuple(pools),
+            probe=self.probe,
+            redacted=config.redacted if config else dict,
+            history=self.history,
+        )

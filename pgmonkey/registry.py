@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import prometheus_client
 
 from pgmonkey import events
+from pgmonkey.background_probe import probe
 from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
 from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
 from pgmonkey.loader import DirectoryLoader
 from pgmonkey.metrics import ensure_files, export, write_files
-from pgmonkey.reloader import Reloader, ReloadReport
+from pgmonkey.reload_report import ReloadReport
+from pgmonkey.reloader import Reloader
 from pgmonkey.status import DatabaseStatus, RegistryStatus
 from pgmonkey.upkeep import Upkeep
 from pgmonkey.watcher import Source, file_events
@@ -281,9 +283,10 @@ class Registry:
         Raises:
             UnknownDatabaseError: no file declares the name.
         """
-        if name not in self.names:
+        entry = self._reloader.entries.get(name)
+        if entry is None or not entry.declared:
             raise self._unknown(name)
-        self._reloader.probe(name)
+        probe(entry, self._cache.budget)
         return next(one for one in self.status().databases if one.name == name)
 
     # Status

@@ -5,14 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey import events
 from pgmonkey.async_handle import AsyncDatabase
-from pgmonkey.budget import Share
 from pgmonkey.connect_failure import LASTING, classify
 from pgmonkey.dialer import Dialer
 from pgmonkey.entry import Entry, Rejection
@@ -24,8 +21,9 @@ from pgmonkey.errors import (
 from pgmonkey.failed_probe import failed_probe
 from pgmonkey.gate import Gate
 from pgmonkey.problem import Problem
-from pgmonkey.status import DatabaseState, DatabaseStatus, ProbeStatus, RegistryStatus
-from pgmonkey.target import Applied, Target
+from pgmonkey.reload_report import ReloadReport
+from pgmonkey.status import RegistryStatus
+from pgmonkey.target import Applied
 from pgmonkey.timings import Timings
 from pgmonkey.usage import Usage
 
@@ -40,28 +38,6 @@ if TYPE_CHECKING:
 _SETTLE: Final = 0.15
 #: Reloads with a probe that run at once; a slow database holds up one place only.
 _PARALLEL: Final = 8
-#: Seconds for which a background probe waits, where the other databases left no connection.
-_ROOM: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadReport:
-    """Say what a reload came to.
-
-    Args:
-        applied: Names whose new configuration is in force.
-        rejected: Names whose files cannot be used, with the problems; the last good
-            configuration goes on serving. A failed probe has one problem, `probe.<reason>`.
-        unchanged: Names whose files say what runs already.
-        removed: Names whose file is gone.
-    """
-
-    applied: tuple[str, ...] = ()
-    rejected: Mapping[str, tuple[Problem, ...]] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
-    unchanged: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
 
 
 class Reloader:
@@ -290,7 +266,7 @@ class Reloader:
                 _drop(prepared)
             # Each is committed, though one may refuse: it was opened or closed since, and what
             # there is to replace is prepared anew.
-            elif all([_commit(handle, candidate) for handle, candidate in prepared]):  # noqa: C419
+            elif all([_commit(handle, candidate) for handle, candidate in prepared]):  # noqa: C419 - all are called, also after one that refuses
                 entry.wanted = None
                 self._accept(entry, applied)
 
@@ -333,7 +309,7 @@ class Reloader:
         pause = entry.postpone(time.monotonic(), lasting=lasting)
         problem = failed_probe(config.path, entry.name, error)
         known = entry.rejection
-        entry.rejection = Rejection((problem,), error.reason, problem.message)  # type: ignore[arg-type]  # ConnectError carries one of the reasons
+        entry.rejection = Rejection((problem,), error.reason)  # type: ignore[arg-type]  # ConnectError carries one of the reasons
         if known is not None and known.problems == (problem,):
             return  # the same again: it was said
         entry.ended("rejected", time.time(), (str(problem),))
@@ -423,36 +399,6 @@ class Reloader:
         for handle in self._cache.all():
             handle.patrol(now)
 
-    def probe(self, name: str) -> None:
-        """Connect once, outside the pools, and note whether the server was reached."""
-        entry = self.entries[name]
-        if entry.applied is None or entry.removed:
-            entry.probe = ProbeStatus(up=False, seconds=0.0)  # nothing to connect with
-            return
-        config = entry.applied.config
-        share = Share(self._cache.budget, Target(entry.applied), f"{name}/probe")
-        gate = Gate(1, Usage(), share)
-        dialer = Dialer(config, config.connection_type, gate)
-        began = time.monotonic()
-        try:
-            if (refusal := dialer.refusal()) is not None:
-                raise dialer.error(refusal)
-            slot = gate.wait(lambda: False, server=config.server, timeout=_ROOM)
-            if slot is None:
-                raise ConnectError(
-                    f"{name}: {share.explain()}, so that none is left to probe it"
-                    "\n  hint: raise max_connections",
-                    database=name,
-                    reason="too_many_connections",
-                )
-            dialer.dial(slot, probe=True).close()
-        except ConnectError as error:
-            entry.last_error = error
-        else:
-            entry.reached = True
-            entry.last_error = None
-        entry.probe = ProbeStatus(entry.last_error is None, time.monotonic() - began)
-
     def forget(self) -> None:
         """Take new locks, in a child process whose parent may have held them."""
         self._looking = threading.Lock()
@@ -485,7 +431,8 @@ class Reloader:
         return RegistryStatus(
             path=str(self.path),
             databases=tuple(
-                _database_status(entry, by_name.get(name, [])) for name, entry in entries
+                entry.status([handle.status() for handle in by_name.get(name, ())])
+                for name, entry in entries
             ),
             problems=self.problems,
             watched=watched,
@@ -515,52 +462,3 @@ def _unexpected(config: DatabaseConfig, error: Exception) -> ConnectError:
     """Return what is reported of a reload that failed for another reason than its connect."""
     failure = classify(error, config.secrets)
     return Dialer(config, config.connection_type, Gate(1, Usage())).error(failure)
-
-
-def _database_status(entry: Entry, handles: list[Handle]) -> DatabaseStatus:
-    config = entry.applied.config if entry.applied else None
-    pools = tuple(handle.status() for handle in handles)
-    opened = any(pool.opened for pool in pools)
-    state: DatabaseState
-    if not entry.declared:
-        state = "removed"
-    elif config is None or entry.removed:
-        state = "failed"
-    elif entry.stale:
-        state = "stale"
-    else:
-        state = "ready" if opened else "idle"
-    versions = [pool.version for pool in pools]
-    if entry.applied:
-        versions.append(entry.applied.version)
-    rejection = entry.rejection
-    return DatabaseStatus(
-        name=entry.name,
-        connection_type=config.connection_type if config else None,
-        description=config.description if config else "",
-        required=config.required if config else True,
-        state=state,
-        version=max(versions, default=0),
-        stale=entry.stale,
-        reached=entry.reached or any(pool.connects.count for pool in pools),
-        reason=rejection.reason if rejection else None,
-        last_error=str(entry.last_error) if entry.last_error else None,
-        last_error_reason=entry.last_error.reason if entry.last_error else None,
-        problems=rejection.problems if rejection else (),
-        outcomes=dict(entry.outcomes),
-        last_reload=entry.last_outcome,
-        last_reload_at=entry.last_outcome_at,
-        # Of what runs, and of what is to run but is not proved yet: the alert is about that one.
-        secret_modified=max(
-            (
-                modified
-                for one in (config, entry.wanted)
-                if one is not None and (modified := one.secret_modified) is not None
-            ),
-            default=None,
-        ),
-        pools=pools,
-        probe=entry.probe,
-        redacted=config.redacted if config else dict,
-        history=entry.history,
-    )

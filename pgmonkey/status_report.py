@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from pgmonkey.events import Event
 from pgmonkey.problem import Problem
-from pgmonkey.reloader import ReloadReport
+from pgmonkey.reload_report import ReloadReport
 from pgmonkey.status import DatabaseStatus, PoolStatus, RegistryStatus
 from pgmonkey.version import __version__
 
