@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pgmonkey.errors import ConnectError
 from pgmonkey.failed_probe import failed_probe
 from pgmonkey.loader import DirectoryLoader
-from pgmonkey.problem import Problem, sorted_problems
+from pgmonkey.problem import Problem, sorted_problems, summary
 from pgmonkey.trust import Trust
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class Report:
 
     def summary(self) -> str:
         """Return how much was found where, in one line."""
-        files = Counter(problem.path for problem in self.problems)
-        return f"{_count(len(self.problems), 'problem')} in {_count(len(files), 'file')}"
+        return summary(self.problems)
 
 
 def check(
@@ -171,7 +170,3 @@ def _escaped(text: str, *, property_: bool = False) -> str:
     for character in "%\r\n" + (":," if property_ else ""):
         text = text.replace(character, f"%{ord(character):02X}")
     return text
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from pgmonkey.connection_settings import (
@@ -42,6 +43,7 @@ class Provenance(Protocol):
         """Tell whether making the config again would give the same one."""
 
 
+@dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class DatabaseConfig:
     """Hold the validated, immutable settings of one database.
 
@@ -56,30 +58,28 @@ class DatabaseConfig:
         files: A digest of the contents of its TLS files.
     """
 
-    __slots__ = (
-        "_connection",
-        "_files_digest",
-        "_isolate",
-        "_pools",
-        "_sessions",
-        "_sources",
-        "autocommit",
-        "connect_digest",
-        "connection_type",
-        "description",
-        "digest",
-        "drain_timeout",
-        "leak_detection",
-        "leak_stack",
-        "max_connections",
-        "name",
-        "path",
-        "pooler",
-        "prepare_threshold",
-        "required",
-        "reset_on_return",
-        "revision",
-    )
+    name: str
+    path: str
+    connection_type: ConnectionType
+    description: str
+    required: bool
+    pooler: str
+    reset_on_return: bool
+    leak_detection: float | None
+    leak_stack: bool
+    drain_timeout: float
+    revision: str | None
+    max_connections: int | None
+    autocommit: bool
+    prepare_threshold: int | None
+    connect_digest: bytes
+    digest: bytes
+    _connection: Settings
+    _sessions: tuple[Settings | None, Settings | None]
+    _pools: tuple[PoolSettings, PoolSettings, PoolSettings]
+    _files_digest: bytes
+    _isolate: bool
+    _sources: Provenance
 
     def __init__(
         self,
@@ -121,36 +121,6 @@ class DatabaseConfig:
             keyed_digest(self._connect_parts(map(written, pools)).encode(), after=files),
         )
         put(self, "digest", keyed_digest(self._other_parts().encode(), after=self.connect_digest))
-
-    # The types of what __slots__ declares, for those who read them.
-    name: str
-    path: str
-    connection_type: ConnectionType
-    description: str
-    required: bool
-    pooler: str
-    reset_on_return: bool
-    leak_detection: float | None
-    leak_stack: bool
-    drain_timeout: float
-    revision: str | None
-    max_connections: int | None
-    autocommit: bool
-    prepare_threshold: int | None
-    connect_digest: bytes
-    digest: bytes
-    _connection: Settings
-    _sessions: tuple[Settings | None, Settings | None]
-    _pools: tuple[PoolSettings, PoolSettings, PoolSettings]
-    _files_digest: bytes
-    _isolate: bool
-    _sources: Provenance
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a config is immutable")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError("a config is immutable")
 
     def __copy__(self) -> Self:
         return self  # nothing of it ever changes

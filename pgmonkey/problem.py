@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Final
@@ -146,3 +146,19 @@ def sorted_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     return tuple(
         sorted(problems, key=lambda p: (p.path, p.line or 0, p.column or 0, p.key or "", p.code))
     )
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 file`, `2 files`.
+
+    Args:
+        number: How many.
+        noun: The noun for one.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def summary(problems: Sequence[Problem]) -> str:
+    """Return how many problems there are in how many files, in one line."""
+    files = {problem.path for problem in problems}
+    return f"{count(len(problems), 'problem')} in {count(len(files), 'file')}"
