@@ -74,7 +74,7 @@ class DirectoryLoader:
         >>> scan = DirectoryLoader("registry.d").scan()
         >>> scan.raise_for_problems()
         >>> sorted(scan.configs)
-        ['audit', 'events', 'orders']
+        ['events', 'orders', 'reports']
     """
 
     def __init__(

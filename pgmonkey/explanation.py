@@ -73,7 +73,8 @@ class Explanation:
         RegistryConfigError: The file has problems.
 
     Example:
-        >>> print(Explanation("registry.d", "orders").as_table(sources=True))
+        >>> [one.source.path for one in Explanation("registry.d", "orders").values][:1]
+        ['registry.d/orders.yaml']
     """
 
     def __init__(

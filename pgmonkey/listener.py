@@ -31,7 +31,8 @@ def listen(address: str) -> socket.socket:
         ServiceError: The address cannot be had.
 
     Example:
-        >>> listen("127.0.0.1:0").getsockname()[0]
+        >>> with listen("127.0.0.1:0") as listener:
+        ...     listener.getsockname()[0]
         '127.0.0.1'
     """
     match = _LISTEN.fullmatch(address)

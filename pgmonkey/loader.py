@@ -67,7 +67,9 @@ def load_file(
         OSError: Only with `isolate=False`: the file cannot be read.
 
     Example:
-        >>> load_file("registry.d/orders.yaml").connection_type
+        >>> load_file(
+        ...     "registry.d/orders.yaml", defaults="registry.d/_defaults.yaml"
+        ... ).connection_type
         'pool'
     """
     rules = _rules(resolve, allow_sensitive_defaults, environ, isolate=isolate)

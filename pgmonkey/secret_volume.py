@@ -32,8 +32,8 @@ class SecretVolume:
             did, instead of after it.
 
     Example:
-        >>> volume = SecretVolume("secrets/orders", mode=0o600)
-        >>> volume.write({"username": "orders", "password": "tea"})
+        >>> volume = SecretVolume("secrets/web", mode=0o600)
+        >>> volume.write({"username": "web", "password": "tea"})
         True
     """
 
