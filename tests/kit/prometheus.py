@@ -16,7 +16,6 @@ from urllib.request import urlopen
 
 from pgmonkey.free_port import free_port
 from tests.kit.components import need
-from tests.kit.eventually import eventually
 from tests.kit.process import Process
 
 
@@ -119,7 +118,7 @@ class Prometheus(Process):
         """
         # One scrape may be under way, with numbers of before.
         wanted = self._kept() + number + 1
-        eventually(lambda: self._kept() >= wanted, 60, f"{number} scrapes")
+        self.wait_until(lambda: self._kept() >= wanted, 60, f"{number} scrapes")
 
     def _kept(self) -> float:
         return self.value("sum(count_over_time(up[1h]))") or 0.0
