@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import TupleRow
@@ -30,10 +30,14 @@ if TYPE_CHECKING:
     from pgmonkey.config import ConnectionType
 
 
-class Borrowed(Protocol):
-    """Be what `connection()` and `transaction()` return: a block that yields a connection."""
+Sync_co = TypeVar("Sync_co", covariant=True)
+Async_co = TypeVar("Async_co", covariant=True)
 
-    def __enter__(self) -> Connection[TupleRow]: ...
+
+class Block(Protocol[Sync_co, Async_co]):
+    """Be what a block is made of: `with` on the sync side, `async with` on the other."""
+
+    def __enter__(self) -> Sync_co: ...
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -41,7 +45,7 @@ class Borrowed(Protocol):
         trace: TracebackType | None,
         /,
     ) -> bool | None: ...
-    async def __aenter__(self) -> AsyncConnection[TupleRow]: ...
+    async def __aenter__(self) -> Async_co: ...
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -51,25 +55,10 @@ class Borrowed(Protocol):
     ) -> bool | None: ...
 
 
-class BorrowedCursor(Protocol):
-    """Be what `cursor()` returns: a block that yields a cursor on a borrowed connection."""
-
-    def __enter__(self) -> Cursor[Any]: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> bool | None: ...
-    async def __aenter__(self) -> AsyncCursor[Any]: ...
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> bool | None: ...
+#: What `connection()` and `transaction()` return: a block that yields a connection.
+Borrowed: TypeAlias = Block[Connection[TupleRow], AsyncConnection[TupleRow]]
+#: What `cursor()` returns: a block that yields a cursor on a borrowed connection.
+BorrowedCursor: TypeAlias = Block[Cursor[Any], AsyncCursor[Any]]
 
 
 class Database(ABC):
