@@ -162,6 +162,11 @@ class Database(ABC):
         Args:
             timeout: Seconds to wait for the connection; default: the configured `timeout`.
             force_rollback: Roll back at the end also on success.
+
+        Example:
+            >>> with registry.get("orders").transaction(force_rollback=True) as conn:
+            ...     conn.execute("SELECT 1").fetchone()
+            (1,)
         """
 
     @abstractmethod
@@ -171,6 +176,12 @@ class Database(ABC):
         Args:
             timeout: Seconds to wait for the connection; default: the configured `timeout`.
             options: Passed to psycopg's `Connection.cursor`.
+
+        Example:
+            >>> from psycopg.rows import dict_row
+            >>> with registry.get("orders").cursor(row_factory=dict_row) as cursor:
+            ...     cursor.execute("SELECT 1 AS answer").fetchone()
+            {'answer': 1}
         """
 
     @abstractmethod
@@ -182,6 +193,9 @@ class Database(ABC):
 
         Raises:
             CheckoutTimeout, ConnectError: as a checkout does.
+
+        Example:
+            >>> _ = registry.get("orders").open(timeout=2)
         """
 
     @abstractmethod
@@ -189,6 +203,9 @@ class Database(ABC):
         """Close the connections; `await` it on an async handle. The next checkout opens again.
 
         Checkouts in progress go on; their connections close when they end.
+
+        Example:
+            >>> _ = registry.get("orders").close()
         """
 
     def connect(self) -> Awaitable[Database]:
@@ -206,7 +223,12 @@ class Database(ABC):
         """Open an async handle."""
 
     def status(self) -> PoolStatus:
-        """Return what the pools of this handle do at this moment, without waiting for anything."""
+        """Return what the pools of this handle do at this moment, without waiting for anything.
+
+        Example:
+            >>> registry.get("orders").status().used
+            0
+        """
         # Before what is out: what ends between the two is then missing once, not counted twice.
         usage = self.usage
         durations = usage.durations()

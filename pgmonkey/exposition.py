@@ -52,7 +52,9 @@ def expose(
         metrics: What to expose; default: prometheus_client's default registry.
 
     Example:
-        >>> body, content_type = expose(request.headers.get("accept", ""))
+        >>> body, content_type = expose(accept="text/plain")
+        >>> content_type.partition(";")[0]
+        'text/plain'
     """
     if metrics is None:
         metrics = prometheus_client.REGISTRY

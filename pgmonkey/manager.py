@@ -84,6 +84,11 @@ class PGConnectionManager:
             EnvInterpolationError: a reference cannot be resolved.
             ConnectError: `normal` and `async` could not connect.
             ReloadRejectedError: `force_reload` could not connect.
+
+        Example:
+            >>> with manager.get_database_connection("config.yaml", "pool") as conn:
+            ...     conn.execute("SELECT 1").fetchone()
+            (1,)
         """
         path = os.fspath(config_file_path)
         call = (path, connection_type, resolve_env, allow_sensitive_defaults)
@@ -154,6 +159,13 @@ class PGConnectionManager:
             force_reload: Replace the connections of the handle that an equal dictionary gave.
             resolve_env: As there.
             allow_sensitive_defaults: As there.
+
+        Example:
+            >>> from pgmonkey import load_config
+            >>> settings = load_config("config.yaml")
+            >>> with manager.get_database_connection_from_dict(settings, "pool") as conn:
+            ...     conn.execute("SELECT 1").fetchone()
+            (1,)
         """
         outcome = outcome_of_dict(
             config_data_dictionary,
@@ -225,6 +237,10 @@ class PGConnectionManager:
 
         The names in `connection_types` say nothing about a configuration: they come from a
         hash with a key that this process alone has.
+
+        Example:
+            >>> PGConnectionManager().cache_info
+            {'size': 0, 'connection_types': {}}
         """
         entries = self._cache.items()
         return {

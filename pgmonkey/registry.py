@@ -243,7 +243,14 @@ class Registry:
         return self._reloader.reload()
 
     async def areload(self) -> ReloadReport:
-        """Do what `reload` does, without holding up the running loop."""
+        """Do what `reload` does, without holding up the running loop.
+
+        It waits until the pools of that loop have moved, too.
+
+        Example:
+            >>> asyncio.run(registry.areload()).applied
+            ()
+        """
         report = await asyncio.to_thread(self._reloader.reload)
         here = asyncio.get_running_loop()
         for handle in self._cache.all():
@@ -263,6 +270,10 @@ class Registry:
         Returns:
             False if checkouts were still out at the end, which `status()` names, or an event
             loop that has older connections did not turn.
+
+        Example:
+            >>> registry.wait_drained(10)
+            True
         """
         deadline = time.monotonic() + timeout
         while any(handle.is_draining() for handle in self._cache.all()):
@@ -282,6 +293,10 @@ class Registry:
 
         Raises:
             UnknownDatabaseError: no file declares the name.
+
+        Example:
+            >>> registry.probe("orders").probe.up
+            True
         """
         entry = self._reloader.entries.get(name)
         if entry is None or not entry.declared:
@@ -292,7 +307,12 @@ class Registry:
     # Status
 
     def status(self) -> RegistryStatus:
-        """Return what is declared, what runs and what happened, without waiting for anything."""
+        """Return what is declared, what runs and what happened, without waiting for anything.
+
+        Example:
+            >>> [database.name for database in registry.status().databases]
+            ['events', 'orders', 'reports']
+        """
         upkeep = self._upkeep
         return self._reloader.status(
             watched=upkeep.watched,
@@ -309,6 +329,10 @@ class Registry:
 
         Raises:
             UnknownDatabaseError: no file declares the name.
+
+        Example:
+            >>> registry.config("orders").connection_type
+            'pool'
         """
         entry = self._reloader.entries.get(name)
         if entry is None:
