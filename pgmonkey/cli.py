@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -35,7 +35,7 @@ from pgmonkey.version import __version__
 # Everything else is imported by the command that needs it: `pgmonkey --help` pays for none of it.
 
 
-class ConnectionTypeChoice(str, Enum):  # noqa: UP042 - StrEnum would show itself the same way
+class ConnectionTypeChoice(StrEnum):
     """The connection types, as an option."""
 
     NORMAL = "normal"
@@ -44,20 +44,20 @@ class ConnectionTypeChoice(str, Enum):  # noqa: UP042 - StrEnum would show itsel
     ASYNC_POOL = "async_pool"
 
 
-class LibraryChoice(str, Enum):  # noqa: UP042 - as above
+class LibraryChoice(StrEnum):
     """What a generated program is built on."""
 
     PGMONKEY = "pgmonkey"
     PSYCOPG = "psycopg"
 
 
-class KindChoice(str, Enum):  # noqa: UP042 - as above
+class KindChoice(StrEnum):
     """The kind of database; there is one."""
 
     PG = "pg"
 
 
-class CheckOutputChoice(str, Enum):  # noqa: UP042 - as above
+class CheckOutputChoice(StrEnum):
     """How problems are written."""
 
     TEXT = "text"

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
-class OutputChoice(str, Enum):  # noqa: UP042 - as above
+class OutputChoice(StrEnum):
     """How an answer is written."""
 
     TABLE = "table"
     JSON = "json"
 
 
-class LogFormatChoice(str, Enum):  # noqa: UP042 - as above
+class LogFormatChoice(StrEnum):
     """How events are written."""
 
     AUTO = "auto"
@@ -24,7 +24,7 @@ class LogFormatChoice(str, Enum):  # noqa: UP042 - as above
     CONSOLE = "console"
 
 
-class LogLevelChoice(str, Enum):  # noqa: UP042 - as above
+class LogLevelChoice(StrEnum):
     """The lowest level that is written."""
 
     DEBUG = "debug"
@@ -33,7 +33,7 @@ class LogLevelChoice(str, Enum):  # noqa: UP042 - as above
     ERROR = "error"
 
 
-class TrustChoice(str, Enum):  # noqa: UP042 - as above
+class TrustChoice(StrEnum):
     """What becomes of files that other accounts can change."""
 
     STRICT = "strict"
