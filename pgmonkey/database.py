@@ -239,6 +239,10 @@ class Database(ABC):
         """Tell whether there is a generation, in any loop."""
         return bool(self._parts()[0])
 
+    def has_room(self) -> bool:
+        """Tell whether `max_size` allows another connection, in any loop."""
+        return any(gate.count < gate.limit for gate in self._parts()[2])
+
     def is_draining(self) -> bool:
         """Tell whether an older connection is left, in any loop, at our end or at the server's."""
         _, retired, gates = self._parts()

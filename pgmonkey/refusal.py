@@ -27,9 +27,7 @@ def checkout_timeout(
         f"\n  held for {one.seconds:.1f} s by {one.holder}, borrowed at {one.place}"
         for one in longest
     )
-    full = None
-    if any(gate.count < gate.limit for gate in handle._parts()[2]):
-        full = handle.share.explain()
+    full = handle.share.explain() if handle.has_room() else None
     if full is not None:
         why += f"\n  {full}"
         hint = "raise max_connections, or lower max_size, min_size or max_idle of who holds them"
