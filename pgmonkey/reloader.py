@@ -144,21 +144,28 @@ class Reloader:
             changed: list[Entry] = []
             for name in scan.present:
                 config = scan.configs.get(name)
+                entry = self.entries.get(name) or Entry(name)
                 if config is None:
-                    entry = self.entries.setdefault(name, Entry(name))
                     self._reject_files(entry, scan.problems.get(name) or scan.general)
-                elif self._differs(name, config, seen, again=again):
-                    changed.append(self.entries[name])
+                    self.entries[name] = entry
+                elif self._differs(entry, config, seen, again=again):
+                    changed.append(entry)
                 else:
                     unchanged.append(name)
-                    self.entries[name].outcomes["unchanged"] += 1
+                    entry.outcomes["unchanged"] += 1
             if scan.directory_ok:
                 for name, entry in list(self.entries.items()):
                     if name not in scan.present and entry.declared:
                         self._remove(entry)
                         removed.append(name)
             self._note_general(scan.general)
-            runners = [thread for entry in changed if (thread := self._set_going(entry))]
+            runners = []
+            for entry in changed:
+                if (thread := self._set_going(entry)) is not None:
+                    runners.append(thread)
+                # A new one is seen from here on, when it is in force or rejected: nobody may find
+                # the name of a database that there is no telling anything of yet.
+                self.entries[entry.name] = entry
         return unchanged, removed, {entry.name for entry in changed}, runners
 
     def _settled_scan(self) -> Scan:
@@ -175,9 +182,8 @@ class Reloader:
             scan = self._loader.scan()
         return scan
 
-    def _differs(self, name: str, config: DatabaseConfig, seen: float, *, again: bool) -> bool:
+    def _differs(self, entry: Entry, config: DatabaseConfig, seen: float, *, again: bool) -> bool:
         """Note what the files want, and tell whether that is anything to do."""
-        entry = self.entries.setdefault(name, Entry(name))
         with entry.deciding:
             if entry.wanted is not None and entry.wanted.digest == config.digest:
                 return again  # else its probe is under way, or waits for its next try

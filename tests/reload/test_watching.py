@@ -16,6 +16,7 @@ import prometheus_client
 import pytest
 
 from pgmonkey import Registry
+from pgmonkey.reloader import Reloader
 from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
@@ -365,6 +366,28 @@ def test_a_file_is_added_renamed_and_removed(
     assert numbers.all_in_force(), "a removal is no failure"
     assert application_name(registry) == "first", "the other database was not touched"
     assert "config.rejected" not in events.names
+
+
+def test_a_new_database_is_there_once_it_is_in_force(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its file is being applied, a new name is unknown: nobody gets an error without a word."""
+    registry_dir.write("orders", text(database, "first"))
+    seen = []
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        carry_out = Reloader._carry_out
+
+        def looks(self: Any, entry: Any, config: Any) -> None:
+            seen.append((entry.name, entry.name in registry))
+            carry_out(self, entry, config)
+
+        monkeypatch.setattr(Reloader, "_carry_out", looks)
+        registry_dir.write("reports", text(database, "reports"))
+        registry_dir.write("orders", text(database, "second"))
+        registry.reload()
+
+        assert dict(seen) == {"orders": True, "reports": False}
+        assert application_name(registry, "reports") == "reports"
 
 
 def test_changed_defaults_reach_every_database(
