@@ -23,9 +23,10 @@ SHORT: Final = 4
 # The password of `scheme://user:password@host`. It may hold an "@" itself, hence the greedy match
 # up to the last one before the path; a "/" inside is caught when no "@" follows without one.
 _URL_PASSWORD: Final = re.compile(r"(?<=://)([^\s:/@?#]*):([^\s/?#]+|[^\s?#]+)@")
-_URL_PARAMETER: Final = re.compile(r"([?&](?:ssl)?password=)[^&\s#]+", re.IGNORECASE)
-_CONNINFO_PASSWORD: Final = re.compile(
-    r"(\b(?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)+)", re.IGNORECASE
+_URL_PARAMETER: Final = re.compile(r"(?<=[?&])([\w.\-]++)(=)[^&\s#]+")
+# Connection strings, and `-c name=value` in `options`. Possessive: a name is read once.
+_ASSIGNMENT: Final = re.compile(
+    r"(?<![\w.\-])([\w.\-]++)(\s*+=\s*+)(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)+)"
 )
 # Where a sentence ends without a full stop, as in the messages of libpq.
 _BREAK: Final = re.compile(r"(?<=[^\s.:;,?!])[ \t\r]*\n[ \t]*(?=[A-Z])")
@@ -113,8 +114,8 @@ def is_sensitive(key: str) -> bool:
 def redact_config(config: Any) -> Any:
     """Return a copy of a configuration with every secret masked.
 
-    Masked are the values of sensitive keys at any depth, lists included, and the passwords inside
-    URLs and connection strings in any value. `None` and `""` stay, and so does a reference
+    Masked are the values of sensitive keys at any depth, lists included, and what such keys name
+    inside of URLs, connection strings and options in any value. `None` and `""` stay, and so does a reference
     (`from_env`, `from_file`), which only says where the value is.
 
     Args:
@@ -156,13 +157,17 @@ def _redact(value: Any, *, sensitive: bool, above: tuple[int, ...]) -> Any:
 
 
 def mask_urls(text: str) -> str:
-    """Return the text with the passwords inside URLs and connection strings masked."""
+    """Return the text with the secrets inside URLs, connection strings and options masked."""
     if "://" in text:
         text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
-        text = _URL_PARAMETER.sub(rf"\1{MASK}", text)
-    elif "=" in text and "password" in text.lower():
-        text = _CONNINFO_PASSWORD.sub(rf"\1{MASK}", text)
+        text = _URL_PARAMETER.sub(_masked, text)
+    elif "=" in text:
+        text = _ASSIGNMENT.sub(_masked, text)
     return text
+
+
+def _masked(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[2]}{MASK}" if is_sensitive(match[1]) else match[0]
 
 
 def scrub(text: str, secrets: Iterable[Secret]) -> str:
