@@ -79,7 +79,7 @@ _PATTERNS: Final[tuple[tuple[Reason, str], ...]] = (
 )
 
 # What libpq advises below its own message: the hint says it, and no less.
-_ADVICE: Final = re.compile(
+_ADVICE: Final = (
     r"\n\s{0,8}Is the server running (?:on that host and accepting TCP/IP connections"
     r"|locally and accepting connections on that socket)\?"
 )
@@ -129,7 +129,7 @@ def classify(error: BaseException, secrets: Iterable[Secret]) -> ConnectFailure:
         secrets: The values to mask in its text.
     """
     said = str(error).strip().removeprefix("connection failed: ")  # psycopg's; ours says it, too
-    text = scrub(_ADVICE.sub("", said) or type(error).__name__, secrets)
+    text = scrub(re.sub(_ADVICE, "", said) or type(error).__name__, secrets)
     if isinstance(error, psycopg.errors.ConnectionTimeout):
         return ConnectFailure("timeout", text)
     for reason, pattern in _PATTERNS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Final
 
 import prometheus_client
@@ -14,7 +15,7 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 #: Names that stand for themselves in every format, however the client wants names escaped.
-_PLAIN: Final = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+_PLAIN: Final = r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*"
 _KINDS: Final = frozenset({"counter", "gauge", "summary", "histogram"})
 #: What a sample has beside name, labels and value; here nothing.
 _BARE: Final = Sample("", {}, 0.0)[3:]
@@ -125,7 +126,8 @@ def _text(labels: dict[str, str]) -> str:
     return f"{{{','.join(pairs)}}}" if pairs else ""
 
 
+@lru_cache(maxsize=1024)  # a handful of names, each looked at for thousands of samples
 def _plain(name: str) -> str:
-    if _PLAIN.fullmatch(name) is None:
+    if re.fullmatch(_PLAIN, name) is None:
         raise _NotPlainError
     return name

@@ -29,7 +29,7 @@ _ASSIGNMENT: Final = re.compile(
     r"(?<![\w.\-])([\w.\-]++)(\s*+=\s*+)(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)+)"
 )
 # Where a sentence ends without a full stop, as in the messages of libpq.
-_BREAK: Final = re.compile(r"(?<=[^\s.:;,?!])[ \t\r]*\n[ \t]*(?=[A-Z])")
+_BREAK: Final = r"(?<=[^\s.:;,?!])[ \t\r]*\n[ \t]*(?=[A-Z])"
 # C0, DEL, C1, and the separators and direction marks that rearrange a line of a log.
 _CONTROL: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -190,7 +190,7 @@ def scrub(text: str, secrets: Iterable[Secret]) -> str:
                 text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", MASK, text)
             else:
                 text = text.replace(form, MASK)
-    return _CONTROL.sub(" ", _BREAK.sub(". ", mask_urls(text)))
+    return _CONTROL.sub(" ", re.sub(_BREAK, ". ", mask_urls(text)))
 
 
 def _appearances(value: str) -> Iterator[str]:
