@@ -160,7 +160,7 @@ def test_a_signal_ends_it_in_order(
 ) -> None:
     """At SIGTERM or SIGINT /readyz says 503 while requests are answered, then the code is 0."""
     service = serve("--grace", "1")
-    eventually(lambda: service.get("/readyz").status == 200)
+    eventually(lambda: service.get("/readyz").status == 200, 20)
     service.send(number)
     service.wait_for("stopping")
     answer = service.get("/readyz")
