@@ -9,8 +9,8 @@ import pytest
 
 from tests.kit import Canary
 from tests.kit.components import need
+from tests.kit.program import Program
 from tests.kit.registry_dir import RegistryDirectory
-from tests.process.program import Program
 
 # User, mounts and network of its own: there the resolver is told to ask a name server that
 # takes every question and answers none.

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.process import Running, run
 from tests.docs.commands import complaint
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
+from tests.kit.command import Running, run
 
 _ROOT = Path(__file__).parents[2]
 GOOD = "connection_settings: {host: db, dbname: orders, user: app}\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pgmonkey.version import __version__
-from tests.cli.process import command, environment, run
 from tests.kit import Canary
+from tests.kit.command import command, environment, run
 
 
 def test_version_is_printed(canary: Canary) -> None:

@@ -17,8 +17,8 @@ import yaml
 
 from pgmonkey import load_config
 from pgmonkey.embedded_server import EmbeddedServer
-from tests.cli.process import environment, run
 from tests.kit import Canary, ChaosProxy, TemporaryDatabase
+from tests.kit.command import environment, run
 
 TYPES = ["normal", "pool", "async", "async_pool"]
 

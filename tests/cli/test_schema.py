@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import environment, run
 from tests.kit import Canary
+from tests.kit.command import environment, run
 
 _ROOT = Path(__file__).parents[2]
 _BAD = _ROOT / "tests" / "configs"

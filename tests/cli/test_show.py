@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import run
 from tests.kit import Canary
+from tests.kit.command import run
 
 DEFAULTS = """\
 connection_settings:

@@ -15,7 +15,7 @@ from pgmonkey.errors import ConfigError
 from pgmonkey.loader import DirectoryLoader, load_file
 from pgmonkey.secret_volume import SecretVolume
 from pgmonkey.trust import Judge
-from tests.cli.process import environment
+from tests.kit.command import environment
 
 GOOD = "connection_settings: {host: db, dbname: orders, user: app, password: {from_file: %s}}\n"
 NOBODY = 65534

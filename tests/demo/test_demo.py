@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.cli.process import Running, run
 from tests.kit import Canary, eventually
+from tests.kit.command import Running, run
 from tests.kit.other_user import OpenPython
 
 REGISTRY = Path(__file__).parents[2] / "registry.d"

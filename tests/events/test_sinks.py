@@ -13,10 +13,10 @@ import pytest
 
 from pgmonkey.free_port import free_port
 from pgmonkey.secret_volume import SecretVolume
-from tests.cli.process import command, environment
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
+from tests.kit.command import command, environment
 from tests.kit.process import end
-from tests.process.program import Program
+from tests.kit.program import Program
 
 SINKS = {
     "print": "structlog.configure(processors=[json], logger_factory=structlog.PrintLoggerFactory(out))",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tests.kit import Canary
 from tests.kit.database import TemporaryDatabase
+from tests.kit.program import Program
 from tests.kit.registry_dir import RegistryDirectory
-from tests.process.program import Program
 
 PRELUDE = """
 import prometheus_client

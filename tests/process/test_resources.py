@@ -10,8 +10,8 @@ import pytest
 from tests.kit import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
+from tests.kit.program import Program
 from tests.kit.registry_dir import RegistryDirectory
-from tests.process.program import Program
 
 DESCRIPTORS = """
 import resource

@@ -13,8 +13,8 @@ from pgmonkey.fault_points import Point
 from tests.kit import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
+from tests.kit.program import Program
 from tests.kit.registry_dir import RegistryDirectory
-from tests.process.program import Program
 
 RELOADING = """
 import signal, threading

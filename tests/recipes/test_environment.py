@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pgmonkey import EnvInterpolationError, PGConnectionManager, load_config, redact_config
-from tests.cli.process import run as cli
 from tests.kit import Canary, TemporaryDatabase
+from tests.kit.command import run as cli
 from tests.recipes.recipe import ENDS_WITHIN, leave_traces, recipe, run, traces
 
 

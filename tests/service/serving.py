@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.cli.process import Running
+from tests.kit.command import Running
 
 
 @dataclass(frozen=True)

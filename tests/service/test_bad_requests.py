@@ -363,7 +363,7 @@ def test_files_that_cannot_be_used_are_said_at_once(
     certificate: tuple[Authority, Path, Path], tmp_path: Path,
 ) -> None:  # fmt: skip
     """A token file or a certificate that is no good ends the start with a line that names it."""
-    from tests.cli.process import run
+    from tests.kit.command import run
 
     _, crt, key = certificate
     empty = tmp_path / "empty"
@@ -389,7 +389,7 @@ def test_a_certificate_needs_its_key(
     registry_dir: RegistryDirectory, orders: TemporaryDatabase, canary: Canary
 ) -> None:
     """One of the two options alone is wrong usage."""
-    from tests.cli.process import run
+    from tests.kit.command import run
 
     done = run("serve", registry_dir, "--tls-cert", "x.crt", canary=canary)
     assert done.code == 2

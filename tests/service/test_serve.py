@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from pgmonkey.free_port import free_port
-from tests.cli.process import Running, run
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
+from tests.kit.command import Running, run
 from tests.service.serving import Serve, Serving
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.kit import Canary
+from tests.kit.canary import Canary
 from tests.kit.process import Process, end
 
 _PATIENCE = 30.0

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.kit import Canary
+from tests.kit.canary import Canary
 from tests.kit.process import Output, Process
 
 _ROOT = Path(__file__).parents[2]
