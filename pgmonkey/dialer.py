@@ -195,9 +195,14 @@ class Dialer:
         if not probe:
             self._spare(slot)
         began = monotonic()
-        connection, failure = self._try_dial()
-        self._met(failure, began, slot, probe=probe)
-        return self._admit(cast(PooledConnection, connection), slot)
+        try:
+            connection, failure = self._try_dial()
+            self._met(failure, began, slot, probe=probe)
+            return self._admit(cast(PooledConnection, connection), slot)
+        except BaseException:  # Ctrl-C, too, while a forced reload connects
+            if slot is not None:
+                slot.release()
+            raise
 
     async def dial_async(self, slot: Slot | None, *, probe: bool = False) -> AsyncPooledConnection:
         """Make one connection now; see `dial`."""
@@ -206,12 +211,12 @@ class Dialer:
         began = monotonic()
         try:
             connection, failure = await self._try_dial_async()
+            self._met(failure, began, slot, probe=probe)
+            return self._admit(cast(AsyncPooledConnection, connection), slot)
         except BaseException:
             if slot is not None:
                 slot.release()
             raise
-        self._met(failure, began, slot, probe=probe)
-        return self._admit(cast(AsyncPooledConnection, connection), slot)
 
     def _try_dial(self) -> tuple[PooledConnection | None, ConnectFailure | None]:
         try:
@@ -220,6 +225,9 @@ class Dialer:
             ), None
         except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
             return None, classify(error, self.config.secrets)
+        except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the frames
+            interrupt.__context__ = None  # the driver's frames hold the password
+            raise interrupt.with_traceback(None) from None
 
     async def _try_dial_async(self) -> tuple[AsyncPooledConnection | None, ConnectFailure | None]:
         try:
@@ -228,6 +236,9 @@ class Dialer:
             ), None
         except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
             return None, classify(error, self.config.secrets)
+        except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the frames
+            interrupt.__context__ = None  # the driver's frames hold the password
+            raise interrupt.with_traceback(None) from None
 
     def _spare(self, slot: Slot | None) -> None:
         """Raise what the server said the last time, while it must not be asked again."""

@@ -282,18 +282,24 @@ class Gate:
         while not refused():
             waker = _ThreadWaker()
             self._wait_with(waker)
-            # Registered before looking, so that no wake-up falls between the look and the wait.
-            if (
-                not refused()
-                and not held()
-                and (slot := self.enter(server, beyond=beyond, claimed=claimed))
-            ):
+            slot: Slot | None = None
+            try:
+                # Registered before looking, so that no wake-up falls between the look and the wait.
+                if (
+                    not refused()
+                    and not held()
+                    and (slot := self.enter(server, beyond=beyond, claimed=claimed))
+                ):
+                    return slot
+                left = self._patience(deadline)
+                if not refused() and left != 0.0:
+                    waker.wait(left)
+            except BaseException:  # Ctrl-C: nobody gets the slot
+                if slot is not None:
+                    slot.release()
+                raise
+            finally:
                 self._forget(waker)
-                return slot
-            left = self._patience(deadline)
-            if not refused() and left != 0.0:
-                waker.wait(left)
-            self._forget(waker)
             if deadline is not None and monotonic() >= deadline:
                 break
         return None

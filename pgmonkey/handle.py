@@ -97,6 +97,7 @@ class SyncDatabase(SyncSide):
     def patrol(self, now: float) -> None:
         """Do what is due: see `Database.patrol`; and try again to connect, when clients could not."""
         super().patrol(now)
+        self.bury_overdue(now)
         if self.wants_another_try(now):
             self.start()
 

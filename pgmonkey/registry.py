@@ -377,6 +377,7 @@ class Registry:
         if self._exported:
             write_files()  # what it has counted stays
         self._closed = True
+        self._reloader.stop()
         self._upkeep.stop()
         handles = self._cache.drop_all()
         events.emit("registry.closed", path=str(self.path))

@@ -64,6 +64,7 @@ class Reloader:
         # No checkout ever waits for it.
         self._looking = threading.Lock()
         self._places = threading.Semaphore(_PARALLEL)
+        self._stopped = False
 
     def load(self, *, strict: bool) -> Scan:
         """Read the directory for the first time.
@@ -116,7 +117,7 @@ class Reloader:
         for name, entry in list(self.entries.items()):
             if entry.rejection is not None:
                 rejected[name] = entry.rejection.problems
-            elif name in changed:
+            elif name in changed and not self._stopped:
                 applied.append(name)
         for problem in self.problems:
             key = problem.database or problem.path
@@ -240,7 +241,7 @@ class Reloader:
         Returns:
             Whether to look again: the files may want something else by now.
         """
-        if (config := entry.wanted) is None:
+        if (config := entry.wanted) is None or self._stopped:
             return False
         try:
             self._carry_out(entry, config)
@@ -268,7 +269,8 @@ class Reloader:
             _drop(prepared)
             raise
         with entry.deciding:
-            if entry.wanted is not config or self._cache.of(entry.name) != handles:
+            handles_now = self._cache.of(entry.name)
+            if entry.wanted is not config or handles_now != handles or self._stopped:
                 _drop(prepared)
             # Each is committed, though one may refuse: it was opened or closed since, and what
             # there is to replace is prepared anew.
@@ -392,6 +394,10 @@ class Reloader:
         with entry.reloading:
             if entry.applied is None or entry.applied.version < handle.target.applied.version:
                 entry.applied = handle.target.applied
+
+    def stop(self) -> None:
+        """Apply nothing any more: the registry was closed. What is being probed is dropped."""
+        self._stopped = True
 
     # What is due
 

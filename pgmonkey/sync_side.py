@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: Seconds between attempts while the first connection cannot be made: doubled up to the second.
 _FIRST_RETRY: Final = 0.1
 _LONGEST_RETRY: Final = 1.0
+#: Seconds after which a retired generation without checkouts has been forgotten.
+_OVERDUE: Final = 5.0
 #: How often, and with what pause in seconds, a new pool is looked at before it is used.
 _SETTLING_LOOKS: Final = 100
 _SETTLING_PAUSE: Final = 0.0005
@@ -183,11 +185,14 @@ class SyncSide(Database, Lifecycle[SyncPool]):
             error = unexpected
         finally:
             with self._lock:
-                self._opening = None
-            if error is None:
-                opening.set_result(None)
-            else:
-                opening.set_exception(error)
+                if self._opening is opening:
+                    self._opening = None
+                if opening.done():
+                    pass  # who waited has heard already that the handle is gone
+                elif error is None:
+                    opening.set_result(None)
+                else:
+                    opening.set_exception(error)
 
     def _first(self, applied: Applied, left: float) -> Generation[SyncPool] | None:
         """Return a generation with one verified connection.
@@ -330,9 +335,14 @@ class SyncSide(Database, Lifecycle[SyncPool]):
         """Close the current generation; for good, if `gone` says why."""
         with self._lock:
             old, self.generation = self.generation, None
-            self.target.gone = gone
+            if gone is not None:  # what is gone for good stays so, when it is closed besides
+                self.target.gone = gone
             if old is not None:
                 self.retired.append(old)
+            if gone is not None and self._opening is not None:
+                # The connect may hang for long in a silent network: its clients hear of it now.
+                opening, self._opening = self._opening, None
+                opening.set_result(None)
         self._attempt_now.set()
         self.gate.wake()
         if old is not None:
@@ -404,6 +414,20 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                 name=f"pgmonkey-bury-{self.name}",
                 daemon=True,
             ).start()
+
+    def bury_overdue(self, now: float) -> None:
+        """Close retired generations that have nothing out and are there still.
+
+        Whoever retired them was interrupted before the end.
+
+        Args:
+            now: The monotonic clock.
+        """
+        for generation in self.retired.copy():
+            if generation.retired_at == 0.0:
+                generation.retired_at = now  # seen for the first time: it may be in good hands
+            elif not generation.checkouts and now - generation.retired_at > _OVERDUE:
+                self._bury(generation)
 
     def _bury(self, generation: Generation[SyncPool]) -> None:
         self._close_pool(generation)

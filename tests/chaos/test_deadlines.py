@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from pgmonkey import CheckoutTimeout, ConnectError, HandleClosedError, Registry, TooManyWaiting
+from pgmonkey import (
+    CheckoutTimeout,
+    ConnectError,
+    DatabaseRemovedError,
+    HandleClosedError,
+    Registry,
+    TooManyWaiting,
+)
 from pgmonkey.connection import age_limit
 from tests.chaos.side import Client, Make, takes
 from tests.kit.database import TemporaryDatabase
@@ -115,6 +122,41 @@ def test_closing_wakes_whoever_waits_for_the_first_connection(
     with takes(6):
         assert isinstance(waiting.exception(20), CheckoutTimeout | ConnectError)
     proxy.set("pass")
+
+
+@pytest.mark.parametrize("end", ["closed", "removed"])
+def test_whoever_waits_for_the_first_connection_hears_at_once_that_there_will_be_none(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+    connection_type: str,
+    end: str,
+) -> None:
+    """The registry is closed, or the file removed, while the connect hangs in a silent network."""
+    proxy.set("blackhole")
+    registry_dir.declare(
+        "orders",
+        database,
+        connection_type,
+        connection={"host": proxy.host, "port": proxy.port, "connect_timeout": 60},
+    )
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        client = Client(registry)
+        waiting = client.ask_soon(timeout=90)
+        eventually(lambda: proxy.connections == 1, 5, "it is connecting")
+        if end == "closed":
+            registry.close()
+        else:
+            registry_dir.remove("orders")
+            assert registry.reload().removed == ("orders",)
+        error = waiting.exception(30)
+        assert type(error) is (HandleClosedError if end == "closed" else DatabaseRemovedError)
+        assert client.handle.status().connect_attempts == 0, "the connect hangs still"
+        proxy.set("pass")
+        client.shut()  # of what is gone for good: it stays so
+        with pytest.raises(type(error)):
+            client.ask(timeout=10)
+        client.close()
 
 
 Prepare = Callable[[Any, ChaosProxy], Any]

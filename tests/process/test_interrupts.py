@@ -20,9 +20,11 @@ import pytest
 
 import pgmonkey
 from pgmonkey import Registry, sync_checkout
+from pgmonkey.generation import Generation
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
+from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 
 
@@ -272,6 +274,55 @@ def test_an_interrupt_while_the_first_connection_is_begun_is_no_end(
             with handle.connection(timeout=10) as connection:
                 connection.execute("SELECT 1")
         eventually(lambda: len(database.backends()) == 1, 5, "and no other one is being made")
+
+
+def test_interrupts_of_a_forced_reload_leave_its_place_free(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, proxy: ChaosProxy
+) -> None:
+    """Ctrl-C while its probe hangs in a silent network, three times; then it works."""
+    registry_dir.declare(
+        "orders",
+        database,
+        connection={"host": proxy.host, "port": proxy.port},
+        pool_settings={"min_size": 1, "max_size": 1},
+    )
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        with registry.get("orders") as connection:
+            connection.execute("SELECT 1")
+        proxy.set("blackhole")
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt), interrupted_after(0.2, KeyboardInterrupt):
+                registry.get("orders", force_reload=True)
+        proxy.set("pass")
+        registry.get("orders", force_reload=True)
+        with registry.get("orders").connection(timeout=10) as connection:
+            connection.execute("SELECT 1")
+        assert registry.wait_drained(timeout=10)
+
+
+def test_a_generation_whose_closing_was_interrupted_is_closed_by_the_watcher(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C inside of `close`: what it has left open ends some seconds later."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+        handle.open()
+
+        def interrupt(_generation: object) -> None:
+            monkeypatch.undo()
+            raise Stop
+
+        monkeypatch.setattr(Generation, "retire", interrupt)
+        with pytest.raises(Stop):
+            handle.close()
+        assert not registry.wait_drained(timeout=0.1)
+        now = time.monotonic()
+        handle.patrol(now)
+        assert not registry.wait_drained(timeout=0.1), "it may be in good hands"
+        handle.patrol(now + 6)
+        assert registry.wait_drained(timeout=10)
+        eventually(lambda: database.backends() == [], 5, "it is closed")
 
 
 async def test_an_interrupt_while_a_task_looks_at_its_connection_loses_none(

@@ -343,9 +343,9 @@ def test_a_handle_that_is_made_during_a_probe_gets_the_new_configuration(
 
 
 def test_closing_the_registry_during_a_probe_is_not_undone_by_it(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
 ) -> None:
-    """The handle stays closed, the reload ends, and no connection is left."""
+    """The handle stays closed, the reload ends with nothing applied, and no connection is left."""
     registry_dir.declare("orders", database)
     registry = Registry(registry_dir, metrics=None, watch=False)
     handle = registry.get("orders")
@@ -357,3 +357,5 @@ def test_closing_the_registry_during_a_probe_is_not_undone_by_it(
     with pytest.raises(HandleClosedError), handle:
         pass
     eventually(lambda: database.backends() == [], 5, "the probed connection is closed")
+    assert "config.applied" not in events.names
+    assert registry.status().databases[0].version == 1
