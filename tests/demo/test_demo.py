@@ -239,6 +239,7 @@ def test_as_an_ordinary_user(public_dir: Path, canary: Canary) -> None:
         canary=canary, cwd=public_dir, env={"HOME": str(public_dir), **python.variables()},
         program=python.command, user="nobody", group="nogroup", extra_groups=[],
     ) as running:  # fmt: skip
+        running.wait_until_at_work()
         eventually(lambda: min(running.samples("pgmonkey_config_generation").values()) >= 2, 20)
         assert running.errors == 0
         assert psutil.Process(running.process.pid).username() == "nobody"
