@@ -70,7 +70,7 @@ _PATTERNS: Final[tuple[tuple[Reason, str], ...]] = (
     (
         "refused",
         (
-            r"connection refused|starting up|shutting down|not yet accepting connections"
+            r"connection refused|starting up|shutting down|not (yet )?accepting connections"
             r"|in recovery mode|no such file or directory|no route to host|network is unreachable"
             r"|server closed the connection|connection reset"
         ),

@@ -127,6 +127,10 @@ def test_reasons_are_read_from_libpqs_words() -> None:
         'connection to server at "127.0.0.1", port 1 failed: Connection refused': "refused",
         "FATAL:  the database system is starting up": "refused",
         "FATAL:  the database system is shutting down": "refused",
+        "FATAL:  the database system is not yet accepting connections": "refused",
+        "FATAL:  the database system is not accepting connections\n"
+        "DETAIL:  Hot standby mode is disabled.": "refused",
+        "FATAL:  the database system is in recovery mode": "refused",
         "server closed the connection unexpectedly": "refused",
         'could not translate host name "nowhere" to address': "dns",
         "failed to resolve host 'nowhere': [Errno -2] Name or service not known": "dns",

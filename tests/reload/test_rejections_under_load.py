@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any, Self
@@ -13,7 +14,7 @@ from pgmonkey import Registry
 from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
-from tests.kit.eventually import eventually
+from tests.kit.eventually import aeventually, eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 
 
@@ -174,6 +175,47 @@ def test_a_secret_that_comes_before_the_server_knows_it_is_retried_until_it_work
         applied = events.wait("config.applied", timeout=10, database="orders")
         assert applied["changed"] == ["connection_settings.password"]
         assert reader.errors == []
+
+
+async def test_a_loop_is_served_while_a_secret_comes_before_the_server_knows_it(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    events: CapturedEvents,
+) -> None:
+    """The same on an event loop: no task sees an error, and the loop swaps when the login works."""
+    registry_dir.declare("events", database, "async_pool", volume=volume)
+    done, stop = 0, asyncio.Event()
+    async with Registry(registry_dir, metrics=None) as registry:
+        handle: Any = registry.get("events")
+
+        async def read() -> None:
+            nonlocal done
+            while not stop.is_set():
+                async with handle as connection:
+                    await connection.execute("SELECT 1")
+                done += 1
+
+        async def goes_on() -> None:
+            before = done
+            await aeventually(lambda: done > before + 10 or reader.done(), 20)
+
+        reader = asyncio.create_task(read())
+        await goes_on()
+        password = database.canary.secret()
+        volume.write({"username": database.user, "password": password})
+        failed = await asyncio.to_thread(events.wait, "database.probe_failed", 10)
+        assert (failed["database"], failed["reason"]) == ("events", "auth")
+        await goes_on()
+        assert registry.status().databases[0].state == "stale"
+
+        await asyncio.to_thread(database.server.set_password, database.user, password)
+        database.password = password
+        await asyncio.to_thread(events.wait, "config.applied", 20)
+        await asyncio.to_thread(events.wait, "database.swapped", 20)
+        await goes_on()
+        stop.set()
+        await reader
 
 
 @pytest.mark.parametrize("connection_type", ["pool", "normal"])
