@@ -59,8 +59,12 @@ class AsyncCheckout(Checkout):
                 generation.checkouts.add(self)
                 connection: AsyncPooledConnection = await generation.getconn(left)
                 # One that had come back before it was asked for was there at once; a look at the
-                # clock costs as much as the rest of this.
-                now = asked if connection.returned_at <= asked else monotonic()
+                # clock costs as much as the rest of this. A new one counts as come back long ago.
+                now = (
+                    asked
+                    if connection.returned_at <= asked and connection.made_at <= asked
+                    else monotonic()
+                )
                 if side.generation is not generation:
                     await generation.putconn(connection)
                 elif (

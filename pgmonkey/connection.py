@@ -41,7 +41,8 @@ class _Pooled:
         # No slots, and no defaults of the class: both would keep the attributes of a connection,
         # psycopg's own too, from the interpreter's fast way.
         self.slot: Slot | None = None
-        #: When it came back last, on the monotonic clock.
+        #: When it was made, and when it came back last, on the monotonic clock.
+        self.made_at = monotonic()
         self.returned_at = 0.0
         #: When it must not be handed out any more, on the monotonic clock.
         self.expires_at = float("inf")

@@ -60,8 +60,12 @@ class SyncCheckout(Checkout):
                 connection: PooledConnection = generation.getconn(left)
                 got = True
                 # One that had come back before it was asked for was there at once; a look at the
-                # clock costs as much as the rest of this.
-                now = asked if connection.returned_at <= asked else monotonic()
+                # clock costs as much as the rest of this. A new one counts as come back long ago.
+                now = (
+                    asked
+                    if connection.returned_at <= asked and connection.made_at <= asked
+                    else monotonic()
+                )
                 # Between reading the generation and getting the connection a swap may have
                 # happened; a connection of the retired one must not be handed out after it.
                 if handle.generation is not generation:

@@ -102,6 +102,37 @@ def test_the_pool_series_say_what_the_pool_does(
     assert value("pgmonkey_registry_databases", {"state": "ready"}) == 1
 
 
+def test_who_waits_for_a_new_connection_has_waited(registry: Registry) -> None:
+    """A pool that grows, or opens, for a checkout lets it wait for a connect, however short."""
+    handle = registry.get("orders")
+    opened = handle.status()
+    with handle:
+        first = handle.status()
+        with handle:
+            pass
+        second = handle.status()
+    ended = handle.status()
+
+    assert second.waits.sum - first.waits.sum >= second.connects.sum - first.connects.sum > 0
+    assert ended.waits.sum - second.waits.sum >= first.connects.sum - opened.connects.sum > 0
+
+
+async def test_a_task_that_waits_for_a_new_connection_has_waited(registry: Registry) -> None:
+    """The same on an event loop."""
+    handle = registry.get("orders", "async_pool")
+    opened = handle.status()
+    async with handle:
+        first = handle.status()
+        async with handle:
+            pass
+        second = handle.status()
+    ended = handle.status()
+    await handle.close()
+
+    assert second.waits.sum - first.waits.sum >= second.connects.sum - first.connects.sum > 0
+    assert ended.waits.sum - second.waits.sum >= first.connects.sum - opened.connects.sum > 0
+
+
 def test_counters_never_go_back_over_swaps(
     registry: Registry,
     registry_dir: RegistryDirectory,
