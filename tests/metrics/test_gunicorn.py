@@ -52,7 +52,11 @@ class Gunicorn:
                 stderr=file,
                 env={**os.environ, **environment.shell_variables()},
             )
-        self.port = eventually(self._port, 20, "gunicorn listens")
+        self.port = 0
+
+    def wait(self) -> None:
+        """Wait until it listens."""
+        self.port = eventually(self._port, 40, "gunicorn listens")
 
     def _port(self) -> int:
         text = self.output.read_text()
@@ -126,6 +130,7 @@ def gunicorn(
     with environment.databases():
         gunicorn = Gunicorn(environment, canary, *request.param)
         try:
+            gunicorn.wait()
             yield gunicorn
         finally:
             gunicorn.stop()
