@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Self
 
 import prometheus_client
@@ -12,6 +13,7 @@ import pytest
 
 from pgmonkey import Registry
 from pgmonkey.secret_volume import SecretVolume
+from tests.chaos.side import Client
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
@@ -216,6 +218,47 @@ async def test_a_loop_is_served_while_a_secret_comes_before_the_server_knows_it(
         await goes_on()
         stop.set()
         await reader
+
+
+@pytest.mark.parametrize(
+    "connection_type, section", [("pool", "sync_settings"), ("async_pool", "async_settings")]
+)
+def test_a_session_setting_that_the_server_refuses_is_rejected_at_its_line(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+    connection_type: str,
+    section: str,
+) -> None:
+    """A name that is misspelt: the probe names it, the last good one serves, and it is mended."""
+    numbers = prometheus_client.CollectorRegistry()
+    registry_dir.declare("orders", database, connection_type)
+    with (
+        Registry(registry_dir, metrics=numbers, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
+        assert client.ask() == 1
+        file = registry_dir.declare(
+            "orders", database, connection_type, **{section: {"statement_timout": "5s"}}
+        )
+        (problem,) = registry.reload().rejected["orders"]
+        assert problem.code == "probe.setting"
+        assert "statement_timout" in problem.message
+        assert problem.key == f"{section}.statement_timout"
+        assert problem.line is not None
+        assert "statement_timout" in file.read_text().splitlines()[problem.line - 1]
+        rejected = events.wait("config.rejected", database="orders")
+        assert (rejected["line"], rejected["key"]) == (problem.line, problem.key)
+        labels = {"database": "orders", "type": connection_type}
+        assert numbers.get_sample_value("pgmonkey_config_stale", labels) == 1
+        assert client.ask() == 1
+
+        registry_dir.declare(
+            "orders", database, connection_type, **{section: {"statement_timeout": "5s"}}
+        )
+        assert registry.reload().applied == ("orders",)
+        assert client.ask("SHOW statement_timeout") == "5s"
+        assert numbers.get_sample_value("pgmonkey_config_stale", labels) == 0
 
 
 @pytest.mark.parametrize("connection_type", ["pool", "normal"])
