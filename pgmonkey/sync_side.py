@@ -129,6 +129,10 @@ class SyncSide(Database, Lifecycle[SyncPool]):
     def _start_opening(self) -> Future[None]:
         with self._lock:
             self.refuse_if_gone()
+            if self.generation is not None:  # it came since the caller looked
+                ready: Future[None] = Future()
+                ready.set_result(None)
+                return ready
             if (opening := self._opening) is None:
                 try:
                     opening = self._opening = Future()

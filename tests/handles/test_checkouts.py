@@ -305,6 +305,21 @@ def test_a_busy_pool_ends_in_a_timeout_that_says_who_holds_it(registry: Registry
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+def test_a_client_that_comes_as_the_first_connection_is_there_makes_no_other_one(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """It looked a moment too early: it is served, and sees no error of a connect of its own."""
+    registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 2})
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+        handle.open()
+        database.rotate()  # what is open serves on, and another connect would be refused
+        handle._start_opening().result(10)
+        assert handle.status().connect_attempts == 1
+        with handle.connection(timeout=5) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_max_waiting_refuses_the_client_that_is_one_too_many(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
