@@ -180,7 +180,7 @@ class AsyncDatabase(Database):
         for side in self.sides():
             side.catch_up(now)
 
-    # Reload: prepare a candidate, which may fail, then commit it, which may not.
+    # Reload: prepare a candidate, which may fail, then swap to it, which may not.
 
     def prepare(self, applied: Applied) -> Candidate[AsyncPool]:
         """Probe a configuration with one plain connection, if any loop has a generation open.
@@ -225,7 +225,7 @@ class AsyncDatabase(Database):
         for side in self.sides():
             side.drop_ready_soon(candidate.applied)
 
-    def commit(self, candidate: Candidate[AsyncPool]) -> bool:
+    def swap_to(self, candidate: Candidate[AsyncPool]) -> bool:
         """Publish the candidate to every loop; each swaps at its next turn, or next checkout."""
         self.target.applied = candidate.applied
         for side in self.sides():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from pgmonkey.problem import Problem
 
@@ -22,8 +21,6 @@ class ReloadReport:
     """
 
     applied: tuple[str, ...] = ()
-    rejected: Mapping[str, tuple[Problem, ...]] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
+    rejected: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
     unchanged: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey import events
@@ -124,7 +123,7 @@ class Reloader:
             rejected[key] = (*rejected.get(key, ()), problem)
         return ReloadReport(
             tuple(sorted(applied)),
-            MappingProxyType(rejected),
+            rejected,
             tuple(sorted(unchanged)),
             tuple(sorted(removed)),
         )
@@ -255,7 +254,7 @@ class Reloader:
         return True
 
     def _carry_out(self, entry: Entry, config: DatabaseConfig) -> None:
-        """Prepare every handle, then commit every handle: all or none of them moves.
+        """Prepare every handle, then swap every handle: all or none of them moves.
 
         If the files want something else by then, what was prepared is dropped.
         """
@@ -272,9 +271,9 @@ class Reloader:
             handles_now = self._cache.of(entry.name)
             if entry.wanted is not config or handles_now != handles or self._stopped:
                 _drop(prepared)
-            # Each is committed, though one may refuse: it was opened or closed since, and what
+            # Each is told, though one may refuse: it was opened or closed since, and what
             # there is to replace is prepared anew.
-            elif all([_commit(handle, candidate) for handle, candidate in prepared]):  # noqa: C419 - all are called, also after one that refuses
+            elif all([_swap(handle, candidate) for handle, candidate in prepared]):  # noqa: C419 - all are called, also after one that refuses
                 entry.wanted = None
                 self._accept(entry, applied)
 
@@ -458,11 +457,11 @@ class Reloader:
         )
 
 
-def _commit(handle: Any, candidate: Any) -> bool:
+def _swap(handle: Any, candidate: Any) -> bool:
     """Let a handle move, and tell whether it did; one that was closed for good has no need to."""
     if isinstance(handle.target.gone, DatabaseRemovedError):
         handle.target.gone = None  # its file came back
-    return handle.commit(candidate) or handle.target.gone is not None
+    return handle.swap_to(candidate) or handle.target.gone is not None
 
 
 def _drop(prepared: list[tuple[Any, Any]]) -> None:

@@ -239,7 +239,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
             raise
         return generation
 
-    # Reload: prepare a candidate, which may fail, then commit it, which may not.
+    # Reload: prepare a candidate, which may fail, then swap to it, which may not.
 
     def prepare(self, applied: Applied) -> Candidate[SyncPool]:
         """Probe a configuration with one connection, if there is a generation to replace.
@@ -254,7 +254,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
         seeds = gather(self, applied, dialer, current)
         return Candidate(applied, current, self._generation_from(applied, dialer, seeds))
 
-    def commit(self, candidate: Candidate[SyncPool]) -> bool:
+    def swap_to(self, candidate: Candidate[SyncPool]) -> bool:
         """Make the candidate current and retire what it replaces.
 
         Returns:
@@ -315,7 +315,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
             if applied.version > asked_at and applied.config.digest == config.digest:
                 return
             try:
-                while not self.commit(self.prepare(applied.forced(config))):
+                while not self.swap_to(self.prepare(applied.forced(config))):
                     self.refuse_if_gone()
             except ConnectError as error:
                 raise ReloadRejectedError(

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any, Self
 
 import prometheus_client
@@ -146,6 +147,7 @@ def test_an_unset_variable_and_a_bad_value_name_line_and_key(
 
         assert report.applied == ()
         (problem,) = report.rejected["orders"]
+        assert asdict(report)["rejected"]["orders"][0]["code"] == problem.code, "as plain values"
         assert problem.key == "connection_settings.prot"
         assert problem.line is not None
         assert problem.hint is not None
