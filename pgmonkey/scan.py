@@ -56,10 +56,10 @@ class Scan(NamedTuple):
             raise RegistryConfigError(problems)
 
     def _problems(self) -> Iterator[Problem]:
-        from difflib import get_close_matches  # only when something is wrong
-
         yield from self.general
         for name in self.missing:
+            from difflib import get_close_matches  # only when something is wrong
+
             near = get_close_matches(name, self.present, 1, 0.6)
             yield Problem(
                 os.path.join(self.directory, f"{name}.yaml"),
