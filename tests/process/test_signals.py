@@ -178,6 +178,7 @@ say("end")
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["unused", "sync", "thread", "forgotten", "async", "task"])
 def test_a_program_that_never_closes_its_registry_ends_by_itself_and_quietly(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, kind: str
