@@ -238,7 +238,7 @@ class Registry:
 
         Example:
             >>> registry.reload().rejected
-            mappingproxy({})
+            {}
         """
         return self._reloader.reload()
 
