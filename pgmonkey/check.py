@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from pgmonkey.doubts import doubts
 from pgmonkey.errors import ConnectError
 from pgmonkey.failed_probe import failed_probe
 from pgmonkey.loader import DirectoryLoader
@@ -33,15 +34,17 @@ class Report:
         directory: The directory, as it was given.
         databases: How many databases its files declare, good or bad.
         problems: What is wrong, in reading order.
+        doubts: What is accepted, and is probably not what was meant.
     """
 
     directory: str
     databases: int
     problems: tuple[Problem, ...]
+    doubts: tuple[Problem, ...] = ()
 
     def as_text(self) -> str:
         """Return one problem after the other, as people read them; empty if there is none."""
-        return "\n".join(map(str, self.problems))
+        return "\n".join(map(str, (*self.problems, *self.doubts)))
 
     def as_json(self) -> str:
         """Return the report as a JSON document."""
@@ -49,12 +52,14 @@ class Report:
             "directory": self.directory,
             "databases": self.databases,
             "problems": [problem.as_dict() for problem in self.problems],
+            "doubts": [doubt.as_dict() for doubt in self.doubts],
         }
         return json.dumps(shape, indent=2)
 
     def as_github(self) -> str:
         """Return the problems as annotations of a GitHub workflow; empty if there is none."""
-        return "\n".join(map(_annotation, self.problems))
+        errors = (_annotation("error", problem) for problem in self.problems)
+        return "\n".join((*errors, *(_annotation("warning", doubt) for doubt in self.doubts)))
 
     def summary(self) -> str:
         """Return how much was found where, in one line."""
@@ -100,7 +105,8 @@ def check(
         problems = [problem for problem in problems if not problem.code.startswith(_ELSEWHERE)]
     if online:
         problems = sorted_problems((*problems, *_unreachable(scan.configs.values())))
-    return Report(os.fspath(directory), len(scan.present), tuple(problems))
+    doubtful = sorted_problems(doubts(scan.configs.values()))
+    return Report(os.fspath(directory), len(scan.present), tuple(problems), doubtful)
 
 
 def _unreachable(configs: Iterable[DatabaseConfig]) -> list[Problem]:
@@ -152,7 +158,7 @@ def _probe(config: DatabaseConfig) -> Problem | None:
     return None
 
 
-def _annotation(problem: Problem) -> str:
+def _annotation(level: str, problem: Problem) -> str:
     place = {"file": problem.path, "line": problem.line, "col": problem.column}
     properties = ",".join(
         f"{name}={_escaped(str(value), property_=True)}"
@@ -162,7 +168,7 @@ def _annotation(problem: Problem) -> str:
     said = f"{problem.key}: {problem.message}" if problem.key else problem.message
     if problem.hint:
         said += f"\nhint: {problem.hint}"
-    return f"::error {properties}::{_escaped(said)}"
+    return f"::{level} {properties}::{_escaped(said)}"
 
 
 def _escaped(text: str, *, property_: bool = False) -> str:

@@ -90,6 +90,10 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "probe.timeout": "nothing answered in time",
         "probe.too_many_connections": "the server, the database or the role is full",
         "probe.other": "another reason, in the server's words",
+        # Nothing is wrong
+        "doubt.byte_order_mark": "a file of YAML starts with a byte order mark, which is left out",
+        "doubt.variable": "a value is `$NAME`, without the braces of a reference",
+        "doubt.cut": "PostgreSQL keeps less of the value than was written",
     }
 )
 

@@ -96,6 +96,39 @@ def test_github_annotations_are_escaped(tmp_path: Path, canary: Canary) -> None:
     )
 
 
+def test_doubts_are_said_and_change_no_exit_code(tmp_path: Path, canary: Canary) -> None:
+    """A byte order mark, a shell's variable and a name that is cut are accepted, and said."""
+    text = (
+        "connection_settings:\n  host: db\n  dbname: orders\n  user: app\n  password: $PASSWORD\n"
+    )
+    (tmp_path / "a.yaml").write_text(f"\ufeff{text}  application_name: {'x' * 64}\n")
+    (tmp_path / "b.yaml").write_text(text.replace("$PASSWORD", "$ecret"))
+    done = run("check", ".", canary=canary, cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    lines = [line for line in done.out.splitlines() if not line.startswith("  hint: ")]
+    assert [(line.split(": ")[0], line.split("[")[-1]) for line in lines] == [
+        ("./a.yaml:1:1", "doubt.byte_order_mark]"),
+        ("./a.yaml:5:13", "doubt.variable]"),
+        ("./a.yaml:6:21", "doubt.cut]"),
+    ]
+    assert "$PASSWORD" not in done.out
+    done = run("check", ".", "-o", "github", canary=canary, cwd=tmp_path)
+    assert done.out.count("::warning file=./a.yaml,line=") == 3
+    done = run("check", ".", "-o", "json", canary=canary, cwd=tmp_path)
+    assert [doubt["column"] for doubt in json.loads(done.out)["doubts"]] == [1, 13, 21]
+
+
+def test_doubts_of_the_defaults_are_said_once(tmp_path: Path, canary: Canary) -> None:
+    """What `_defaults.yaml` says is a matter of that file, however many databases take it over."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(GOOD)
+    (tmp_path / "_defaults.yaml").write_text("connection_settings: {password: $SECRET}\n")
+    done = run("check", ".", canary=canary, cwd=tmp_path)
+    assert done.code == 0
+    assert done.out.count("doubt.variable") == 1
+    assert done.out.startswith("./_defaults.yaml:1:33: connection_settings.password: ")
+
+
 def test_trust_is_judged_as_the_service_judges_it(tmp_path: Path, canary: Canary) -> None:
     """A file that everybody can change: a problem if asked for, a line, or nothing by default."""
     (tmp_path / "orders.yaml").write_text(GOOD)

@@ -11,7 +11,9 @@ from pgmonkey.connect_failure import Reason
 from pgmonkey.events import CATALOGUE
 from pgmonkey.problem import CODES
 
-_CODE = re.compile(r'"((?:registry|config|environment|reference|secret|file|probe)\.[a-z_]+)"')
+_CODE = re.compile(
+    r'"((?:registry|config|environment|reference|secret|file|probe|doubt)\.[a-z_]+)"'
+)
 _BAD = Path(__file__).parents[1] / "configs"
 _NO_CODES = {"registry.d", "config.yaml"} | CATALOGUE.keys()
 

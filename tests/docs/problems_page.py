@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
+from pgmonkey.check import check
 from pgmonkey.connect_failure import HINTS, Reason
 from pgmonkey.errors import ConfigError, ConnectError
 from pgmonkey.failed_probe import failed_probe
@@ -42,6 +43,13 @@ _TITLES = {
     "secret": "Secret files",
     "file": "TLS and password files",
     "probe": "The server",
+    "doubt": "Doubts of a check",
+}
+_NOTES = {
+    "doubt": (
+        "No problems: what `pgmonkey check` says of files that are accepted, with the exit code 0.",
+        "",
+    ),
 }
 _DATABASE = "connection_settings: {host: db.example, dbname: orders, user: app}\n"
 
@@ -92,7 +100,7 @@ def page() -> str:
     for code in sorted(CODES, key=lambda code: list(_TITLES).index(code.partition(".")[0])):
         if code.partition(".")[0] != area:
             area = code.partition(".")[0]
-            lines += [f"## {_TITLES[area]}", ""]
+            lines += [f"## {_TITLES[area]}", "", *_NOTES.get(area, ())]
         lines += [f"### {code}", "", f"{_sentence(CODES[code])}.", ""]
         example = str(examples[code]).replace(".bad.yaml", ".yaml")
         # Whoever makes the page owns the files of its examples.
@@ -107,7 +115,7 @@ def _sentence(text: str) -> str:
 
 def _examples() -> dict[str, Problem]:
     found: dict[str, Problem] = {}
-    for problem in (*_of_files(), *_of_directories(), *_shown(), *_probed()):
+    for problem in (*_of_files(), *_of_directories(), *_shown(), *_probed(), *_doubted()):
         found.setdefault(problem.code, problem)
     return found
 
@@ -197,3 +205,13 @@ def _probed() -> Iterator[Problem]:
         for reason, text in _PROBES.items():
             error = f"cannot connect: {text}\n  hint: {HINTS[reason]}"
             yield failed_probe(str(path), "orders", ConnectError(error, reason=reason))
+
+
+def _doubted() -> Iterator[Problem]:
+    """Yield what is said of files that are accepted, and that nobody means."""
+    with tempfile.TemporaryDirectory() as name, chdir(name):
+        path = Path("registry.d", "orders.yaml")
+        path.parent.mkdir()
+        text = _FILE.replace("${ORDERS_PASSWORD}", "$ORDERS_PASSWORD")
+        path.write_text(f"\ufeff{text}  application_name: {'orders-' * 10}\n")
+        yield from check("registry.d", static=True).doubts
