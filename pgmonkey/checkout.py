@@ -9,7 +9,7 @@ from types import CodeType, FrameType, MethodType
 from typing import Any, Final, Self
 
 #: The stages of a checkout: looked up in one half only, made for one block, looked up in both
-#: halves by one `with`, entered, reported as held too long.
+#: halves by one `with`, which enters it at once, entered otherwise, reported as held too long.
 MADE: Final = 0
 BOUND: Final = 1
 PAIRED: Final = 2
@@ -226,7 +226,7 @@ def _leave_of_class(pair: Any) -> Any:
 
 
 def _leave_or_loose(checkout: Any, *exc_info: Any) -> Any:
-    if checkout.stage >= ENTERED:
+    if checkout.stage >= PAIRED:
         return checkout.leave(*exc_info)
     return loose(checkout.handle).leave(*exc_info)
 

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from pgmonkey import events
 from pgmonkey.abandonment import abandoned
 from pgmonkey.budget import Budget, Share
-from pgmonkey.checkout import ENTERED, REPORTED, Checkout
+from pgmonkey.checkout import REPORTED, Checkout
 from pgmonkey.errors import WrongSideError
 from pgmonkey.gate import Gate
 from pgmonkey.generation import Generation
@@ -285,7 +285,7 @@ class Database(ABC):
             return
         for generation in current + retired:
             for one in generation.out():
-                if one.stage == ENTERED and now - one.taken > config.leak_detection:
+                if one.stage != REPORTED and now - one.taken > config.leak_detection:
                     one.stage = REPORTED
                     self.usage.leaks += 1
                     events.emit(

@@ -33,24 +33,24 @@ class SyncCheckout(Checkout):
         The way of every checkout: one lap of the loop if nothing is wrong. It takes no lock
         of ours, logs nothing, and asks the server nothing.
         """
+        timeout: float | None = None
         if self.stage != PAIRED:
             self.enter_alone()
             self.owner = get_ident()
-        self.stage = ENTERED
+            self.stage = ENTERED
+            timeout = self.timeout
         handle: SyncDatabase = self.handle
         began = self.began = monotonic()
         self.connection = None
         self.taken = 0.0
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
-        timeout = self.timeout
-        asked, left = began, -1.0
+        asked = began
+        generation = handle.generation
+        if generation is None:
+            generation = handle.obtain(began, timeout)
+        left = timeout = generation.timeout if timeout is None else timeout
         while True:
-            generation = handle.generation
-            if generation is None:
-                generation = handle.obtain(began, timeout)
-            if left < 0.0:
-                left = timeout = generation.timeout if timeout is None else timeout
             self.generation = generation
             if generation.guarded:
                 guard(handle, self, generation)
@@ -102,9 +102,12 @@ class SyncCheckout(Checkout):
                     handle.replace_later(generation, "interrupted")
                 raise
             asked = monotonic()
-            left = (timeout or 0.0) - (asked - began)
+            left = timeout - (asked - began)
             if left <= 0.0:
                 raise checkout_timeout(handle, generation, asked - began)
+            generation = handle.generation
+            if generation is None:
+                generation = handle.obtain(began, timeout)
 
     __enter__ = enter
 
