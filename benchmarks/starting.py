@@ -28,13 +28,13 @@ def run() -> list[Result]:
             lambda: python("-c", "from pgmonkey import Registry"),
             lambda: python("-c", CORE),
             bar=1.05,
-            rounds=11,
+            rounds=31,
         ),
         compare(
             "`pgmonkey --help` / an empty interpreter",
             lambda: python("-m", "pgmonkey", "--help"),
             lambda: python("-c", "pass"),
             bar=8,
-            rounds=11,
+            rounds=31,
         ),
     ]
