@@ -191,6 +191,7 @@ class AsyncDatabase(Database):
         Raises:
             ConnectError: the probe failed; what runs goes on.
         """
+        candidate: Candidate[AsyncPool] = Candidate(applied, None, None)
         # After a removal a loop that has not turned yet may still have connections to close:
         # there is nothing to replace.
         gone = self.target.gone is not None
@@ -214,11 +215,15 @@ class AsyncDatabase(Database):
                 if error.reason != "too_many_connections":
                     raise
             here = threading.get_ident()  # whoever reloads from a loop has it stand still
-            making = [side.make_ready_soon(applied) for side in sides if side.thread != here]
             deadline = monotonic() + 2 * LONGEST_WARMING
-            for made in making:
-                made.wait(max(0.0, deadline - monotonic()))
-        return Candidate(applied, None, None)
+            try:
+                making = [side.make_ready_soon(applied) for side in sides if side.thread != here]
+                for made in making:
+                    made.wait(max(0.0, deadline - monotonic()))
+            except BaseException:  # an interrupt: nobody gets the candidate who could drop it
+                self.drop(candidate)
+                raise
+        return candidate
 
     def drop(self, candidate: Candidate[AsyncPool]) -> None:
         """Throw a candidate away; its probe is closed already."""

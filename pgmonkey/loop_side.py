@@ -93,7 +93,10 @@ class LoopSide(Lifecycle[AsyncPool]):
         done = threading.Event()
 
         def make() -> None:
-            if self.generation is None or self.is_gone():
+            # A loop that stood still may have moved there by itself before it came to this: what
+            # it made now, nobody would ever take.
+            published = self.target.applied.version >= applied.version
+            if published or self.generation is None or self.is_gone():
                 done.set()
                 return
             if self._ready is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
 from pgmonkey import Registry, async_handle, fault_points, seeds
 from pgmonkey.async_handle import AsyncDatabase
+from pgmonkey.target import Applied
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
@@ -124,47 +127,94 @@ def test_a_swap_without_load_makes_one_connection(
     assert counted == [1]
 
 
-def test_what_a_loop_made_ready_is_closed_when_the_reload_is_called_off(
+@asynccontextmanager
+async def opened(registry: Registry) -> AsyncIterator[AsyncDatabase]:
+    """Give a handle that has one connection in this loop."""
+    orders = registry.get("orders")
+    assert isinstance(orders, AsyncDatabase)
+    async with orders as connection:
+        await connection.execute("SELECT 1")
+    yield orders
+    await orders.close()
+
+
+def forced(orders: AsyncDatabase) -> Applied:
+    applied = orders.target.applied
+    return applied.forced(applied.config)
+
+
+async def one_is_left(database: TemporaryDatabase) -> None:
+    await asyncio.to_thread(eventually, lambda: len(database.backends()) == 1, 5, "it is closed")
+
+
+async def test_what_a_loop_made_ready_is_closed_when_the_reload_is_called_off(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """A candidate that is dropped leaves the loop with its old connection, and no other one."""
     declare(registry_dir, database, "async_pool", 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        async with opened(registry) as orders:
+            candidate = await asyncio.to_thread(orders.prepare, forced(orders))
+            assert len(database.backends()) == 2
+            orders.drop(candidate)
+            await one_is_left(database)
+            async with orders as connection:
+                await connection.execute("SELECT 1")
 
-    async def main(registry: Registry) -> None:
-        orders = registry.get("orders")
-        assert isinstance(orders, AsyncDatabase)
-        async with orders as connection:
-            await connection.execute("SELECT 1")
-        applied = orders.target.applied
-        candidate = await asyncio.to_thread(orders.prepare, applied.forced(applied.config))
-        assert len(database.backends()) == 2
-        orders.drop(candidate)
-        await asyncio.to_thread(
-            eventually, lambda: len(database.backends()) == 1, 5, "it is closed"
-        )
-        async with orders as connection:
-            await connection.execute("SELECT 1")
-        await orders.close()
+
+async def test_what_a_loop_made_ready_is_closed_when_the_reload_is_interrupted(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the loop is waited for leaves no connection that nobody would ever close."""
+    declare(registry_dir, database, "async_pool", 0)
+
+    class Interrupted(BaseException):
+        pass
+
+    def wait(_event: threading.Event, _timeout: float | None = None) -> bool:
+        raise Interrupted
 
     with Registry(registry_dir, metrics=None, watch=False) as registry:
-        asyncio.run(main(registry))
+        async with opened(registry) as orders:
+            (side,) = orders.sides()
+            make, made = side.make_ready_soon, []
+
+            def make_and_interrupt(applied: Applied) -> threading.Event:
+                done = make(applied)
+                assert threading.Event.wait(done, 20)
+                made.append(len(database.backends()))
+                monkeypatch.setattr(done, "wait", partial(wait, done))
+                return done  # type: ignore[no-any-return]  # a method of a side, of which sides() says no type
+
+            monkeypatch.setattr(side, "make_ready_soon", make_and_interrupt)
+            with pytest.raises(Interrupted):
+                await asyncio.to_thread(orders.prepare, forced(orders))
+            assert made == [2]
+            await one_is_left(database)
 
 
-def test_a_handle_that_closes_takes_along_what_a_reload_made_ready(
+async def test_a_loop_that_has_moved_already_makes_nothing_ready(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """One that stood still hears late of what it moved to meanwhile, and connects no second time."""
+    declare(registry_dir, database, "async_pool", 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        async with opened(registry) as orders:
+            await orders.force_reload()
+            (side,) = orders.sides()
+            done = side.make_ready_soon(orders.target.applied)
+            assert await asyncio.to_thread(done.wait, 20)
+            await one_is_left(database)
+
+
+async def test_a_handle_that_closes_takes_along_what_a_reload_made_ready(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """Nothing is left on the server when a loop ends between the probe and the swap."""
     declare(registry_dir, database, "async_pool", 0)
-
-    async def main(registry: Registry) -> None:
-        orders = registry.get("orders")
-        assert isinstance(orders, AsyncDatabase)
-        async with orders as connection:
-            await connection.execute("SELECT 1")
-        applied = orders.target.applied
-        await asyncio.to_thread(orders.prepare, applied.forced(applied.config))
-        await orders.close()
-
     with Registry(registry_dir, metrics=None, watch=False) as registry:
-        asyncio.run(main(registry))
-        eventually(lambda: database.backends() == [], 5, "no connection is left over")
+        async with opened(registry) as orders:
+            await asyncio.to_thread(orders.prepare, forced(orders))
+        await asyncio.to_thread(
+            eventually, lambda: database.backends() == [], 5, "no connection is left over"
+        )
