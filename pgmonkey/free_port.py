@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from typing import Final
@@ -9,6 +10,9 @@ from typing import Final
 # Below the ports that Linux and macOS give to outgoing connections: while the server is stopped
 # for a moment, no client socket can take its port.
 _PORTS: Final = range(15_000, 30_000)
+# Processes side by side look in different parts, so that one does not take the port of a server
+# that another has stopped for a moment.
+_PARTS: Final = 30
 
 
 def free_port() -> int:
@@ -17,7 +21,8 @@ def free_port() -> int:
     Raises:
         OSError: None was found.
     """
-    for port in random.SystemRandom().sample(_PORTS, 200):
+    part = _PORTS[os.getpid() % _PARTS :: _PARTS]
+    for port in random.SystemRandom().sample(part, 200):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
