@@ -17,6 +17,8 @@ from pgmonkey.gate import Gate
 from pgmonkey.login_pauses import login_pauses
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgmonkey.budget import Share
     from pgmonkey.checkout import Checkout
     from pgmonkey.config import ConnectionType, DatabaseConfig
@@ -122,11 +124,19 @@ class Lifecycle(ABC, Generic[PoolT]):
             reason="too_many_connections",
         )
 
-    def publish_first(self, generation: Generation[PoolT]) -> bool:
-        """Make the first generation current, unless another config or another first came by."""
+    def publish_first(
+        self, generation: Generation[PoolT], overtaken: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Make the first generation current, unless another config or another first came by.
+
+        Args:
+            generation: The first one.
+            overtaken: Tells, under the lock, whether the handle was closed since it was begun.
+        """
         with self._lock:
             if (
-                self.generation is not None
+                overtaken()
+                or self.generation is not None
                 or self.target.gone is not None
                 or self.target.applied.since != generation.applied.since
             ):

@@ -22,6 +22,8 @@ from pgmonkey.refusal import checkout_timeout
 from pgmonkey.seeds import gather
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgmonkey.budget import Budget
     from pgmonkey.config import ConnectionType, DatabaseConfig
     from pgmonkey.dialer import Dialer
@@ -151,15 +153,20 @@ class SyncSide(Database, Lifecycle[SyncPool]):
 
     def _open(self, opening: Future[None]) -> None:
         """Make the first connection, however often it takes while somebody waits for it."""
+
+        def overtaken() -> bool:
+            return self._opening is not opening
+
         error: BaseException | None = None
         delay = _FIRST_RETRY
         patience = self.target.applied.config.pool(self.connection_type).timeout
         self._wanted_until = max(self._wanted_until, monotonic() + patience)
         try:
-            while True:
+            while not overtaken():
                 applied = self.target.applied
+                left = self._wanted_until - monotonic()
                 try:
-                    generation = self._first(applied, self._wanted_until - monotonic())
+                    generation = self._first(applied, overtaken, left)
                 except ConnectError as failed:
                     failure = self.gate.last_failure
                     if self.target.applied is not applied:
@@ -180,7 +187,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                     if self.target.applied is applied:
                         return  # whoever has time left asks again
                     continue
-                if self.publish_first(generation):
+                if self.publish_first(generation, overtaken):
                     return
                 self.discard(generation)
                 if self.target.gone is not None or self.generation is not None:
@@ -192,21 +199,28 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                 if self._opening is opening:
                     self._opening = None
                 if opening.done():
-                    pass  # who waited has heard already that the handle is gone
+                    pass  # who waited has heard already that the handle was closed
                 elif error is None:
                     opening.set_result(None)
                 else:
                     opening.set_exception(error)
 
-    def _first(self, applied: Applied, left: float) -> Generation[SyncPool] | None:
+    def _first(
+        self, applied: Applied, overtaken: Callable[[], bool], left: float
+    ) -> Generation[SyncPool] | None:
         """Return a generation with one verified connection.
+
+        Args:
+            applied: What to connect with.
+            overtaken: Tells whether nobody waits for it any more.
+            left: Seconds for which room is waited for.
 
         Returns:
             `None` if the other databases of the registry left no connection for it in time.
         """
         dialer = self.make_dialer(applied)
         slot = self.gate.wait(
-            lambda: self.is_gone() or self.target.applied is not applied,
+            lambda: self.is_gone() or overtaken() or self.target.applied is not applied,
             server=dialer.server,
             beyond=UNLIMITED,  # what a closed generation has out still is not waited for
             timeout=max(0.0, left),
@@ -343,8 +357,9 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                 self.target.gone = gone
             if old is not None:
                 self.retired.append(old)
-            if gone is not None and self._opening is not None:
-                # The connect may hang for long in a silent network: its clients hear of it now.
+            if self._opening is not None:
+                # Its connect may hang for long in a silent network: its clients hear of it now,
+                # and those that have time left begin another, unless the handle is gone.
                 opening, self._opening = self._opening, None
                 opening.set_result(None)
         self._attempt_now.set()

@@ -18,8 +18,10 @@ from pgmonkey import (
     TooManyWaiting,
     WrongSideError,
 )
+from pgmonkey.handle import SyncDatabase
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
+from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 
 
@@ -401,6 +403,33 @@ def test_close_opens_again_and_a_closed_registry_does_not(
     with pytest.raises(Exception, match="was closed") as caught, handle:
         pass
     assert type(caught.value).__name__ == "HandleClosedError"
+
+
+@pytest.mark.parametrize("connection_type", ["normal", "pool"])
+def test_close_ends_what_is_being_opened(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+    connection_type: str,
+) -> None:
+    """A connection that was on its way when the handle was closed is not kept when it arrives."""
+    registry_dir.declare("slow", database, connection_type, connection={"port": proxy.port})
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle = registry.get("slow")
+        assert isinstance(handle, SyncDatabase)
+        proxy.set("blackhole")
+        handle.start()
+        eventually(lambda: proxy.accepted == 1, 5, "it connects")
+        handle.close()
+        proxy.set("pass")
+        for thread in threading.enumerate():
+            if thread.name == "pgmonkey-open-slow":
+                thread.join(20)
+
+        assert not handle.is_open()
+        eventually(lambda: database.backends() == [], 5, "no connection is left")
+        with handle as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_the_other_order_of_looking_up_the_two_halves_works_too(
