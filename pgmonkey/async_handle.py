@@ -23,6 +23,7 @@ from pgmonkey.gate import LONGEST_FAREWELL, Gate
 from pgmonkey.generation import AsyncPool, Generation
 from pgmonkey.loop_side import LoopSide
 from pgmonkey.seeds import LONGEST_WARMING
+from pgmonkey.stranded import close_stranded
 from pgmonkey.target import Applied
 from pgmonkey.usage import Usage
 
@@ -86,6 +87,7 @@ class AsyncDatabase(Database):
             abandoned = [self._sides.pop(loop) for loop in closed]
         for side in abandoned:
             side.gate.abandon()
+        close_stranded()
 
     def connection(self, timeout: float | None = None) -> Borrowed:
         """Do what `Database.connection` says."""

@@ -12,6 +12,7 @@ from pgmonkey.async_handle import AsyncDatabase
 from pgmonkey.budget import Budget
 from pgmonkey.errors import HandleClosedError
 from pgmonkey.handle import SyncDatabase
+from pgmonkey.stranded import close_stranded
 
 if TYPE_CHECKING:
     from pgmonkey.config import ConnectionType
@@ -113,6 +114,7 @@ def close_handles(handles: list[Handle], owner: str) -> None:
         handles: What to close.
         owner: What was closed, for the error of later uses.
     """
+    close_stranded()
     sides = [side for handle in handles for side in handle.shut(closed_error(handle, owner))]
     if asyncio._get_running_loop() is not None:
         return  # no other loop can be turned in this thread
@@ -125,6 +127,7 @@ def close_handles(handles: list[Handle], owner: str) -> None:
 async def close_handles_async(handles: list[Handle], owner: str) -> None:
     """Close handles for good, and wait for those of the running loop."""
     here = asyncio.get_running_loop()
+    close_stranded()
     for handle in handles:
         sides = handle.shut(closed_error(handle, owner))
         for side in sides or ():

@@ -209,6 +209,14 @@ class AsyncPooledConnection(_Pooled, psycopg.AsyncConnection[TupleRow]):
         except (psycopg.Error, TimeoutError):
             return False
 
+    def hang_up(self) -> None:
+        """Close the connection and give its slot back, in one step: the loop may be ending."""
+        descriptor = self._duplicate_socket()
+        try:
+            self.pgconn.finish()
+        finally:
+            self._leave_gate(descriptor)
+
     async def close(self) -> None:
         """Close the connection and give its slot back."""
         descriptor = self._duplicate_socket()

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec
 
 from pgmonkey import fault_points
 from pgmonkey.connection import LONGEST_PING, AsyncPooledConnection
@@ -17,13 +17,17 @@ from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError
 from pgmonkey.generation import AsyncPool, Generation, make_async_pool
 from pgmonkey.lifecycle import Lifecycle
+from pgmonkey.loop_task import loop_task
 from pgmonkey.refusal import checkout_timeout
 from pgmonkey.seeds import gather_async, give_up_an_idle_one
+from pgmonkey.stranded import close_soon
 from pgmonkey.target import Applied
 
 if TYPE_CHECKING:
     from pgmonkey.async_handle import AsyncDatabase
-    from pgmonkey.gate import Slot
+    from pgmonkey.gate import Gate, Slot
+
+P = ParamSpec("P")
 
 _FIRST_RETRY: Final = 0.1
 _LONGEST_RETRY: Final = 1.0
@@ -31,6 +35,9 @@ _LONGEST_RETRY: Final = 1.0
 _TURN: Final = 1.0
 #: Turns of the loop for which a new pool is given time before it is used.
 _SETTLING_TURNS: Final = 20
+
+#: What closes the generations of dropped handles: a loop holds its tasks only weakly.
+_closing: Final[set[asyncio.Task[None]]] = set()
 
 
 class _Ready(NamedTuple):
@@ -73,7 +80,9 @@ class LoopSide(Lifecycle[AsyncPool]):
         self._told_at = 0.0
         # Until when somebody waits for the first connection, on the monotonic clock.
         self._wanted_until = 0.0
-        weakref.finalize(handle, _close_all, self.loop, self.open_generations).atexit = False
+        weakref.finalize(
+            handle, _close_all, self.loop, self.gate, self.open_generations
+        ).atexit = False
 
     def move_soon(self) -> None:
         """Move to the newest configuration at the next turn of the loop; from any thread."""
@@ -100,8 +109,8 @@ class LoopSide(Lifecycle[AsyncPool]):
                 done.set()
                 return
             if self._ready is not None:
-                self._keep(self._throw_away(self._ready))
-            making = asyncio.get_running_loop().create_task(self._next(applied, 0.0))
+                self._keep(self._throw_away, self._ready)
+            making = loop_task(self._next, applied, 0.0)
             # Whoever moves reads the error.
             making.add_done_callback(lambda task: task.cancelled() or task.exception())
             making.add_done_callback(lambda _: done.set())
@@ -116,7 +125,7 @@ class LoopSide(Lifecycle[AsyncPool]):
 
         def drop() -> None:
             if self._ready is not None and self._ready.applied is applied:
-                self._keep(self._throw_away(self._ready))
+                self._keep(self._throw_away, self._ready)
 
         self._soon(drop)
 
@@ -134,7 +143,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         if ready is not None and ready.applied is applied:
             return await ready.making
         if ready is not None:
-            self._keep(self._throw_away(ready))
+            self._keep(self._throw_away, ready)
         return await self._next(applied, self._wanted_until - monotonic())
 
     def start_soon(self) -> None:
@@ -143,7 +152,11 @@ class LoopSide(Lifecycle[AsyncPool]):
 
     def shut_soon(self) -> None:
         """Close at the next turn of the loop; from any thread."""
-        self._soon(lambda: self._keep(self.shut()))
+
+        def shut() -> None:
+            self._keep(self._end, self._take_down())
+
+        close_soon(self.loop, self.gate, shut)
 
     def _soon(self, act: Callable[[], object]) -> bool:
         loop = self.loop()
@@ -153,8 +166,10 @@ class LoopSide(Lifecycle[AsyncPool]):
                 return True
         return False
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+    def _keep(
+        self, work: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Task[None]:
+        task = loop_task(work, *args, **kwargs)
         self._tasks.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(self._tasks.discard)
         return task
@@ -253,9 +268,8 @@ class LoopSide(Lifecycle[AsyncPool]):
     def move(self) -> asyncio.Task[None]:
         """Begin to move to the newest configuration; all who wait for it share one task."""
         if self._moving is None or self._moving.done():
-            self._moving = asyncio.get_running_loop().create_task(
-                self._move(), name=f"pgmonkey-move-{self.name}"
-            )
+            self._moving = loop_task(self._move)
+            self._moving.set_name(f"pgmonkey-move-{self.name}")
             # Whoever waits reads the error; when nobody does, it was recorded by the gate.
             self._moving.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._moving
@@ -344,7 +358,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             await generation.pool.resize(settings.min_size, settings.max_size)
         except BaseException:
             if generation is not None:  # its pool may be open, and has more to close
-                await asyncio.shield(self._keep(self._close_pool(generation)))
+                await asyncio.shield(self._keep(self._close_pool, generation))
             for seed in seeds:
                 await seed.close()
             raise
@@ -364,7 +378,7 @@ class LoopSide(Lifecycle[AsyncPool]):
 
         def turn() -> None:
             turned.set()
-            self._keep(give_up_an_idle_one(current))
+            self._keep(give_up_an_idle_one, current)
 
         def wait(seconds: float) -> Slot | None:
             return self.gate.wait(
@@ -384,7 +398,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         try:
             await fault_points.reach_async("before_swap")
         except BaseException:
-            await asyncio.shield(self._keep(self.discard(new)))
+            await asyncio.shield(self._keep(self.discard, new))
             raise
         with self._lock:
             good = self.generation is old and self.target.applied.since == new.applied.since
@@ -401,7 +415,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         finally:
             # From here on the old one must go, whatever else happens to this task.
             self.report_swap(old, new, monotonic() - began)
-            await asyncio.shield(self._keep(self._bury(old)))
+            await asyncio.shield(self._keep(self._bury, old))
         return True
 
     async def discard(self, generation: Generation[AsyncPool]) -> None:
@@ -414,13 +428,26 @@ class LoopSide(Lifecycle[AsyncPool]):
 
     async def shut(self) -> None:
         """Close the current generation of this loop."""
+        # Who waits may be cancelled, the closing may not: clients would wait for a closed pool.
+        await asyncio.shield(self._keep(self._end, self._take_down()))
+
+    def _take_down(self) -> Generation[AsyncPool] | None:
+        """Let no generation be current, and close what is idle, in one step.
+
+        A loop that is ending may come to nothing that waits.
+        """
         with self._lock:
             old, self.generation = self.generation, None
             if old is not None:
                 self.retired.append(old)
         if old is not None:
-            await self._close_pool(old)
-            self.drained_if_empty(old)
+            _hang_up(old)
+        return old
+
+    async def _end(self, old: Generation[AsyncPool] | None) -> None:
+        """Close what was taken down, and what is on its way."""
+        if old is not None:
+            await self._bury(old)
         if self._ready is not None:
             await self._throw_away(self._ready)
         # The pool's worker and scheduler end at the loop's next turns; whoever closes a handle
@@ -480,7 +507,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         """Close a generation that is of no use any more; the next checkout opens another."""
         if self.give_up(generation, why):
             # Who waits may be cancelled, the closing may not: the pool would stay half open.
-            await asyncio.shield(self._keep(self._bury(generation)))
+            await asyncio.shield(self._keep(self._bury, generation))
 
     def refused(self) -> None:
         """Tell the registry, if there is one, that a login was refused."""
@@ -492,7 +519,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         """Give up the generation of this dialer, so that its clients get the reason now."""
         current = self.generation
         if current is not None and current.dialer is dialer and self.give_up(current, "connect"):
-            self._keep(self._bury(current))
+            self._keep(self._bury, current)
 
     async def _bury(self, generation: Generation[AsyncPool]) -> None:
         await self._close_pool(generation)
@@ -505,8 +532,21 @@ class LoopSide(Lifecycle[AsyncPool]):
         self._ready = None
 
 
+def _hang_up(generation: Generation[AsyncPool]) -> None:
+    """Retire a generation and close what is idle.
+
+    psycopg_pool has its workers end first. In a loop that is ending it would never come to the
+    connections, of which nobody else knows by then.
+    """
+    if not generation.retired:
+        generation.retire()
+    idle = generation.pool._pool
+    while idle:
+        idle.popleft().hang_up()
+
+
 async def _close_one(generation: Generation[AsyncPool]) -> None:
-    generation.retire()
+    _hang_up(generation)
     try:
         await fault_points.reach_async("before_close")
     finally:
@@ -519,16 +559,23 @@ async def _close_one(generation: Generation[AsyncPool]) -> None:
 
 
 def _close_all(
-    loop: weakref.ref[asyncio.AbstractEventLoop], generations: set[Generation[AsyncPool]]
+    loop: weakref.ref[asyncio.AbstractEventLoop],
+    gate: Gate,
+    generations: set[Generation[AsyncPool]],
 ) -> None:
     """Close what a dropped handle has left open, on the loop that it belongs to."""
-    running = loop()
-    if running is None or running.is_closed():
+    if not generations:
         return
 
-    async def close() -> None:
-        for generation in list(generations):
+    async def close(left: list[Generation[AsyncPool]]) -> None:
+        for generation in left:
             await _close_one(generation)
 
-    with suppress(RuntimeError):  # closed in this moment: its connections went with it
-        running.call_soon_threadsafe(lambda: running.create_task(close()))
+    def begin() -> None:
+        left = list(generations)
+        for generation in left:
+            _hang_up(generation)
+        _closing.add(task := loop_task(close, left))
+        task.add_done_callback(_closing.discard)
+
+    close_soon(loop, gate, begin)

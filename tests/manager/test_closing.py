@@ -288,6 +288,59 @@ def test_closing_does_not_wait_for_a_server_that_has_fallen_silent(
     proxy.kill(reset=True)
 
 
+@pytest.mark.parametrize("turns", range(8))
+@pytest.mark.parametrize("connection_type", ["async", "async_pool"])
+def test_a_loop_that_ends_while_it_closes_leaves_no_connection(
+    config: Path, database: TemporaryDatabase, connection_type: str, turns: int
+) -> None:
+    """Another thread clears the cache, and the loop turns a few times more: too few, or enough."""
+    manager = PGConnectionManager()
+
+    async def main() -> None:
+        async with await manager.get_database_connection(config, connection_type) as connection:
+            await connection.execute("SELECT 1")
+        clearing = threading.Thread(target=manager.clear_cache)
+        clearing.start()
+        clearing.join()  # it only tells the loop, which comes to it in its next turns
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    no_one(database)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_loop_that_never_turns_again_leaves_no_connection_for_long(
+    config: Path, database: TemporaryDatabase, dropped: bool
+) -> None:
+    """It was told to close its connections, and was closed: the next look at any loop does it."""
+    manager = PGConnectionManager()
+    loop = asyncio.new_event_loop()
+    handle = loop.run_until_complete(manager.get_database_connection(config, "async_pool"))
+
+    async def use() -> None:
+        async with handle as connection:
+            await connection.execute("SELECT 1")
+
+    async def end() -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    loop.run_until_complete(use())
+    loop.run_until_complete(end())
+    if dropped:
+        del handle, use, manager
+    else:
+        clearing = threading.Thread(target=manager.clear_cache)
+        clearing.start()
+        clearing.join()
+    loop.close()
+
+    PGConnectionManager().clear_cache()
+
+    no_one(database)
+
+
 def test_clearing_from_one_thread_disturbs_no_loop_of_another(
     config: Path, database: TemporaryDatabase
 ) -> None:
