@@ -142,11 +142,13 @@ class AsyncDatabase(Database):
 
     async def _shut(self) -> None:
         here = asyncio.get_running_loop()
-        for side in self.sides():
+        sides = self.sides()
+        for side in sides:  # before the wait, which may be cancelled
+            if side.loop() is not here:
+                side.shut_soon()
+        for side in sides:
             if side.loop() is here:
                 await side.shut()
-            else:
-                side.shut_soon()
 
     def shut(self, gone: Exception) -> list[LoopSide]:
         """End this handle for good, from any thread.

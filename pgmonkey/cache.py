@@ -128,11 +128,12 @@ async def close_handles_async(handles: list[Handle], owner: str) -> None:
     """Close handles for good, and wait for those of the running loop."""
     here = asyncio.get_running_loop()
     close_stranded()
-    for handle in handles:
-        sides = handle.shut(closed_error(handle, owner))
-        for side in sides or ():
-            if side.loop() is here:
-                await side.shut()
+    # All are told before one is waited for: whoever waits may be cancelled, and nobody else has
+    # the rest of them any more.
+    sides = [side for handle in handles for side in handle.shut(closed_error(handle, owner))]
+    for side in sides:
+        if side.loop() is here:
+            await side.shut()
 
 
 def closed_error(handle: Handle, owner: str) -> HandleClosedError:
