@@ -21,7 +21,7 @@ from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError, ReloadRejectedError
 from pgmonkey.gate import LONGEST_FAREWELL, Gate
 from pgmonkey.generation import AsyncPool, Generation
-from pgmonkey.loop_side import LoopSide
+from pgmonkey.loop_side import Forcing, LoopSide
 from pgmonkey.seeds import LONGEST_WARMING
 from pgmonkey.stranded import close_stranded
 from pgmonkey.target import Applied
@@ -260,25 +260,39 @@ class AsyncDatabase(Database):
         side = self.side()
         before = self.target.applied
         config = config or before.config
-        if side.forcing == config.digest:
-            candidate = before
-        else:
-            side.forcing = config.digest
-            self.target.applied = candidate = before.forced(config)
+        forcing = side.forcing
+        if forcing is None or forcing.candidate.config.digest != config.digest:
+            forcing = side.forcing = Forcing(before, before.forced(config))
+            self.target.applied = forcing.candidate
         if side.generation is None:
             side.forcing = None
             return
+        forcing.waiting += 1
         try:
             await side.move_now()
         except ConnectError as error:
-            if self.target.applied is candidate:
-                self.target.applied = before
+            self._take_back(side, forcing)
             raise ReloadRejectedError(str(error), database=self.name, reason=error.reason) from None
+        except BaseException:  # cancelled: nobody will ever hear whether it connects
+            if forcing.waiting == 1:
+                self._take_back(side, forcing)
+            raise
         finally:
-            side.forcing = None
+            forcing.waiting -= 1
+            if not forcing.waiting and side.forcing is forcing:
+                side.forcing = None
         for other in self.sides():
             if other is not side:
                 other.move_soon()
+
+    def _take_back(self, side: LoopSide, forcing: Forcing) -> None:
+        """Let what ran before a forced reload be in force again, unless it has come to its swap."""
+        if side.forcing is forcing:
+            side.forcing = None
+        current, candidate = side.generation, forcing.candidate
+        swapped = current is not None and current.applied is candidate
+        if self.target.applied is candidate and not swapped:
+            self.target.applied = forcing.before
 
     def forget(self) -> None:
         """Start anew in a child process; the parent's loops and connections are kept untouched."""

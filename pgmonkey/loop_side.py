@@ -47,6 +47,23 @@ class _Ready(NamedTuple):
     making: asyncio.Task[Generation[AsyncPool] | None]
 
 
+class Forcing:
+    """Be a forced reload that is under way.
+
+    Args:
+        before: The configuration that it replaces.
+        candidate: What it moves to.
+    """
+
+    __slots__ = ("before", "candidate", "waiting")
+
+    def __init__(self, before: Applied, candidate: Applied) -> None:
+        self.before = before
+        self.candidate = candidate
+        #: How many callers wait for it.
+        self.waiting = 0
+
+
 class LoopSide(Lifecycle[AsyncPool]):
     """Keep the generations of an async handle in one event loop.
 
@@ -68,8 +85,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         self._moving: asyncio.Task[None] | None = None
         #: What a reload has this loop make ready, before it publishes the configuration.
         self._ready: _Ready | None = None
-        #: The digest that a forced reload under way moves to.
-        self.forcing: bytes | None = None
+        #: The forced reload that is under way.
+        self.forcing: Forcing | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         #: The version whose first connection failed in this loop, and when to try it again.
         self._failed = 0

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -354,3 +355,53 @@ async def test_a_reload_inside_of_an_async_block_waits_for_nobody(
         assert database.execute("SELECT count(*) FROM public.rows") == [(2,)]
         async with handle as connection:
             assert connection.info.backend_pid != before
+
+
+@pytest.mark.parametrize("connection_type", ["async", "async_pool"])
+def test_a_reload_that_ends_with_its_loop_replaces_nothing(
+    manager: PGConnectionManager, write: Declare, connection_type: str
+) -> None:
+    """What it would have moved to was never proved: the next loop has what ran before."""
+    config = write()
+
+    async def give(force_reload: bool = False) -> Any:
+        return await manager.get_database_connection(config, connection_type, force_reload)
+
+    async def begin() -> None:
+        async with await manager.get_database_connection(config, connection_type):
+            pass
+        write(connection={"password": "wrong"})
+        reloading = asyncio.create_task(give(force_reload=True))
+        await asyncio.sleep(0)
+        assert not reloading.done()
+
+    async def use() -> None:
+        async with handle as connection:
+            assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+
+    handle = asyncio.run(give())
+    asyncio.run(begin())
+    asyncio.run(use())
+
+
+async def test_a_reload_that_is_cancelled_goes_on_for_those_who_share_it(
+    config: Path, database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """Only the last one of those who wait for a reload takes it back."""
+    async with PGConnectionManager() as manager:
+        async with await manager.get_database_connection(config, "async_pool"):
+            pass
+        first, second = (
+            asyncio.create_task(
+                manager.get_database_connection(config, "async_pool", force_reload=True)
+            )
+            for _ in range(2)
+        )
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first, second])
+
+        assert first.cancelled()
+        assert second.exception() is None
+        assert len(events.named("database.swapped")) == 1
+    await aeventually(lambda: database.backends() == [], message="no connection is left behind")
