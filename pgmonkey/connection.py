@@ -178,9 +178,7 @@ class AsyncPooledConnection(_Pooled, psycopg.AsyncConnection[TupleRow]):
     ) -> AsyncPooledConnection:
         """Make a connection; for a pool of ours, the way that its dialer says.
 
-        psycopg_pool's workers take a cancellation for a failed connect and go on waiting for
-        work: a program that ends while its pool is filling would never end. So a cancelled
-        connect cancels its task once more, at the next turn of the loop.
+        A program may end while its pool is filling: see `cancel_soon`.
         """
         if dialer is None:
             return await super().connect(conninfo, **kwargs)
@@ -188,7 +186,7 @@ class AsyncPooledConnection(_Pooled, psycopg.AsyncConnection[TupleRow]):
             return await dialer.connect_async()
         except asyncio.CancelledError:
             if task := asyncio.current_task():
-                asyncio.get_running_loop().call_soon(task.cancel)
+                cancel_soon(task)
             raise
 
     async def ping(self, timeout: float) -> bool:
@@ -229,6 +227,15 @@ class AsyncPooledConnection(_Pooled, psycopg.AsyncConnection[TupleRow]):
     def __del__(self) -> None:  # type: ignore[override]  # its second argument is psycopg's own affair
         self._leave_gate()
         super().__del__()
+
+
+def cancel_soon(worker: asyncio.Task[Any]) -> None:
+    """Cancel a worker once more, at the next turn of the loop.
+
+    psycopg_pool's workers take a cancellation for a failure of their work, and go on waiting for
+    more of it: a program that ends meanwhile would never end.
+    """
+    asyncio.get_running_loop().call_soon(worker.cancel)
 
 
 def _set(future: asyncio.Future[None]) -> None:

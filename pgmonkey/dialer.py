@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import deque
 from time import monotonic
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from pgmonkey import events
 from pgmonkey.connect_failure import ConnectFailure, classify
-from pgmonkey.connection import FRESH, AsyncPooledConnection, PooledConnection, age_limit
+from pgmonkey.connection import (
+    FRESH,
+    AsyncPooledConnection,
+    PooledConnection,
+    age_limit,
+    cancel_soon,
+)
 from pgmonkey.errors import ConnectError
 from pgmonkey.host_lookup import resolved, resolved_async
 from pgmonkey.login_pauses import login_pauses
@@ -93,6 +100,9 @@ class Dialer:
         """Let a pool that has given up try again; see `go_on`."""
         if self._shall_go_on():
             await pool.check()
+            # The look at an idle connection takes a cancellation for its failure.
+            if (task := asyncio.current_task()) and task.cancelling():
+                cancel_soon(task)
 
     def _shall_go_on(self) -> bool:
         if self.retired:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg_pool.base import AttemptWithBackoff
+from psycopg_pool.pool_async import AddConnection
 
 from pgmonkey import HandleClosedError, PGConnectionManager
 from tests.kit import TemporaryDatabase, aeventually
@@ -68,3 +72,27 @@ async def test_a_close_that_is_cancelled_closes_in_every_loop(
         over.set()
         await asyncio.to_thread(thread.join)
         await manager.clear_cache_async()
+
+
+@pytest.mark.slow  # psycopg asks the silent server for some seconds to cancel the question
+def test_a_loop_ends_while_its_pool_looks_at_what_is_idle(
+    manager: PGConnectionManager, config: Path, database: TemporaryDatabase
+) -> None:
+    """A pool that could not grow asks its idle connections; the server is silent, and Ctrl-C ends it."""
+    silent: list[int] = []
+
+    async def main() -> None:
+        handle = await manager.get_database_connection(config, "async_pool")
+        async with handle as connection:
+            silent.append(connection.info.backend_pid)
+        pool = handle.side().generation.pool
+        database.connection_limit(1)
+        os.kill(silent[0], signal.SIGSTOP)
+        pool.run_task(AddConnection(pool, AttemptWithBackoff(timeout=0)))
+        await aeventually(lambda: pool.get_stats()["pool_available"] == 0)
+
+    try:
+        asyncio.run(main())
+    finally:
+        os.kill(silent[0], signal.SIGCONT)
+        database.connection_limit(-1)
