@@ -86,7 +86,7 @@ class AsyncDatabase(Database):
             closed = [loop for loop in self._sides if loop.is_closed()]
             abandoned = [self._sides.pop(loop) for loop in closed]
         for side in abandoned:
-            side.gate.abandon()
+            side.abandon()
         close_stranded()
 
     def connection(self, timeout: float | None = None) -> Borrowed:

@@ -240,15 +240,20 @@ class Dialer:
             raise interrupt.with_traceback(None) from None
 
     async def _try_dial_async(self) -> tuple[AsyncPooledConnection | None, ConnectFailure | None]:
+        loop = asyncio.get_running_loop()
         try:
             return await AsyncPooledConnection.connect(
                 **await resolved_async(self.config.connect_kwargs(self._connection_type))
             ), None
         except Exception as error:  # noqa: BLE001 - any error of a connect is its reason, and is raised by _met
-            return None, classify(error, self.config.secrets)
+            if not loop.is_closed():
+                return None, classify(error, self.config.secrets)
         except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the frames
             interrupt.__context__ = None  # the driver's frames hold the password
             raise interrupt.with_traceback(None) from None
+        # It was being destroyed after its loop, which is no failure of the server; psycopg tried to
+        # take its socket out of that loop.
+        raise GeneratorExit
 
     def _spare(self, slot: Slot | None) -> None:
         """Raise what the server said the last time, while it must not be asked again."""

@@ -20,12 +20,12 @@ from pgmonkey.lifecycle import Lifecycle
 from pgmonkey.loop_task import loop_task
 from pgmonkey.refusal import checkout_timeout
 from pgmonkey.seeds import gather_async, give_up_an_idle_one
-from pgmonkey.stranded import close_soon
+from pgmonkey.stranded import Estate, close_soon
 from pgmonkey.target import Applied
 
 if TYPE_CHECKING:
     from pgmonkey.async_handle import AsyncDatabase
-    from pgmonkey.gate import Gate, Slot
+    from pgmonkey.gate import Slot
 
 P = ParamSpec("P")
 
@@ -35,9 +35,6 @@ _LONGEST_RETRY: Final = 1.0
 _TURN: Final = 1.0
 #: Turns of the loop for which a new pool is given time before it is used.
 _SETTLING_TURNS: Final = 20
-
-#: What closes the generations of dropped handles: a loop holds its tasks only weakly.
-_closing: Final[set[asyncio.Task[None]]] = set()
 
 
 class _Ready(NamedTuple):
@@ -87,7 +84,6 @@ class LoopSide(Lifecycle[AsyncPool]):
         self._ready: _Ready | None = None
         #: The forced reload that is under way.
         self.forcing: Forcing | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         #: The version whose first connection failed in this loop, and when to try it again.
         self._failed = 0
         self._retry_at = 0.0
@@ -97,9 +93,9 @@ class LoopSide(Lifecycle[AsyncPool]):
         self._told_at = 0.0
         # Until when somebody waits for the first connection, on the monotonic clock.
         self._wanted_until = 0.0
-        weakref.finalize(
-            handle, _close_all, self.loop, self.gate, self.open_generations
-        ).atexit = False
+        self._estate = Estate(self.loop, self.gate, self.open_generations)
+        self._finalizer = weakref.finalize(handle, _close_all, self._estate)
+        self._finalizer.atexit = False
 
     def move_soon(self) -> None:
         """Move to the newest configuration at the next turn of the loop; from any thread."""
@@ -128,6 +124,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             if self._ready is not None:
                 self._keep(self._throw_away, self._ready)
             making = loop_task(self._next, applied, 0.0)
+            self._estate.keep(making, connects=True)
             # Whoever moves reads the error.
             making.add_done_callback(lambda task: task.cancelled() or task.exception())
             making.add_done_callback(lambda _: done.set())
@@ -173,7 +170,12 @@ class LoopSide(Lifecycle[AsyncPool]):
         def shut() -> None:
             self._keep(self._end, self._take_down())
 
-        close_soon(self.loop, self.gate, shut)
+        close_soon(self._estate, shut)
+
+    def abandon(self) -> None:
+        """Let go of everything: the loop is closed."""
+        self._finalizer.detach()  # it would keep what is left of it for as long as the handle
+        self._estate.abandon()
 
     def _soon(self, act: Callable[[], object]) -> bool:
         loop = self.loop()
@@ -187,8 +189,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         self, work: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Task[None]:
         task = loop_task(work, *args, **kwargs)
-        self._tasks.add(task)  # the loop itself holds tasks only weakly
-        task.add_done_callback(self._tasks.discard)
+        self._estate.keep(task)
         return task
 
     async def move_now(self) -> None:
@@ -286,6 +287,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         """Begin to move to the newest configuration; all who wait for it share one task."""
         if self._moving is None or self._moving.done():
             self._moving = loop_task(self._move)
+            self._estate.keep(self._moving, connects=True)
             self._moving.set_name(f"pgmonkey-move-{self.name}")
             # Whoever waits reads the error; when nobody does, it was recorded by the gate.
             self._moving.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -364,6 +366,9 @@ class LoopSide(Lifecycle[AsyncPool]):
             )
             self.open_generations.add(generation)
             await generation.pool.open()
+            for task in (*generation.pool._workers, generation.pool._sched_runner):
+                if task is not None:
+                    self._estate.keep(task)
             for _ in range(_SETTLING_TURNS):
                 # The pool's worker takes them in within a few turns of the loop; a client that
                 # came before it would make the pool grow for nothing.
@@ -374,7 +379,9 @@ class LoopSide(Lifecycle[AsyncPool]):
             settings = generation.settings
             await generation.pool.resize(settings.min_size, settings.max_size)
         except BaseException:
-            if generation is not None:  # its pool may be open, and has more to close
+            if self._estate.is_over():
+                pass  # no task can be had there, and what is open is closed all the same
+            elif generation is not None:  # its pool may be open, and has more to close
                 await asyncio.shield(self._keep(self._close_pool, generation))
             for seed in seeds:
                 await seed.close()
@@ -545,6 +552,7 @@ class LoopSide(Lifecycle[AsyncPool]):
     def forget(self) -> None:
         """Start anew in a child process: the parent's connections are not ours to touch."""
         super().forget()
+        self._finalizer.detach()
         self._moving = None
         self._ready = None
 
@@ -575,24 +583,22 @@ async def _close_one(generation: Generation[AsyncPool]) -> None:
         await seed.close()
 
 
-def _close_all(
-    loop: weakref.ref[asyncio.AbstractEventLoop],
-    gate: Gate,
-    generations: set[Generation[AsyncPool]],
-) -> None:
+def _close_all(estate: Estate) -> None:
     """Close what a dropped handle has left open, on the loop that it belongs to."""
-    if not generations:
+    if estate.is_empty():
         return
 
     async def close(left: list[Generation[AsyncPool]]) -> None:
         for generation in left:
             await _close_one(generation)
+            estate.generations.discard(generation)
 
     def begin() -> None:
-        left = list(generations)
+        for task in estate.connecting.copy():
+            task.cancel()
+        left = list(estate.generations)
         for generation in left:
             _hang_up(generation)
-        _closing.add(task := loop_task(close, left))
-        task.add_done_callback(_closing.discard)
+        estate.keep(loop_task(close, left))
 
-    close_soon(loop, gate, begin)
+    close_soon(estate, begin)

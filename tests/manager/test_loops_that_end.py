@@ -1,11 +1,17 @@
-"""Event loops that end, or waits that are cancelled, while something is under way in them."""
+"""Event loops that end, or waits that are cancelled, while something is under way in them.
+
+The garbage collector rests in most of these: what is left to it may stay for as long as a process.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +19,22 @@ import pytest
 from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool_async import AddConnection
 
-from pgmonkey import HandleClosedError, PGConnectionManager
-from tests.kit import TemporaryDatabase, aeventually
+from pgmonkey import HandleClosedError, PGConnectionManager, Registry
+from tests.kit import RegistryDirectory, TemporaryDatabase, aeventually, eventually
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """No garbage is collected, until the end of the test: then it must be of no consequence."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
+
+
+def none_is_left(database: TemporaryDatabase) -> None:
+    eventually(lambda: database.backends() == [], message="no connection is left")
 
 
 async def select(handle: Any) -> None:
@@ -96,3 +116,161 @@ def test_a_loop_ends_while_its_pool_looks_at_what_is_idle(
     finally:
         os.kill(silent[0], signal.SIGCONT)
         database.connection_limit(-1)
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("turns", range(5))
+@pytest.mark.parametrize("connection_type", ["async", "async_pool"])
+def test_a_loop_that_ends_with_a_block_while_it_closes_leaves_no_connection(
+    config: Path, database: TemporaryDatabase, connection_type: str, turns: int
+) -> None:
+    """The block ends after the closing was cancelled: its connection goes to no pool any more."""
+    manager = PGConnectionManager()
+    blocks = []
+
+    async def hold(handle: Any, held: asyncio.Event) -> None:
+        async with handle as connection:
+            await connection.execute("SELECT 1")
+            held.set()
+            await asyncio.Event().wait()
+
+    async def main() -> Any:
+        handle = await manager.get_database_connection(config, connection_type)
+        held = asyncio.Event()
+        blocks.append(asyncio.create_task(hold(handle, held)))
+        await held.wait()
+        clearing = threading.Thread(target=manager.clear_cache)
+        clearing.start()
+        clearing.join()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return handle
+
+    handle = asyncio.run(main())  # it is still held, but nobody looks at it any more
+    PGConnectionManager().clear_cache()
+
+    none_is_left(database)
+    assert handle.share.budget.count == 0
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_handle_that_is_dropped_while_it_opens_leaves_nothing(
+    config: Path, database: TemporaryDatabase, turns: int
+) -> None:
+    """Neither a connection nor a task is left in the loop, however far it had come."""
+    before = asyncio.all_tasks()
+    manager = PGConnectionManager()
+    handle = await manager.get_database_connection(config, "async_pool")
+    for _ in range(turns):
+        await asyncio.sleep(0.0005)  # the server has its part in it, so turns alone come to nothing
+    del handle, manager
+
+    await aeventually(lambda: asyncio.all_tasks() == before, message="no task is left")
+    await aeventually(lambda: database.backends() == [], message="no connection is left")
+
+
+def test_a_handle_keeps_nothing_of_loops_that_have_ended(
+    manager: PGConnectionManager, config: Path
+) -> None:
+    """A program that begins loop after loop does not grow."""
+    pools = []
+
+    async def main() -> None:
+        handle = await manager.get_database_connection(config, "async_pool")
+        await select(handle)
+        pools.append(weakref.ref(handle.side().generation.pool))
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+
+    assert [pool() for pool in pools[:-1]] == [None, None]
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("turns", range(16))
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_loop_that_is_closed_while_it_opens_leaves_nothing(
+    config: Path,
+    database: TemporaryDatabase,
+    caplog: pytest.LogCaptureFixture,
+    turns: int,
+    dropped: bool,
+) -> None:
+    """It comes to nothing more, not even to cancel its tasks: the next look ends what it began."""
+    manager = PGConnectionManager()
+    loop = asyncio.new_event_loop()
+    handle = loop.run_until_complete(manager.get_database_connection(config, "async_pool"))
+    (side,) = handle.sides()
+    gate, budget = side.gate, handle.share.budget
+    for _ in range(turns):
+        # While it connects the server has its part in it; then each turn counts.
+        loop.run_until_complete(asyncio.sleep(0 if side.open_generations else 0.0005))
+    del side
+    loop.close()
+    if dropped:
+        del handle, manager
+        PGConnectionManager().clear_cache()
+    else:
+        handle.sides()
+
+    none_is_left(database)
+    assert gate.count == budget.count == 0
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_loop_that_ends_during_its_reload_leaves_nothing(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio.run waits for the thread that reloads, which has the loop begin what it never ends."""
+    registry_dir.declare("orders", database, "async_pool")
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        reloads = []
+
+        async def main() -> None:
+            await select(registry.get("orders"))
+            registry_dir.declare(
+                "orders", database, "async_pool", connection={"application_name": "new"}
+            )
+            reloads.append(asyncio.create_task(registry.areload()))
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+        budget = registry._cache.budget
+        assert registry.get("orders").status().opened is False
+
+        none_is_left(database)
+        assert budget.count == 0
+        gc.collect()
+        assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_loop_that_is_closed_while_a_reload_waits_for_a_place_gives_the_place_back(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """What a probe had kept free for itself is for the others, as soon as anybody looks."""
+    registry_dir.declare("orders", database, "async_pool", async_pool_settings={"min_size": 0})
+    registry_dir.declare("events", database, "pool", pool_settings={"min_size": 0, "timeout": 5})
+    with Registry(registry_dir, metrics=None, watch=False, max_connections=1) as registry:
+        orders: Any = registry.get("orders")
+        budget = registry._cache.budget
+        loop = asyncio.new_event_loop()
+
+        async def main() -> list[object]:
+            block = orders.connection()
+            connection = await block.__aenter__()
+            reloading = asyncio.create_task(orders.force_reload())
+            await aeventually(lambda: budget._claims)
+            return [block, connection, reloading]
+
+        left = loop.run_until_complete(main())
+        left[-1]._log_destroy_pending = False  # type: ignore[attr-defined]  # it is ours, not pgmonkey's
+        loop.close()
+        orders.sides()
+
+        with registry.get("events") as connection:
+            connection.execute("SELECT 1")
