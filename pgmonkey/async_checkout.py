@@ -107,6 +107,8 @@ class AsyncCheckout(Checkout):
 
     async def leave(self, kind: object = None, error: object = None, _trace: object = None) -> None:
         """Commit or roll back, and give the connection back."""
+        if kind is not None and self._is_stranded():
+            return
         out = True
         try:
             connection: AsyncPooledConnection = self.connection
@@ -145,6 +147,21 @@ class AsyncCheckout(Checkout):
             if out and not isinstance(interrupt, GeneratorExit):  # nothing can be awaited then
                 await self._lose()
             raise
+
+    def _is_stranded(self) -> bool:
+        """Tell whether the loop was closed under this block, whose coroutine is being destroyed.
+
+        Nothing can be awaited then, and no pool wants the connection: it is closed here.
+        """
+        owner: asyncio.Task[Any] | None = self.owner
+        if owner is None or not owner.get_loop().is_closed():
+            return False
+        connection: AsyncPooledConnection = self.connection
+        self.connection = None
+        self.generation.checkouts.discard(self)
+        connection.hang_up()
+        self.handle.record((self.taken - self.began, monotonic() - self.taken))
+        return True
 
     async def _lose(self) -> None:
         """Give up a generation whose pool may count a connection as out that nobody has.

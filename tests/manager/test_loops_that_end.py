@@ -274,3 +274,46 @@ def test_a_loop_that_is_closed_while_a_reload_waits_for_a_place_gives_the_place_
 
         with registry.get("events") as connection:
             connection.execute("SELECT 1")
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("looked_at", [False, True])
+@pytest.mark.parametrize("state", ["open", "closed", "reloaded"])
+def test_a_block_whose_loop_was_closed_under_it_ends_without_a_complaint(
+    manager: PGConnectionManager,
+    config: Path,
+    database: TemporaryDatabase,
+    state: str,
+    looked_at: bool,
+) -> None:
+    """When its coroutine is destroyed, at last, nothing can be awaited, and nothing is left open."""
+
+    async def hold(handle: Any, held: asyncio.Event) -> None:
+        async with handle as connection:
+            await connection.execute("SELECT 1")
+            held.set()
+            await asyncio.Event().wait()
+
+    async def main() -> Any:
+        handle = await manager.get_database_connection(config, "async_pool")
+        held = asyncio.Event()
+        block: Any = asyncio.create_task(hold(handle, held))
+        block._log_destroy_pending = False  # it is the test's own mistake
+        await held.wait()
+        if state == "closed":
+            await handle.close()
+        elif state == "reloaded":
+            await handle.force_reload()
+        return handle
+
+    loop = asyncio.new_event_loop()
+    handle = loop.run_until_complete(main())
+    loop.close()
+    if looked_at:
+        handle.sides()
+        none_is_left(database)
+    gc.collect()
+    handle.sides()
+
+    none_is_left(database)
+    assert handle.status().used == 0
