@@ -12,15 +12,17 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec
 
 from pgmonkey import fault_points
+from pgmonkey.closing import close_estate, close_generation, hang_up
 from pgmonkey.connection import LONGEST_PING, AsyncPooledConnection
 from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError
+from pgmonkey.estate import Estate
 from pgmonkey.generation import AsyncPool, Generation, make_async_pool
 from pgmonkey.lifecycle import Lifecycle
 from pgmonkey.loop_task import loop_task
 from pgmonkey.refusal import checkout_timeout
 from pgmonkey.seeds import gather_async, give_up_an_idle_one
-from pgmonkey.stranded import Estate, close_soon
+from pgmonkey.stranded import close_soon
 from pgmonkey.target import Applied
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         # Until when somebody waits for the first connection, on the monotonic clock.
         self._wanted_until = 0.0
         self._estate = Estate(self.loop, self.gate, self.open_generations)
-        self._finalizer = weakref.finalize(handle, _close_all, self._estate)
+        self._finalizer = weakref.finalize(handle, close_estate, self._estate)
         self._finalizer.atexit = False
 
     def move_soon(self) -> None:
@@ -366,9 +368,6 @@ class LoopSide(Lifecycle[AsyncPool]):
             )
             self.open_generations.add(generation)
             await generation.pool.open()
-            for task in (*generation.pool._workers, generation.pool._sched_runner):
-                if task is not None:
-                    self._estate.keep(task)
             for _ in range(_SETTLING_TURNS):
                 # The pool's worker takes them in within a few turns of the loop; a client that
                 # came before it would make the pool grow for nothing.
@@ -412,7 +411,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         try:
             with self.share.budget.claim(dialer.server):
                 self._soon(turn)
-                slot = wait(_TURN)
+                # In two parts, for a process that was suspended may have slept through one.
+                slot = wait(_TURN / 2) or wait(_TURN / 2)
                 return wait(current.timeout) if slot is None and turned.is_set() else slot
         finally:
             current.gives_up = False
@@ -447,7 +447,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         await self._close_pool(generation)
 
     async def _close_pool(self, generation: Generation[AsyncPool]) -> None:
-        await _close_one(generation)
+        await close_generation(generation)
         self.open_generations.discard(generation)
 
     async def shut(self) -> None:
@@ -465,7 +465,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             if old is not None:
                 self.retired.append(old)
         if old is not None:
-            _hang_up(old)
+            hang_up(old)
         return old
 
     async def _end(self, old: Generation[AsyncPool] | None) -> None:
@@ -555,50 +555,3 @@ class LoopSide(Lifecycle[AsyncPool]):
         self._finalizer.detach()
         self._moving = None
         self._ready = None
-
-
-def _hang_up(generation: Generation[AsyncPool]) -> None:
-    """Retire a generation and close what is idle.
-
-    psycopg_pool has its workers end first. In a loop that is ending it would never come to the
-    connections, of which nobody else knows by then.
-    """
-    if not generation.retired:
-        generation.retire()
-    idle = generation.pool._pool
-    while idle:
-        idle.popleft().hang_up()
-
-
-async def _close_one(generation: Generation[AsyncPool]) -> None:
-    _hang_up(generation)
-    try:
-        await fault_points.reach_async("before_close")
-    finally:
-        # No waiting for its worker: it may be stuck in a connect, and the clients that queue
-        # on this pool hear of the swap only when `close` is through.
-        await generation.pool.close(timeout=0)
-    while seed := generation.dialer.uproot():  # the pool never got to take it
-        assert isinstance(seed, AsyncPooledConnection)
-        await seed.close()
-
-
-def _close_all(estate: Estate) -> None:
-    """Close what a dropped handle has left open, on the loop that it belongs to."""
-    if estate.is_empty():
-        return
-
-    async def close(left: list[Generation[AsyncPool]]) -> None:
-        for generation in left:
-            await _close_one(generation)
-            estate.generations.discard(generation)
-
-    def begin() -> None:
-        for task in estate.connecting.copy():
-            task.cancel()
-        left = list(estate.generations)
-        for generation in left:
-            _hang_up(generation)
-        estate.keep(loop_task(close, left))
-
-    close_soon(estate, begin)
