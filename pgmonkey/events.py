@@ -21,6 +21,8 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
+from pgmonkey.forks import no_fork
+
 #: Every event, with its level and what it says.
 CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
@@ -150,7 +152,8 @@ def emit(event: str, **fields: Any) -> None:
 def _write(level: str, event: str, known: dict[str, Any]) -> None:
     logger = structlog.get_logger("pgmonkey") if structlog.is_configured() else _wrapped_stdlib
     try:
-        getattr(logger, level)(event, **known)
+        with no_fork():
+            getattr(logger, level)(event, **known)
     except Exception:  # noqa: BLE001 - a full disk or a closed pipe must not break the caller
         global _dropped_so_far
         _dropped_so_far = next(_dropped) + 1

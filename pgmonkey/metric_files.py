@@ -12,6 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import Metric, values
 
+from pgmonkey.forks import no_fork
+
 #: Seconds between two writes. A worker that is killed loses what it has counted since the last.
 INTERVAL: Final = 1.0
 #: How a scrape puts the gauges of all workers together; the others are summed. A worker that is
@@ -59,9 +61,11 @@ class MetricFiles:
         self._collect = collect
         self._values: dict[_Key, Any] = {}
         self._written: dict[_Key, float] = {}
-        # Guards the two above, and the thread. Never held by a checkout.
+        # Guards the two above. Never held by a checkout.
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        # Guards the thread. Checkouts take it, so it is never held while anything is written.
+        self._starting = threading.Lock()
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self.write)
 
@@ -72,7 +76,7 @@ class MetricFiles:
 
     def ensure_thread(self) -> None:
         """Start the thread that writes, unless it runs in this process."""
-        with self._lock:
+        with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="pgmonkey-metrics", daemon=True
@@ -81,7 +85,7 @@ class MetricFiles:
 
     def write(self) -> None:
         """Write what has changed since the last time."""
-        with self._lock:
+        with no_fork(), self._lock:
             now = {
                 key: number
                 for family in self._collect()
@@ -122,6 +126,7 @@ class MetricFiles:
     def _forget(self) -> None:
         """Start anew in a child process, which counts from zero into files of its own."""
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
         self._thread = None
         self._written = {}
 

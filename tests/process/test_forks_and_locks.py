@@ -1,0 +1,126 @@
+"""Forks that come while another thread is inside a library that locks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from prometheus_client.core import GaugeMetricFamily
+
+from pgmonkey import events
+from pgmonkey.forks import no_fork
+from pgmonkey.metric_files import MetricFiles
+from tests.process.test_fork import in_a_child
+
+FORKS = 20
+
+
+@contextmanager
+def again_and_again(act: Callable[[], object]) -> Iterator[None]:
+    """Do something in another thread all the time; it has begun when the block does."""
+    begun, over = threading.Event(), threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            act()
+            begun.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert begun.wait(10)
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+class Library:
+    """Lock as a library does that knows nothing of forks, and let others have their turn."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def use(self) -> None:
+        with self.lock:
+            Path("/").stat()  # lets go of the interpreter
+
+    def is_free(self) -> bool:
+        return not self.lock.locked()
+
+
+@pytest.mark.parametrize("number", range(FORKS))
+def test_a_child_can_write_events_whatever_the_parent_wrote_in_that_moment(number: int) -> None:
+    """What writes the events of the application may lock: no thread is in it when a fork comes."""
+    library = Library()
+
+    def write(_logger: Any, _name: str, _event: Any) -> Any:
+        library.use()
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[write])
+    try:
+        with again_and_again(lambda: events.emit("watch.lost", path=str(number))):
+            assert in_a_child(library.is_free)
+    finally:
+        structlog.configure(**before)
+        structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("number", range(FORKS))
+def test_a_child_can_write_its_metrics_whatever_the_parent_wrote_in_that_moment(
+    number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """prometheus_client has one lock for all its files: no thread is in it when a fork comes."""
+    library = Library()
+
+    class Value:
+        def __init__(self, *_arguments: object, **_options: object) -> None:
+            pass
+
+        def set(self, _number: float) -> None:
+            library.use()
+
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr("prometheus_client.values.ValueClass", Value)
+    readings = iter(range(number, 1_000_000))
+    files = MetricFiles(lambda: [GaugeMetricFamily("pgmonkey_up", "", value=next(readings))])
+
+    with again_and_again(files.write):
+        assert in_a_child(library.is_free)
+
+
+def test_a_fork_does_not_wait_for_a_thread_that_is_stuck() -> None:
+    """A thread inside may wait for the very thread that forks: that goes on after a second."""
+    inside, over = threading.Event(), threading.Event()
+
+    def stick() -> None:
+        with no_fork():
+            inside.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=stick)
+    thread.start()
+    try:
+        assert inside.wait(10)
+        assert in_a_child(lambda: "forked") == "forked"
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_block_that_forks_itself_ends_in_both_processes() -> None:
+    """It waits for nobody, and the child can enter another one."""
+
+    def child() -> str:
+        with no_fork():
+            return "entered"
+
+    with no_fork():
+        assert in_a_child(child) == "entered"
