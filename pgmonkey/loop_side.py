@@ -411,8 +411,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         try:
             with self.share.budget.claim(dialer.server):
                 self._soon(turn)
-                # In two parts, for a process that was suspended may have slept through one.
-                slot = wait(_TURN / 2) or wait(_TURN / 2)
+                slot = wait(_TURN)
                 return wait(current.timeout) if slot is None and turned.is_set() else slot
         finally:
             current.gives_up = False
