@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,6 +110,21 @@ class _Pooled:
         else:
             slot.release_when_closed(descriptor)
 
+    def hang_up(self) -> None:
+        """Close the connection and give its slot back, in one step: a loop may be ending."""
+        with self._leaving():
+            pass
+
+    @contextmanager
+    def _leaving(self) -> Iterator[None]:
+        """Give the slot back when the server has seen the connection go."""
+        descriptor = self._duplicate_socket()
+        try:
+            yield
+            self.pgconn.finish()  # psycopg leaves the socket of a broken connection open
+        finally:
+            self._leave_gate(descriptor)
+
     def _duplicate_socket(self) -> int | None:
         """Return a duplicate of an open connection's socket, to see the server close its end."""
         if self.slot is None or self.pgconn.status == ConnStatus.BAD:
@@ -157,12 +174,8 @@ class PooledConnection(_Pooled, psycopg.Connection[TupleRow]):
 
     def close(self) -> None:
         """Close the connection and give its slot back."""
-        descriptor = self._duplicate_socket()
-        try:
+        with self._leaving():
             super().close()
-            self.pgconn.finish()  # psycopg leaves the socket of a broken connection open
-        finally:
-            self._leave_gate(descriptor)
 
     def __del__(self) -> None:  # type: ignore[override]  # its second argument is psycopg's own affair
         self._leave_gate()
@@ -207,22 +220,10 @@ class AsyncPooledConnection(_Pooled, psycopg.AsyncConnection[TupleRow]):
         except (psycopg.Error, TimeoutError):
             return False
 
-    def hang_up(self) -> None:
-        """Close the connection and give its slot back, in one step: the loop may be ending."""
-        descriptor = self._duplicate_socket()
-        try:
-            self.pgconn.finish()
-        finally:
-            self._leave_gate(descriptor)
-
     async def close(self) -> None:
         """Close the connection and give its slot back."""
-        descriptor = self._duplicate_socket()
-        try:
+        with self._leaving():
             await super().close()
-            self.pgconn.finish()  # psycopg leaves the socket of a broken connection open
-        finally:
-            self._leave_gate(descriptor)
 
     def __del__(self) -> None:  # type: ignore[override]  # its second argument is psycopg's own affair
         self._leave_gate()

@@ -434,7 +434,7 @@ async def test_the_place_of_a_cancelled_connect_is_given_back(
 
         async def hold() -> None:
             async with orders:
-                await asyncio.sleep(30)
+                await asyncio.Event().wait()
 
         tasks = [asyncio.create_task(hold()) for _ in range(6)]
         await aeventually(lambda: len(database.backends()) == 2, 30)

@@ -250,19 +250,23 @@ def test_a_child_process_may_use_a_manager_whose_lock_was_held(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def use_pool(loop: asyncio.AbstractEventLoop, manager: PGConnectionManager, config: Path) -> None:
+    """Leave an open pool behind in a loop that stands still."""
+
+    async def use() -> None:
+        async with await manager.get_database_connection(config, "async_pool") as connection:
+            await connection.execute("SELECT 1")
+
+    loop.run_until_complete(use())
+
+
 def test_connections_of_a_loop_that_stands_still_close_from_outside(
     config: Path, database: TemporaryDatabase
 ) -> None:
     """Sync code may clear what `run_until_complete` has opened, before the loop is closed."""
     manager = PGConnectionManager()
     loop = asyncio.new_event_loop()
-    handle = loop.run_until_complete(manager.get_database_connection(config, "async_pool"))
-
-    async def use() -> None:
-        async with handle as connection:
-            await connection.execute("SELECT 1")
-
-    loop.run_until_complete(use())
+    use_pool(loop, manager, config)
 
     manager.clear_cache()
 
@@ -316,20 +320,15 @@ def test_a_loop_that_never_turns_again_leaves_no_connection_for_long(
     """It was told to close its connections, and was closed: the next look at any loop does it."""
     manager = PGConnectionManager()
     loop = asyncio.new_event_loop()
-    handle = loop.run_until_complete(manager.get_database_connection(config, "async_pool"))
-
-    async def use() -> None:
-        async with handle as connection:
-            await connection.execute("SELECT 1")
 
     async def end() -> None:
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
 
-    loop.run_until_complete(use())
+    use_pool(loop, manager, config)
     loop.run_until_complete(end())
     if dropped:
-        del handle, use, manager
+        del manager
     else:
         clearing = threading.Thread(target=manager.clear_cache)
         clearing.start()

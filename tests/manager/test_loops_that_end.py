@@ -42,6 +42,14 @@ async def select(handle: Any) -> None:
         await connection.execute("SELECT 1")
 
 
+async def hold(handle: Any, held: asyncio.Event) -> None:
+    """Be in a block until somebody ends it."""
+    async with handle as connection:
+        await connection.execute("SELECT 1")
+        held.set()
+        await asyncio.Event().wait()
+
+
 async def cancel_in_its_first_turn(task: asyncio.Task[None]) -> None:
     await asyncio.sleep(0)
     task.cancel()
@@ -127,12 +135,6 @@ def test_a_loop_that_ends_with_a_block_while_it_closes_leaves_no_connection(
     """The block ends after the closing was cancelled: its connection goes to no pool any more."""
     manager = PGConnectionManager()
     blocks = []
-
-    async def hold(handle: Any, held: asyncio.Event) -> None:
-        async with handle as connection:
-            await connection.execute("SELECT 1")
-            held.set()
-            await asyncio.Event().wait()
 
     async def main() -> Any:
         handle = await manager.get_database_connection(config, connection_type)
@@ -287,12 +289,6 @@ def test_a_block_whose_loop_was_closed_under_it_ends_without_a_complaint(
     looked_at: bool,
 ) -> None:
     """When its coroutine is destroyed, at last, nothing can be awaited, and nothing is left open."""
-
-    async def hold(handle: Any, held: asyncio.Event) -> None:
-        async with handle as connection:
-            await connection.execute("SELECT 1")
-            held.set()
-            await asyncio.Event().wait()
 
     async def main() -> Any:
         handle = await manager.get_database_connection(config, "async_pool")

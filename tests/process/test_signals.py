@@ -170,7 +170,7 @@ if kind in ("async", "task"):
         if kind == "task":
             async def work():
                 async with registry.get("events"):
-                    await asyncio.sleep(60)
+                    await asyncio.Event().wait()
             task = asyncio.create_task(work())
             await asyncio.sleep(0)
     asyncio.run(main())
