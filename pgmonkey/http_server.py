@@ -22,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from pgmonkey.http_guard import LARGEST_HEAD
+from pgmonkey.listener import stop_accepting
 
 #: Seconds for the head of a request to arrive, from the connect or from the answer before it.
 HEAD_TIME: Final = 5.0
@@ -95,7 +96,7 @@ class HttpServer:
         """Accept nobody any more, and end when the requests in progress have ended, or in 3 s."""
         if self._server is None:
             return
-        self._server.close()
+        await stop_accepting(self._server)
         for connection in list(self._state.connections):
             connection.shutdown()
         deadline = asyncio.get_running_loop().time() + _FINISH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
@@ -14,6 +15,10 @@ DEFAULT_LISTEN: Final = "127.0.0.1:9749"
 _LISTEN: Final = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:\[\]/]+)):(?P<port>[0-9]{1,5})"
 )
+
+
+# Turns of the loop in which a socket that was accepted becomes a connection of its protocol.
+_TURNS: Final = 3
 
 
 class ServiceError(PgmonkeyError, OSError):
@@ -61,3 +66,20 @@ def url_of(listener: socket.socket, scheme: str = "http") -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to look
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Close the listening sockets of a server; who was accepted before is connected on return.
+
+    `Server.close()` by itself loses a client that is being accepted: neither it nor its protocol
+    hears of the other (CPython issue 109564).
+
+    Args:
+        server: Of the running loop.
+    """
+    loop = asyncio.get_running_loop()
+    for listener in server.sockets:
+        loop.remove_reader(listener)
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
+    server.close()

@@ -12,13 +12,14 @@ from collections.abc import Coroutine
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from pgmonkey.free_port import free_port
+from pgmonkey.listener import stop_accepting
 
 Mode = Literal["pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset"]
 T = TypeVar("T")
 
 _CHUNK = 65_536
 _PATIENCE = 10.0
-#: Turns of the loop in which what was accepted becomes a link, and what was aborted lets its socket go.
+#: Turns of the loop in which what was aborted lets its socket go.
 _TURNS = 10
 
 _SSL_REQUEST = 80_877_103
@@ -237,8 +238,8 @@ class ChaosProxy:
         previous, self._mode = self._mode, mode
         if mode == "refuse":
             if self._listener is not None:
-                self._listener.close()
-                self._listener = None
+                listener, self._listener = self._listener, None
+                await stop_accepting(listener)
         elif previous == "refuse":
             await self._listen()
         if mode == "blackhole":
@@ -263,9 +264,7 @@ class ChaosProxy:
     async def _shut(self) -> None:
         self._shutting = True
         if self._listener is not None:
-            self._listener.close()
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)  # turns in which what was accepted already becomes a link
+            await stop_accepting(self._listener)
         await self._cut(reset=False)
         if self._listener is not None:  # from Python 3.12 on it waits for what it has accepted
             await asyncio.wait_for(self._listener.wait_closed(), _PATIENCE)

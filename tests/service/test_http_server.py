@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from pgmonkey import http_server
+from pgmonkey.listener import listen, url_of
 from tests.kit import eventually
 from tests.service.mounted import answering
 from tests.service.raw import read, request
@@ -105,3 +108,22 @@ def test_a_request_has_to_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
                 answer = read(client)
                 assert time.monotonic() - began >= 0.4
                 assert answer.status == (200 if sent.endswith(b"\r\n\r\n") else 0)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_stop_loses_nobody_who_is_being_accepted(turns: int) -> None:
+    """Who comes in the moment of the stop is ended: no socket is left to the garbage collector."""
+
+    async def stop_in_turn() -> bytes:
+        with listen("127.0.0.1:0") as listener, connect(url_of(listener)) as client:
+            client.setblocking(False)
+            server = http_server.HttpServer(app, listener)
+            await server.start()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await server.stop()
+            return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 5)
+
+    with suppress(ConnectionResetError):  # it was not accepted yet
+        assert asyncio.run(stop_in_turn()) == b""
+    gc.collect()  # reports what was left to it, and that fails the test

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
+import threading
 import time
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -56,6 +60,34 @@ def test_refuse_refuses_new_connections_and_keeps_old_ones(proxy, connect):
     proxy.set("pass")
     assert proxy.port == port
     assert connect().execute("SELECT 2").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_refuse_loses_nothing_that_is_being_accepted(proxy, turns):
+    """Who comes in the moment of the change is ended: no socket is left to the garbage collector."""
+    loop = proxy._loop
+    busy, go_on = threading.Event(), threading.Event()
+
+    async def stop_in_turn() -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await proxy._switch("refuse")
+
+    def hold() -> None:
+        busy.set()
+        go_on.wait(5)
+
+    loop.call_soon_threadsafe(hold)
+    assert busy.wait(5)
+    with socket.create_connection((proxy.host, proxy.port), timeout=5) as client:
+        switched = asyncio.run_coroutine_threadsafe(stop_in_turn(), loop)
+        go_on.set()
+        switched.result(5)
+        proxy.kill()
+
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    gc.collect()  # reports what was left to it, and that fails the test
 
 
 def test_blackhole_is_silent_and_loses_nothing(proxy, connect):
