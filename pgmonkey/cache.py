@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import threading
 from collections.abc import Hashable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from pgmonkey.async_handle import AsyncDatabase
@@ -16,6 +17,7 @@ from pgmonkey.stranded import close_stranded
 
 if TYPE_CHECKING:
     from pgmonkey.config import ConnectionType
+    from pgmonkey.loop_side import LoopSide
     from pgmonkey.target import Applied
 
 Handle = SyncDatabase | AsyncDatabase
@@ -114,8 +116,7 @@ def close_handles(handles: list[Handle], owner: str) -> None:
         handles: What to close.
         owner: What was closed, for the error of later uses.
     """
-    close_stranded()
-    sides = [side for handle in handles for side in handle.shut(closed_error(handle, owner))]
+    sides = _shut(handles, owner)
     if asyncio._get_running_loop() is not None:
         return  # no other loop can be turned in this thread
     for side in sides:
@@ -127,13 +128,26 @@ def close_handles(handles: list[Handle], owner: str) -> None:
 async def close_handles_async(handles: list[Handle], owner: str) -> None:
     """Close handles for good, and wait for those of the running loop."""
     here = asyncio.get_running_loop()
-    close_stranded()
-    # All are told before one is waited for: whoever waits may be cancelled, and nobody else has
-    # the rest of them any more.
-    sides = [side for handle in handles for side in handle.shut(closed_error(handle, owner))]
-    for side in sides:
+    for side in _shut(handles, owner):
         if side.loop() is here:
             await side.shut()
+
+
+def _shut(handles: list[Handle], owner: str) -> list[LoopSide]:
+    """Tell all handles before one is waited for; return their sides.
+
+    Whoever waits may be cancelled, or interrupted by Ctrl-C, and nobody else has the rest any more.
+    """
+    close_stranded()
+    sides: list[LoopSide] = []
+
+    def shut(handle: Handle) -> None:
+        sides.extend(handle.shut(closed_error(handle, owner)))
+
+    with ExitStack() as stack:  # an interrupt of one is raised when the others have been told
+        for handle in handles:
+            stack.callback(shut, handle)
+    return sides
 
 
 def closed_error(handle: Handle, owner: str) -> HandleClosedError:

@@ -365,23 +365,27 @@ class Registry:
         Connections of an event loop close at the loop's next turn; `async with registry` or
         `await registry.aclose()` waits for that.
         """
-        close_handles(self._end(), f"registry {self.path}")
+        try:
+            self._end()
+        finally:  # an interrupt while the watcher ends keeps no handle open
+            close_handles(self._cache.drop_all(), f"registry {self.path}")
 
     async def aclose(self) -> None:
         """Close every handle for good, and wait for the connections of the running loop."""
-        await close_handles_async(self._end(), f"registry {self.path}")
+        try:
+            self._end()
+        finally:
+            await close_handles_async(self._cache.drop_all(), f"registry {self.path}")
 
-    def _end(self) -> list[Handle]:
+    def _end(self) -> None:
         if self._closed:
-            return []
+            return
         if self._exported:
             write_files()  # what it has counted stays
         self._closed = True
         self._reloader.stop()
         self._upkeep.stop()
-        handles = self._cache.drop_all()
         events.emit("registry.closed", path=str(self.path))
-        return handles
 
     def __enter__(self) -> Self:
         return self

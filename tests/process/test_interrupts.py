@@ -19,7 +19,7 @@ import psycopg_pool
 import pytest
 
 import pgmonkey
-from pgmonkey import Registry, sync_checkout
+from pgmonkey import HandleClosedError, Registry, fault_points, sync_checkout
 from pgmonkey.generation import Generation
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
@@ -323,6 +323,40 @@ def test_a_generation_whose_closing_was_interrupted_is_closed_by_the_watcher(
         handle.patrol(now + 6)
         assert registry.wait_drained(timeout=10)
         eventually(lambda: database.backends() == [], 5, "it is closed")
+
+
+@pytest.mark.parametrize("moment", ["the watcher ends", "a database ends"])
+@pytest.mark.parametrize("connection_type", ["normal", "pool"])
+def test_an_interrupt_of_the_registrys_end_ends_the_other_databases_all_the_same(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+    connection_type: str,
+    moment: str,
+) -> None:
+    """Ctrl-C before or while the first of three closes: it is raised when all have, for good."""
+    for name in ("orders", "billing", "stock"):
+        registry_dir.declare(name, database, connection_type)
+    registry = Registry(registry_dir, metrics=None, watch=False)
+    handles: list[Any] = [registry.get(name) for name in registry]
+    for handle in handles:
+        handle.open()
+
+    def interrupt() -> None:
+        monkeypatch.undo()
+        raise Stop
+
+    if moment == "the watcher ends":
+        monkeypatch.setattr(registry._upkeep, "stop", interrupt)
+    else:
+        monkeypatch.setitem(fault_points.actions, "before_close", interrupt)
+    with pytest.raises(Stop):
+        registry.close()
+
+    eventually(lambda: database.backends() == [], 5, "all are closed")
+    for handle in handles:
+        with pytest.raises(HandleClosedError, match="registry"), handle:
+            pass
 
 
 async def test_an_interrupt_while_a_task_looks_at_its_connection_loses_none(
