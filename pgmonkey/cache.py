@@ -138,7 +138,6 @@ def _shut(handles: list[Handle], owner: str) -> list[LoopSide]:
 
     Whoever waits may be cancelled, or interrupted by Ctrl-C, and nobody else has the rest any more.
     """
-    close_stranded()
     sides: list[LoopSide] = []
 
     def shut(handle: Handle) -> None:
@@ -147,6 +146,7 @@ def _shut(handles: list[Handle], owner: str) -> list[LoopSide]:
     with ExitStack() as stack:  # an interrupt of one is raised when the others have been told
         for handle in handles:
             stack.callback(shut, handle)
+        close_stranded()
     return sides
 
 

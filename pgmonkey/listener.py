@@ -80,6 +80,8 @@ async def stop_accepting(server: asyncio.Server) -> None:
     loop = asyncio.get_running_loop()
     for listener in server.sockets:
         loop.remove_reader(listener)
-    for _ in range(_TURNS):
-        await asyncio.sleep(0)
-    server.close()
+    try:
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+    finally:
+        server.close()

@@ -127,3 +127,18 @@ def test_a_stop_loses_nobody_who_is_being_accepted(turns: int) -> None:
     with suppress(ConnectionResetError):  # it was not accepted yet
         assert asyncio.run(stop_in_turn()) == b""
     gc.collect()  # reports what was left to it, and that fails the test
+
+
+async def test_a_cancelled_stop_closes_the_listening_socket() -> None:
+    """Nobody connects to a server whose stop was cancelled in its first turn."""
+    with listen("127.0.0.1:0") as listener:
+        address = listener.getsockname()
+        server = http_server.HttpServer(app, listener)
+        await server.start()
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, 5)
