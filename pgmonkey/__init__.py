@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pgmonkey.version import __version__
 
 if TYPE_CHECKING:
+    from pgmonkey.config.loader import load_config
+    from pgmonkey.config.redaction import redact_config
     from pgmonkey.database import Database
     from pgmonkey.errors import (
         CheckoutTimeout,
@@ -30,10 +32,8 @@ if TYPE_CHECKING:
         UnknownDatabaseError,
         WrongSideError,
     )
-    from pgmonkey.loader import load_config
     from pgmonkey.manager import PGConnectionManager
     from pgmonkey.problem import Problem
-    from pgmonkey.redaction import redact_config
     from pgmonkey.registry import Registry
     from pgmonkey.reload_report import ReloadReport
 
@@ -58,8 +58,8 @@ _HOMES = {
     "TooManyWaiting": "errors",
     "UnknownDatabaseError": "errors",
     "WrongSideError": "errors",
-    "load_config": "loader",
-    "redact_config": "redaction",
+    "load_config": "config.loader",
+    "redact_config": "config.redaction",
 }
 
 __all__ = [

@@ -28,7 +28,7 @@ from pgmonkey.target import Applied
 from pgmonkey.usage import Usage
 
 if TYPE_CHECKING:
-    from pgmonkey.config import ConnectionType, DatabaseConfig
+    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
 
 
 class AsyncDatabase(Database):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pgmonkey.config import DatabaseConfig
+    from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.gate import Gate, Slot
     from pgmonkey.target import Target
 

@@ -16,7 +16,7 @@ from pgmonkey.handle import SyncDatabase
 from pgmonkey.stranded import close_stranded
 
 if TYPE_CHECKING:
-    from pgmonkey.config import ConnectionType
+    from pgmonkey.config.settings import ConnectionType
     from pgmonkey.loop_side import LoopSide
     from pgmonkey.target import Applied
 

@@ -6,8 +6,8 @@ import logging
 import os
 import ssl
 
+from pgmonkey.config.secret_files import Signature, signature_of
 from pgmonkey.errors import PgmonkeyError
-from pgmonkey.secret_file import Signature, signature_of
 
 _log = logging.getLogger("pgmonkey.service")
 

@@ -11,15 +11,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.doubts import doubts
+from pgmonkey.config.failed_probe import failed_probe
+from pgmonkey.config.loader import DirectoryLoader
+from pgmonkey.config.trust import Trust
+from pgmonkey.config.warnings import doubts
 from pgmonkey.errors import ConnectError
-from pgmonkey.failed_probe import failed_probe
-from pgmonkey.loader import DirectoryLoader
 from pgmonkey.problem import Problem, sorted_problems, summary
-from pgmonkey.trust import Trust
 
 if TYPE_CHECKING:
-    from pgmonkey.config import DatabaseConfig
+    from pgmonkey.config.settings import DatabaseConfig
 
 #: Problems of what a reference or a path leads to. Where files are written there is none of it.
 _ELSEWHERE: Final = ("reference.unset", "secret.", "file.")

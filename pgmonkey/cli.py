@@ -192,8 +192,8 @@ def show(
     allow_sensitive_defaults: AllowSensitiveDefaults = False,
 ) -> None:
     """Show the effective configuration of a database, with secrets masked."""
+    from pgmonkey.config.explain import Explanation
     from pgmonkey.errors import UnknownDatabaseError
-    from pgmonkey.explanation import Explanation
 
     try:
         explanation = Explanation(
@@ -212,7 +212,7 @@ def print_schema() -> None:
     """Print a JSON Schema (draft 7) of a database file, for editors and validators."""
     import json
 
-    from pgmonkey.schema import schema
+    from pgmonkey.config.json_schema import schema
 
     typer.echo(json.dumps(schema(), indent=2))
 

@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 import psycopg
 
-from pgmonkey.redaction import Secret, scrub
+from pgmonkey.config.redaction import Secret, scrub
 
 Reason = Literal[
     "auth",

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.budget import Budget
 from pgmonkey.cache import make_handle
+from pgmonkey.config.loader import load_file
 from pgmonkey.connection import AsyncPooledConnection, PooledConnection
 from pgmonkey.dialer import Dialer
 from pgmonkey.gate import Gate
-from pgmonkey.loader import load_file
 from pgmonkey.target import Applied
 from pgmonkey.usage import Usage
 
 if TYPE_CHECKING:
-    from pgmonkey.config import ConnectionType, DatabaseConfig
+    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
 
 _QUESTION: Final = (
     "SELECT current_setting('server_version'), current_user, current_database(), s.version, s.cipher"

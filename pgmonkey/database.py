@@ -27,7 +27,7 @@ from pgmonkey.usage import Usage
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from pgmonkey.config import ConnectionType
+    from pgmonkey.config.settings import ConnectionType
 
 
 Sync_co = TypeVar("Sync_co", covariant=True)

@@ -26,7 +26,7 @@ ConnectionT = TypeVar("ConnectionT", PooledConnection, AsyncPooledConnection)
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pgmonkey.config import ConnectionType, DatabaseConfig, PoolSettings
+    from pgmonkey.config.settings import ConnectionType, DatabaseConfig, PoolSettings
     from pgmonkey.gate import Gate, Slot
     from pgmonkey.generation import AsyncPool, SyncPool
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from pgmonkey.status import DatabaseState, DatabaseStatus, PoolStatus, ReloadRecord
 
 if TYPE_CHECKING:
-    from pgmonkey.config import DatabaseConfig
+    from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.connect_failure import Reason
     from pgmonkey.errors import ConnectError
     from pgmonkey.problem import Problem

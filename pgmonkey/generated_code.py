@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from pgmonkey.config.loader import config_from_dict, load_config
 from pgmonkey.errors import PgmonkeyError
-from pgmonkey.loader import config_from_dict, load_config
 
 if TYPE_CHECKING:
-    from pgmonkey.config import ConnectionType
+    from pgmonkey.config.settings import ConnectionType
 
 Library = Literal["pgmonkey", "psycopg"]
 

@@ -10,7 +10,7 @@ import psycopg_pool
 from pgmonkey.connection import AsyncPooledConnection, PooledConnection
 
 if TYPE_CHECKING:
-    from pgmonkey.config import ConnectionType, PoolSettings
+    from pgmonkey.config.settings import ConnectionType, PoolSettings
     from pgmonkey.dialer import Dialer
     from pgmonkey.target import Applied
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pgmonkey.budget import Share
     from pgmonkey.checkout import Checkout
-    from pgmonkey.config import ConnectionType, DatabaseConfig
+    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
     from pgmonkey.connect_failure import ConnectFailure
     from pgmonkey.connection import AsyncPooledConnection, PooledConnection
     from pgmonkey.generation import Generation

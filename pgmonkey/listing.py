@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pgmonkey.config import DatabaseConfig
-from pgmonkey.loader import DirectoryLoader, Scan
+from pgmonkey.config.loader import DirectoryLoader, Scan
+from pgmonkey.config.redaction import scrub
+from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.problem import count
-from pgmonkey.redaction import scrub
 from pgmonkey.table import table
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from pgmonkey.async_handle import AsyncDatabase
 from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
-from pgmonkey.config import CONNECTION_TYPES, ConnectionType, DatabaseConfig
+from pgmonkey.config.loader import config_of, load_file, outcome_of_dict
+from pgmonkey.config.settings import CONNECTION_TYPES, ConnectionType, DatabaseConfig
 from pgmonkey.errors import ConnectError
-from pgmonkey.loader import config_of, load_file, outcome_of_dict
 from pgmonkey.target import Applied
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import prometheus_client
 from pgmonkey import events
 from pgmonkey.background_probe import probe
 from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
+from pgmonkey.config.loader import DirectoryLoader
 from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
-from pgmonkey.loader import DirectoryLoader
 from pgmonkey.metrics import ensure_files, export, write_files
 from pgmonkey.reload_report import ReloadReport
 from pgmonkey.reloader import Reloader
@@ -26,9 +26,9 @@ from pgmonkey.upkeep import Upkeep
 from pgmonkey.watcher import Source, file_events
 
 if TYPE_CHECKING:
-    from pgmonkey.config import ConnectionType, DatabaseConfig
+    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
+    from pgmonkey.config.trust import Trust
     from pgmonkey.database import Database
-    from pgmonkey.trust import Trust
 
 
 class Registry:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey import events
 from pgmonkey.async_handle import AsyncDatabase
+from pgmonkey.config.failed_probe import failed_probe
 from pgmonkey.connect_failure import LASTING, classify
 from pgmonkey.dialer import Dialer
 from pgmonkey.entry import Entry, Rejection
@@ -17,7 +18,6 @@ from pgmonkey.errors import (
     DatabaseRemovedError,
     RegistryConfigError,
 )
-from pgmonkey.failed_probe import failed_probe
 from pgmonkey.gate import Gate
 from pgmonkey.problem import Problem
 from pgmonkey.reload_report import ReloadReport
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pgmonkey.cache import Handle, HandleCache
-    from pgmonkey.config import DatabaseConfig
-    from pgmonkey.loader import DirectoryLoader, Scan
+    from pgmonkey.config.loader import DirectoryLoader, Scan
+    from pgmonkey.config.settings import DatabaseConfig
 
 #: Seconds after which a file that reads badly is read again: it may have been half written.
 _SETTLE: Final = 0.15

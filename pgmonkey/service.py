@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from pgmonkey.certificate import Certificate
+from pgmonkey.config.trust import Trust
 from pgmonkey.exposition import expose
 from pgmonkey.http_guard import Guard
 from pgmonkey.http_server import HttpServer
@@ -32,7 +33,6 @@ from pgmonkey.reload_endpoint import ReloadEndpoint
 from pgmonkey.status import DatabaseStatus
 from pgmonkey.status_application import application, status_app, status_routes
 from pgmonkey.token_file import TokenFile
-from pgmonkey.trust import Trust
 
 __all__ = ["Service", "ServiceOptions", "serve", "status_app"]
 

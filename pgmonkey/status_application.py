@@ -15,8 +15,8 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from pgmonkey import events
+from pgmonkey.config.explain import Value, explain
 from pgmonkey.errors import UnknownDatabaseError
-from pgmonkey.explanation import Value, explain
 from pgmonkey.http_guard import Guard
 from pgmonkey.registry import Registry
 from pgmonkey.status import DatabaseStatus, RegistryStatus

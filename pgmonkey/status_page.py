@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pgmonkey.duration import spoken
-from pgmonkey.explanation import Value, text_of
+from pgmonkey.config.durations import spoken
+from pgmonkey.config.explain import Value, text_of
 
 _DIRECTORY: Final = Path(__file__).parent / "page"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pgmonkey.duration import spoken
+from pgmonkey.config.durations import spoken
 from pgmonkey.table import table
 
 _TITLES = ("NAME", "STATE", "TYPE", "USED", "WAITING", "GENERATION", "LAST RELOAD", "ERROR")

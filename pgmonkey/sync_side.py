@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pgmonkey.budget import Budget
-    from pgmonkey.config import ConnectionType, DatabaseConfig
+    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
     from pgmonkey.dialer import Dialer
     from pgmonkey.target import Applied
 

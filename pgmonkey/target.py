@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from pgmonkey.config import DatabaseConfig
+    from pgmonkey.config.settings import DatabaseConfig
 
 
 class Applied(NamedTuple):

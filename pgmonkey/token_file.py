@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 
+from pgmonkey.config.secret_files import (
+    SecretFileError,
+    SnapshotMovedError,
+    from_one_snapshot,
+    text_of,
+)
 from pgmonkey.errors import PgmonkeyError
-from pgmonkey.secret_file import SecretFileError, SnapshotMovedError, from_one_snapshot, text_of
 
 
 class TokenError(PgmonkeyError):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import tomllib
 import zipfile
 from email import message_from_string
 from pathlib import Path
@@ -162,20 +160,3 @@ def test_the_core_does_not_need_the_extras(wheel):
         "typer",
         "watchfiles",
     ]
-
-
-def test_the_rooms_of_the_contributing_guide_are_there():
-    """Each module that the guide names exists, and the rooms stand in the order of the layers."""
-    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    order = [re.findall(r"\w+", layer) for layer in layers["contracts"][0]["layers"]]
-    height = {module: -number for number, layer in enumerate(order) for module in layer}
-    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = re.findall(
-        r"^\| [\w ]+ \| (`.+`) \| .+ \|$", guide.partition("## The tests")[0], re.MULTILINE
-    )
-    rooms = [re.findall(r"`(\w+)`", row) for row in rows]
-
-    assert len(rooms) > 10
-    assert [module for room in rooms for module in room if module not in height] == []
-    tops = [max(height[module] for module in room) for room in rooms]
-    assert tops == sorted(tops, reverse=True)

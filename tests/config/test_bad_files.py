@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pgmonkey.config.loader import load_file
 from pgmonkey.errors import ConfigError
-from pgmonkey.loader import load_file
 
 _BAD = Path(__file__).parents[1] / "configs"
 _EXPECTED = re.compile(r"# expect: (-|\d+:\d+) ([a-z_.]+): (.*)")

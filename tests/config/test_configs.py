@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pgmonkey.loader import load_file
+from pgmonkey.config.loader import load_file
 
 BASE = {
     "connection_settings": {"host": "db", "dbname": "d", "user": "u", "password": "tea"},
@@ -93,7 +93,7 @@ def test_names_and_files_are_not_part_of_a_digest(load):
 def test_digests_say_nothing_outside_of_the_process(load):
     """They are keyed: another process has others for the same password."""
     config = load()
-    code = "import sys; from pgmonkey.loader import load_file; print(load_file(sys.argv[1]).digest.hex())"
+    code = "import sys; from pgmonkey.config.loader import load_file; print(load_file(sys.argv[1]).digest.hex())"
     other = subprocess.run(
         [sys.executable, "-c", code, config.path], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -104,7 +104,7 @@ def test_digests_say_nothing_outside_of_the_process(load):
 def test_the_public_hash_is_the_same_in_every_process_and_holds_no_secret(load):
     """48 bits of what is not secret, the revision included."""
     config = load()
-    code = "import sys; from pgmonkey.loader import load_file; print(load_file(sys.argv[1]).public_hash)"
+    code = "import sys; from pgmonkey.config.loader import load_file; print(load_file(sys.argv[1]).public_hash)"
     other = subprocess.run(
         [sys.executable, "-c", code, config.path], capture_output=True, text=True, check=True
     ).stdout

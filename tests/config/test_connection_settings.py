@@ -4,10 +4,10 @@ import psycopg
 import pytest
 from psycopg import pq
 
-from pgmonkey.connection_settings import keywords, option_settings, session_options
+from pgmonkey.config.libpq import keywords, option_settings, session_options
+from pgmonkey.config.loader import config_from_dict, load_file
+from pgmonkey.config.redaction import Secret
 from pgmonkey.errors import ConfigError
-from pgmonkey.loader import config_from_dict, load_file
-from pgmonkey.redaction import Secret
 
 
 @pytest.fixture

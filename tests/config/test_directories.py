@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pgmonkey import Registry, file_loader
+from pgmonkey import Registry
+from pgmonkey.config import file_loader
+from pgmonkey.config.loader import DirectoryLoader
 from pgmonkey.errors import RegistryConfigError
-from pgmonkey.loader import DirectoryLoader
 
 GOOD = "connection_settings: {host: db.example, dbname: orders, user: app, password: tea}\n"
 

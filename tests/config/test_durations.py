@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmonkey.duration import DurationError, parse_duration, spoken
+from pgmonkey.config.durations import DurationError, parse_duration, spoken
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from psycopg import pq
 
-from pgmonkey.connection_settings import keywords
+from pgmonkey.config.libpq import keywords
+from pgmonkey.config.loader import load_file
 from pgmonkey.errors import ConfigError
-from pgmonkey.loader import load_file
 
 # A value for each variable that breaks the connection, or shows in it, if libpq heard it.
 HOSTILE = {
@@ -54,7 +54,7 @@ HOSTILE = {
 }
 PROGRAM = """
 import json, sys, psycopg
-from pgmonkey.loader import load_file
+from pgmonkey.config.loader import load_file
 with psycopg.connect(**load_file(sys.argv[1]).connect_kwargs("normal")) as conn:
     row = conn.execute("SELECT current_user, current_database(), "
         "current_setting('application_name'), current_setting('client_encoding')").fetchone()
@@ -104,7 +104,7 @@ def test_a_missing_password_is_not_filled(database, file):
     pgpass.write_text(f"*:*:*:*:{database.password}\n")
     pgpass.chmod(0o600)
     code = (
-        "import sys, psycopg\nfrom pgmonkey.loader import load_file\ntry:\n"
+        "import sys, psycopg\nfrom pgmonkey.config.loader import load_file\ntry:\n"
         "    psycopg.connect(**load_file(sys.argv[1]).connect_kwargs('normal'))\n"
         "except psycopg.OperationalError as error:\n    print('no password supplied' in str(error))\n"
     )

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from pgmonkey.loader import DirectoryLoader
+from pgmonkey.config.loader import DirectoryLoader
 
 TEXT = """\
 connection_type: pool

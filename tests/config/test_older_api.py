@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from pgmonkey import PGConnectionManager
+from pgmonkey.config.loader import config_from_dict, load_config, load_file
+from pgmonkey.config.redaction import redact_config
 from pgmonkey.errors import ConfigError, EnvInterpolationError
-from pgmonkey.loader import config_from_dict, load_config, load_file
-from pgmonkey.redaction import redact_config
 
 
 @pytest.fixture

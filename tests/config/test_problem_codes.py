@@ -21,8 +21,8 @@ _NO_CODES = {"registry.d", "config.yaml"} | CATALOGUE.keys()
 def test_every_code_of_the_package_is_in_the_catalogue():
     """Whatever stands in the code as a code is documented."""
     used = set()
-    for path in Path(pgmonkey.__file__).parent.glob("*.py"):
-        if path.stem != "problem":
+    for path in Path(pgmonkey.__file__).parent.rglob("*.py"):
+        if path.stem not in ("problem", "__init__"):
             used |= set(_CODE.findall(path.read_text()))
     # What a TLS file alone can have, the loader says with `file.`.
     tls = ("secret.no_certificate", "secret.shared")

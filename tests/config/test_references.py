@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmonkey.references import (
+from pgmonkey.config.references import (
     ReferenceSyntaxError,
     UnsetVariableError,
     expand,

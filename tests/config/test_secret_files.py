@@ -7,9 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgmonkey.config.loader import load_file
+from pgmonkey.config.secret_files import (
+    LIMIT,
+    SecretFileError,
+    Snapshot,
+    SnapshotMovedError,
+    text_of,
+)
 from pgmonkey.errors import ConfigError
-from pgmonkey.loader import load_file
-from pgmonkey.secret_file import LIMIT, SecretFileError, Snapshot, SnapshotMovedError, text_of
 from tests.kit.eventually import eventually
 
 CONFIG = """\

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pgmonkey.redaction import MASK, RedactedDict, Secret, is_sensitive, redact_config, scrub
+from pgmonkey.config.redaction import MASK, RedactedDict, Secret, is_sensitive, redact_config, scrub
 
 # Texts that cannot be part of a mask, of a key, or of anything else around them.
 SECRETS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).map(

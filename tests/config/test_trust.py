@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pgmonkey import Registry
+from pgmonkey.config.loader import DirectoryLoader, load_file
+from pgmonkey.config.trust import Judge
 from pgmonkey.errors import ConfigError
-from pgmonkey.loader import DirectoryLoader, load_file
 from pgmonkey.secret_volume import SecretVolume
-from pgmonkey.trust import Judge
 from tests.kit.command import environment
 
 GOOD = "connection_settings: {host: db, dbname: orders, user: app, password: {from_file: %s}}\n"

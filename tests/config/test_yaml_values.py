@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgmonkey.loader import load_file
-from pgmonkey.yaml_document import read_yaml
-from pgmonkey.yaml_problem import Place, YamlProblem
+from pgmonkey.config.loader import load_file
+from pgmonkey.config.yaml_errors import Place, YamlProblem
+from pgmonkey.config.yaml_reader import read_yaml
 
 
 def value(text):

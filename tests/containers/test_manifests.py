@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pgmonkey.cli import app
-from pgmonkey.loader import DirectoryLoader
+from pgmonkey.config.loader import DirectoryLoader
 from tests.containers.dockerfile import read
 from tests.docs.snippets import ROOT
 

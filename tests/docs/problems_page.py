@@ -11,10 +11,10 @@ from pathlib import Path
 from pgmonkey.check import check
 from pgmonkey.connect_failure import HINTS, Reason
 from pgmonkey.errors import ConfigError, ConnectError
-from pgmonkey.failed_probe import failed_probe
-from pgmonkey.loader import DirectoryLoader, load_file
+from pgmonkey.config.failed_probe import failed_probe
+from pgmonkey.config.loader import DirectoryLoader, load_file
 from pgmonkey.problem import CODES, Problem
-from pgmonkey.secret_file import LIMIT
+from pgmonkey.config.secret_files import LIMIT
 from tests.docs.snippets import ROOT
 
 _BAD = ROOT / "tests" / "configs"

@@ -8,8 +8,8 @@ from typing import Any
 
 from psycopg import pq
 
-from pgmonkey.layout import SECTIONS
-from pgmonkey.schema import schema
+from pgmonkey.config.layout import SECTIONS
+from pgmonkey.config.json_schema import schema
 
 _INTRODUCTION = """\
 # Reference of keys

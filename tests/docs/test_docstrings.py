@@ -15,7 +15,7 @@ from tests.docs.environment import Environment
 
 MODULES = sorted(
     module.name
-    for module in pkgutil.iter_modules(pgmonkey.__path__, "pgmonkey.")
+    for module in pkgutil.walk_packages(pgmonkey.__path__, "pgmonkey.")
     if module.name != "pgmonkey.__main__"  # importing it runs the command line
 )
 

@@ -50,7 +50,7 @@ def test_every_metric_is_on_the_page(
 
 def test_the_default_of_every_key_is_on_the_page() -> None:
     """The page of the configuration has every key that a file may have, outside libpq's."""
-    from pgmonkey.database_file import known_keys
+    from pgmonkey.config.models import known_keys
 
     page = rows("configuration.md")
     expected = {

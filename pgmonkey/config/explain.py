@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pgmonkey.config import DatabaseConfig
-from pgmonkey.config_file import read_again
+from pgmonkey.config.config_file import read_again
+from pgmonkey.config.layout import DEFAULTS_FILE, NULLABLE, SECTIONS
+from pgmonkey.config.loader import DirectoryLoader
+from pgmonkey.config.redaction import Secret, mask_urls, scrub
+from pgmonkey.config.references import Template, Variable, has_reference, parse_template
+from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import UnknownDatabaseError
-from pgmonkey.layout import DEFAULTS_FILE, NULLABLE, SECTIONS
-from pgmonkey.loader import DirectoryLoader
-from pgmonkey.redaction import Secret, mask_urls, scrub
-from pgmonkey.references import Template, Variable, has_reference, parse_template
 from pgmonkey.table import table
 
 Steps = tuple[str, ...]

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, GetCoreSchemaHandler, Strict, WithJsonSche
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
-from pgmonkey.connection_settings import is_setting_name
-from pgmonkey.duration import EXPECTED, DurationError, parse_duration
-from pgmonkey.redaction import Secret
+from pgmonkey.config.durations import EXPECTED, DurationError, parse_duration
+from pgmonkey.config.libpq import is_setting_name
+from pgmonkey.config.redaction import Secret
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,12}")
 _TRUE: Final = frozenset({"true", "yes", "on", "1"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pgmonkey.layout import KeyPath
+from pgmonkey.config.layout import KeyPath
 
 
 class Finding(NamedTuple):

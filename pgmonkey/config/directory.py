@@ -8,26 +8,26 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from pgmonkey.capacity import shortfalls
-from pgmonkey.config import DatabaseConfig
-from pgmonkey.config_file import Defaults, parse, unreadable
-from pgmonkey.connection_settings import libpq_variables
-from pgmonkey.file_loader import Rules, outcome_of
-from pgmonkey.keyed_digest import keyed_digest
-from pgmonkey.layout import DEFAULTS_FILE
-from pgmonkey.problem import Problem
-from pgmonkey.scan import Scan
-from pgmonkey.secret_file import (
+from pgmonkey.config.capacity import shortfalls
+from pgmonkey.config.config_file import Defaults, parse, unreadable
+from pgmonkey.config.file_loader import Rules, outcome_of
+from pgmonkey.config.keyed_digest import keyed_digest
+from pgmonkey.config.layout import DEFAULTS_FILE
+from pgmonkey.config.libpq import libpq_variables
+from pgmonkey.config.scan import Scan
+from pgmonkey.config.secret_files import (
     SecretFileError,
     Snapshot,
     SnapshotMovedError,
     from_one_snapshot,
     signature_of,
 )
-from pgmonkey.sources import SourceFile, Sources, Statuses, read_source
-from pgmonkey.trust import Trust
-from pgmonkey.trust_policy import TrustPolicy
-from pgmonkey.yaml_document import LIMIT
+from pgmonkey.config.settings import DatabaseConfig
+from pgmonkey.config.sources import SourceFile, Sources, Statuses, read_source
+from pgmonkey.config.trust import Trust
+from pgmonkey.config.trust_policy import TrustPolicy
+from pgmonkey.config.yaml_reader import LIMIT
+from pgmonkey.problem import Problem
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _SUFFIXES: Final = (".yaml", ".yml")

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pgmonkey.finding import Finding
-from pgmonkey.layout import NULLABLE, SECTIONS, KeyPath
-from pgmonkey.redaction import Secret, is_sensitive
-from pgmonkey.references import (
+from pgmonkey.config.finding import Finding
+from pgmonkey.config.layout import NULLABLE, SECTIONS, KeyPath
+from pgmonkey.config.redaction import Secret, is_sensitive
+from pgmonkey.config.references import (
     FORMS,
     ReferenceSyntaxError,
     Template,
@@ -20,8 +20,8 @@ from pgmonkey.references import (
     uses_default,
     variables,
 )
-from pgmonkey.secret_file import LIMIT, SecretFileError, Snapshot, text_of
-from pgmonkey.sources import SourceFile, read_source
+from pgmonkey.config.secret_files import LIMIT, SecretFileError, Snapshot, text_of
+from pgmonkey.config.sources import SourceFile, read_source
 
 _KINDS: Final = frozenset({"from_env", "from_file"})
 _PATHS: Final = frozenset({"sslrootcert", "sslcert", "sslkey"})

@@ -11,7 +11,7 @@ from pgmonkey.errors import RegistryConfigError
 from pgmonkey.problem import Problem, sorted_problems
 
 if TYPE_CHECKING:
-    from pgmonkey.config import DatabaseConfig
+    from pgmonkey.config.settings import DatabaseConfig
 
 
 class Scan(NamedTuple):

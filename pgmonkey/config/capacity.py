@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pgmonkey.problem import Problem
 
 if TYPE_CHECKING:
-    from pgmonkey.config import DatabaseConfig
+    from pgmonkey.config.settings import DatabaseConfig
 
 
 def shortfalls(

@@ -7,24 +7,29 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pgmonkey.config import DatabaseConfig
-from pgmonkey.config_file import Defaults, parse, unreadable
-from pgmonkey.connection_settings import libpq_variables
-from pgmonkey.directory_loader import DirectoryLoader
+from pgmonkey.config.config_file import Defaults, parse, unreadable
+from pgmonkey.config.directory import DirectoryLoader
+from pgmonkey.config.file_loader import MOVING, Making, Outcome, Rules, outcome_of, unwrapped
+from pgmonkey.config.finding import Finding
+from pgmonkey.config.layout import SECTIONS, KeyPath
+from pgmonkey.config.libpq import libpq_variables
+from pgmonkey.config.placement import Placement
+from pgmonkey.config.redaction import RedactedDict, Secret
+from pgmonkey.config.references import has_reference
+from pgmonkey.config.scan import Scan
+from pgmonkey.config.schema_finding import finding_of
+from pgmonkey.config.secret_files import (
+    SecretFileError,
+    Snapshot,
+    SnapshotMovedError,
+    from_one_snapshot,
+)
+from pgmonkey.config.settings import DatabaseConfig
+from pgmonkey.config.sources import SourceFile, read_source
+from pgmonkey.config.yaml_errors import DEEPEST
+from pgmonkey.config.yaml_reader import LIMIT
 from pgmonkey.errors import ConfigError, EnvInterpolationError
-from pgmonkey.file_loader import MOVING, Making, Outcome, Rules, outcome_of, unwrapped
-from pgmonkey.finding import Finding
-from pgmonkey.layout import SECTIONS, KeyPath
-from pgmonkey.placement import Placement
 from pgmonkey.problem import Problem, sorted_problems
-from pgmonkey.redaction import RedactedDict, Secret
-from pgmonkey.references import has_reference
-from pgmonkey.scan import Scan
-from pgmonkey.schema_finding import finding_of
-from pgmonkey.secret_file import SecretFileError, Snapshot, SnapshotMovedError, from_one_snapshot
-from pgmonkey.sources import SourceFile, read_source
-from pgmonkey.yaml_document import LIMIT
-from pgmonkey.yaml_problem import DEEPEST
 
 __all__ = [
     "DirectoryLoader",
@@ -349,7 +354,7 @@ def _plain(value: Any, path: KeyPath, findings: list[Finding], *, resolved: bool
         return value
     if isinstance(value, str) and not value:
         return value
-    from pgmonkey.database_file import typed_value
+    from pgmonkey.config.models import typed_value
 
     typed, details = typed_value(path, value)
     if details is not None:

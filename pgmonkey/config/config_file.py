@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pgmonkey.config.secret_files import SecretFileError, Snapshot, SnapshotMovedError
+from pgmonkey.config.yaml_errors import Place, YamlProblem
+from pgmonkey.config.yaml_reader import LIMIT, YamlDocument, read_yaml
 from pgmonkey.problem import Problem
-from pgmonkey.secret_file import SecretFileError, Snapshot, SnapshotMovedError
-from pgmonkey.yaml_document import LIMIT, YamlDocument, read_yaml
-from pgmonkey.yaml_problem import Place, YamlProblem
 
 
 class Defaults(NamedTuple):

@@ -6,11 +6,11 @@ import os
 import stat
 from typing import Any, Final
 
-from pgmonkey.connection_settings import FILES
-from pgmonkey.finding import Finding
-from pgmonkey.redaction import Secret
-from pgmonkey.secret_file import SecretFileError, Snapshot
-from pgmonkey.sources import SourceFile, read_source
+from pgmonkey.config.finding import Finding
+from pgmonkey.config.libpq import FILES
+from pgmonkey.config.redaction import Secret
+from pgmonkey.config.secret_files import SecretFileError, Snapshot
+from pgmonkey.config.sources import SourceFile, read_source
 
 _LIMIT: Final = 1024 * 1024  # bytes: bundles of authorities are large
 _CERTIFICATES: Final = ("sslrootcert", "sslcert")

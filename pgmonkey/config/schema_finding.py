@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pgmonkey.finding import Finding
-from pgmonkey.layout import KeyPath
+from pgmonkey.config.finding import Finding
+from pgmonkey.config.layout import KeyPath
 
 _WRAPPER: Final = ("postgresql",)
 
@@ -70,7 +70,7 @@ def _unknown(path: KeyPath) -> Finding:
 def _near(path: KeyPath) -> str | None:
     from difflib import get_close_matches
 
-    from pgmonkey.database_file import known_keys
+    from pgmonkey.config.models import known_keys
 
     near = get_close_matches(_plain(str(path[-1])), known_keys(path[:-1]), 1, 0.7)
     return near[0] if near else None
@@ -81,7 +81,7 @@ def _plain(key: str) -> str:
 
 
 def _home(key: str) -> str | None:
-    from pgmonkey.database_file import known_keys
+    from pgmonkey.config.models import known_keys
 
     sections: Iterable[KeyPath] = ((), ("connection_settings",), ("pool_settings",))
     for section in sections:

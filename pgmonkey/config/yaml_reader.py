@@ -15,8 +15,8 @@ from yaml.events import (
     StreamEndEvent,
 )
 
-from pgmonkey.layout import KeyPath, dotted
-from pgmonkey.yaml_problem import (
+from pgmonkey.config.layout import KeyPath, dotted
+from pgmonkey.config.yaml_errors import (
     DEEPEST,
     TOO_DEEP,
     Place,

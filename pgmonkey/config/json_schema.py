@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pgmonkey.database_file import DatabaseFile
-from pgmonkey.layout import SECTIONS
+from pgmonkey.config.layout import SECTIONS
+from pgmonkey.config.models import DatabaseFile
 
 Schema = dict[str, Any]
 

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from pgmonkey.connection_section import ConnectionSection
-from pgmonkey.connection_settings import keywords
-from pgmonkey.layout import CONNECTION_TYPES, SECTIONS, ConnectionType, KeyPath
-from pgmonkey.pool_settings import PoolSettings, shared
-from pgmonkey.redaction import is_sensitive
-from pgmonkey.value_types import (
+from pgmonkey.config.connection_section import ConnectionSection
+from pgmonkey.config.layout import CONNECTION_TYPES, SECTIONS, ConnectionType, KeyPath
+from pgmonkey.config.libpq import keywords
+from pgmonkey.config.pool_settings import PoolSettings, shared
+from pgmonkey.config.redaction import is_sensitive
+from pgmonkey.config.types import (
     Flag,
     Integer,
     Seconds,

@@ -8,20 +8,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from pgmonkey.connection_settings import (
+from pgmonkey.config.keyed_digest import keyed_digest
+from pgmonkey.config.layout import CONNECTION_TYPES, ConnectionType
+from pgmonkey.config.libpq import (
     CONNECT_TIMEOUT,
     FILES,
     PREPARE_THRESHOLD,
     isolation,
     session_options,
 )
-from pgmonkey.keyed_digest import keyed_digest
-from pgmonkey.layout import CONNECTION_TYPES, ConnectionType
-from pgmonkey.pool_settings import PoolSettings, written
-from pgmonkey.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
+from pgmonkey.config.pool_settings import PoolSettings, written
+from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
 
 if TYPE_CHECKING:
-    from pgmonkey.database_file import DatabaseFile
+    from pgmonkey.config.models import DatabaseFile
 
 __all__ = ["CONNECTION_TYPES", "ConnectionType", "DatabaseConfig", "PoolSettings"]
 

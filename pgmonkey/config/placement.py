@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pgmonkey.config_file import Defaults
-from pgmonkey.finding import Finding
-from pgmonkey.layout import KeyPath, dotted
+from pgmonkey.config.config_file import Defaults
+from pgmonkey.config.finding import Finding
+from pgmonkey.config.layout import KeyPath, dotted
+from pgmonkey.config.yaml_errors import Place
+from pgmonkey.config.yaml_reader import YamlDocument
 from pgmonkey.problem import Problem, sorted_problems
-from pgmonkey.yaml_document import YamlDocument
-from pgmonkey.yaml_problem import Place
 
 
 class Placement:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from pgmonkey.config.trust import Judge, Trust
 from pgmonkey.problem import Problem
-from pgmonkey.trust import Judge, Trust
 
 
 class TrustPolicy:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pgmonkey.connection_settings import intruders, option_settings
-from pgmonkey.finding import Finding
+from pgmonkey.config.finding import Finding
+from pgmonkey.config.libpq import intruders, option_settings
 from pgmonkey.problem import count
 
 _REQUIRED: Final = {

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from pgmonkey.keyed_digest import keyed_digest
-from pgmonkey.secret_file import (
+from pgmonkey.config.keyed_digest import keyed_digest
+from pgmonkey.config.secret_files import (
     SecretFileError,
     Signature,
     Snapshot,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf, Strict, WithJsonSchema
 from typing_extensions import TypedDict
 
-from pgmonkey.connection_settings import (
+from pgmonkey.config.libpq import (
     CONNECT_TIMEOUT,
     PREPARE_THRESHOLD,
     Keyword,
     keywords,
 )
-from pgmonkey.redaction import Secret, is_sensitive
-from pgmonkey.value_types import (
+from pgmonkey.config.redaction import Secret, is_sensitive
+from pgmonkey.config.types import (
     Flag,
     invalid,
     kind,

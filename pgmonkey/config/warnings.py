@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.config_file import read_again
-from pgmonkey.layout import DEFAULTS_FILE
+from pgmonkey.config.config_file import read_again
+from pgmonkey.config.layout import DEFAULTS_FILE
 from pgmonkey.problem import Problem
 
 if TYPE_CHECKING:
-    from pgmonkey.config import DatabaseConfig
+    from pgmonkey.config.settings import DatabaseConfig
 
 _MARK: Final = b"\xef\xbb\xbf"
 #: A whole value that a shell would expand. In lower case it may well be a password.
@@ -87,7 +87,7 @@ def _leaves(value: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[Any
 
 def _defaults_of(config: DatabaseConfig) -> str:
     # Not by `Path`, which would take the dot of `./orders.yaml` away.
-    return os.path.join(os.path.dirname(config.path), DEFAULTS_FILE)  # noqa: PTH118, PTH120 - as above
+    return os.path.join(os.path.dirname(config.path), DEFAULTS_FILE)
 
 
 def _application_name(config: DatabaseConfig) -> str:

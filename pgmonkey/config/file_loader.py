@@ -10,23 +10,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pgmonkey.config import DatabaseConfig
-from pgmonkey.config_file import Defaults, parse
-from pgmonkey.consistency import inconsistencies
-from pgmonkey.finding import Finding
-from pgmonkey.keyed_digest import files_digest
-from pgmonkey.layout import SECTIONS, KeyPath
-from pgmonkey.named_files import NamedFiles
-from pgmonkey.placement import Placement
+from pgmonkey.config.config_file import Defaults, parse
+from pgmonkey.config.finding import Finding
+from pgmonkey.config.interpolation import HOW_TO_RESOLVE, Resolution
+from pgmonkey.config.keyed_digest import files_digest
+from pgmonkey.config.layout import SECTIONS, KeyPath
+from pgmonkey.config.named_files import NamedFiles
+from pgmonkey.config.placement import Placement
+from pgmonkey.config.redaction import SHORT, Secret, is_sensitive, mask_urls
+from pgmonkey.config.rules import inconsistencies
+from pgmonkey.config.schema_finding import finding_of, meant_key
+from pgmonkey.config.secret_files import Snapshot, SnapshotMovedError, from_one_snapshot
+from pgmonkey.config.settings import DatabaseConfig
+from pgmonkey.config.sources import SourceFile, Sources
 from pgmonkey.problem import Problem
-from pgmonkey.redaction import SHORT, Secret, is_sensitive, mask_urls
-from pgmonkey.resolution import HOW_TO_RESOLVE, Resolution
-from pgmonkey.schema_finding import finding_of, meant_key
-from pgmonkey.secret_file import Snapshot, SnapshotMovedError, from_one_snapshot
-from pgmonkey.sources import SourceFile, Sources
 
 if TYPE_CHECKING:
-    from pgmonkey.database_file import DatabaseFile
+    from pgmonkey.config.models import DatabaseFile
 
 _IGNORED_POOL_KEYS: Final = frozenset({"name", "open"})  # ours to choose; 4.0 passed them on
 #: What is found where a directory of secret files never stands still.
@@ -233,7 +233,7 @@ class Making:
                     for key in _IGNORED_POOL_KEYS & resolved[section].keys():
                         del resolved[section][key]
         # Late: pydantic is the largest import of all, and nobody needs it before the first file.
-        from pgmonkey.database_file import DatabaseFile, validate
+        from pgmonkey.config.models import DatabaseFile, validate
 
         result = validate(resolved)
         model, details = (result, ()) if isinstance(result, DatabaseFile) else (None, result)

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pgmonkey.config_file import read_again
-from pgmonkey.layout import DEFAULTS_FILE
+from pgmonkey.config.config_file import read_again
+from pgmonkey.config.layout import DEFAULTS_FILE
 from pgmonkey.problem import Problem
 
 if TYPE_CHECKING:
