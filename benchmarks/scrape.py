@@ -12,8 +12,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from benchmarks.comparison import Race, Result, number
 from pgmonkey import Registry
 from pgmonkey.embedded_server import EmbeddedServer
-from pgmonkey.exposition import expose
-from pgmonkey.metrics import RegistryCollector
+from pgmonkey.telemetry.exposition import expose
+from pgmonkey.telemetry.metrics import RegistryCollector
 
 DATABASES = 100
 #: What Prometheus asks for.

@@ -10,8 +10,8 @@ from pgmonkey.dialer import Dialer
 from pgmonkey.entry import Entry
 from pgmonkey.errors import ConnectError
 from pgmonkey.gate import Gate
-from pgmonkey.status import ProbeStatus
 from pgmonkey.target import Target
+from pgmonkey.telemetry.status import ProbeStatus
 from pgmonkey.usage import Usage
 
 #: Seconds for which a probe waits, where the other databases left no connection.

@@ -241,7 +241,7 @@ def demo(
     """
     from pgmonkey.demo import run_demo
     from pgmonkey.listener import listen
-    from pgmonkey.log_output import configure_logs
+    from pgmonkey.telemetry.logging import configure_logs
 
     configure_logs(log_format.value, log_level.value)
     run_demo(

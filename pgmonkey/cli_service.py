@@ -105,9 +105,9 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("one needs the other", param_hint="--tls-cert and --tls-key")
     from pgmonkey.certificate import Certificate
-    from pgmonkey.log_output import configure_logs
     from pgmonkey.service import ServiceOptions
     from pgmonkey.service import serve as serve_registry
+    from pgmonkey.telemetry.logging import configure_logs
     from pgmonkey.token_file import TokenFile
 
     configure_logs(log_format.value, log_level.value)

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import psycopg
 
 from pgmonkey.config.redaction import Secret, scrub
-
-Reason = Literal[
-    "auth",
-    "refused",
-    "timeout",
-    "dns",
-    "tls",
-    "too_many_connections",
-    "hba",
-    "no_database",
-    "setting",
-    "other",
-]
-
-#: Waiting does not mend these: somebody has to change a file or the server.
-LASTING: Final[frozenset[Reason]] = frozenset({"auth", "hba", "no_database", "tls", "setting"})
+from pgmonkey.errors import LASTING, Reason
 
 # libpq reports a failed connect without an SQLSTATE, so the text is all there is. It follows
 # the server's lc_messages: a reason is a label and a hint, and `other` is always possible.

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import TupleRow
 
-from pgmonkey import events
 from pgmonkey.abandonment import abandoned
 from pgmonkey.budget import Budget, Share
 from pgmonkey.checkout import REPORTED, Checkout
 from pgmonkey.errors import WrongSideError
 from pgmonkey.gate import Gate
 from pgmonkey.generation import Generation
-from pgmonkey.status import CheckoutStatus, PoolStatus
 from pgmonkey.target import Applied, Target
-from pgmonkey.timings import Durations
+from pgmonkey.telemetry import events
+from pgmonkey.telemetry.status import CheckoutStatus, PoolStatus
+from pgmonkey.telemetry.timings import Durations
 from pgmonkey.usage import Usage
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from pgmonkey import events
 from pgmonkey.connect_failure import ConnectFailure, classify
 from pgmonkey.connection import (
     FRESH,
@@ -20,6 +19,7 @@ from pgmonkey.connection import (
 from pgmonkey.errors import ConnectError
 from pgmonkey.host_lookup import resolved, resolved_async
 from pgmonkey.login_pauses import login_pauses
+from pgmonkey.telemetry import events
 
 ConnectionT = TypeVar("ConnectionT", PooledConnection, AsyncPooledConnection)
 

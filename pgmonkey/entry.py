@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pgmonkey.status import DatabaseState, DatabaseStatus, PoolStatus, ReloadRecord
+from pgmonkey.telemetry.status import DatabaseState, DatabaseStatus, PoolStatus, ReloadRecord
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
-    from pgmonkey.connect_failure import Reason
-    from pgmonkey.errors import ConnectError
+    from pgmonkey.errors import ConnectError, Reason
     from pgmonkey.problem import Problem
-    from pgmonkey.status import ProbeStatus
     from pgmonkey.target import Applied
+    from pgmonkey.telemetry.status import ProbeStatus
 
 #: Seconds before a failed probe is tried again: the first pause, and the longest ones.
 _FIRST_PAUSE: Final = 1.0

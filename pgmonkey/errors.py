@@ -18,7 +18,7 @@ PgmonkeyError
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Self
+from typing import Final, Literal, Self
 
 import psycopg
 import psycopg_pool
@@ -40,6 +40,24 @@ __all__ = [
     "UnknownDatabaseError",
     "WrongSideError",
 ]
+
+
+#: Why a connection could not be made.
+Reason = Literal[
+    "auth",
+    "refused",
+    "timeout",
+    "dns",
+    "tls",
+    "too_many_connections",
+    "hba",
+    "no_database",
+    "setting",
+    "other",
+]
+
+#: Waiting does not mend these: somebody has to change a file or the server.
+LASTING: Final[frozenset[Reason]] = frozenset({"auth", "hba", "no_database", "tls", "setting"})
 
 
 class PgmonkeyError(Exception):

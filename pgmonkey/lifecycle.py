@@ -9,12 +9,12 @@ from abc import ABC, abstractmethod
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from pgmonkey import events
 from pgmonkey.connection import FRESH, LONG_IDLE
 from pgmonkey.dialer import Dialer
 from pgmonkey.errors import ConnectError
 from pgmonkey.gate import Gate
 from pgmonkey.login_pauses import login_pauses
+from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable

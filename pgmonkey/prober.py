@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgmonkey.errors import UnknownDatabaseError
-from pgmonkey.status import DatabaseStatus
+from pgmonkey.telemetry.status import DatabaseStatus
 
 if TYPE_CHECKING:
     from pgmonkey.registry import Registry

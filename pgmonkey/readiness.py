@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pgmonkey.registry import Registry
-from pgmonkey.status import DatabaseStatus
+from pgmonkey.telemetry.status import DatabaseStatus
 
 
 class Readiness:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import prometheus_client
 
-from pgmonkey import events
 from pgmonkey.background_probe import probe
 from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
 from pgmonkey.config.loader import DirectoryLoader
 from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
-from pgmonkey.metrics import ensure_files, export, write_files
 from pgmonkey.reload_report import ReloadReport
 from pgmonkey.reloader import Reloader
-from pgmonkey.status import DatabaseStatus, RegistryStatus
+from pgmonkey.telemetry import events
+from pgmonkey.telemetry.metrics import ensure_files, export, write_files
+from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 from pgmonkey.upkeep import Upkeep
 from pgmonkey.watcher import Source, file_events
 

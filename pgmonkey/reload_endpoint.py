@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pgmonkey import events
 from pgmonkey.registry import Registry
 from pgmonkey.status_report import reload_result
+from pgmonkey.telemetry import events
 from pgmonkey.token_file import TokenError, TokenFile
 
 _PAUSE: Final = 1.0  # seconds between two events about refusals: anybody can cause them

@@ -7,13 +7,13 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey import events
 from pgmonkey.async_handle import AsyncDatabase
 from pgmonkey.config.failed_probe import failed_probe
-from pgmonkey.connect_failure import LASTING, classify
+from pgmonkey.connect_failure import classify
 from pgmonkey.dialer import Dialer
 from pgmonkey.entry import Entry, Rejection
 from pgmonkey.errors import (
+    LASTING,
     ConnectError,
     DatabaseRemovedError,
     RegistryConfigError,
@@ -21,9 +21,10 @@ from pgmonkey.errors import (
 from pgmonkey.gate import Gate
 from pgmonkey.problem import Problem
 from pgmonkey.reload_report import ReloadReport
-from pgmonkey.status import RegistryStatus
 from pgmonkey.target import Applied
-from pgmonkey.timings import Timings
+from pgmonkey.telemetry import events
+from pgmonkey.telemetry.status import RegistryStatus
+from pgmonkey.telemetry.timings import Timings
 from pgmonkey.usage import Usage
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from starlette.types import ASGIApp
 
 from pgmonkey.certificate import Certificate
 from pgmonkey.config.trust import Trust
-from pgmonkey.exposition import expose
 from pgmonkey.http_guard import Guard
 from pgmonkey.http_server import HttpServer
 from pgmonkey.listener import url_of
@@ -30,8 +29,9 @@ from pgmonkey.prober import Prober
 from pgmonkey.readiness import Readiness
 from pgmonkey.registry import Registry
 from pgmonkey.reload_endpoint import ReloadEndpoint
-from pgmonkey.status import DatabaseStatus
 from pgmonkey.status_application import application, status_app, status_routes
+from pgmonkey.telemetry.exposition import expose
+from pgmonkey.telemetry.status import DatabaseStatus
 from pgmonkey.token_file import TokenFile
 
 __all__ = ["Service", "ServiceOptions", "serve", "status_app"]

@@ -14,14 +14,14 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from pgmonkey import events
 from pgmonkey.config.explain import Value, explain
 from pgmonkey.errors import UnknownDatabaseError
 from pgmonkey.http_guard import Guard
 from pgmonkey.registry import Registry
-from pgmonkey.status import DatabaseStatus, RegistryStatus
 from pgmonkey.status_page import ASSETS, POLICY, StatusPage
 from pgmonkey.status_report import details, event_list, overview
+from pgmonkey.telemetry import events
+from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 
 _NUMBER: Final = 18  # digits
 #: Bytes up to which an answer is sent as it is, though the client takes it compressed, too. A

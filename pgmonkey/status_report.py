@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
-from pgmonkey.events import Event
 from pgmonkey.problem import Problem
 from pgmonkey.reload_report import ReloadReport
-from pgmonkey.status import DatabaseStatus, PoolStatus, RegistryStatus
+from pgmonkey.telemetry.events import Event
+from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus
 from pgmonkey.version import __version__
 
 Condition = Literal["ready", "idle", "stale", "down", "failed", "removed"]

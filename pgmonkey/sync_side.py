@@ -10,7 +10,7 @@ from concurrent.futures import TimeoutError as WaitTimeout
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey import events, fault_points
+from pgmonkey import fault_points
 from pgmonkey.candidate import Candidate
 from pgmonkey.connection import LONGEST_PING, PooledConnection
 from pgmonkey.database import Database
@@ -20,6 +20,7 @@ from pgmonkey.generation import POOL_PREFIX, Generation, SyncPool, make_pool
 from pgmonkey.lifecycle import Lifecycle
 from pgmonkey.refusal import checkout_timeout
 from pgmonkey.seeds import gather
+from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable

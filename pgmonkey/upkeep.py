@@ -9,8 +9,8 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pgmonkey import events
 from pgmonkey.prober import Prober
+from pgmonkey.telemetry import events
 from pgmonkey.watcher import Source, Watcher
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import threading
 from collections import Counter, deque
 from typing import Final, get_args
 
-from pgmonkey.connect_failure import Reason
-from pgmonkey.timings import Durations, Timings
+from pgmonkey.errors import Reason
+from pgmonkey.telemetry.timings import Durations, Timings
 
 #: How many durations may be pending before a checkout that ends folds them: two of each.
 FOLD_AT: Final = 1024

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import watchfiles
 
-from pgmonkey import events
+from pgmonkey.telemetry import events
 
 #: Milliseconds: how often watchfiles looks whether something came, how long it goes on
 #: collecting while more comes, and how long it waits before it lets the tick run.

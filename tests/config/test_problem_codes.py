@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 import pgmonkey
-from pgmonkey.connect_failure import Reason
-from pgmonkey.events import CATALOGUE
+from pgmonkey.errors import Reason
 from pgmonkey.problem import CODES
+from pgmonkey.telemetry.events import CATALOGUE
 
 _CODE = re.compile(
     r'"((?:registry|config|environment|reference|secret|file|probe|doubt)\.[a-z_]+)"'

@@ -9,7 +9,8 @@ from contextlib import chdir
 from pathlib import Path
 
 from pgmonkey.check import check
-from pgmonkey.connect_failure import HINTS, Reason
+from pgmonkey.errors import Reason
+from pgmonkey.connect_failure import HINTS
 from pgmonkey.errors import ConfigError, ConnectError
 from pgmonkey.config.failed_probe import failed_probe
 from pgmonkey.config.loader import DirectoryLoader, load_file

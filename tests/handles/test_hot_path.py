@@ -176,7 +176,9 @@ def test_a_checkout_logs_nothing_and_starts_nothing(
         way |= {"bound", "_leave_or_loose"}
     assert ours == way, "nothing else of ours is on the way"
     assert not {
-        module for module, _ in called if module.startswith(("structlog", "pgmonkey.events"))
+        module
+        for module, _ in called
+        if module.startswith(("structlog", "pgmonkey.telemetry.events"))
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmonkey.timings import BUCKETS, Timings
+from pgmonkey.telemetry.timings import BUCKETS, Timings
 from pgmonkey.usage import FOLD_AT, Usage
 
 

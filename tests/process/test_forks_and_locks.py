@@ -12,9 +12,9 @@ import pytest
 import structlog
 from prometheus_client.core import GaugeMetricFamily
 
-from pgmonkey import events
-from pgmonkey.forks import no_fork
-from pgmonkey.metric_files import MetricFiles
+from pgmonkey.telemetry import events
+from pgmonkey.telemetry.forks import no_fork
+from pgmonkey.telemetry.multiprocess import MetricFiles
 from tests.process.test_fork import in_a_child
 
 FORKS = 20

@@ -20,7 +20,7 @@ from pgmonkey.errors import (
     UnknownDatabaseError,
 )
 from pgmonkey.prober import Prober
-from pgmonkey.status import DatabaseStatus
+from pgmonkey.telemetry.status import DatabaseStatus
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually

@@ -14,8 +14,9 @@ from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect
 
-from pgmonkey import Registry, events
+from pgmonkey import Registry
 from pgmonkey.service import status_app
+from pgmonkey.telemetry import events
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase
 from tests.kit.browser import browser as start_browser
 from tests.service.mounted import answering

@@ -8,7 +8,7 @@ from pathlib import Path
 import prometheus_client
 
 from pgmonkey import Registry
-from pgmonkey.events import CATALOGUE
+from pgmonkey.telemetry.events import CATALOGUE
 from tests.kit import RegistryDirectory, TemporaryDatabase
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -11,9 +11,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from pgmonkey import Registry, events
+from pgmonkey import Registry
 from pgmonkey.service import status_app
 from pgmonkey.status_report import LONGEST_TEXT, plain
+from pgmonkey.telemetry import events
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase
 from tests.service.mounted import answering
 

@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import prometheus_client
 import psycopg
@@ -21,15 +21,14 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from pgmonkey.exposition import Labels
-from pgmonkey.metric_files import MetricFiles
-from pgmonkey.status import merged_databases, merged_pools
-from pgmonkey.timings import BUCKETS, NOTHING, Durations
+from pgmonkey.telemetry.exposition import Labels
+from pgmonkey.telemetry.multiprocess import MetricFiles
+from pgmonkey.telemetry.status import merged_databases, merged_pools
+from pgmonkey.telemetry.timings import BUCKETS, NOTHING, Durations
 from pgmonkey.version import __version__
 
 if TYPE_CHECKING:
-    from pgmonkey.registry import Registry
-    from pgmonkey.status import DatabaseStatus, PoolStatus, RegistryStatus
+    from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus
 
 _STATES: Final = ("ready", "idle", "stale", "failed")
 _OUTCOMES: Final = ("applied", "rejected", "unchanged", "removed")
@@ -128,6 +127,17 @@ _POOL_ROWS: Final[tuple[_Row, ...]] = (
 )
 
 
+class HasStatus(Protocol):
+    """Tell what runs: a `Registry`, which is above this module."""
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether it ended: then it is not asked any more."""
+
+    def status(self) -> RegistryStatus:
+        """Return status records."""
+
+
 class RegistryCollector(Collector):
     """Export the registries of this process. Reads status records; never waits for a database.
 
@@ -140,10 +150,10 @@ class RegistryCollector(Collector):
 
     def __init__(self, *, histograms: bool = False) -> None:
         self.histograms = histograms
-        self._registries: weakref.WeakSet[Registry] = weakref.WeakSet()
+        self._registries: weakref.WeakSet[HasStatus] = weakref.WeakSet()
         self._series: dict[tuple[str, str], _Series] = {}
 
-    def add(self, registry: Registry) -> None:
+    def add(self, registry: HasStatus) -> None:
         """Export one more registry."""
         self._registries.add(registry)
 
@@ -367,7 +377,7 @@ _lock = threading.Lock()
 
 
 def export(
-    registry: Registry, target: prometheus_client.CollectorRegistry, *, histograms: bool = False
+    registry: HasStatus, target: prometheus_client.CollectorRegistry, *, histograms: bool = False
 ) -> None:
     """Export a registry through a `prometheus_client` registry; several share one collector.
 

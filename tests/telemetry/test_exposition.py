@@ -13,9 +13,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from pgmonkey import Registry
-from pgmonkey.exposition import Labels, expose
-from pgmonkey.metrics import export
 from pgmonkey.service import collector_registry
+from pgmonkey.telemetry.exposition import Labels, expose
+from pgmonkey.telemetry.metrics import export
 from tests.kit import RegistryDirectory, TemporaryDatabase
 
 #: What clients ask for: nothing, Prometheus 2 and 3, and ways of escaping names.

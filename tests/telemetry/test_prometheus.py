@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from pgmonkey import PgmonkeyError, Registry
-from pgmonkey.metrics import RegistryCollector
 from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.telemetry.metrics import RegistryCollector
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.prometheus import Prometheus, check_metrics
 from tests.kit.registry_dir import write_credentials
-from tests.metrics.load import Load
+from tests.telemetry.load import Load
 
 DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARD = json.loads((DOCKER / "grafana" / "dashboards" / "pgmonkey.json").read_text())

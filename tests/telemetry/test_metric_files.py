@@ -12,7 +12,8 @@ from tests.kit.registry_dir import RegistryDirectory
 PRELUDE = """
 import prometheus_client
 from prometheus_client.multiprocess import MultiProcessCollector
-from pgmonkey import Registry, metrics
+from pgmonkey import Registry
+from pgmonkey.telemetry import metrics
 
 here = prometheus_client.CollectorRegistry()
 files = prometheus_client.CollectorRegistry()

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pgmonkey.problem import Problem
-from pgmonkey.timings import Durations
+from pgmonkey.telemetry.timings import Durations
 
 if TYPE_CHECKING:
-    from pgmonkey.connect_failure import Reason
+    from pgmonkey.errors import Reason
 
 DatabaseState = Literal["ready", "idle", "stale", "failed", "removed"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pgmonkey.embedded_server import EmbeddedServer
-from pgmonkey.events import CATALOGUE
+from pgmonkey.telemetry.events import CATALOGUE
 from tests.docs.environment import Environment
 from tests.docs.snippets import ROOT, snippets
 from tests.kit import Canary

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import Metric, values
 
-from pgmonkey.forks import no_fork
+from pgmonkey.telemetry.forks import no_fork
 
 #: Seconds between two writes. A worker that is killed loses what it has counted since the last.
 INTERVAL: Final = 1.0

@@ -39,7 +39,8 @@ SINKS = {
 PROGRAM = """
 import json as codec, logging, structlog
 from pathlib import Path
-from pgmonkey import Registry, events
+from pgmonkey import Registry
+from pgmonkey.telemetry import events
 
 out = sys.stdout
 json = structlog.processors.JSONRenderer()
