@@ -16,8 +16,9 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from benchmarks.comparison import Race, Result, duration
 from benchmarks.old_version import OldVersion
 from benchmarks.setting import Setting, setting
-from pgmonkey import Registry, async_checkout, lifecycle, sync_checkout
-from pgmonkey.usage import FOLD_AT, Usage
+from pgmonkey import Registry
+from pgmonkey.pool import async_checkout, lifecycle, sync_checkout
+from pgmonkey.pool.usage import FOLD_AT, Usage
 
 CHECKOUTS = 500
 GETS = 20_000

@@ -16,7 +16,6 @@ from pgmonkey.version import __version__
 if TYPE_CHECKING:
     from pgmonkey.config.loader import load_config
     from pgmonkey.config.redaction import redact_config
-    from pgmonkey.database import Database
     from pgmonkey.errors import (
         CheckoutTimeout,
         ConfigError,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
         WrongSideError,
     )
     from pgmonkey.manager import PGConnectionManager
+    from pgmonkey.pool.database import Database
     from pgmonkey.problem import Problem
     from pgmonkey.registry import Registry
     from pgmonkey.reload_report import ReloadReport
@@ -43,7 +43,7 @@ _HOMES = {
     "CheckoutTimeout": "errors",
     "ConfigError": "errors",
     "ConnectError": "errors",
-    "Database": "database",
+    "Database": "pool.database",
     "DatabaseRemovedError": "errors",
     "EnvInterpolationError": "errors",
     "HandleClosedError": "errors",

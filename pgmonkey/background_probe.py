@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from pgmonkey.budget import Budget, Share
-from pgmonkey.dialer import Dialer
 from pgmonkey.entry import Entry
 from pgmonkey.errors import ConnectError
-from pgmonkey.gate import Gate
-from pgmonkey.target import Target
+from pgmonkey.pool.budget import Budget, Share
+from pgmonkey.pool.dialer import Dialer
+from pgmonkey.pool.gate import Gate
+from pgmonkey.pool.target import Target
+from pgmonkey.pool.usage import Usage
 from pgmonkey.telemetry.status import ProbeStatus
-from pgmonkey.usage import Usage
 
 #: Seconds for which a probe waits, where the other databases left no connection.
 _ROOM: Final = 1.0

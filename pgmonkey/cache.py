@@ -9,16 +9,16 @@ from collections.abc import Hashable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from pgmonkey.async_handle import AsyncDatabase
-from pgmonkey.budget import Budget
 from pgmonkey.errors import HandleClosedError
-from pgmonkey.handle import SyncDatabase
-from pgmonkey.stranded import close_stranded
+from pgmonkey.pool.async_handle import AsyncDatabase
+from pgmonkey.pool.budget import Budget
+from pgmonkey.pool.handle import SyncDatabase
+from pgmonkey.pool.stranded import close_stranded
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import ConnectionType
-    from pgmonkey.loop_side import LoopSide
-    from pgmonkey.target import Applied
+    from pgmonkey.pool.loop_side import LoopSide
+    from pgmonkey.pool.target import Applied
 
 Handle = SyncDatabase | AsyncDatabase
 

@@ -8,14 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.budget import Budget
 from pgmonkey.cache import make_handle
 from pgmonkey.config.loader import load_file
-from pgmonkey.connection import AsyncPooledConnection, PooledConnection
-from pgmonkey.dialer import Dialer
-from pgmonkey.gate import Gate
-from pgmonkey.target import Applied
-from pgmonkey.usage import Usage
+from pgmonkey.pool.budget import Budget
+from pgmonkey.pool.connection import AsyncPooledConnection, PooledConnection
+from pgmonkey.pool.dialer import Dialer
+from pgmonkey.pool.gate import Gate
+from pgmonkey.pool.target import Applied
+from pgmonkey.pool.usage import Usage
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import ConnectionType, DatabaseConfig

@@ -22,8 +22,8 @@ import psycopg
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pgmonkey.database import Database
 from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.pool.database import Database
 from pgmonkey.registry import Registry
 from pgmonkey.secret_volume import SecretVolume
 from pgmonkey.service import Service, ServiceOptions, collector_registry, on_signals

@@ -11,15 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from pgmonkey.async_handle import AsyncDatabase
 from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
 from pgmonkey.config.loader import config_of, load_file, outcome_of_dict
 from pgmonkey.config.settings import CONNECTION_TYPES, ConnectionType, DatabaseConfig
 from pgmonkey.errors import ConnectError
-from pgmonkey.target import Applied
+from pgmonkey.pool.async_handle import AsyncDatabase
+from pgmonkey.pool.target import Applied
 
 if TYPE_CHECKING:
-    from pgmonkey.database import Database
+    from pgmonkey.pool.database import Database
 
 
 class _Given(NamedTuple):

@@ -28,7 +28,7 @@ from pgmonkey.watcher import Source, file_events
 if TYPE_CHECKING:
     from pgmonkey.config.settings import ConnectionType, DatabaseConfig
     from pgmonkey.config.trust import Trust
-    from pgmonkey.database import Database
+    from pgmonkey.pool.database import Database
 
 
 class Registry:

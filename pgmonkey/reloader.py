@@ -7,10 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.async_handle import AsyncDatabase
 from pgmonkey.config.failed_probe import failed_probe
-from pgmonkey.connect_failure import classify
-from pgmonkey.dialer import Dialer
 from pgmonkey.entry import Entry, Rejection
 from pgmonkey.errors import (
     LASTING,
@@ -18,14 +15,17 @@ from pgmonkey.errors import (
     DatabaseRemovedError,
     RegistryConfigError,
 )
-from pgmonkey.gate import Gate
+from pgmonkey.pool.async_handle import AsyncDatabase
+from pgmonkey.pool.connect_failure import classify
+from pgmonkey.pool.dialer import Dialer
+from pgmonkey.pool.gate import Gate
+from pgmonkey.pool.target import Applied
+from pgmonkey.pool.usage import Usage
 from pgmonkey.problem import Problem
 from pgmonkey.reload_report import ReloadReport
-from pgmonkey.target import Applied
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import RegistryStatus
 from pgmonkey.telemetry.timings import Timings
-from pgmonkey.usage import Usage
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pgmonkey.check import check
 from pgmonkey.errors import Reason
-from pgmonkey.connect_failure import HINTS
+from pgmonkey.pool.connect_failure import HINTS
 from pgmonkey.errors import ConfigError, ConnectError
 from pgmonkey.config.failed_probe import failed_probe
 from pgmonkey.config.loader import DirectoryLoader, load_file

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from pgmonkey import Registry, fault_points
+from pgmonkey import Registry
+from pgmonkey.pool import fault_points
 from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents

@@ -19,8 +19,9 @@ import psycopg_pool
 import pytest
 
 import pgmonkey
-from pgmonkey import HandleClosedError, Registry, fault_points, sync_checkout
-from pgmonkey.generation import Generation
+from pgmonkey import HandleClosedError, Registry
+from pgmonkey.pool import fault_points, sync_checkout
+from pgmonkey.pool.generation import Generation
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually

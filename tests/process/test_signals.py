@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.fault_points import Point
+from pgmonkey.pool.fault_points import Point
 from tests.kit import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
@@ -18,7 +18,8 @@ from tests.kit.registry_dir import RegistryDirectory
 
 RELOADING = """
 import signal, threading
-from pgmonkey import Registry, fault_points
+from pgmonkey import Registry
+from pgmonkey.pool import fault_points
 mode = argv[2]
 if mode == "handler":
     def leave(*_): raise SystemExit(7)

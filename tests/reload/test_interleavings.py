@@ -10,8 +10,9 @@ from typing import Any, get_args
 
 import pytest
 
-from pgmonkey import Registry, fault_points
-from pgmonkey.fault_points import Point
+from pgmonkey import Registry
+from pgmonkey.pool import fault_points
+from pgmonkey.pool.fault_points import Point
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually

@@ -14,11 +14,11 @@ import pytest
 
 from pgmonkey import Registry
 from pgmonkey.secret_volume import SecretVolume
-from tests.chaos.side import Client
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.pool.side import Client
 
 
 class Reader:

@@ -12,13 +12,14 @@ from typing import Any, Self
 import prometheus_client
 import pytest
 
-from pgmonkey import Registry, fault_points
+from pgmonkey import Registry
 from pgmonkey.errors import (
     ConfigError,
     DatabaseRemovedError,
     HandleClosedError,
     UnknownDatabaseError,
 )
+from pgmonkey.pool import fault_points
 from pgmonkey.prober import Prober
 from pgmonkey.telemetry.status import DatabaseStatus
 from tests.kit.database import TemporaryDatabase

@@ -27,13 +27,13 @@ from hypothesis.stateful import (
 )
 
 from pgmonkey import Registry
-from pgmonkey.connection import FRESH
 from pgmonkey.errors import (
     CheckoutTimeout,
     ConfigError,
     DatabaseRemovedError,
     UnknownDatabaseError,
 )
+from pgmonkey.pool.connection import FRESH
 from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents

@@ -15,7 +15,6 @@ from cryptography import x509
 
 from pgmonkey import Registry
 from pgmonkey.embedded_server import EmbeddedServer
-from tests.chaos.side import SIDES, Client
 from tests.kit.canary import Canary
 from tests.kit.certificates import Authority
 from tests.kit.components import postgres_with_tls
@@ -23,6 +22,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.side import SIDES, Client
 
 pytestmark = pytest.mark.tls
 

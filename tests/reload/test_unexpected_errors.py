@@ -9,7 +9,8 @@ from typing import Any
 import psycopg_pool
 import pytest
 
-from pgmonkey import Registry, fault_points
+from pgmonkey import Registry
+from pgmonkey.pool import fault_points
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually

@@ -10,9 +10,10 @@ from functools import partial
 
 import pytest
 
-from pgmonkey import Registry, async_handle, fault_points, seeds
-from pgmonkey.async_handle import AsyncDatabase
-from pgmonkey.target import Applied
+from pgmonkey import Registry
+from pgmonkey.pool import async_handle, fault_points, seeds
+from pgmonkey.pool.async_handle import AsyncDatabase
+from pgmonkey.pool.target import Applied
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory

@@ -1,0 +1,1 @@
+"""Connections: handles, checkouts, and the pools behind them."""
