@@ -31,11 +31,11 @@ if TYPE_CHECKING:
         UnknownDatabaseError,
         WrongSideError,
     )
-    from pgmonkey.manager import PGConnectionManager
     from pgmonkey.pool.database import Database
     from pgmonkey.problem import Problem
-    from pgmonkey.registry import Registry
-    from pgmonkey.reload_report import ReloadReport
+    from pgmonkey.registry.manager import PGConnectionManager
+    from pgmonkey.registry.registry import Registry
+    from pgmonkey.registry.reload_report import ReloadReport
 
 # Where each public name lives. They are imported at their first use, so that `pgmonkey --help`
 # does not pay for psycopg.
@@ -48,13 +48,13 @@ _HOMES = {
     "EnvInterpolationError": "errors",
     "HandleClosedError": "errors",
     "NestedCheckoutError": "errors",
-    "PGConnectionManager": "manager",
+    "PGConnectionManager": "registry.manager",
     "PgmonkeyError": "errors",
     "Problem": "problem",
-    "Registry": "registry",
+    "Registry": "registry.registry",
     "RegistryConfigError": "errors",
     "ReloadRejectedError": "errors",
-    "ReloadReport": "reload_report",
+    "ReloadReport": "registry.reload_report",
     "TooManyWaiting": "errors",
     "UnknownDatabaseError": "errors",
     "WrongSideError": "errors",

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.cache import make_handle
 from pgmonkey.config.loader import load_file
 from pgmonkey.pool.budget import Budget
 from pgmonkey.pool.connection import AsyncPooledConnection, PooledConnection
@@ -16,6 +15,7 @@ from pgmonkey.pool.dialer import Dialer
 from pgmonkey.pool.gate import Gate
 from pgmonkey.pool.target import Applied
 from pgmonkey.pool.usage import Usage
+from pgmonkey.registry.cache import make_handle
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import ConnectionType, DatabaseConfig

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from pgmonkey.embedded_server import EmbeddedServer
 from pgmonkey.pool.database import Database
-from pgmonkey.registry import Registry
+from pgmonkey.registry.registry import Registry
 from pgmonkey.secret_volume import SecretVolume
 from pgmonkey.service import Service, ServiceOptions, collector_registry, on_signals
 from pgmonkey.version import __version__

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pgmonkey.registry import Registry
+from pgmonkey.registry.registry import Registry
 from pgmonkey.telemetry.status import DatabaseStatus
 
 

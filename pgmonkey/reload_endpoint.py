@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pgmonkey.registry import Registry
+from pgmonkey.registry.registry import Registry
 from pgmonkey.status_report import reload_result
 from pgmonkey.telemetry import events
 from pgmonkey.token_file import TokenError, TokenFile

@@ -25,9 +25,9 @@ from pgmonkey.config.trust import Trust
 from pgmonkey.http_guard import Guard
 from pgmonkey.http_server import HttpServer
 from pgmonkey.listener import url_of
-from pgmonkey.prober import Prober
 from pgmonkey.readiness import Readiness
-from pgmonkey.registry import Registry
+from pgmonkey.registry.prober import Prober
+from pgmonkey.registry.registry import Registry
 from pgmonkey.reload_endpoint import ReloadEndpoint
 from pgmonkey.status_application import application, status_app, status_routes
 from pgmonkey.telemetry.exposition import expose

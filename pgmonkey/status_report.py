@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 from pgmonkey.problem import Problem
-from pgmonkey.reload_report import ReloadReport
+from pgmonkey.registry.reload_report import ReloadReport
 from pgmonkey.telemetry.events import Event
 from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus
 from pgmonkey.version import __version__

@@ -18,7 +18,7 @@ from tests.kit.eventually import eventually
 from tests.kit.leaks import session_servers_key
 from tests.kit.registry_dir import RegistryDirectory
 from tests.pool.side import Client, takes, works
-from tests.reload.test_tls_files import SecureServer
+from tests.registry.test_tls_files import SecureServer
 
 pytestmark = pytest.mark.tls
 

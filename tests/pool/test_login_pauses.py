@@ -16,7 +16,7 @@ import pytest
 from pgmonkey import Registry
 from pgmonkey.pool.connect_failure import ConnectFailure
 from pgmonkey.pool.login_pauses import FIRST_PAUSE, LONGEST_PAUSE, LoginPauses
-from pgmonkey.prober import Prober
+from pgmonkey.registry.prober import Prober
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory

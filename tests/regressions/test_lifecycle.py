@@ -1,6 +1,6 @@
 """Cache, processes and loops: rows B20 to B37 of what 4.0 did wrong.
 
-B20 is in tests/recipes; B21, B24 to B34 and B37 are in tests/manager.
+B20 is in tests/recipes; B21, B24 to B34 and B37 are in tests/registry.
 """
 
 from __future__ import annotations

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import prometheus_client
 
-from pgmonkey.background_probe import probe
-from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
 from pgmonkey.config.loader import DirectoryLoader
 from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
-from pgmonkey.reload_report import ReloadReport
-from pgmonkey.reloader import Reloader
+from pgmonkey.registry.background_probe import probe
+from pgmonkey.registry.cache import Handle, HandleCache, close_handles, close_handles_async
+from pgmonkey.registry.reload_report import ReloadReport
+from pgmonkey.registry.reloader import Reloader
+from pgmonkey.registry.upkeep import Upkeep
+from pgmonkey.registry.watcher import Source, file_events
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.metrics import ensure_files, export, write_files
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
-from pgmonkey.upkeep import Upkeep
-from pgmonkey.watcher import Source, file_events
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import ConnectionType, DatabaseConfig

@@ -12,7 +12,7 @@ import pytest
 
 from pgmonkey import PGConnectionManager, ReloadRejectedError
 from tests.kit import CapturedEvents, TemporaryDatabase, aeventually, eventually
-from tests.manager.conftest import Declare
+from tests.registry.conftest import Declare
 
 PID = "SELECT pg_backend_pid()"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from pgmonkey.entry import Entry
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool.budget import Budget, Share
 from pgmonkey.pool.dialer import Dialer
 from pgmonkey.pool.gate import Gate
 from pgmonkey.pool.target import Target
 from pgmonkey.pool.usage import Usage
+from pgmonkey.registry.entry import Entry
 from pgmonkey.telemetry.status import ProbeStatus
 
 #: Seconds for which a probe waits, where the other databases left no connection.

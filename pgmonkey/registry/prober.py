@@ -13,7 +13,7 @@ from pgmonkey.errors import UnknownDatabaseError
 from pgmonkey.telemetry.status import DatabaseStatus
 
 if TYPE_CHECKING:
-    from pgmonkey.registry import Registry
+    from pgmonkey.registry.registry import Registry
 
 #: Seconds between two probes of a database that was reached, and after the first failure.
 _INTERVAL: Final = 15.0

@@ -16,7 +16,7 @@ import prometheus_client
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.reloader import Reloader
+from pgmonkey.registry.reloader import Reloader
 from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents

@@ -9,13 +9,13 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pgmonkey.prober import Prober
+from pgmonkey.registry.prober import Prober
+from pgmonkey.registry.watcher import Source, Watcher
 from pgmonkey.telemetry import events
-from pgmonkey.watcher import Source, Watcher
 
 if TYPE_CHECKING:
-    from pgmonkey.registry import Registry
-    from pgmonkey.reloader import Reloader
+    from pgmonkey.registry.registry import Registry
+    from pgmonkey.registry.reloader import Reloader
 
 
 class Upkeep:

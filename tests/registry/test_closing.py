@@ -14,7 +14,7 @@ import pytest
 
 from pgmonkey import HandleClosedError, PGConnectionManager
 from tests.kit import ChaosProxy, TemporaryDatabase, aeventually, eventually
-from tests.manager.conftest import Declare
+from tests.registry.conftest import Declare
 
 
 def no_one(database: TemporaryDatabase) -> None:

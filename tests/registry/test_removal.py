@@ -20,7 +20,7 @@ from pgmonkey.errors import (
     UnknownDatabaseError,
 )
 from pgmonkey.pool import fault_points
-from pgmonkey.prober import Prober
+from pgmonkey.registry.prober import Prober
 from pgmonkey.telemetry.status import DatabaseStatus
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents

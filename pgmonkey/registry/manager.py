@@ -11,12 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from pgmonkey.cache import Handle, HandleCache, close_handles, close_handles_async
 from pgmonkey.config.loader import config_of, load_file, outcome_of_dict
 from pgmonkey.config.settings import CONNECTION_TYPES, ConnectionType, DatabaseConfig
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool.async_handle import AsyncDatabase
 from pgmonkey.pool.target import Applied
+from pgmonkey.registry.cache import Handle, HandleCache, close_handles, close_handles_async
 
 if TYPE_CHECKING:
     from pgmonkey.pool.database import Database

@@ -8,7 +8,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.config.failed_probe import failed_probe
-from pgmonkey.entry import Entry, Rejection
 from pgmonkey.errors import (
     LASTING,
     ConnectError,
@@ -22,7 +21,8 @@ from pgmonkey.pool.gate import Gate
 from pgmonkey.pool.target import Applied
 from pgmonkey.pool.usage import Usage
 from pgmonkey.problem import Problem
-from pgmonkey.reload_report import ReloadReport
+from pgmonkey.registry.entry import Entry, Rejection
+from pgmonkey.registry.reload_report import ReloadReport
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import RegistryStatus
 from pgmonkey.telemetry.timings import Timings
@@ -30,9 +30,9 @@ from pgmonkey.telemetry.timings import Timings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pgmonkey.cache import Handle, HandleCache
     from pgmonkey.config.loader import DirectoryLoader, Scan
     from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.registry.cache import Handle, HandleCache
 
 #: Seconds after which a file that reads badly is read again: it may have been half written.
 _SETTLE: Final = 0.15

@@ -20,7 +20,7 @@ from pgmonkey import (
     loader,
 )
 from tests.kit import Canary, CapturedEvents, ChaosProxy, TemporaryDatabase, eventually
-from tests.manager.conftest import Declare
+from tests.registry.conftest import Declare
 
 TYPES = ("normal", "pool", "async", "async_pool")
 
