@@ -104,11 +104,11 @@ def serve(
     """
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("one needs the other", param_hint="--tls-cert and --tls-key")
-    from pgmonkey.certificate import Certificate
-    from pgmonkey.service import ServiceOptions
-    from pgmonkey.service import serve as serve_registry
+    from pgmonkey.service.auth import TokenFile
+    from pgmonkey.service.runner import ServiceOptions
+    from pgmonkey.service.runner import serve as serve_registry
+    from pgmonkey.service.tls import Certificate
     from pgmonkey.telemetry.logging import configure_logs
-    from pgmonkey.token_file import TokenFile
 
     configure_logs(log_format.value, log_level.value)
     token = TokenFile(token_file) if token_file else None
@@ -136,7 +136,7 @@ def serve(
 
 
 def _listen(address: str, option: str) -> socket.socket:
-    from pgmonkey.listener import listen
+    from pgmonkey.service.listener import listen
 
     try:
         return listen(address)
@@ -160,7 +160,7 @@ def status(
     import sys
     import time
 
-    from pgmonkey.service_client import UnreachableError
+    from pgmonkey.service.client import UnreachableError
     from pgmonkey.status_table import as_table
 
     client = _client(url)
@@ -200,8 +200,8 @@ def reload(
     import json
 
     from pgmonkey.problem import Problem
-    from pgmonkey.service_client import UnreachableError
-    from pgmonkey.token_file import TokenFile
+    from pgmonkey.service.auth import TokenFile
+    from pgmonkey.service.client import UnreachableError
 
     token = TokenFile(token_file).read() if token_file else None
     try:
@@ -221,7 +221,7 @@ def reload(
 
 
 def _client(url: str) -> Any:
-    from pgmonkey.service_client import ServiceClient
+    from pgmonkey.service.client import ServiceClient
 
     try:
         return ServiceClient(url)

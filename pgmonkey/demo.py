@@ -26,7 +26,7 @@ from pgmonkey.embedded_server import EmbeddedServer
 from pgmonkey.pool.database import Database
 from pgmonkey.registry.registry import Registry
 from pgmonkey.secret_volume import SecretVolume
-from pgmonkey.service import Service, ServiceOptions, collector_registry, on_signals
+from pgmonkey.service.runner import Service, ServiceOptions, collector_registry, on_signals
 from pgmonkey.version import __version__
 
 #: What the demonstration makes in each database before the registry is loaded.

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from pgmonkey.free_port import free_port
-from pgmonkey.listener import stop_accepting
+from pgmonkey.service.listener import stop_accepting
 
 Mode = Literal["pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset"]
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from starlette.types import ASGIApp
 
-from pgmonkey.http_server import HttpServer
-from pgmonkey.listener import listen, url_of
+from pgmonkey.service.listener import listen, url_of
+from pgmonkey.service.server import HttpServer
 
 
 @contextmanager

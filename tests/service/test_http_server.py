@@ -16,8 +16,8 @@ import pytest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from pgmonkey import http_server
-from pgmonkey.listener import listen, url_of
+from pgmonkey.service import server as http_server
+from pgmonkey.service.listener import listen, url_of
 from tests.kit import eventually
 from tests.service.mounted import answering
 from tests.service.raw import read, request

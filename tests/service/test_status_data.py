@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from pgmonkey import Registry
 from pgmonkey.service import status_app
-from pgmonkey.status_report import LONGEST_TEXT, plain
+from pgmonkey.service.api import LONGEST_TEXT, plain
 from pgmonkey.telemetry import events
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase
 from tests.service.mounted import answering

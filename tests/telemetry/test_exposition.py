@@ -13,7 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from pgmonkey import Registry
-from pgmonkey.service import collector_registry
+from pgmonkey.service.runner import collector_registry
 from pgmonkey.telemetry.exposition import Labels, expose
 from pgmonkey.telemetry.metrics import export
 from tests.kit import RegistryDirectory, TemporaryDatabase

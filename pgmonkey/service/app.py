@@ -16,10 +16,10 @@ from starlette.types import ASGIApp
 
 from pgmonkey.config.explain import Value, explain
 from pgmonkey.errors import UnknownDatabaseError
-from pgmonkey.http_guard import Guard
 from pgmonkey.registry.registry import Registry
-from pgmonkey.status_page import ASSETS, POLICY, StatusPage
-from pgmonkey.status_report import details, event_list, overview
+from pgmonkey.service.api import details, event_list, overview
+from pgmonkey.service.middleware import Guard
+from pgmonkey.service.page import ASSETS, POLICY, StatusPage
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 

@@ -20,19 +20,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from pgmonkey.certificate import Certificate
 from pgmonkey.config.trust import Trust
-from pgmonkey.http_guard import Guard
-from pgmonkey.http_server import HttpServer
-from pgmonkey.listener import url_of
-from pgmonkey.readiness import Readiness
 from pgmonkey.registry.prober import Prober
 from pgmonkey.registry.registry import Registry
-from pgmonkey.reload_endpoint import ReloadEndpoint
-from pgmonkey.status_application import application, status_app, status_routes
+from pgmonkey.service.app import application, status_app, status_routes
+from pgmonkey.service.auth import TokenFile
+from pgmonkey.service.listener import url_of
+from pgmonkey.service.middleware import Guard
+from pgmonkey.service.readiness import Readiness
+from pgmonkey.service.reload_endpoint import ReloadEndpoint
+from pgmonkey.service.server import HttpServer
+from pgmonkey.service.tls import Certificate
 from pgmonkey.telemetry.exposition import expose
 from pgmonkey.telemetry.status import DatabaseStatus
-from pgmonkey.token_file import TokenFile
 
 __all__ = ["Service", "ServiceOptions", "serve", "status_app"]
 

@@ -21,8 +21,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from pgmonkey.http_guard import LARGEST_HEAD
-from pgmonkey.listener import stop_accepting
+from pgmonkey.service.listener import stop_accepting
+from pgmonkey.service.middleware import LARGEST_HEAD
 
 #: Seconds for the head of a request to arrive, from the connect or from the answer before it.
 HEAD_TIME: Final = 5.0

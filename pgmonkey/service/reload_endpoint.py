@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pgmonkey.registry.registry import Registry
-from pgmonkey.status_report import reload_result
+from pgmonkey.service.api import reload_result
+from pgmonkey.service.auth import TokenError, TokenFile
 from pgmonkey.telemetry import events
-from pgmonkey.token_file import TokenError, TokenFile
 
 _PAUSE: Final = 1.0  # seconds between two events about refusals: anybody can cause them
 
