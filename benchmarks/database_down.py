@@ -25,7 +25,7 @@ from psycopg_pool import ConnectionPool
 
 from benchmarks.comparison import Result
 from pgmonkey import Registry
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.proxy import ChaosProxy
 
 SIZE: Final = 4

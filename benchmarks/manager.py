@@ -12,7 +12,7 @@ import yaml
 from benchmarks.comparison import Result, compare
 from benchmarks.loading import TEXT
 from pgmonkey import PGConnectionManager
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 
 CALLS = 2000
 BAR = 20e-6  # seconds

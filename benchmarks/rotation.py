@@ -17,7 +17,7 @@ from benchmarks.comparison import Result
 from benchmarks.old_version import environment
 from benchmarks.rotation_client import SIZE, THREADS
 from benchmarks.rotation_peak import Peak
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 
 ROTATIONS = 20
 #: Seconds of undisturbed load between two rotations.

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.comparison import Result
 from benchmarks.rotation_peak import Peak
 from pgmonkey import Registry
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 
 WORKERS = 16
 SIZE = 10

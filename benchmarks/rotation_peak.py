@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Self
 
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 
 
 class Peak:

@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from benchmarks.comparison import Race, Result, number
 from pgmonkey import Registry
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from pgmonkey.telemetry.exposition import expose
 from pgmonkey.telemetry.metrics import RegistryCollector
 

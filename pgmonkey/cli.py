@@ -239,7 +239,7 @@ def demo(
     Three databases under load, passwords that rotate, files to edit. Ctrl-C stops everything and
     leaves nothing behind.
     """
-    from pgmonkey.demo import run_demo
+    from pgmonkey.demo.run import run_demo
     from pgmonkey.service.listener import listen
     from pgmonkey.telemetry.logging import configure_logs
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pgmonkey import load_config
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from tests.kit import Canary, ChaosProxy, TemporaryDatabase
 from tests.kit.command import environment, run
 

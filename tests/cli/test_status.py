@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pgmonkey.free_port import free_port
+from pgmonkey.demo.free_port import free_port
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import Running, run
 from tests.service.serving import Serving

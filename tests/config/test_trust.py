@@ -13,8 +13,8 @@ import pytest
 from pgmonkey import Registry
 from pgmonkey.config.loader import DirectoryLoader, load_file
 from pgmonkey.config.trust import Judge
+from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.errors import ConfigError
-from pgmonkey.secret_volume import SecretVolume
 from tests.kit.command import environment
 
 GOOD = "connection_settings: {host: db, dbname: orders, user: app, password: {from_file: %s}}\n"
@@ -136,7 +136,7 @@ import os, subprocess, sys
 from pathlib import Path
 from pgmonkey import Registry
 from pgmonkey.errors import RegistryConfigError
-from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.demo.secret_volume import SecretVolume
 
 registry, mount, directory_mode, file_mode, group = sys.argv[1:]
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mount], check=True)

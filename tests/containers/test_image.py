@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from tests.containers.dockerfile import Stage, read
 from tests.docs.snippets import ROOT
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, need

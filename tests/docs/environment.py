@@ -11,8 +11,8 @@ from pathlib import Path
 
 from psycopg import sql
 
-from pgmonkey.embedded_server import EmbeddedServer
-from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.demo.server import EmbeddedServer
+from pgmonkey.demo.secret_volume import SecretVolume
 from tests.docs.snippets import ROOT
 from tests.kit import Canary
 
@@ -40,7 +40,7 @@ class Environment:
     @contextmanager
     def databases(self) -> Iterator[None]:
         """Make the roles, databases and tables, and remove them afterwards."""
-        from pgmonkey.demo import _TABLES
+        from pgmonkey.demo.run import _TABLES
 
         try:
             for name, table in _TABLES.items():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from pgmonkey.embedded_server import EmbeddedServer
-from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.demo.secret_volume import SecretVolume
+from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents

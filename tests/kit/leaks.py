@@ -8,7 +8,7 @@ from collections.abc import Generator
 import psutil
 import pytest
 
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.eventually import eventually
 
 GRACE = 3.0  # seconds for what was told to end

@@ -18,7 +18,7 @@ import psutil
 import psycopg
 import yaml
 
-from pgmonkey.free_port import free_port
+from pgmonkey.demo.free_port import free_port
 from tests.kit.components import need, postgres_with_tls
 from tests.kit.eventually import eventually
 from tests.kit.process import end

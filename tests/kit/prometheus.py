@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from pgmonkey.free_port import free_port
+from pgmonkey.demo.free_port import free_port
 from tests.kit.components import need
 from tests.kit.process import Process
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pgmonkey.free_port import free_port
+from pgmonkey.demo.free_port import free_port
 from pgmonkey.service.listener import stop_accepting
 
 Mode = Literal["pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset"]

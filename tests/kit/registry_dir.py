@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 
 

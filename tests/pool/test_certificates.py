@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgmonkey import ConnectError, Registry
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.canary import Canary
 from tests.kit.certificates import Authority
 from tests.kit.components import postgres_with_tls

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.canary import Canary
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually

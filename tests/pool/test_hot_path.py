@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from pgmonkey import CheckoutTimeout, Registry
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from pgmonkey.pool.usage import FOLD_AT
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pgmonkey import Registry
+from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.pool import fault_points
-from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually

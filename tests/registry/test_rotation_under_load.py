@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually

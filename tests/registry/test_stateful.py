@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 
 from pgmonkey import Registry
+from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.errors import (
     CheckoutTimeout,
     ConfigError,
@@ -34,7 +35,6 @@ from pgmonkey.errors import (
     UnknownDatabaseError,
 )
 from pgmonkey.pool.connection import FRESH
-from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually

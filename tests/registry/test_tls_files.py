@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 
 from pgmonkey import Registry
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.canary import Canary
 from tests.kit.certificates import Authority
 from tests.kit.components import postgres_with_tls

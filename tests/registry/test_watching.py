@@ -16,8 +16,8 @@ import prometheus_client
 import pytest
 
 from pgmonkey import Registry
+from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.registry.reloader import Reloader
-from pgmonkey.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually

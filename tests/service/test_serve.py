@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pgmonkey.free_port import free_port
+from pgmonkey.demo.free_port import free_port
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import Running, run
 from tests.service.serving import Serve, Serving

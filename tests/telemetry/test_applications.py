@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from pgmonkey.telemetry.events import CATALOGUE
 from tests.docs.environment import Environment
 from tests.docs.snippets import ROOT, snippets

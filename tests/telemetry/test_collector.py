@@ -19,8 +19,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pgmonkey import Registry
+from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.errors import Reason
-from pgmonkey.secret_volume import SecretVolume
 from pgmonkey.telemetry.metrics import export
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually

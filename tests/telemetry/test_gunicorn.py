@@ -20,7 +20,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.server import EmbeddedServer
 from tests.docs.environment import Environment
 from tests.docs.snippets import ROOT, snippets
 from tests.kit import Canary, eventually

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pgmonkey import PgmonkeyError, Registry
-from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.telemetry.metrics import RegistryCollector
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.prometheus import Prometheus, check_metrics

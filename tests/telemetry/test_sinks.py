@@ -11,8 +11,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from pgmonkey.free_port import free_port
-from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.demo.free_port import free_port
+from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import command, environment
 from tests.kit.process import end

@@ -100,7 +100,7 @@ def test_cause(canary):
 
 def test_local_variable(canary):
     """d"""
-    from pgmonkey.secret_volume import SecretVolume
+    from pgmonkey.demo.secret_volume import SecretVolume
     with pytest.raises(ValueError):
         SecretVolume("volume").write({"bad key": canary.secret()})
 

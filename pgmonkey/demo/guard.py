@@ -1,6 +1,6 @@
 """Stop an embedded PostgreSQL and remove its directory when the process that owns it is gone.
 
-`EmbeddedServer` starts this file as a program of its own: `python embedded_guard.py DIRECTORY`,
+`EmbeddedServer` starts this file as a program of its own: `python guard.py DIRECTORY`,
 with a pipe as standard input. The pipe closes when the owner ends, however it ends: a normal
 exit, an exception, SIGKILL. (The kernel's parent-death signal is no substitute: it comes as soon
 as the *thread* that started the server ends, and it removes no files.)

@@ -14,10 +14,11 @@ import psutil
 import psycopg
 import pytest
 
-from pgmonkey import embedded_programs, embedded_server
-from pgmonkey.embedded_programs import EmbeddedPrograms
-from pgmonkey.embedded_server import EmbeddedServer, EmbeddedServerError
-from pgmonkey.free_port import free_port
+from pgmonkey.demo import programs as embedded_programs
+from pgmonkey.demo import server as embedded_server
+from pgmonkey.demo.free_port import free_port
+from pgmonkey.demo.programs import EmbeddedPrograms
+from pgmonkey.demo.server import EmbeddedServer, EmbeddedServerError
 from tests.kit import eventually, need, postgres_with_tls
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
@@ -140,7 +141,7 @@ def test_close_leaves_nothing_behind():
 
 PROGRAM = """
     import os, signal, sys
-    from pgmonkey.embedded_server import EmbeddedServer
+    from pgmonkey.demo.server import EmbeddedServer
     server = EmbeddedServer()
     server.start()
     print(server.directory, flush=True)
@@ -161,7 +162,7 @@ def test_the_guard_cleans_up_after_an_owner_that_did_not(ending):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     directory = Path(owner.stdout.readline().strip())
     assert directory.is_dir()
@@ -225,7 +226,7 @@ def test_control_c_is_for_the_owner(tmp_path):
     program = textwrap.dedent(
         """
         import signal, sys
-        from pgmonkey.embedded_server import EmbeddedServer
+        from pgmonkey.demo.server import EmbeddedServer
         with EmbeddedServer() as server:
             try:
                 print("ready", flush=True)
@@ -239,7 +240,7 @@ def test_control_c_is_for_the_owner(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     assert owner.stdout.readline() == "ready\n"
 
@@ -283,8 +284,8 @@ def test_root_without_its_powers_is_told_what_to_do():
     setpriv = need(shutil.which("setpriv"), "setpriv")
     done = subprocess.run(
         [setpriv, "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c",
-         "from pgmonkey.embedded_server import EmbeddedServer; EmbeddedServer().start()"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+         "from pgmonkey.demo.server import EmbeddedServer; EmbeddedServer().start()"],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
 
     assert done.returncode == 1

@@ -22,10 +22,10 @@ import psycopg
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pgmonkey.embedded_server import EmbeddedServer
+from pgmonkey.demo.secret_volume import SecretVolume
+from pgmonkey.demo.server import EmbeddedServer
 from pgmonkey.pool.database import Database
 from pgmonkey.registry.registry import Registry
-from pgmonkey.secret_volume import SecretVolume
 from pgmonkey.service.runner import Service, ServiceOptions, collector_registry, on_signals
 from pgmonkey.version import __version__
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from pgmonkey.secret_volume import SecretVolume
+from pgmonkey.demo.secret_volume import SecretVolume
 
 
 def listing(volume):

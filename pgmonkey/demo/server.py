@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Final, Literal, Self
 import psycopg
 from psycopg import sql
 
-from pgmonkey import embedded_guard
-from pgmonkey.embedded_programs import EmbeddedPrograms, EmbeddedServerError
-from pgmonkey.free_port import free_port
+from pgmonkey.demo import guard as guard_program
+from pgmonkey.demo.free_port import free_port
+from pgmonkey.demo.programs import EmbeddedPrograms, EmbeddedServerError
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "StopMode"]
 
@@ -219,9 +219,9 @@ class EmbeddedServer:
             if directory is not None:
                 # An interrupt between the launch and its bookkeeping leaves a server that only its
                 # lock file tells of.
-                orphan = embedded_guard.postmaster_pid(directory / "data")
+                orphan = guard_program.postmaster_pid(directory / "data")
                 if orphan is not None:
-                    embedded_guard.end(orphan)
+                    guard_program.end(orphan)
                 _remove(directory)
             guard, self._guard = self._guard, None
             if guard is not None:
@@ -300,7 +300,7 @@ class EmbeddedServer:
     def _make_cluster(self) -> None:
         self._directory = self._programs.make_directory()
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", embedded_guard.__file__, str(self._directory)],
+            [sys.executable, "-I", "-S", guard_program.__file__, str(self._directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
