@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pgmonkey.cli import main
+from pgmonkey.cli.app import main
 
 main()

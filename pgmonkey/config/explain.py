@@ -14,8 +14,8 @@ from pgmonkey.config.loader import DirectoryLoader
 from pgmonkey.config.redaction import Secret, mask_urls, scrub
 from pgmonkey.config.references import Template, Variable, has_reference, parse_template
 from pgmonkey.config.settings import DatabaseConfig
+from pgmonkey.config.table import table
 from pgmonkey.errors import UnknownDatabaseError
-from pgmonkey.table import table
 
 Steps = tuple[str, ...]
 

@@ -70,7 +70,7 @@ def test_near_command_is_suggested(canary: Canary) -> None:
 _IMPORTS = """
 import sys
 sys.argv = ["pgmonkey", "--help"]
-from pgmonkey.cli import main
+from pgmonkey.cli.app import main
 try:
     main()
 except SystemExit:

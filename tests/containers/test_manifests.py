@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pgmonkey.cli import app
+from pgmonkey.cli.app import app
 from pgmonkey.config.loader import DirectoryLoader
 from tests.containers.dockerfile import read
 from tests.docs.snippets import ROOT

@@ -73,7 +73,7 @@ def complaint(words: list[str]) -> str | None:
 def _pgmonkey(arguments: list[str]) -> str | None:
     import typer
 
-    from pgmonkey.cli import app
+    from pgmonkey.cli.app import app
 
     command = typer.main.get_command(app)
     options = set(command.get_help_option_names(typer.Context(command)))

@@ -64,7 +64,7 @@ class Environment:
         programs.mkdir(exist_ok=True)
         shim = programs / "pgmonkey"
         shim.write_text(
-            f"#!{sys.executable}\nfrom pgmonkey.cli import main\nmain()\n", encoding="utf-8"
+            f"#!{sys.executable}\nfrom pgmonkey.cli.app import main\nmain()\n", encoding="utf-8"
         )
         shim.chmod(0o755)
         path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.defpath])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
-from pgmonkey.check import check
+from pgmonkey.cli.check import check
 from pgmonkey.errors import Reason
 from pgmonkey.pool.connect_failure import HINTS
 from pgmonkey.errors import ConfigError, ConnectError

@@ -203,7 +203,7 @@ def test_the_help_of_the_command_line_loads_no_driver() -> None:
     program = (
         "import sys\n"
         "sys.argv = ['pgmonkey', '--help']\n"
-        "from pgmonkey.cli import main\n"
+        "from pgmonkey.cli.app import main\n"
         "try:\n"
         "    main()\n"
         "except SystemExit as stop:\n"

@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgmonkey import Registry
-from pgmonkey.check import check
+from pgmonkey.cli.check import check
+from pgmonkey.cli.list import Listing
 from pgmonkey.config.explain import Explanation
 from pgmonkey.config.loader import load_config, load_file
 from pgmonkey.config.redaction import Secret
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import ConfigError, ConnectError
-from pgmonkey.listing import Listing
 
 # What a registry is made of: our objects, the pools', and plain containers. A connection of psycopg
 # knows its password by design, and is the borrower's own.

@@ -63,7 +63,7 @@ def test_the_service_page_has_every_option() -> None:
     """The table of the service's options has those that the command has."""
     from typer.main import get_command
 
-    from pgmonkey.cli import app
+    from pgmonkey.cli.app import app
 
     options = {
         option

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgmonkey.config.durations import spoken
-from pgmonkey.table import table
+from pgmonkey.config.table import table
 
 _TITLES = ("NAME", "STATE", "TYPE", "USED", "WAITING", "GENERATION", "LAST RELOAD", "ERROR")
 

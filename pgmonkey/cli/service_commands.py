@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from pgmonkey.cli_options import (
+from pgmonkey.cli.options import (
     AllowSensitiveDefaults,
     Directory,
     LogFormat,
@@ -20,7 +20,7 @@ from pgmonkey.cli_options import (
     Trust,
     TrustChoice,
 )
-from pgmonkey.outcome import ExitCode, expecting, tell
+from pgmonkey.cli.output import ExitCode, expecting, tell
 
 if TYPE_CHECKING:
     import socket
@@ -160,8 +160,8 @@ def status(
     import sys
     import time
 
+    from pgmonkey.cli.status import as_table
     from pgmonkey.service.client import UnreachableError
-    from pgmonkey.status_table import as_table
 
     client = _client(url)
     clear = "\x1b[H\x1b[J" if watch and sys.stdout.isatty() else ""

@@ -10,8 +10,8 @@ from typing import Any
 from pgmonkey.config.loader import DirectoryLoader, Scan
 from pgmonkey.config.redaction import scrub
 from pgmonkey.config.settings import DatabaseConfig
+from pgmonkey.config.table import table
 from pgmonkey.problem import count
-from pgmonkey.table import table
 
 
 class Listing:

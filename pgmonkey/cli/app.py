@@ -14,8 +14,8 @@ from typing import Annotated, Final
 
 import typer
 
-from pgmonkey import cli_service
-from pgmonkey.cli_options import (
+from pgmonkey.cli import service_commands
+from pgmonkey.cli.options import (
     AllowSensitiveDefaults,
     Directory,
     LogFormat,
@@ -29,7 +29,7 @@ from pgmonkey.cli_options import (
     Trust,
     TrustChoice,
 )
-from pgmonkey.outcome import ExitCode, expecting, tell
+from pgmonkey.cli.output import ExitCode, expecting, tell
 from pgmonkey.version import __version__
 
 # Everything else is imported by the command that needs it: `pgmonkey --help` pays for none of it.
@@ -139,7 +139,7 @@ def check(
         raise typer.BadParameter("it cannot be combined with --static", param_hint="--online")
     if static and trust is not TrustChoice.OFF:
         raise typer.BadParameter("it cannot be combined with --static", param_hint="--trust")
-    from pgmonkey.check import check as check_files
+    from pgmonkey.cli.check import check as check_files
 
     report = check_files(
         directory,
@@ -168,7 +168,7 @@ def list_databases(
     allow_sensitive_defaults: AllowSensitiveDefaults = False,
 ) -> None:
     """List the databases that a registry declares. Exit code 1: some of the files are bad."""
-    from pgmonkey.listing import Listing
+    from pgmonkey.cli.list import Listing
 
     listing = Listing(directory, allow_sensitive_defaults=allow_sensitive_defaults)
     typer.echo(listing.as_json() if output is OutputChoice.JSON else listing.as_table())
@@ -252,7 +252,7 @@ def demo(
     )
 
 
-cli_service.add_to(app)
+service_commands.add_to(app)
 
 # Single config files
 
@@ -278,7 +278,7 @@ Kind = Annotated[KindChoice, typer.Option("--type", help="The kind of database."
 def create(path: ConfigFile, kind: Kind = KindChoice.PG) -> None:
     """Write a new config file to fill in. An existing file is left as it is."""
     del kind  # there is one
-    from pgmonkey.config_template import create_config
+    from pgmonkey.cli.config_template import create_config
 
     try:
         create_config(path)
@@ -302,7 +302,7 @@ def try_file(
     """Connect as a config file says, and show what answered. Exit code 4: it cannot be reached."""
     import logging
 
-    from pgmonkey.connection_test import try_config
+    from pgmonkey.cli.connection_test import try_config
 
     # What went wrong is this command's answer; the same as an event beside it is noise.
     logging.getLogger("pgmonkey").addHandler(logging.NullHandler())
@@ -327,7 +327,7 @@ def generate_code(
     allow_sensitive_defaults: AllowSensitiveDefaults = False,
 ) -> None:
     """Print a program that connects as a config file says. It holds no secret, only the path."""
-    from pgmonkey.generated_code import generate
+    from pgmonkey.cli.generated_code import generate
 
     program = generate(
         path,
