@@ -192,7 +192,7 @@ def show(
     allow_sensitive_defaults: AllowSensitiveDefaults = False,
 ) -> None:
     """Show the effective configuration of a database, with secrets masked."""
-    from pgmonkey.config.explain import Explanation
+    from pgmonkey.cli.show import Explanation
     from pgmonkey.errors import UnknownDatabaseError
 
     try:

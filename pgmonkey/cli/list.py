@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from pgmonkey.cli.output import table
 from pgmonkey.config.loader import DirectoryLoader, Scan
 from pgmonkey.config.redaction import scrub
 from pgmonkey.config.settings import DatabaseConfig
-from pgmonkey.config.table import table
 from pgmonkey.problem import count
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final, ParamSpec
 
@@ -30,6 +30,24 @@ def tell(text: str) -> None:
         text: One or more lines.
     """
     typer.echo(text, err=True)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows with their columns aligned, two spaces apart; the last column is not padded.
+
+    Args:
+        rows: Each with the same number of columns, one line of text each.
+
+    Example:
+        >>> print(table([("NAME", "TYPE"), ("orders", "pool")]))
+        NAME    TYPE
+        orders  pool
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def expecting(command: Callable[P, None]) -> Callable[P, None]:

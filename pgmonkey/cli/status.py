@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pgmonkey.cli.output import table
 from pgmonkey.config.durations import spoken
-from pgmonkey.config.table import table
 
 _TITLES = ("NAME", "STATE", "TYPE", "USED", "WAITING", "GENERATION", "LAST RELOAD", "ERROR")
 

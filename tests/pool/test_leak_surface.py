@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pgmonkey import Registry
 from pgmonkey.cli.check import check
 from pgmonkey.cli.list import Listing
-from pgmonkey.config.explain import Explanation
+from pgmonkey.cli.show import Explanation
 from pgmonkey.config.loader import load_config, load_file
 from pgmonkey.config.redaction import Secret
 from pgmonkey.config.settings import DatabaseConfig
