@@ -23,12 +23,12 @@ def as_table(report: Mapping[str, Any]) -> str:
 
 def _row(database: Mapping[str, Any], now: float) -> tuple[str, ...]:
     pools = database["pools"]
-    used = sum(pool["used"] + pool["retiring"] for pool in pools)
+    used = sum(pool["used"] + pool["retired"] for pool in pools)
     size = sum(pool["max_size"] for pool in pools)
     reload = database["last_reload"]
     return (
         database["name"],
-        database["condition"],
+        database["state"],
         database["connection_type"] or "-",
         f"{used}/{size}" if pools else "-",
         str(sum(pool["waiting"] for pool in pools)) if pools else "-",

@@ -334,7 +334,7 @@ class Database(ABC):
             opened=bool(current),
             idle=idle,
             used=len(out),
-            retiring=len(old),
+            retired=len(old),
             waiting=sum(generation.waiting() for generation in current),
             min_size=settings.min_size * everywhere,
             max_size=settings.max_size * everywhere,

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pgmonkey.telemetry.status import DatabaseState, DatabaseStatus, PoolStatus, ReloadRecord
+from pgmonkey.telemetry.status import (
+    DatabaseStatus,
+    PoolStatus,
+    ReloadRecord,
+    database_state,
+)
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
@@ -145,16 +150,15 @@ class Entry:
             pools: What its handles say of theirs.
         """
         config = self.applied.config if self.applied else None
-        opened = any(pool.opened for pool in pools)
-        state: DatabaseState
-        if not self.declared:
-            state = "removed"
-        elif config is None or self.removed:
-            state = "failed"
-        elif self.stale:
-            state = "stale"
-        else:
-            state = "ready" if opened else "idle"
+        state = None
+        if self.declared:
+            state = database_state(
+                configured=config is not None and not self.removed,
+                connect_failed=self.last_error is not None
+                or any(pool.last_failure for pool in pools),
+                stale=self.stale,
+                opened=any(pool.opened for pool in pools),
+            )
         versions = [pool.version for pool in pools]
         if self.applied:
             versions.append(self.applied.version)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pgmonkey.problem import Problem
 from pgmonkey.registry.reload_report import ReloadReport
 from pgmonkey.telemetry.events import Event
 from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus
 from pgmonkey.version import __version__
-
-Condition = Literal["ready", "idle", "stale", "down", "failed", "removed"]
 
 #: Characters that a foreign text may have: the message of a server can be of any length.
 LONGEST_TEXT: Final = 300
@@ -28,29 +26,13 @@ _CONTROL: Final = re.compile(
 )
 
 
-def condition(database: DatabaseStatus) -> Condition:
-    """Return the one word for how a database is, the worst first.
-
-    `failed`: its file never was good. `down`: the last connect failed. `stale`: its files cannot
-    be used, and the last good configuration goes on. `idle`: well, and nobody uses it here.
-
-    Args:
-        database: Its status.
-    """
-    if database.state in ("removed", "failed"):
-        return database.state
-    if database.last_error or any(pool.last_failure for pool in database.pools):
-        return "down"
-    return database.state
-
-
 def overview(status: RegistryStatus) -> dict[str, Any]:
     """Return the body of /api/v1/databases.
 
     Args:
         status: The registry's status.
     """
-    databases = [_summary(one) for one in status.databases]
+    databases = [_summary(one) for one in status.databases if one.state]
     return {
         "at": time.time(),
         "pgmonkey": __version__,
@@ -186,7 +168,6 @@ def _summary(database: DatabaseStatus) -> dict[str, Any]:
         "description": plain(database.description),
         "connection_type": database.connection_type,
         "required": database.required,
-        "condition": condition(database),
         "state": database.state,
         "reached": database.reached,
         "version": database.version,
@@ -222,7 +203,7 @@ def _pool(pool: PoolStatus) -> dict[str, Any]:
         "opened": pool.opened,
         "idle": pool.idle,
         "used": pool.used,
-        "retiring": pool.retiring,
+        "retired": pool.retired,
         "waiting": pool.waiting,
         "min_size": pool.min_size,
         "max_size": pool.max_size,

@@ -40,13 +40,12 @@ _EVENTS: Final = 12
 #: What an event says elsewhere on the page already.
 _SAID: Final = frozenset({"database", "connection_type", "problems"})
 
-_CONDITIONS: Final = {
-    "failed": "its file was never good",
-    "down": "cannot be reached",
-    "stale": "its files cannot be used; the last good ones go on",
-    "ready": "in use here, and well",
-    "idle": "well, and not in use here",
-    "removed": "its file is gone",
+_STATES: Final = {
+    "failed": "its file was never valid",
+    "down": "cannot connect",
+    "stale": "its files cannot be used; the last good configuration keeps serving",
+    "ready": "open in this process",
+    "idle": "not opened in this process",
 }
 _TROUBLE: Final = ("failed", "down", "stale")
 
@@ -71,7 +70,7 @@ class StatusPage:
             number=_number,
             below=_below,
         )
-        environment.globals.update(conditions=_CONDITIONS)
+        environment.globals.update(states=_STATES)
         self._overview = environment.get_template("overview.html")
         self._database = environment.get_template("database.html")
 
@@ -83,17 +82,14 @@ class StatusPage:
             report: The body of /api/v1/databases.
             events: The body of /api/v1/events.
         """
-        databases = [one for one in report["databases"] if one["condition"] != "removed"]
-        counts = {
-            condition: sum(one["condition"] == condition for one in databases)
-            for condition in _CONDITIONS
-        }
+        databases = report["databases"]
+        counts = {state: sum(one["state"] == state for one in databases) for state in _STATES}
         return self._overview.render(
             root=root,
             report=report,
             databases=databases,
-            counts={condition: number for condition, number in counts.items() if number},
-            trouble=[one for one in databases if one["condition"] in _TROUBLE],
+            counts={state: number for state, number in counts.items() if number},
+            trouble=[one for one in databases if one["state"] in _TROUBLE],
             events=events["events"][:_EVENTS],
         )
 

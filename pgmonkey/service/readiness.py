@@ -32,7 +32,7 @@ class Readiness:
         Args:
             reason: Says why a database was not reached, in one word.
         """
-        databases = [one for one in self._registry.status().databases if one.state != "removed"]
+        databases = [one for one in self._registry.status().databases if one.state]
         if self._awaited:
             waiting = {one.name for one in databases if one.required and not one.reached}
             self._awaited &= waiting

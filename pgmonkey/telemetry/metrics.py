@@ -23,14 +23,13 @@ from prometheus_client.samples import Sample
 
 from pgmonkey.telemetry.exposition import Labels
 from pgmonkey.telemetry.multiprocess import MetricFiles
-from pgmonkey.telemetry.status import merged_databases, merged_pools
+from pgmonkey.telemetry.status import STATES, merged_databases, merged_pools
 from pgmonkey.telemetry.timings import BUCKETS, NOTHING, Durations
 from pgmonkey.version import __version__
 
 if TYPE_CHECKING:
     from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus
 
-_STATES: Final = ("ready", "idle", "stale", "failed")
 _OUTCOMES: Final = ("applied", "rejected", "unchanged", "removed")
 
 
@@ -45,7 +44,7 @@ class _Row(NamedTuple):
 
 
 def _connections(pool: PoolStatus) -> dict[str, int]:
-    return {"idle": pool.idle, "used": pool.used, "retiring": pool.retiring}
+    return {"idle": pool.idle, "used": pool.used, "retired": pool.retired}
 
 
 # Every reason is there from the start, with 0: the increase of a series that begins with its first
@@ -266,7 +265,7 @@ def _registry_metrics(statuses: list[RegistryStatus]) -> Iterator[Metric]:
         "pgmonkey_registry_databases", "Declared databases by state.", labels=["state"]
     )
     counts = Counter(database.state for status in statuses for database in status.databases)
-    for state in _STATES:
+    for state in STATES:
         states.add_metric([state], counts[state])
     yield states
 
@@ -323,7 +322,7 @@ def _database_metrics(databases: list[DatabaseStatus]) -> Iterator[Metric]:
     probe = Metric("pgmonkey_probe_duration_seconds", "Time that the last probe took.", "gauge")
     for database in databases:
         labels = {"database": database.name, "type": database.connection_type or "unknown"}
-        if database.state != "removed":
+        if database.state is not None:
             version.add_sample(version.name, labels, database.version)
             stale.add_sample(stale.name, labels, float(database.stale))
             if database.secret_modified is not None:

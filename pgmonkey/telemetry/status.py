@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from pgmonkey.problem import Problem
 from pgmonkey.telemetry.timings import Durations
@@ -12,7 +12,34 @@ from pgmonkey.telemetry.timings import Durations
 if TYPE_CHECKING:
     from pgmonkey.errors import Reason
 
-DatabaseState = Literal["ready", "idle", "stale", "failed", "removed"]
+DatabaseState = Literal["failed", "down", "stale", "ready", "idle"]
+
+#: Every state of a database, the worst first.
+STATES: Final[tuple[DatabaseState, ...]] = get_args(DatabaseState)
+
+
+def database_state(
+    *, configured: bool, connect_failed: bool, stale: bool, opened: bool
+) -> DatabaseState:
+    """Decide the state of a declared database.
+
+    Args:
+        configured: Whether a valid configuration is in force.
+        connect_failed: Whether the last background probe failed, or the last connect of a pool.
+        stale: Whether the files differ from what runs.
+        opened: Whether a pool is open in this process.
+
+    Example:
+        >>> database_state(configured=True, connect_failed=False, stale=False, opened=True)
+        'ready'
+    """
+    if not configured:
+        return "failed"
+    if connect_failed:
+        return "down"
+    if stale:
+        return "stale"
+    return "ready" if opened else "idle"
 
 
 class CheckoutStatus(NamedTuple):
@@ -34,7 +61,7 @@ class PoolStatus(NamedTuple):
     opened: bool
     idle: int
     used: int
-    retiring: int
+    retired: int
     waiting: int
     min_size: int
     max_size: int
@@ -79,13 +106,16 @@ class ReloadRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseStatus:
-    """Describe one database: what is declared, what runs, and why they differ, if they do."""
+    """Describe one database: what is declared, what runs, and why they differ, if they do.
+
+    `state` is `None` if the file was removed: then only the counters of the database are left.
+    """
 
     name: str
     connection_type: str | None
     description: str
     required: bool
-    state: DatabaseState
+    state: DatabaseState | None
     version: int
     stale: bool
     reached: bool
@@ -148,8 +178,10 @@ def merged_pools(pools: Iterable[PoolStatus]) -> list[PoolStatus]:
 
 def _merged_database(one: DatabaseStatus, other: DatabaseStatus) -> DatabaseStatus:
     modified = [when for when in (one.secret_modified, other.secret_modified) if when is not None]
+    states = {one.state, other.state}
     return replace(
-        other if one.state == "removed" else one,
+        other if one.state is None else one,
+        state=next((state for state in STATES if state in states), None),
         version=max(one.version, other.version),
         stale=one.stale or other.stale,
         outcomes=_added(one.outcomes, other.outcomes),

@@ -53,7 +53,7 @@ def test_a_table_of_the_databases(
         row,
     )
     as_json = run("status", "-o", "json", canary=canary, env={"PGMONKEY_URL": service.url})
-    assert json.loads(as_json.out)["databases"][0]["condition"] == "stale"
+    assert json.loads(as_json.out)["databases"][0]["state"] == "stale"
 
 
 def test_watching_goes_on_without_the_service(service: Serving, canary: Canary) -> None:

@@ -92,8 +92,8 @@ def test_a_checkout_that_outlasts_drain_timeout_is_named_and_not_cut(
             lingering = events.wait("database.drain_timeout", database="orders")
             assert not registry.wait_drained(timeout=0)
             assert not connection.closed
-            retiring = {**labels, "state": "retiring"}
-            assert numbers.get_sample_value("pgmonkey_pool_connections", retiring) == 1
+            retired = {**labels, "state": "retired"}
+            assert numbers.get_sample_value("pgmonkey_pool_connections", retired) == 1
             longest = numbers.get_sample_value("pgmonkey_pool_longest_checkout_seconds", labels)
             assert longest is not None
             assert longest > 0.1
@@ -101,7 +101,7 @@ def test_a_checkout_that_outlasts_drain_timeout_is_named_and_not_cut(
             assert "test_limits.py" in shown.place
 
         assert registry.wait_drained(timeout=5)
-        assert numbers.get_sample_value("pgmonkey_pool_connections", retiring) == 0
+        assert numbers.get_sample_value("pgmonkey_pool_connections", retired) == 0
         (holder,) = lingering["holders"]
         assert holder["holder"] == f"thread {threading.current_thread().name}"
         assert "test_limits.py" in holder["place"]

@@ -305,7 +305,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "registry"):
             return
         for one in self.registry.status().databases:
-            if one.state in ("ready", "idle", "stale"):
+            if one.state in ("ready", "idle", "stale", "down"):
                 shown: Any = one.config["connection_settings"]
                 assert shown["application_name"] == self.in_force[one.name]
 
@@ -336,7 +336,7 @@ class Machine(RuleBasedStateMachine):
                 for pool in one.pools
                 if pool.database == name
             )
-            assert (pool.used, pool.retiring, pool.waiting) == (0, 0, 0)
+            assert (pool.used, pool.retired, pool.waiting) == (0, 0, 0)
 
 
 def test_the_old_login_of_a_loop_that_could_not_move_is_not_held_against_the_new_one(

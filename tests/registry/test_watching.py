@@ -55,7 +55,7 @@ class Numbers(prometheus_client.CollectorRegistry):
         return self.get_sample_value("pgmonkey_config_last_reload_successful") == 1
 
     def declared(self) -> float:
-        states = ("ready", "idle", "stale", "failed")
+        states = ("ready", "idle", "stale", "down", "failed")
         return sum(
             self.get_sample_value("pgmonkey_registry_databases", {"state": state}) or 0
             for state in states

@@ -59,7 +59,7 @@ def test_ready_when_every_required_database_was_reached(
         "stopping": False,
         "waiting_for": ["orders"],
         "databases": {
-            "orders": {"required": True, "reached": False, "state": "idle", "reason": "refused"}
+            "orders": {"required": True, "reached": False, "state": "down", "reason": "refused"}
         },
     }
     proxy.set("pass")
@@ -83,7 +83,7 @@ def test_an_optional_database_is_named_but_not_waited_for(
     )
     reports = service.get("/readyz").json["databases"]["reports"]
     assert reports == {
-        "required": False, "reached": False, "state": "idle", "reason": "refused",
+        "required": False, "reached": False, "state": "down", "reason": "refused",
     }  # fmt: skip
 
 

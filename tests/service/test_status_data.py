@@ -102,7 +102,7 @@ def test_what_happened_to_a_database(
         answer = client.get("/pgmonkey/api/v1/databases/orders")
     canary.check(answer.text)
     body = answer.json()
-    assert (body["condition"], body["version"]) == ("stale", 2)
+    assert (body["state"], body["version"]) == ("stale", 2)
     assert body["problems"][0]["key"] == "pool_settings.max_sise"
     assert [one["outcome"] for one in body["reloads"]] == ["rejected", "applied"]
     assert "max_sise" in body["reloads"][0]["details"][0]

@@ -256,5 +256,5 @@ def test_rotations_under_load_lose_no_commit_while_backends_and_the_server_are_k
     assert peak.samples > ROTATIONS
     assert all(number <= POOL_SIZE + 1 for number in peak.highest.values()), figures
     assert len(swaps) >= ROTATIONS
-    assert all(pool.used == pool.waiting == pool.retiring == 0 for pool in statuses)
+    assert all(pool.used == pool.waiting == pool.retired == 0 for pool in statuses)
     assert "config.rejected" not in events.names

@@ -163,22 +163,22 @@ def test_counters_never_go_back_over_swaps(
     assert value("pgmonkey_reload_duration_seconds_count") == 10
 
 
-def test_a_retired_connection_is_counted_as_retiring_until_it_is_returned(
+def test_a_retired_connection_is_counted_until_it_is_returned(
     registry: Registry,
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     numbers: prometheus_client.CollectorRegistry,
 ) -> None:
     """What a checkout of an older generation still holds has a state of its own."""
-    retiring = POOL | {"state": "retiring"}
+    retired = POOL | {"state": "retired"}
     with registry.get("orders"):
         registry_dir.declare("orders", database, connection={"application_name": "next"})
         registry.reload()
-        assert numbers.get_sample_value("pgmonkey_pool_connections", retiring) == 1
+        assert numbers.get_sample_value("pgmonkey_pool_connections", retired) == 1
         assert not registry.wait_drained(timeout=0)
 
     assert registry.wait_drained(timeout=5)
-    assert numbers.get_sample_value("pgmonkey_pool_connections", retiring) == 0
+    assert numbers.get_sample_value("pgmonkey_pool_connections", retired) == 0
 
 
 def test_two_registries_share_one_collector_and_a_closed_one_leaves(

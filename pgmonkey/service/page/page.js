@@ -39,8 +39,8 @@
     while (place) { const gone = place; place = place.nextSibling; gone.remove(); }
   }
 
-  const conditions = () =>
-    new Map([...document.querySelectorAll("[data-name]")].map((e) => [e.dataset.name, e.dataset.condition]));
+  const states = () =>
+    new Map([...document.querySelectorAll("[data-name]")].map((e) => [e.dataset.name, e.dataset.state]));
 
   async function update() {
     const ending = new AbortController();
@@ -63,10 +63,10 @@
 
   function take(text) {
     const next = new DOMParser().parseFromString(text, "text/html");
-    const before = conditions();
+    const before = states();
     morph($("content"), next.getElementById("content"));
     document.title = next.title;
-    const news = [...conditions()].filter(([name, is]) => before.get(name) !== is);
+    const news = [...states()].filter(([name, is]) => before.get(name) !== is);
     if (news.length) $("news").textContent = news.map(([name, is]) => `${name} is ${is}`).join(", ");
   }
 
