@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.comparison import Result, compare
-from pgmonkey.config.loader import DirectoryLoader
+from pgmonkey.config.directory import DirectoryLoader
 
 FILES = 1000
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pgmonkey.version import __version__
 
 if TYPE_CHECKING:
-    from pgmonkey.config.loader import load_config
+    from pgmonkey.config.legacy import load_config
     from pgmonkey.config.redaction import redact_config
     from pgmonkey.errors import (
         CheckoutTimeout,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         HandleClosedError,
         NestedCheckoutError,
         PgmonkeyError,
+        Problem,
         RegistryConfigError,
         ReloadRejectedError,
         TooManyWaiting,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         WrongSideError,
     )
     from pgmonkey.pool.database import Database
-    from pgmonkey.problem import Problem
     from pgmonkey.registry.manager import PGConnectionManager
     from pgmonkey.registry.registry import Registry
     from pgmonkey.registry.reload_report import ReloadReport
@@ -50,7 +50,7 @@ _HOMES = {
     "NestedCheckoutError": "errors",
     "PGConnectionManager": "registry.manager",
     "PgmonkeyError": "errors",
-    "Problem": "problem",
+    "Problem": "errors",
     "Registry": "registry.registry",
     "RegistryConfigError": "errors",
     "ReloadRejectedError": "errors",
@@ -58,7 +58,7 @@ _HOMES = {
     "TooManyWaiting": "errors",
     "UnknownDatabaseError": "errors",
     "WrongSideError": "errors",
-    "load_config": "config.loader",
+    "load_config": "config.legacy",
     "redact_config": "config.redaction",
 }
 

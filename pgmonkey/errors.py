@@ -1,4 +1,4 @@
-"""The errors of pgmonkey. All derive from `PgmonkeyError`.
+"""The errors of pgmonkey, and the problems that they report. All errors derive from `PgmonkeyError`.
 
 PgmonkeyError
 ├── ConfigError                 a configuration that cannot be used; carries its problems
@@ -17,13 +17,12 @@ PgmonkeyError
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Final, Literal, Self
 
 import psycopg
 import psycopg_pool
-
-from pgmonkey.problem import Problem, sorted_problems
 
 __all__ = [
     "CheckoutTimeout",
@@ -34,6 +33,7 @@ __all__ = [
     "HandleClosedError",
     "NestedCheckoutError",
     "PgmonkeyError",
+    "Problem",
     "RegistryConfigError",
     "ReloadRejectedError",
     "TooManyWaiting",
@@ -58,6 +58,76 @@ Reason = Literal[
 
 #: Waiting does not mend these: somebody has to change a file or the server.
 LASTING: Final[frozenset[Reason]] = frozenset({"auth", "hba", "no_database", "tls", "setting"})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Describe one thing that is wrong in one file.
+
+    Problems are values: they are collected, sorted, printed and turned into JSON. A message
+    or a hint never holds the value of a sensitive key, nor a value that came from outside
+    the file, nor the length of either.
+
+    Args:
+        path: The file, as it was named to the loader.
+        code: The stable name of the kind of problem, such as `config.type`.
+        message: What is wrong and what was expected, in one line.
+        line: The line, counted from 1; `None` when the problem has no line (a missing file).
+        column: The column, counted from 1.
+        key: The dotted key, such as `connection_settings.port`.
+        hint: What to do about it, in one line.
+        database: The name of the database that the file declares, where it has a valid one.
+
+    Example:
+        >>> print(Problem("orders.yaml", "config.type", "expected an integer", line=7, column=9,
+        ...               key="connection_settings.port", hint="write 5432"))
+        orders.yaml:7:9: connection_settings.port: expected an integer  [config.type]
+          hint: write 5432
+    """
+
+    path: str
+    code: str
+    message: str
+    line: int | None = None
+    column: int | None = None
+    key: str | None = None
+    hint: str | None = None
+    database: str | None = None
+
+    def __str__(self) -> str:
+        place = ":".join(
+            str(part) for part in (self.path, self.line, self.column) if part is not None
+        )
+        key = f"{self.key}: " if self.key else ""
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
+        return f"{place}: {key}{self.message}  [{self.code}]{hint}"
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """Return the problem as a plain dictionary, for JSON."""
+        return asdict(self)
+
+
+def sorted_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Return the problems in reading order: by file, then by position."""
+    return tuple(
+        sorted(problems, key=lambda p: (p.path, p.line or 0, p.column or 0, p.key or "", p.code))
+    )
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 file`, `2 files`.
+
+    Args:
+        number: How many.
+        noun: The noun for one.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def summary(problems: Sequence[Problem]) -> str:
+    """Return how many problems there are in how many files, in one line."""
+    files = {problem.path for problem in problems}
+    return f"{count(len(problems), 'problem')} in {count(len(files), 'file')}"
 
 
 class PgmonkeyError(Exception):

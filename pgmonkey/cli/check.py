@@ -11,12 +11,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.config.failed_probe import failed_probe
-from pgmonkey.config.loader import DirectoryLoader
+from pgmonkey.config.directory import DirectoryLoader
+from pgmonkey.config.problems import failed_probe
 from pgmonkey.config.trust import Trust
 from pgmonkey.config.warnings import doubts
-from pgmonkey.errors import ConnectError
-from pgmonkey.problem import Problem, sorted_problems, summary
+from pgmonkey.errors import ConnectError, Problem, sorted_problems, summary
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig

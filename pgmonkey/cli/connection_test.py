@@ -18,7 +18,8 @@ from pgmonkey.pool.usage import Usage
 from pgmonkey.registry.cache import make_handle
 
 if TYPE_CHECKING:
-    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.config.settings import DatabaseConfig
 
 _QUESTION: Final = (
     "SELECT current_setting('server_version'), current_user, current_database(), s.version, s.cipher"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pgmonkey.config.loader import config_from_dict, load_config
+from pgmonkey.config.legacy import config_from_dict, load_config
 from pgmonkey.errors import PgmonkeyError
 
 if TYPE_CHECKING:
-    from pgmonkey.config.settings import ConnectionType
+    from pgmonkey.config.models import ConnectionType
 
 Library = Literal["pgmonkey", "psycopg"]
 

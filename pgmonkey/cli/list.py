@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgmonkey.cli.output import table
-from pgmonkey.config.loader import DirectoryLoader, Scan
+from pgmonkey.config.directory import DirectoryLoader, Scan
 from pgmonkey.config.redaction import scrub
 from pgmonkey.config.settings import DatabaseConfig
-from pgmonkey.problem import count
+from pgmonkey.errors import count
 
 
 class Listing:

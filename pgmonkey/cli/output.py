@@ -81,7 +81,7 @@ def expecting(command: Callable[P, None]) -> Callable[P, None]:
 def _explain(error: Exception) -> ExitCode | None:
     """Say on standard error what went wrong; return the exit code, or `None` for a defect."""
     from pgmonkey import errors
-    from pgmonkey.problem import summary
+    from pgmonkey.errors import summary
 
     match error:
         case errors.ConfigError():

@@ -199,7 +199,7 @@ def reload(
     """
     import json
 
-    from pgmonkey.problem import Problem
+    from pgmonkey.errors import Problem
     from pgmonkey.service.auth import TokenFile
     from pgmonkey.service.client import UnreachableError
 

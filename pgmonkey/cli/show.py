@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from pgmonkey.cli.output import table
+from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.explain import explain, text_of
-from pgmonkey.config.loader import DirectoryLoader
 from pgmonkey.errors import UnknownDatabaseError
 
 

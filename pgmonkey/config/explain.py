@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pgmonkey.config.config_file import read_again
-from pgmonkey.config.layout import DEFAULTS_FILE, NULLABLE, SECTIONS
+from pgmonkey.config.interpolation import Template, Variable, has_reference, parse_template
+from pgmonkey.config.models import DEFAULTS_FILE, NULLABLE, SECTIONS
 from pgmonkey.config.redaction import Secret, mask_urls, scrub
-from pgmonkey.config.references import Template, Variable, has_reference, parse_template
 from pgmonkey.config.settings import DatabaseConfig
+from pgmonkey.config.yaml_reader import read_again
 
 Steps = tuple[str, ...]
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pgmonkey.config.layout import SECTIONS
-from pgmonkey.config.models import DatabaseFile
+from pgmonkey.config.models import SECTIONS, DatabaseFile
 
 Schema = dict[str, Any]
 

@@ -1,22 +1,33 @@
-"""A database file: the schema of what one file may say, as pydantic models.
-
-The models are the one place of all defaults, and the source of the JSON schema and of the
-reference page. Secrets are wrapped before they come here, so that no error of pydantic holds one.
-"""
+"""The keys of a database file, as pydantic models: types, defaults, descriptions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Annotated, Any, Final, Literal, get_type_hints
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from math import ceil
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+from typing_extensions import TypedDict
 
-from pgmonkey.config.connection_section import ConnectionSection
-from pgmonkey.config.layout import CONNECTION_TYPES, SECTIONS, ConnectionType, KeyPath
-from pgmonkey.config.libpq import keywords
-from pgmonkey.config.pool_settings import PoolSettings, shared
-from pgmonkey.config.redaction import is_sensitive
+from pgmonkey.config.libpq import (
+    CONNECT_TIMEOUT,
+    PREPARE_THRESHOLD,
+    Keyword,
+    keywords,
+)
+from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.types import (
     Flag,
     Integer,
@@ -25,8 +36,248 @@ from pgmonkey.config.types import (
     SecondsOrZero,
     SessionSettings,
     Text,
+    invalid,
+    kind,
     one_of,
+    to_flag,
+    to_integer,
+    to_seconds,
+    to_text,
 )
+
+ConnectionType = Literal["normal", "pool", "async", "async_pool"]
+CONNECTION_TYPES: Final[tuple[ConnectionType, ...]] = ("normal", "pool", "async", "async_pool")
+
+#: The keys of a file whose values are mappings.
+SECTIONS: Final = frozenset(
+    {
+        "connection_settings",
+        "pool_settings",
+        "async_pool_settings",
+        "sync_settings",
+        "async_settings",
+    }
+)
+
+#: Where null is a value, not the absence of one.
+NULLABLE: Final = ("connection_settings", "prepare_threshold")
+
+#: What is merged under every database of a directory.
+DEFAULTS_FILE: Final = "_defaults.yaml"
+
+#: Keys and indexes that lead to one part of a file, from the top.
+KeyPath = tuple["str | int", ...]
+
+
+def dotted(path: Iterable[str | int]) -> str | None:
+    """Return a path as people write it: `a.b[0]`; `None` for the top."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            shown = step if step.isprintable() else json.dumps(step)[1:-1]
+            text += f".{shown}" if text else shown
+    return text or None
+
+
+class PoolSettings(NamedTuple):
+    """Hold the effective settings of the pool of one connection type. Times are in seconds.
+
+    Args:
+        min_size: How many connections are kept open.
+        max_size: How many are opened at most.
+        timeout: How long a checkout may wait.
+        max_waiting: How many clients may wait; 0 is no limit.
+        max_idle: How long a connection above `min_size` stays unused.
+        max_lifetime: How old a connection may become.
+        reconnect_timeout: How long the pool tries to replace a connection.
+        num_workers: How many workers open connections.
+        check_on_checkout: Whether each checkout asks the server for a sign of life.
+    """
+
+    min_size: int
+    max_size: int
+    timeout: float
+    max_waiting: int
+    max_idle: float
+    max_lifetime: float
+    reconnect_timeout: float
+    num_workers: int
+    check_on_checkout: bool
+
+
+# A thousand databases mostly have the same few pools.
+
+
+@lru_cache(maxsize=1024)
+def shared(settings: PoolSettings) -> PoolSettings:
+    """Return one object for equal settings."""
+    return settings
+
+
+@lru_cache(maxsize=1024)
+def written(settings: PoolSettings) -> str:
+    """Return the settings as text, for digests."""
+    return repr(settings)
+
+
+_LOWEST: Final = -(2**31)  # libpq's integers
+_HIGHEST: Final = 2**31 - 1
+_MOST_HOSTS: Final = 1000
+
+
+def _number_of_libpq(value: Any) -> str:
+    return str(to_integer(value, _LOWEST, _HIGHEST))
+
+
+def _flag_of_libpq(value: Any) -> str:
+    return "1" if to_flag(value) else "0"
+
+
+def _ports(value: Any) -> str:
+    if isinstance(value, str) and "," not in value:
+        return str(to_integer(value.strip(" "), 1, 65535))
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list):
+        raise invalid("config.type", "expected an integer from 1 to 65535")
+    if len(items) > _MOST_HOSTS:
+        raise invalid("config.range", f"expected at most {_MOST_HOSTS} ports")
+    return ",".join(
+        "" if item == "" and len(items) > 1 else str(to_integer(_stripped(item), 1, 65535))
+        for item in items
+    )
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip(" ") if isinstance(value, str) else value
+
+
+def _several(value: Any) -> str:
+    """Accept a list of hosts, which libpq takes as one text."""
+    if isinstance(value, list):
+        if not value or not all(isinstance(item, str) and item for item in value):
+            raise invalid("config.type", "expected text, or a list of texts")
+        value = ",".join(value)
+    text = to_text(value)
+    if "://" in text:
+        raise invalid(
+            "config.url",
+            "expected a host name, got a URL (not shown)",
+            "write host, port, dbname, user and password as keys of their own",
+        )
+    return text
+
+
+def _name_not_url(value: Any) -> str:
+    text = to_text(value)
+    if text.startswith(("postgresql://", "postgres://")):
+        raise invalid(
+            "config.url",
+            "expected the name of a database, got a URL (not shown)",
+            "write host, port, dbname, user and password as keys of their own",
+        )
+    return text
+
+
+def _connect_timeout(value: Any) -> str:
+    seconds = to_seconds(value, zero=True)
+    # 0 means "wait for ever" to libpq; 1 is raised to 2 by libpq anyway.
+    return str(max(2, ceil(seconds)) if seconds else 0)
+
+
+def _threshold(value: Any) -> int | None:
+    return None if value is None else to_integer(value, 0, 1_000_000)
+
+
+def _keyword_type(keyword: Keyword) -> Any:
+    validators = {
+        "integer": _number_of_libpq,
+        "flag": _flag_of_libpq,
+        "port": _ports,
+        "seconds": _connect_timeout,
+    }
+    before: BeforeValidator
+    field = Field(
+        description=keyword.description,
+        examples=[keyword.example] if keyword.example else None,
+        json_schema_extra=(
+            {"default": CONNECT_TIMEOUT} if keyword.name == "connect_timeout" else None
+        ),
+    )
+    if is_sensitive(keyword.name):
+        return Annotated[InstanceOf[Secret], field, _keyword_schema(keyword)]
+    if keyword.choices:
+        before = one_of(keyword.choices)
+    elif keyword.name in ("host", "hostaddr"):
+        before = BeforeValidator(_several)
+    elif keyword.name == "dbname":
+        before = BeforeValidator(_name_not_url)
+    elif keyword.kind in validators:
+        before = BeforeValidator(validators[keyword.kind])
+    else:
+        return Annotated[str, Strict(), field, _keyword_schema(keyword)]
+    return Annotated[str, before, field, _keyword_schema(keyword)]
+
+
+def _keyword_schema(keyword: Keyword) -> WithJsonSchema:
+    if keyword.choices:
+        return kind("choice", enum=[choice for choice in keyword.choices if choice])
+    match keyword.kind:
+        case "integer":
+            return kind("integer", minimum=_LOWEST, maximum=_HIGHEST)
+        case "flag":
+            return kind("flag")
+        case "seconds":
+            return kind("duration", zero=True)
+        case "port":
+            return kind("ports")
+        case _ if keyword.name in ("host", "hostaddr"):
+            return kind("texts", url=False)
+        case _ if keyword.name == "dbname":
+            return kind("text", url=False)
+        case "file":
+            return kind("file")
+        case _:
+            return kind("text", sensitive=is_sensitive(keyword.name))
+
+
+def _connection_section() -> Any:
+    fields = {name: _keyword_type(keyword) for name, keyword in keywords().items()}
+    fields["autocommit"] = Annotated[
+        Flag,
+        Field(
+            description="Whether each statement is its own transaction; false by default.",
+            examples=["true"],
+            json_schema_extra={"default": False},
+        ),
+    ]
+    fields["prepare_threshold"] = Annotated[
+        int | None,
+        BeforeValidator(_threshold),
+        kind("integer", minimum=0, maximum=1_000_000),
+        Field(
+            description=f"After how many executions a statement is prepared on the server; "
+            f"{PREPARE_THRESHOLD} by default, null for never.",
+            examples=["5"],
+            json_schema_extra={"default": PREPARE_THRESHOLD},
+        ),
+    ]
+    make: Any = TypedDict  # the keywords are those of the libpq that is installed
+    section = make("ConnectionSection", fields, total=False)
+    section.__pydantic_config__ = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    section.__doc__ = (
+        "Say where the database is and how to log in: every parameter of libpq, and two of "
+        f"psycopg. The default of connect_timeout is {CONNECT_TIMEOUT} s."
+    )
+    return section
+
+
+if TYPE_CHECKING:
+    ConnectionSection = dict[str, Any]
+else:
+    ConnectionSection = _connection_section()
+
 
 Pooler = Literal["none", "pgbouncer"]
 

@@ -6,8 +6,8 @@ import os
 import stat
 from typing import Any, Final
 
-from pgmonkey.config.finding import Finding
 from pgmonkey.config.libpq import FILES
+from pgmonkey.config.problems import Finding
 from pgmonkey.config.redaction import Secret
 from pgmonkey.config.secret_files import SecretFileError, Snapshot
 from pgmonkey.config.sources import SourceFile, read_source

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from pgmonkey.config.keyed_digest import keyed_digest
-from pgmonkey.config.layout import CONNECTION_TYPES, ConnectionType
 from pgmonkey.config.libpq import (
     CONNECT_TIMEOUT,
     FILES,
@@ -17,8 +15,9 @@ from pgmonkey.config.libpq import (
     isolation,
     session_options,
 )
-from pgmonkey.config.pool_settings import PoolSettings, written
+from pgmonkey.config.models import CONNECTION_TYPES, ConnectionType, PoolSettings, written
 from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
+from pgmonkey.config.sources import keyed_digest
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import DatabaseFile

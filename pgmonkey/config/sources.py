@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import stat
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from pgmonkey.config.keyed_digest import keyed_digest
 from pgmonkey.config.secret_files import (
     SecretFileError,
     Signature,
@@ -16,6 +17,32 @@ from pgmonkey.config.secret_files import (
     SnapshotMovedError,
     signature_of,
 )
+
+# With a key that nobody knows, a digest cannot be tried against a list of passwords.
+_KEY: Final = secrets.token_bytes(32)
+
+
+def keyed_digest(content: bytes, *, after: bytes = b"") -> bytes:
+    """Return 16 bytes that are equal for equal contents, in this process only.
+
+    Args:
+        content: What is compared.
+        after: Another digest that goes in first.
+    """
+    return hashlib.blake2b(after + b"|" + content, key=_KEY, digest_size=16).digest()
+
+
+def files_digest(contents: Mapping[str, bytes]) -> bytes:
+    """Return a keyed digest of several contents with their names; empty for none."""
+    if not contents:
+        return b""
+    return keyed_digest(
+        b"".join(
+            f"{name}\0{len(content)}\0".encode() + content
+            for name, content in sorted(contents.items())
+        )
+    )
+
 
 # A file that was written this shortly before it was read may change again without a new time of
 # modification: the clock of a file system ticks every few milliseconds, that of some only every

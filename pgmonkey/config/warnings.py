@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.config.config_file import read_again
-from pgmonkey.config.layout import DEFAULTS_FILE
-from pgmonkey.problem import Problem
+from pgmonkey.config.models import DEFAULTS_FILE
+from pgmonkey.config.yaml_reader import read_again
+from pgmonkey.errors import Problem
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig

@@ -28,7 +28,8 @@ from pgmonkey.pool.target import Applied
 from pgmonkey.pool.usage import Usage
 
 if TYPE_CHECKING:
-    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.config.settings import DatabaseConfig
 
 
 class AsyncDatabase(Database):

@@ -27,7 +27,7 @@ from pgmonkey.telemetry.timings import Durations
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from pgmonkey.config.settings import ConnectionType
+    from pgmonkey.config.models import ConnectionType
 
 
 Sync_co = TypeVar("Sync_co", covariant=True)

@@ -26,7 +26,8 @@ ConnectionT = TypeVar("ConnectionT", PooledConnection, AsyncPooledConnection)
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pgmonkey.config.settings import ConnectionType, DatabaseConfig, PoolSettings
+    from pgmonkey.config.models import ConnectionType, PoolSettings
+    from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.pool.gate import Gate, Slot
     from pgmonkey.pool.generation import AsyncPool, SyncPool
 

@@ -10,7 +10,7 @@ import psycopg_pool
 from pgmonkey.pool.connection import AsyncPooledConnection, PooledConnection
 
 if TYPE_CHECKING:
-    from pgmonkey.config.settings import ConnectionType, PoolSettings
+    from pgmonkey.config.models import ConnectionType, PoolSettings
     from pgmonkey.pool.dialer import Dialer
     from pgmonkey.pool.target import Applied
 

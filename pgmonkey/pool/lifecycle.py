@@ -19,7 +19,8 @@ from pgmonkey.telemetry import events
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.pool.budget import Share
     from pgmonkey.pool.checkout import Checkout
     from pgmonkey.pool.connect_failure import ConnectFailure

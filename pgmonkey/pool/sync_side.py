@@ -25,7 +25,8 @@ from pgmonkey.telemetry import events
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.pool.budget import Budget
     from pgmonkey.pool.dialer import Dialer
     from pgmonkey.pool.target import Applied

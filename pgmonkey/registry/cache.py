@@ -16,7 +16,7 @@ from pgmonkey.pool.handle import SyncDatabase
 from pgmonkey.pool.stranded import close_stranded
 
 if TYPE_CHECKING:
-    from pgmonkey.config.settings import ConnectionType
+    from pgmonkey.config.models import ConnectionType
     from pgmonkey.pool.loop_side import LoopSide
     from pgmonkey.pool.target import Applied
 

@@ -18,9 +18,8 @@ from pgmonkey.telemetry.status import (
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
-    from pgmonkey.errors import ConnectError, Reason
+    from pgmonkey.errors import ConnectError, Problem, Reason
     from pgmonkey.pool.target import Applied
-    from pgmonkey.problem import Problem
     from pgmonkey.telemetry.status import ProbeStatus
 
 #: Seconds before a failed probe is tried again: the first pause, and the longest ones.

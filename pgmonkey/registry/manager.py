@@ -11,8 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from pgmonkey.config.loader import config_of, load_file, outcome_of_dict
-from pgmonkey.config.settings import CONNECTION_TYPES, ConnectionType, DatabaseConfig
+from pgmonkey.config.legacy import config_of, outcome_of_dict
+from pgmonkey.config.loader import load_file
+from pgmonkey.config.models import CONNECTION_TYPES, ConnectionType
+from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool.async_handle import AsyncDatabase
 from pgmonkey.pool.target import Applied

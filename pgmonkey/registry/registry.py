@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import prometheus_client
 
-from pgmonkey.config.loader import DirectoryLoader
+from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
 from pgmonkey.registry.background_probe import probe
 from pgmonkey.registry.cache import Handle, HandleCache, close_handles, close_handles_async
@@ -26,7 +26,8 @@ from pgmonkey.telemetry.metrics import ensure_files, export, write_files
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 
 if TYPE_CHECKING:
-    from pgmonkey.config.settings import ConnectionType, DatabaseConfig
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.config.trust import Trust
     from pgmonkey.pool.database import Database
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pgmonkey.problem import Problem
+from pgmonkey.errors import Problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.config.failed_probe import failed_probe
+from pgmonkey.config.problems import failed_probe
 from pgmonkey.errors import (
     LASTING,
     ConnectError,
     DatabaseRemovedError,
+    Problem,
     RegistryConfigError,
 )
 from pgmonkey.pool.async_handle import AsyncDatabase
@@ -20,7 +21,6 @@ from pgmonkey.pool.dialer import Dialer
 from pgmonkey.pool.gate import Gate
 from pgmonkey.pool.target import Applied
 from pgmonkey.pool.usage import Usage
-from pgmonkey.problem import Problem
 from pgmonkey.registry.entry import Entry, Rejection
 from pgmonkey.registry.reload_report import ReloadReport
 from pgmonkey.telemetry import events
@@ -30,7 +30,7 @@ from pgmonkey.telemetry.timings import Timings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pgmonkey.config.loader import DirectoryLoader, Scan
+    from pgmonkey.config.directory import DirectoryLoader, Scan
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.registry.cache import Handle, HandleCache
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pgmonkey.problem import Problem
+from pgmonkey.errors import Problem
 from pgmonkey.registry.reload_report import ReloadReport
 from pgmonkey.telemetry.events import Event
 from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
-from pgmonkey.problem import Problem
+from pgmonkey.errors import Problem
 from pgmonkey.telemetry.timings import Durations
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ import psycopg
 import pytest
 from psycopg import pq
 
+from pgmonkey.config.legacy import config_from_dict
 from pgmonkey.config.libpq import keywords, option_settings, session_options
-from pgmonkey.config.loader import config_from_dict, load_file
+from pgmonkey.config.loader import load_file
 from pgmonkey.config.redaction import Secret
 from pgmonkey.errors import ConfigError
 

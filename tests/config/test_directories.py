@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.config import file_loader
-from pgmonkey.config.loader import DirectoryLoader
+from pgmonkey.config import loader
+from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.errors import RegistryConfigError
 
 GOOD = "connection_settings: {host: db.example, dbname: orders, user: app, password: tea}\n"
@@ -27,13 +27,13 @@ def directory(tmp_path):
 def made(monkeypatch):
     """The names of the databases that were made, in order: what a scan really did."""
     names = []
-    real = file_loader.Making.outcome
+    real = loader.Making.outcome
 
     def outcome(self, file=None):
         names.append(self._name)
         return real(self, file)
 
-    monkeypatch.setattr(file_loader.Making, "outcome", outcome)
+    monkeypatch.setattr(loader.Making, "outcome", outcome)
     return names
 
 

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from pgmonkey.config.loader import DirectoryLoader
+from pgmonkey.config.directory import DirectoryLoader
 
 TEXT = """\
 connection_type: pool

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 
 from pgmonkey import PGConnectionManager
-from pgmonkey.config.loader import config_from_dict, load_config, load_file
+from pgmonkey.config.legacy import config_from_dict, load_config
+from pgmonkey.config.loader import load_file
 from pgmonkey.config.redaction import redact_config
 from pgmonkey.errors import ConfigError, EnvInterpolationError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 import pgmonkey
+from pgmonkey.config.problems import CODES
 from pgmonkey.errors import Reason
-from pgmonkey.problem import CODES
 from pgmonkey.telemetry.events import CATALOGUE
 
 _CODE = re.compile(
@@ -22,8 +22,11 @@ def test_every_code_of_the_package_is_in_the_catalogue():
     """Whatever stands in the code as a code is documented."""
     used = set()
     for path in Path(pgmonkey.__file__).parent.rglob("*.py"):
-        if path.stem not in ("problem", "__init__"):
-            used |= set(_CODE.findall(path.read_text()))
+        if path.stem != "__init__":
+            text = path.read_text()
+            if path.stem == "problems":  # what follows the catalogue
+                text = text[text.index("# Nothing is wrong") :].partition("\n)\n")[2]
+            used |= set(_CODE.findall(text))
     # What a TLS file alone can have, the loader says with `file.`.
     tls = ("secret.no_certificate", "secret.shared")
     used = {code.replace("secret.", "file.") if code in tls else code for code in used}

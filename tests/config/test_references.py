@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmonkey.config.references import (
+from pgmonkey.config.interpolation import (
     ReferenceSyntaxError,
     UnsetVariableError,
     expand,

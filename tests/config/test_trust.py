@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.config.loader import DirectoryLoader, load_file
+from pgmonkey.config.directory import DirectoryLoader
+from pgmonkey.config.loader import load_file
 from pgmonkey.config.trust import Judge
 from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.errors import ConfigError

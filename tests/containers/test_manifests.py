@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pgmonkey.cli.app import app
-from pgmonkey.config.loader import DirectoryLoader
+from pgmonkey.config.directory import DirectoryLoader
 from tests.containers.dockerfile import read
 from tests.docs.snippets import ROOT
 

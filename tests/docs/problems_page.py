@@ -12,9 +12,11 @@ from pgmonkey.cli.check import check
 from pgmonkey.errors import Reason
 from pgmonkey.pool.connect_failure import HINTS
 from pgmonkey.errors import ConfigError, ConnectError
-from pgmonkey.config.failed_probe import failed_probe
-from pgmonkey.config.loader import DirectoryLoader, load_file
-from pgmonkey.problem import CODES, Problem
+from pgmonkey.config.problems import failed_probe
+from pgmonkey.config.directory import DirectoryLoader
+from pgmonkey.config.loader import load_file
+from pgmonkey.config.problems import CODES
+from pgmonkey.errors import Problem
 from pgmonkey.config.secret_files import LIMIT
 from tests.docs.snippets import ROOT
 

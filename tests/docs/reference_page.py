@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import pq
 
-from pgmonkey.config.layout import SECTIONS
+from pgmonkey.config.models import SECTIONS
 from pgmonkey.config.json_schema import schema
 
 _INTRODUCTION = """\

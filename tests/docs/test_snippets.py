@@ -39,7 +39,7 @@ def test_yaml_is_valid(snippet: Snippet, tmp_path, monkeypatch, certificate):
     if file_name(snippet) is None:
         list(yaml.safe_load_all(snippet.text))
         return
-    from pgmonkey.config.loader import DirectoryLoader
+    from pgmonkey.config.directory import DirectoryLoader
 
     directory = tmp_path / "registry.d"
     directory.mkdir()

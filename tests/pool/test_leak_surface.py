@@ -23,7 +23,8 @@ from pgmonkey import Registry
 from pgmonkey.cli.check import check
 from pgmonkey.cli.list import Listing
 from pgmonkey.cli.show import Explanation
-from pgmonkey.config.loader import load_config, load_file
+from pgmonkey.config.legacy import load_config
+from pgmonkey.config.loader import load_file
 from pgmonkey.config.redaction import Secret
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import ConfigError, ConnectError

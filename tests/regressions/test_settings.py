@@ -222,7 +222,7 @@ def test_every_connection_setting_is_accepted(write: Write, connection_type: str
 @pytest.mark.parametrize("name", sorted(keywords().keys() - HARMLESS.keys()))
 def test_the_other_connection_settings_reach_libpq(name: str, tmp_path: Path) -> None:
     """B60: those that need more than a plain server are passed on, none is dropped."""
-    from pgmonkey.config.loader import config_from_dict
+    from pgmonkey.config.legacy import config_from_dict
 
     content = {"connection_settings": {name: "1" if name != "port" else "5432"}}
     for connection_type in TYPES:

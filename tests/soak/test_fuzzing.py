@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from pgmonkey.config.file_loader import Rules, outcome_of
+from pgmonkey.config.loader import Rules, outcome_of
 
 SECONDS: Final = float(os.environ.get("SOAK_FUZZ_SECONDS", "2"))
 LARGEST: Final = 256 * 1024  # bytes

@@ -1,0 +1,252 @@
+"""The older API: `load_config`, and configs from dictionaries. Nothing is required there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pgmonkey.config.interpolation import has_reference
+from pgmonkey.config.loader import (
+    MOVING,
+    Making,
+    Outcome,
+    Rules,
+    config_or_raise,
+    raise_for,
+    read_file,
+    rules_for,
+    unwrapped,
+)
+from pgmonkey.config.models import SECTIONS, KeyPath
+from pgmonkey.config.problems import Finding, Placement, finding_of
+from pgmonkey.config.redaction import RedactedDict, Secret
+from pgmonkey.config.secret_files import (
+    Snapshot,
+    SnapshotMovedError,
+    from_one_snapshot,
+)
+from pgmonkey.config.settings import DatabaseConfig
+from pgmonkey.config.yaml_errors import DEEPEST
+from pgmonkey.config.yaml_reader import parse
+from pgmonkey.errors import Problem
+
+
+def config_from_dict(
+    mapping: Mapping[str, Any],
+    *,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+    name: str = "dict",
+    environ: Mapping[str, str] | None = None,
+) -> DatabaseConfig:
+    """Make a config from a dictionary that has the shape of a file.
+
+    Args:
+        mapping: The dictionary; numbers, booleans and paths may be native.
+        resolve_env: Whether references are replaced; relative paths are relative to the working
+            directory.
+        allow_sensitive_defaults: Whether sensitive keys may have a default.
+        name: The name of the database.
+        environ: The environment; by default that of the process.
+
+    Raises:
+        ConfigError: With every problem of it.
+        EnvInterpolationError: A reference cannot be resolved.
+
+    Example:
+        >>> config_from_dict({"connection_settings": {"host": "db", "port": 5432}}).name
+        'dict'
+    """
+    outcome = outcome_of_dict(
+        mapping,
+        resolve_env=resolve_env,
+        allow_sensitive_defaults=allow_sensitive_defaults,
+        name=name,
+        environ=environ,
+    )
+    del mapping  # what raises, below, has no secret in its frames
+    return config_of(outcome)
+
+
+def config_of(outcome: Outcome) -> DatabaseConfig:
+    """Return the config of a dictionary, or raise its problems as `config_from_dict` does."""
+    return config_or_raise(outcome, isolate=False)
+
+
+def outcome_of_dict(
+    mapping: Mapping[str, Any],
+    *,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+    name: str = "dict",
+    environ: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Make a config from a dictionary, or find its problems; raises nothing.
+
+    For a caller whose own frames must not hold the dictionary when something is raised. The
+    arguments are those of `config_from_dict`.
+    """
+    rules = rules_for(resolve_env, allow_sensitive_defaults, environ, isolate=False)
+    where = f"<{name}>"
+    findings: list[Finding] = []
+    tree = _as_text(mapping, (), findings)
+    if not findings and not isinstance(tree, dict):
+        findings = [Finding((), "config.shape", "expected a mapping")]
+    placement = Placement(name, where)
+    if findings:
+        return Outcome(problems=placement.problems(findings))
+    tree = unwrapped(tree, where)
+    return Making(tree, placement, name=name, path=where, directory="", rules=rules).outcome()
+
+
+def load_config(
+    file_path: str | os.PathLike[str],
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+) -> dict[str, Any]:
+    """Return what a file says, as a plain dictionary.
+
+    `psycopg.connect(**config["connection_settings"])` works with it: values are text, numbers and
+    booleans by their keys. Printing it shows no secret. Nothing is required, and unknown keys
+    stay.
+
+    Args:
+        file_path: The file.
+        resolve_env: Whether references are replaced; otherwise they stay as they are written.
+        allow_sensitive_defaults: Whether sensitive keys may have a default.
+
+    Raises:
+        EnvInterpolationError: A reference cannot be resolved.
+        ConfigError: The file is no YAML mapping, or a value has the wrong type.
+        OSError: The file cannot be read.
+
+    Example:
+        >>> load_config("orders.yaml", resolve_env=True)
+        {'connection_settings': {'host': 'db', 'password': '***REDACTED***'}}
+    """
+    rules = rules_for(resolve_env, allow_sensitive_defaults, None, isolate=False)
+    result, problems = _plain_file(os.fspath(file_path), rules)
+    if problems:
+        del result
+        raise_for(problems, isolate=False)
+    return result
+
+
+def _plain_file(path: str, rules: Rules) -> tuple[RedactedDict, Sequence[Problem]]:
+    nothing = RedactedDict()
+    content, _ = read_file(path, isolate=False)
+    if isinstance(content, Problem):
+        return nothing, (content,)
+    document, problems = parse(content, path)
+    if document is None:
+        return nothing, problems
+    tree = unwrapped(document.value, path)
+    placement = Placement("", path, document, wrapped=True)
+    findings: list[Finding] = []
+    if rules.resolve:
+        tree, findings = _resolved(tree, os.path.dirname(path), rules)
+        if findings:
+            return nothing, placement.problems(findings)
+    result = _typed(tree, findings, resolved=rules.resolve)
+    return result, placement.problems(findings)
+
+
+def _resolved(
+    tree: dict[str, Any], directory: str, rules: Rules
+) -> tuple[dict[str, Any], list[Finding]]:
+    def look(snapshot: Snapshot) -> tuple[dict[str, Any], list[Finding]]:
+        resolution = rules.resolution(snapshot, directory)
+        return resolution.document(tree, keep_nulls=True), resolution.findings
+
+    try:
+        return from_one_snapshot(look)
+    except SnapshotMovedError:
+        return {}, [MOVING]
+
+
+def _as_text(value: Any, path: KeyPath, findings: list[Finding]) -> Any:
+    """Return native values as a file would have them: as text."""
+    if value is None or isinstance(value, Secret):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        if value.isascii() or _encodes(value):
+            return str(value)
+        findings.append(Finding(path, "config.encoding", "the value is not UTF-8 text"))
+        return None
+    if len(path) < DEEPEST:
+        if isinstance(value, Mapping):
+            return _mapping_as_text(value, path, findings)
+        if isinstance(value, (list, tuple)):
+            return [_as_text(item, (*path, index), findings) for index, item in enumerate(value)]
+    findings.append(Finding(path, "config.type", "expected text, a number, a list or a mapping"))
+    return None
+
+
+def _mapping_as_text(
+    value: Mapping[Any, Any], path: KeyPath, findings: list[Finding]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(key, str):
+            result[key] = _as_text(item, (*path, key), findings)
+        else:
+            findings.append(Finding(path, "config.key", "keys must be text"))
+    return result
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _typed(tree: dict[str, Any], findings: list[Finding], *, resolved: bool) -> RedactedDict:
+    """Return plain values that print without secrets, each with the type of its key."""
+    result = RedactedDict()
+    for key, value in tree.items():
+        if key in SECTIONS and isinstance(value, dict):
+            result[key] = RedactedDict(
+                {
+                    name: _plain(item, (key, name), findings, resolved=resolved)
+                    for name, item in value.items()
+                }
+            )
+        else:
+            result[key] = _plain(value, (key,), findings, resolved=resolved)
+    return result
+
+
+def _plain(value: Any, path: KeyPath, findings: list[Finding], *, resolved: bool) -> Any:
+    if isinstance(value, Secret):
+        return value.reveal()
+    if isinstance(value, dict):
+        return RedactedDict(
+            {
+                key: _plain(item, (*path, key), findings, resolved=resolved)
+                for key, item in value.items()
+            }
+        )
+    if value is None or (not resolved and isinstance(value, str) and has_reference(value)):
+        return value
+    if isinstance(value, str) and not value:
+        return value
+    from pgmonkey.config.models import typed_value
+
+    typed, details = typed_value(path, value)
+    if details is not None:
+        findings.append(finding_of(details, path))
+    elif isinstance(typed, list):
+        return [
+            _plain(item, (*path, index), findings, resolved=resolved)
+            for index, item in enumerate(typed)
+        ]
+    return typed
