@@ -25,8 +25,8 @@ from psycopg_pool import ConnectionPool
 
 from benchmarks.comparison import Result
 from pgmonkey import Registry
-from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.proxy import ChaosProxy
+from tests.kit.server import PostgresServer
 
 SIZE: Final = 4
 TIMEOUT: Final = 5.0
@@ -258,7 +258,7 @@ POOLS: Final[dict[str, Callable[[str, ChaosProxy], AbstractContextManager[Ask]]]
 class Scene:
     """The server, and the network of each pool."""
 
-    server: EmbeddedServer
+    server: PostgresServer
     proxies: dict[str, ChaosProxy]
 
     def each(self, act: Callable[[ChaosProxy], object]) -> None:
@@ -332,7 +332,7 @@ def _rest(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def _go_through(fault: Fault, server: EmbeddedServer) -> list[Experience]:
+def _go_through(fault: Fault, server: PostgresServer) -> list[Experience]:
     with ExitStack() as stack:
         proxies, clients = {}, {}
         for number, (name, make) in enumerate(POOLS.items()):
@@ -385,7 +385,7 @@ def _longest(one: Experience) -> str:
 
 def run() -> list[Result]:
     """Go through every fault, print what the clients met, and return no ratios."""
-    with EmbeddedServer() as server:
+    with PostgresServer() as server:
         server.create_role("app", PASSWORD)
         experiences = [one for fault in FAULTS for one in _go_through(fault, server)]
     print(table(experiences))

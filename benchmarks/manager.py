@@ -12,7 +12,7 @@ import yaml
 from benchmarks.comparison import Result, compare
 from benchmarks.loading import TEXT
 from pgmonkey import PGConnectionManager
-from pgmonkey.demo.server import EmbeddedServer
+from tests.kit.server import PostgresServer
 
 CALLS = 2000
 BAR = 20e-6  # seconds
@@ -39,7 +39,7 @@ connection_settings:
 
 def run() -> list[Result]:
     """Compare the call that finds everything unchanged."""
-    with EmbeddedServer() as server, tempfile.TemporaryDirectory() as name:
+    with PostgresServer() as server, tempfile.TemporaryDirectory() as name:
         server.create_role("app", "bench-password")
         os.environ["BENCH_HOST"] = server.host
         directory = Path(name)

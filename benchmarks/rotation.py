@@ -17,7 +17,7 @@ from benchmarks.comparison import Result
 from benchmarks.old_version import environment
 from benchmarks.rotation_client import SIZE, THREADS
 from benchmarks.rotation_peak import Peak
-from pgmonkey.demo.server import EmbeddedServer
+from tests.kit.server import PostgresServer
 
 ROTATIONS = 20
 #: Seconds of undisturbed load between two rotations.
@@ -46,7 +46,7 @@ pool_settings: {{min_size: 1, max_size: {size}}}
 def run() -> list[Result]:
     """Rotate under load with each of them, print the table, keep the figures; and measure the bars."""
     figures: dict[str, Any] = {}
-    with EmbeddedServer() as server:
+    with PostgresServer() as server:
         server.create_role("app", "first")
         for name in NAMES:
             figures[name] = _measure(server, name)
@@ -78,7 +78,7 @@ def _row(name: str, figure: dict[str, Any] | None) -> str:
     )
 
 
-def _measure(server: EmbeddedServer, name: str) -> dict[str, Any] | None:
+def _measure(server: PostgresServer, name: str) -> dict[str, Any] | None:
     python = sys.executable if name != "force_reload" else environment()
     if python is None:
         return None

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.comparison import Result
 from benchmarks.rotation_peak import Peak
 from pgmonkey import Registry
-from pgmonkey.demo.server import EmbeddedServer
+from tests.kit.server import PostgresServer
 
 WORKERS = 16
 SIZE = 10
@@ -95,7 +95,7 @@ class Run:
     took: list[float]
 
 
-def run(server: EmbeddedServer) -> list[Result]:
+def run(server: PostgresServer) -> list[Result]:
     """Rotate the password of a role `app`, which exists, and return a row for each bar."""
     rows = []
     for connection_type, bar in (("pool", 2.0), ("async_pool", 3.5)):
@@ -113,7 +113,7 @@ def run(server: EmbeddedServer) -> list[Result]:
 
 
 def _rotate(
-    server: EmbeddedServer,
+    server: PostgresServer,
     connection_type: str,
     seconds: float,
     swaps: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Self
 
-from pgmonkey.demo.server import EmbeddedServer
+from tests.kit.server import PostgresServer
 
 
 class Peak:
@@ -16,7 +16,7 @@ class Peak:
         role: Whose sessions.
     """
 
-    def __init__(self, server: EmbeddedServer, role: str) -> None:
+    def __init__(self, server: PostgresServer, role: str) -> None:
         self._server = server
         self._role = role
         self._stop = threading.Event()

@@ -11,9 +11,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from benchmarks.comparison import Race, Result, number
 from pgmonkey import Registry
-from pgmonkey.demo.server import EmbeddedServer
 from pgmonkey.telemetry.exposition import expose
 from pgmonkey.telemetry.metrics import RegistryCollector
+from tests.kit.server import PostgresServer
 
 DATABASES = 100
 #: What Prometheus asks for.
@@ -31,7 +31,7 @@ pool_settings: {{min_size: 1, max_size: 2}}
 def run() -> list[Result]:
     """Compare a scrape with one that prometheus_client writes, in both formats."""
     with (
-        EmbeddedServer(settings={"max_connections": str(DATABASES + 50)}) as server,
+        PostgresServer(settings={"max_connections": str(DATABASES + 50)}) as server,
         tempfile.TemporaryDirectory() as name,
     ):
         server.create_role("app", "bench")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgmonkey.demo.server import EmbeddedServer
+from tests.kit.server import PostgresServer
 
 PASSWORD = "bench-password"
 
@@ -32,7 +32,7 @@ async_pool_settings: {{min_size: {low}, max_size: {high}}}
 class Setting:
     """Be where the ways of one benchmark meet: all connect to the same server, as `app`."""
 
-    server: EmbeddedServer
+    server: PostgresServer
     directory: Path
 
     @property
@@ -82,6 +82,6 @@ def setting(**settings: str) -> Iterator[Setting]:
     Args:
         settings: Lines of `postgresql.conf`.
     """
-    with EmbeddedServer(settings=settings) as server, tempfile.TemporaryDirectory() as name:
+    with PostgresServer(settings=settings) as server, tempfile.TemporaryDirectory() as name:
         server.create_role("app", PASSWORD)
         yield Setting(server, Path(name))

@@ -1,1 +1,1 @@
-"""The demonstration of `make run`: a real PostgreSQL, three databases, passwords that rotate."""
+"""The demonstration of `make run`."""

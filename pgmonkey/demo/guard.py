@@ -1,11 +1,11 @@
-"""Stop an embedded PostgreSQL and remove its directory when the process that owns it is gone.
+"""Stop an embedded PostgreSQL and remove its directory when the process that owns it ends.
 
-`EmbeddedServer` starts this file as a program of its own: `python guard.py DIRECTORY`,
-with a pipe as standard input. The pipe closes when the owner ends, however it ends: a normal
-exit, an exception, SIGKILL. (The kernel's parent-death signal is no substitute: it comes as soon
-as the *thread* that started the server ends, and it removes no files.)
+`EmbeddedServer` starts this file as a program: `python guard.py DIRECTORY`, with a pipe as
+standard input. The pipe closes when the owner closes the server, or ends in any way: a normal
+exit, an exception, SIGKILL. (The kernel's parent-death signal is no substitute: it comes when the
+*thread* that started the server ends, and it removes no files.)
 
-It imports only the standard library, so that it starts in a few milliseconds.
+It imports only the standard library, so it starts in a few milliseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-_PATIENCE = 10.0  # seconds for PostgreSQL to end by itself before it is killed
+_PATIENCE = 10.0  # seconds for PostgreSQL to end before it is killed, and for its files to go
+_PAUSE = 0.02  # seconds between two looks
 
 
 def postmaster_pid(data_directory: Path) -> int | None:
@@ -25,7 +26,7 @@ def postmaster_pid(data_directory: Path) -> int | None:
     try:
         with (data_directory / "postmaster.pid").open(encoding="ascii") as lock:
             pid = int(lock.readline())
-        # A killed server leaves its lock file, and by now its number may be somebody else's.
+        # A killed server leaves its lock file; another process may have that id now.
         if Path("/proc/self/cwd").exists():
             return pid if Path(f"/proc/{pid}/cwd").readlink() == data_directory.resolve() else None
     except (OSError, ValueError):
@@ -34,7 +35,7 @@ def postmaster_pid(data_directory: Path) -> int | None:
 
 
 def is_running(pid: int) -> bool:
-    """Say whether a process with this id exists (a zombie does not count where /proc tells)."""
+    """Tell whether a process with this id exists. Where there is /proc, a zombie does not count."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -49,7 +50,7 @@ def is_running(pid: int) -> bool:
 
 
 def end(pid: int) -> None:
-    """End PostgreSQL at once; kill it if it does not obey."""
+    """End PostgreSQL at once; kill it if that takes too long."""
     deadline = time.monotonic() + _PATIENCE
     try:
         os.kill(pid, signal.SIGQUIT)
@@ -57,22 +58,25 @@ def end(pid: int) -> None:
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
                 return
-            time.sleep(0.02)
+            time.sleep(_PAUSE)
     except ProcessLookupError:
         return
 
 
 def main(directory: Path) -> None:
-    """Wait for the owner's end, then leave nothing behind."""
-    # Ctrl-C and a closed terminal are the owner's business; the guard outlives it.
+    """Wait for the owner's end, then stop the server and remove its files."""
+    # Ctrl-C and a closed terminal are for the owner; the guard outlives it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    # After an orderly stop the owner has removed the directory already.
     pid = postmaster_pid(directory / "data")
     if pid is not None:
         end(pid)
-    shutil.rmtree(directory, ignore_errors=True)
+    # The backends of a killed server may write for another moment.
+    deadline = time.monotonic() + _PATIENCE
+    while directory.exists() and time.monotonic() < deadline:
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(_PAUSE)
 
 
 if __name__ == "__main__":

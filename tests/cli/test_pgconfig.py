@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from pgmonkey import load_config
-from pgmonkey.demo.server import EmbeddedServer
 from tests.kit import Canary, ChaosProxy, TemporaryDatabase
 from tests.kit.command import environment, run
+from tests.kit.server import PostgresServer
 
 TYPES = ["normal", "pool", "async", "async_pool"]
 
@@ -260,7 +260,7 @@ def test_generated_programs_run_as_they_are(
     tmp_path: Path,
     config: Path,
     database: TemporaryDatabase,
-    server: EmbeddedServer,
+    server: PostgresServer,
     canary: Canary,
 ) -> None:
     """B83: standard output is a program and nothing else; it asks the server and ends with code 0."""

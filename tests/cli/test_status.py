@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pgmonkey.demo.free_port import free_port
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import Running, run
+from tests.kit.ports import free_port
 from tests.service.serving import Serving
 
 

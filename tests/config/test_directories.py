@@ -328,7 +328,7 @@ def test_a_swapped_secret_is_seen(directory, volume, made):
 
 def test_a_config_map_of_files_is_read_through_its_links(tmp_path, made):
     """The registry directory may itself be a Kubernetes volume."""
-    from pgmonkey.demo.secret_volume import SecretVolume
+    from tests.kit.secret_volume import SecretVolume
 
     volume = SecretVolume(tmp_path / "registry.d")
     volume.write({"orders.yaml": GOOD, "_defaults.yaml": "required: false"})

@@ -14,9 +14,9 @@ from pgmonkey import Registry
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.trust import Judge
-from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.errors import ConfigError
 from tests.kit.command import environment
+from tests.kit.secret_volume import SecretVolume
 
 GOOD = "connection_settings: {host: db, dbname: orders, user: app, password: {from_file: %s}}\n"
 NOBODY = 65534
@@ -137,7 +137,7 @@ import os, subprocess, sys
 from pathlib import Path
 from pgmonkey import Registry
 from pgmonkey.errors import RegistryConfigError
-from pgmonkey.demo.secret_volume import SecretVolume
+from tests.kit.secret_volume import SecretVolume
 
 registry, mount, directory_mode, file_mode, group = sys.argv[1:]
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mount], check=True)

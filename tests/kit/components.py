@@ -26,7 +26,7 @@ def need(found: T | None, what: str) -> T:
 
 
 def postgres_with_tls() -> Path:
-    """Return the `binaries` for an `EmbeddedServer` with TLS: the distribution's newest."""
+    """Return the `binaries` for an `PostgresServer` with TLS: the distribution's newest."""
     found = sorted(
         (path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")),
         key=lambda path: int(path.parent.name),

@@ -9,9 +9,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.canary import Canary
 from tests.kit.eventually import eventually
+from tests.kit.server import PostgresServer
 
 _numbers = itertools.count(1)
 
@@ -20,7 +20,7 @@ _numbers = itertools.count(1)
 class TemporaryDatabase:
     """A fresh database and its owner, whose password is made from the session's canary."""
 
-    server: EmbeddedServer
+    server: PostgresServer
     canary: Canary = field(repr=False)
     name: str
     user: str
@@ -30,7 +30,7 @@ class TemporaryDatabase:
     _opened: list[psycopg.Connection[tuple[Any, ...]]] = field(default_factory=list, repr=False)
 
     @classmethod
-    def create(cls, server: EmbeddedServer, canary: Canary) -> TemporaryDatabase:
+    def create(cls, server: PostgresServer, canary: Canary) -> TemporaryDatabase:
         """Create the role and the database, both with a name that was never used before."""
         name = f"test_{next(_numbers)}"
         password = canary.secret()

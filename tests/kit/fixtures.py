@@ -9,26 +9,26 @@ from pathlib import Path
 import pytest
 import structlog
 
-from pgmonkey.demo.secret_volume import SecretVolume
-from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.leaks import session_servers_key
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.secret_volume import SecretVolume
+from tests.kit.server import PostgresServer
 
 
 @pytest.fixture(scope="session")
-def session_server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer]:
+def session_server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
     """The PostgreSQL of the whole session. Tests ask for `server`."""
-    with EmbeddedServer(settings={"max_connections": "200"}) as server:
+    with PostgresServer(settings={"max_connections": "200"}) as server:
         pytestconfig.stash[session_servers_key].append(server)
         yield server
 
 
 @pytest.fixture
-def server(session_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
+def server(session_server: PostgresServer) -> Iterator[PostgresServer]:
     """The session's PostgreSQL, running again after a test that stopped it."""
     session_server.start()
     yield session_server
@@ -36,7 +36,7 @@ def server(session_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture
-def database(server: EmbeddedServer, canary: Canary) -> Iterator[TemporaryDatabase]:
+def database(server: PostgresServer, canary: Canary) -> Iterator[TemporaryDatabase]:
     """A fresh database and its owner; nobody may be connected to it after the test."""
     database = TemporaryDatabase.create(server, canary)
     yield database
@@ -49,7 +49,7 @@ def database(server: EmbeddedServer, canary: Canary) -> Iterator[TemporaryDataba
 
 
 @pytest.fixture
-def proxy(server: EmbeddedServer, database: TemporaryDatabase) -> Iterator[ChaosProxy]:
+def proxy(server: PostgresServer, database: TemporaryDatabase) -> Iterator[ChaosProxy]:
     """A network before the server that fails on demand; closed before the database is checked."""
     with ChaosProxy(server.host, server.port) as proxy:
         yield proxy

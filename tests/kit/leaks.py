@@ -8,13 +8,13 @@ from collections.abc import Generator
 import psutil
 import pytest
 
-from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.eventually import eventually
+from tests.kit.server import PostgresServer
 
 GRACE = 3.0  # seconds for what was told to end
 
 #: Servers that outlive the test which started them.
-session_servers_key = pytest.StashKey[list[EmbeddedServer]]()
+session_servers_key = pytest.StashKey[list[PostgresServer]]()
 
 
 def _children() -> set[int]:

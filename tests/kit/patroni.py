@@ -18,9 +18,9 @@ import psutil
 import psycopg
 import yaml
 
-from pgmonkey.demo.free_port import free_port
 from tests.kit.components import need, postgres_with_tls
 from tests.kit.eventually import eventually
+from tests.kit.ports import free_port
 from tests.kit.process import end
 
 _ACCOUNT = "postgres"

@@ -14,8 +14,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from pgmonkey.demo.free_port import free_port
 from tests.kit.components import need
+from tests.kit.ports import free_port
 from tests.kit.process import Process
 
 

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pgmonkey.demo.free_port import free_port
 from pgmonkey.service.listener import stop_accepting
+from tests.kit.ports import free_port
 
 Mode = Literal["pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset"]
 T = TypeVar("T")

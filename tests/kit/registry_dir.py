@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
+from tests.kit.secret_volume import SecretVolume
 
 
 class RegistryDirectory:

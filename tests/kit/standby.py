@@ -5,19 +5,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pgmonkey.demo.server import EmbeddedServer
+from tests.kit.server import PostgresServer
 
 
-class Standby(EmbeddedServer):
+class Standby(PostgresServer):
     """Follow a primary, and become one on `promote`.
 
     Args:
         primary: A server that runs.
     """
 
-    _accepting = frozenset({"standby", "ready"})
-
-    def __init__(self, primary: EmbeddedServer) -> None:
+    def __init__(self, primary: PostgresServer) -> None:
         super().__init__()
         self._primary = primary
         self.superuser_password = primary.superuser_password

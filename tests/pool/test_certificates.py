@@ -9,7 +9,6 @@ import psycopg
 import pytest
 
 from pgmonkey import ConnectError, Registry
-from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.canary import Canary
 from tests.kit.certificates import Authority
 from tests.kit.components import postgres_with_tls
@@ -17,6 +16,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.leaks import session_servers_key
 from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.server import PostgresServer
 from tests.pool.side import Client, takes, works
 from tests.registry.test_tls_files import SecureServer
 
@@ -30,7 +30,7 @@ def secure(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[SecureServer]:
     """A server with TLS, for the tests of this module."""
-    with EmbeddedServer(binaries=postgres_with_tls()) as server:
+    with PostgresServer(binaries=postgres_with_tls()) as server:
         pytestconfig.stash[session_servers_key].append(server)
         secure = SecureServer(server, tmp_path_factory.mktemp("certificates"))
         secure.present(AUTHORITY)

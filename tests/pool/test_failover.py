@@ -11,11 +11,11 @@ import psycopg
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.canary import Canary
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.server import PostgresServer
 from tests.kit.standby import Standby
 from tests.pool.side import SIDES, Client, takes
 
@@ -24,7 +24,7 @@ from tests.pool.side import SIDES, Client, takes
 class Pair:
     """A primary, its standby, and the port of each."""
 
-    primary: EmbeddedServer
+    primary: PostgresServer
     standby: Standby
     settings: dict[str, Any]
 
@@ -33,7 +33,7 @@ class Pair:
 def pair(canary: Canary) -> Iterator[Pair]:
     """Two servers of a test's own, the second one following the first."""
     password = canary.secret()
-    with EmbeddedServer() as primary:
+    with PostgresServer() as primary:
         primary.create_role("app", password)
         primary.create_database("orders", owner="app")
         primary.execute("CREATE TABLE public.done (id int)", dbname="orders")

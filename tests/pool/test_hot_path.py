@@ -13,13 +13,13 @@ import psycopg
 import pytest
 
 from pgmonkey import CheckoutTimeout, Registry
-from pgmonkey.demo.server import EmbeddedServer
 from pgmonkey.pool.usage import FOLD_AT
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.server import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,7 +226,7 @@ def test_a_full_server_is_named_and_the_other_databases_go_on(
     """`max_connections` of one server is reached: its databases say so, those elsewhere work."""
     password = canary.secret()
     registry_dir.declare("audit", database)
-    with EmbeddedServer(
+    with PostgresServer(
         settings={"max_connections": "6", "superuser_reserved_connections": "2"}
     ) as small:
         small.create_role("app", password)

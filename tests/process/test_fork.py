@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.pool import fault_points
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit.secret_volume import SecretVolume
 
 
 def in_a_child(act: Callable[[], Any], seconds: int = 20) -> Any:

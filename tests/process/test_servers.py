@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit.secret_volume import SecretVolume
 
 _ROOT = Path(__file__).parents[2]
 

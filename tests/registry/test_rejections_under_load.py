@@ -13,11 +13,11 @@ import prometheus_client
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit.secret_volume import SecretVolume
 from tests.pool.side import Client
 
 

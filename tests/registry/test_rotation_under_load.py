@@ -13,11 +13,11 @@ from typing import Any, Self
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit.secret_volume import SecretVolume
 
 ROTATIONS = 50
 WORKERS = 16

@@ -27,7 +27,6 @@ from hypothesis.stateful import (
 )
 
 from pgmonkey import Registry
-from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.errors import (
     CheckoutTimeout,
     ConfigError,
@@ -39,6 +38,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit.secret_volume import SecretVolume
 
 #: Name and connection type of each database that the machine may declare.
 TYPES: Final = {"orders": "pool", "archive": "pool", "events": "async_pool"}

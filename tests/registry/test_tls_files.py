@@ -14,7 +14,6 @@ import pytest
 from cryptography import x509
 
 from pgmonkey import Registry
-from pgmonkey.demo.server import EmbeddedServer
 from tests.kit.canary import Canary
 from tests.kit.certificates import Authority
 from tests.kit.components import postgres_with_tls
@@ -22,6 +21,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.server import PostgresServer
 from tests.pool.side import SIDES, Client
 
 pytestmark = pytest.mark.tls
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.tls
 class SecureServer:
     """A server with TLS, whose certificate can be replaced while it runs."""
 
-    server: EmbeddedServer
+    server: PostgresServer
     directory: Path
 
     def present(
@@ -72,7 +72,7 @@ def secure(tmp_path: Path, authority: Authority) -> Iterator[SecureServer]:
     binaries = postgres_with_tls()
     directory = tmp_path / "certificates"
     directory.mkdir()
-    with EmbeddedServer(binaries=binaries) as server:
+    with PostgresServer(binaries=binaries) as server:
         secure = SecureServer(server, directory)
         secure.present(authority)
         secure.trust(authority)

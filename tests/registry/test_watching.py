@@ -16,12 +16,12 @@ import prometheus_client
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.registry.reloader import Reloader
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit.secret_volume import SecretVolume
 
 
 def text(database: TemporaryDatabase, name: str) -> str:

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pgmonkey.demo.free_port import free_port
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import Running, run
+from tests.kit.ports import free_port
 from tests.service.serving import Serve, Serving
 
 #: Seconds until a service that has just started has probed its databases, on a machine under load.

@@ -17,11 +17,11 @@ import psycopg
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit.secret_volume import SecretVolume
 
 ROTATIONS: Final = int(os.environ.get("SOAK_ROTATIONS", "100"))
 WORKERS: Final = 16

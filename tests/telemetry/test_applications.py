@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from pgmonkey.demo.server import EmbeddedServer
 from pgmonkey.telemetry.events import CATALOGUE
 from tests.docs.environment import Environment
 from tests.docs.snippets import ROOT, snippets
 from tests.kit import Canary
+from tests.kit.server import PostgresServer
 
 PAGE = ROOT / "docs" / "events.md"
 HAPPENED = ["registry.loaded", "database.opened", "database.swapped"]
 
 
 @pytest.fixture
-def environment(server: EmbeddedServer, canary: Canary, tmp_path: Path) -> Iterator[Environment]:
+def environment(server: PostgresServer, canary: Canary, tmp_path: Path) -> Iterator[Environment]:
     """The repository's registry, with its databases."""
     environment = Environment(tmp_path, server, canary)
     with environment.databases():

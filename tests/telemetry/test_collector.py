@@ -19,12 +19,12 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pgmonkey import Registry
-from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.errors import Reason
 from pgmonkey.telemetry.metrics import export
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.secret_volume import SecretVolume
 
 POOL = {"database": "orders", "type": "pool"}
 

@@ -20,11 +20,11 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pgmonkey.demo.server import EmbeddedServer
 from tests.docs.environment import Environment
 from tests.docs.snippets import ROOT, snippets
 from tests.kit import Canary, eventually
 from tests.kit.prometheus import check_metrics
+from tests.kit.server import PostgresServer
 
 PAGE = ROOT / "docs" / "recipes" / "gunicorn.md"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -121,7 +121,7 @@ class Gunicorn:
 @pytest.fixture(params=[(), ("--preload",)], ids=["", "preload"])
 def gunicorn(
     request: pytest.FixtureRequest,
-    server: EmbeddedServer,
+    server: PostgresServer,
     canary: Canary,
     tmp_path: Path,
 ) -> Iterator[Gunicorn]:

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from pgmonkey import PgmonkeyError, Registry
-from pgmonkey.demo.secret_volume import SecretVolume
 from pgmonkey.telemetry.metrics import RegistryCollector
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.prometheus import Prometheus, check_metrics
 from tests.kit.registry_dir import write_credentials
+from tests.kit.secret_volume import SecretVolume
 from tests.telemetry.load import Load
 
 DOCKER = Path(__file__).parents[2] / "docker"

@@ -11,12 +11,12 @@ from urllib.request import urlopen
 
 import pytest
 
-from pgmonkey.demo.free_port import free_port
-from pgmonkey.demo.secret_volume import SecretVolume
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import command, environment
+from tests.kit.ports import free_port
 from tests.kit.process import end
 from tests.kit.program import Program
+from tests.kit.secret_volume import SecretVolume
 
 SINKS = {
     "print": "structlog.configure(processors=[json], logger_factory=structlog.PrintLoggerFactory(out))",

@@ -100,9 +100,10 @@ def test_cause(canary):
 
 def test_local_variable(canary):
     """d"""
-    from pgmonkey.demo.secret_volume import SecretVolume
-    with pytest.raises(ValueError):
-        SecretVolume("volume").write({"bad key": canary.secret()})
+    from pathlib import Path
+    from pgmonkey.demo.run import write_secret
+    with pytest.raises(FileNotFoundError):
+        write_secret(Path("volume"), {"no/such/directory": canary.secret()})
 
 def test_passed_clean(canary):
     """d"""
@@ -129,7 +130,7 @@ def test_every_sink_is_watched(pytester, kit):
         "an event",
         "the default Prometheus registry",
         "an expected exception (ValueError)",
-        "local 'payload' of secret_volume.py:write",
+        "local 'payload' of run.py:write_secret",
     ):
         result.stdout.fnmatch_lines(f"*{sink.replace('[', '[[]')}*")
 

@@ -1,3 +1,5 @@
+"""The Kubernetes secret volume of the tests."""
+
 from __future__ import annotations
 
 import re
@@ -5,7 +7,7 @@ import stat
 
 import pytest
 
-from pgmonkey.demo.secret_volume import SecretVolume
+from tests.kit.secret_volume import SecretVolume
 
 
 def listing(volume):
@@ -45,7 +47,7 @@ def test_an_update_replaces_the_directory_and_not_the_links(volume):
 
 
 def test_the_same_payload_is_not_written_again(volume):
-    """An update without a change touches nothing."""
+    """A second write of the same payload changes nothing."""
     volume.write({"password": "tea"})
     before = listing(volume)
 
@@ -92,7 +94,7 @@ def test_the_order_of_new_links_is_chosen(tmp_path, links_first):
 
 @pytest.mark.parametrize("key", ["", "..data", "a/b", "a b", "..", "ä"])
 def test_a_key_that_kubernetes_refuses_is_refused(volume, key):
-    """Only names that a Kubernetes secret can have are written, or nothing is."""
+    """A key that a Kubernetes secret cannot have is an error, and nothing is written."""
     with pytest.raises(ValueError, match="no key of a Kubernetes secret"):
         volume.write({"good": "1", key: "x"})
 
@@ -100,7 +102,7 @@ def test_a_key_that_kubernetes_refuses_is_refused(volume, key):
 
 
 def test_files_have_the_chosen_mode(tmp_path):
-    """`mode` sets the permissions, whatever the umask is."""
+    """`mode` sets the permissions, with any umask."""
     volume = SecretVolume(tmp_path / "new" / "mount", mode=0o640)
     volume.write({"password": "tea"})
 

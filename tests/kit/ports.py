@@ -1,4 +1,4 @@
-"""A free port on loopback, for a server that is stopped and started again."""
+"""Free ports on loopback, for servers that are stopped and started again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import random
 import socket
 from typing import Final
 
-# Below the ports that Linux and macOS give to outgoing connections: while the server is stopped
-# for a moment, no client socket can take its port.
+# Below the ports that Linux and macOS give to outgoing connections: no client socket takes the
+# port of a server that is stopped for a moment.
 _PORTS: Final = range(15_000, 30_000)
-# Processes side by side look in different parts, so that one does not take the port of a server
-# that another has stopped for a moment.
+# Each process looks in its own part, so that it does not take the port of a server that another
+# process has stopped for a moment.
 _PARTS: Final = 30
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on. It is not reserved: be ready to retry.
+    """Return a port of 127.0.0.1 that is free. It is not reserved: be ready to retry.
 
     Raises:
         OSError: None was found.
