@@ -200,36 +200,85 @@ class ConnectError(PgmonkeyError, psycopg.OperationalError):
     """Report that a connection could not be made.
 
     Args:
-        message: What happened, with the server's reason, scrubbed of secrets.
+        text: What happened, in the words of the server or of libpq, scrubbed of secrets.
         database: The name of the database.
         reason: One of `auth`, `refused`, `timeout`, `dns`, `tls`, `too_many_connections`,
             `hba`, `no_database`, `setting`, `other`.
+        hint: What to do about it, in one line.
+
+    Example:
+        >>> error = ConnectError("Connection refused", database="orders", reason="refused",
+        ...                      hint="is the server running?")
+        >>> print(error)
+        orders: cannot connect: Connection refused [refused]
+          hint: is the server running?
     """
 
-    def __init__(self, message: str, *, database: str = "", reason: str = "other") -> None:
-        super().__init__(message)
+    def __init__(
+        self, text: str, *, database: str = "", reason: Reason = "other", hint: str = ""
+    ) -> None:
+        # Pickle and copy call the class with `args`, then restore the attributes.
+        super().__init__(text)
+        self.text = text
         self.database = database
         self.reason = reason
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = f"cannot connect: {self.text} [{self.reason}]"
+        return _composed(self.database, message, self.hint)
 
 
 class ReloadRejectedError(ConnectError):
-    """Report a `force_reload` whose probe failed; the old generation keeps serving."""
+    """Report a `force_reload` whose probe failed; the old connections keep serving."""
 
 
 class CheckoutTimeout(PgmonkeyError, psycopg_pool.PoolTimeout):
     """Report that no connection was free, or could be made, within the timeout.
 
     Args:
-        message: Database, seconds waited, numbers of the pool, last connect error, hint.
+        message: Seconds waited, numbers of the pool, and who holds its connections longest.
         database: The name of the database.
         reason: The reason of the last failed connect, or `None` when the pool was just busy.
+        text: What happened then, in the words of the server or of libpq, scrubbed of secrets;
+            empty when the pool was just busy.
+        hint: What to do about it, in one line.
+
+    Example:
+        >>> error = CheckoutTimeout("no connection within 2.00 s", database="orders",
+        ...                         reason="refused", text="Connection refused")
+        >>> print(error)
+        orders: no connection within 2.00 s
+          the last connect failed: Connection refused [refused]
     """
 
-    def __init__(self, message: str, *, database: str = "", reason: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        database: str = "",
+        reason: Reason | None = None,
+        text: str = "",
+        hint: str = "",
+    ) -> None:
         super().__init__(message)
         self.database = database
         self.reason = reason
+        self.text = text
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        if self.reason is not None:
+            message += f"\n  the last connect failed: {self.text} [{self.reason}]"
+        return _composed(self.database, message, self.hint)
 
 
 class TooManyWaiting(PgmonkeyError, psycopg_pool.TooManyRequests):
     """Report that `max_waiting` clients wait already."""
+
+
+def _composed(database: str, message: str, hint: str) -> str:
+    where = f"{database}: " if database else ""
+    advice = f"\n  hint: {hint}" if hint else ""
+    return f"{where}{message}{advice}"

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.config.directory import DirectoryLoader
@@ -150,10 +150,7 @@ def _probe(config: DatabaseConfig) -> Problem | None:
     try:
         dialer.dial(None, probe=True).close()
     except ConnectError as error:
-        problem = failed_probe(config.path, config.name, error)
-        # Both stand in the problem already.
-        message = problem.message.removeprefix(f"{config.name}: ")
-        return replace(problem, message=message.removesuffix(f" [{error.reason}]"))
+        return failed_probe(config.path, config.name, error)
     return None
 
 

@@ -314,9 +314,9 @@ def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
         name: The database.
         error: What came of the probe.
     """
-    text, _, hint = str(error).partition("\n  hint: ")
+    message, hint = f"cannot connect: {error.text}", error.hint or None
     code = f"probe.{error.reason}"
-    candidates = _candidates(error.reason, text)
+    candidates = _candidates(error.reason, error.text)
     for file in (path, str(Path(path).with_name(DEFAULTS_FILE))):
         document = read_again(file)
         for key in candidates:
@@ -324,15 +324,15 @@ def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
                 return Problem(
                     file,
                     code,
-                    text,
+                    message,
                     line=place.line,
                     column=place.column,
                     key=".".join(key),
-                    hint=hint or None,
+                    hint=hint,
                     database=name,
                 )
     key_path = ".".join(candidates[0]) if error.reason in _KEYS else None
-    return Problem(path, code, text, key=key_path, hint=hint or None, database=name)
+    return Problem(path, code, message, key=key_path, hint=hint, database=name)
 
 
 def _candidates(reason: str, text: str) -> list[tuple[str, str]]:

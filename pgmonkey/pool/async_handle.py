@@ -273,7 +273,9 @@ class AsyncDatabase(Database):
             await side.move_now()
         except ConnectError as error:
             self._take_back(side, forcing)
-            raise ReloadRejectedError(str(error), database=self.name, reason=error.reason) from None
+            raise ReloadRejectedError(
+                error.text, database=self.name, reason=error.reason, hint=error.hint
+            ) from None
         except BaseException:  # cancelled: nobody will ever hear whether it connects
             if forcing.waiting == 1:
                 self._take_back(side, forcing)

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import psycopg
 
 from pgmonkey.config.redaction import Secret, scrub
-from pgmonkey.errors import LASTING, Reason
+from pgmonkey.errors import LASTING, ConnectError, Reason
 
 # libpq reports a failed connect without an SQLSTATE, so the text is all there is. It follows
 # the server's lc_messages: a reason is a label and a hint, and `other` is always possible.
@@ -104,6 +104,14 @@ class ConnectFailure(NamedTuple):
     def hint(self) -> str:
         """Return what to do about it, in one line."""
         return HINTS[self.reason]
+
+    def error(self, database: str) -> ConnectError:
+        """Return a new error that reports this failure.
+
+        Args:
+            database: The name of the database.
+        """
+        return ConnectError(self.text, database=database, reason=self.reason, hint=self.hint)
 
 
 def classify(error: BaseException, secrets: Iterable[Secret]) -> ConnectFailure:

@@ -351,6 +351,7 @@ class Database(ABC):
             leaks=self.usage.leaks,
             last_failure=failure.text if failure else None,
             last_failure_reason=failure.reason if failure else None,
+            last_failure_hint=failure.hint if failure else None,
             checkouts=tuple(held),
         )
 

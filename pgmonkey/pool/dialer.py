@@ -287,7 +287,7 @@ class Dialer:
             self._report(failure, self._gate.note(failure))
             if self._on_failure is not None and not self.retired:
                 self._on_failure(self, failure, asked)
-        raise self.error(failure)
+        raise failure.error(self.config.name)
 
     def _report(self, failure: ConnectFailure | None, outage: float | None) -> None:
         """Emit that connects began to fail, or work again: once for each change of state."""
@@ -300,15 +300,6 @@ class Dialer:
             )
         elif failure is None and outage is not None:
             events.emit("connect.recovered", database=self.config.name, outage=round(outage, 3))
-
-    def error(self, failure: ConnectFailure) -> ConnectError:
-        """Return the error that tells a person of this failure."""
-        return ConnectError(
-            f"{self.config.name}: cannot connect: {failure.text} [{failure.reason}]"
-            f"\n  hint: {failure.hint}",
-            database=self.config.name,
-            reason=failure.reason,
-        )
 
     def _admit(self, connection: ConnectionT, slot: Slot | None) -> ConnectionT:
         if slot is not None:

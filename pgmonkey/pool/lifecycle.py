@@ -118,11 +118,11 @@ class Lifecycle(ABC, Generic[PoolT]):
         full = self.share.explain(config)
         why = full or f"all {self.gate.count} connections are in use"
         return ConnectError(
-            f"{self.name}: {why}, so that none is left to try the new configuration with"
-            " [too_many_connections]\n  hint: the reload is tried again; shorten the transactions"
-            f" or raise {'max_connections' if full else 'max_size'}",
+            f"{why}, so that none is left to try the new configuration with",
             database=self.name,
             reason="too_many_connections",
+            hint="the reload is tried again; shorten the transactions"
+            f" or raise {'max_connections' if full else 'max_size'}",
         )
 
     def publish_first(

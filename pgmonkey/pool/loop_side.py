@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from copy import copy
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec
 
@@ -252,9 +253,7 @@ class LoopSide(Lifecycle[AsyncPool]):
                 if self.generation is not None:
                     continue  # the last good one goes on serving
                 self.usage.errors["other"] += 1
-                raise ConnectError(
-                    str(error), database=error.database, reason=error.reason
-                ) from None
+                raise copy(error) from None
 
     def is_behind(self) -> bool:
         """Tell whether this loop still has connections of an older configuration."""

@@ -23,28 +23,30 @@ def checkout_timeout(
     handle.usage.errors["timeout"] += 1
     status = handle.status()
     longest = sorted(status.checkouts, key=lambda one: one.seconds, reverse=True)[:_HOLDERS]
-    why = "".join(
+    holders = "".join(
         f"\n  held for {one.seconds:.1f} s by {one.holder}, borrowed at {one.place}"
         for one in longest
     )
     full = handle.share.explain() if handle.has_room() else None
+    why = ""
     if full is not None:
-        why += f"\n  {full}"
+        why = f"\n  {full}"
         hint = "raise max_connections, or lower max_size, min_size or max_idle of who holds them"
     elif status.last_failure is not None and status.last_failure_reason is not None:
-        why += f"\n  the last connect failed: {status.last_failure} [{status.last_failure_reason}]"
         hint = f"{HINTS[status.last_failure_reason]}; it is tried again all the time"
     elif generation is None:
-        why += "\n  the first connection is still being made"
+        why = "\n  the first connection is still being made"
         hint = "the server is slow to answer: raise `timeout`, or look at the network"
     else:
         hint = "raise max_size, shorten the transactions, or look for a checkout that is never left"
     return CheckoutTimeout(
-        f"{handle.name}: no connection within {waited:.2f} s"
+        f"no connection within {waited:.2f} s"
         f" (open {status.idle + status.used}, in use {status.used}, waiting {status.waiting},"
-        f" max_size {status.max_size}){why}\n  hint: {hint}",
+        f" max_size {status.max_size}){holders}{why}",
         database=handle.name,
         reason=status.last_failure_reason,
+        text=status.last_failure or "",
+        hint=hint,
     )
 
 

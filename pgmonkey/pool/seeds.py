@@ -88,7 +88,9 @@ async def gather_async(
 ) -> list[AsyncPooledConnection]:
     """Return the probe of a candidate and more; see `gather`."""
     if (failure := dialer.refusal()) is not None:
-        raise dialer.error(failure)  # each loop comes here, and the server is asked once
+        raise failure.error(
+            dialer.config.name
+        )  # each loop comes here, and the server is asked once
     probe = await _one_more_async(side, dialer, current, FAREWELL, current.timeout)
     if probe is None:
         side.refuse_if_gone()

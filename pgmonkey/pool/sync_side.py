@@ -7,6 +7,7 @@ import threading
 import weakref
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
+from copy import copy
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -120,9 +121,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                 self.usage.errors["other"] += 1
                 # Each client gets an error of its own: one object in several threads would
                 # collect the tracebacks of all of them.
-                raise ConnectError(
-                    str(error), database=error.database, reason=error.reason
-                ) from None
+                raise copy(error) from None
         return generation
 
     def start(self) -> None:
@@ -335,7 +334,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                     self.refuse_if_gone()
             except ConnectError as error:
                 raise ReloadRejectedError(
-                    str(error), database=self.name, reason=error.reason
+                    error.text, database=self.name, reason=error.reason, hint=error.hint
                 ) from None
 
     def drop(self, candidate: Candidate[SyncPool]) -> None:

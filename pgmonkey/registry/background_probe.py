@@ -35,14 +35,14 @@ def probe(entry: Entry, budget: Budget) -> None:
     began = time.monotonic()
     try:
         if (refusal := dialer.refusal()) is not None:
-            raise dialer.error(refusal)
+            raise refusal.error(entry.name)
         slot = gate.wait(lambda: False, server=config.server, timeout=_ROOM)
         if slot is None:
             raise ConnectError(
-                f"{entry.name}: {share.explain()}, so that none is left to probe it"
-                "\n  hint: raise max_connections",
+                f"{share.explain()}, so that none is left to probe it",
                 database=entry.name,
                 reason="too_many_connections",
+                hint="raise max_connections",
             )
         dialer.dial(slot, probe=True).close()
     except ConnectError as error:

@@ -17,10 +17,7 @@ from pgmonkey.errors import (
 )
 from pgmonkey.pool.async_handle import AsyncDatabase
 from pgmonkey.pool.connect_failure import classify
-from pgmonkey.pool.dialer import Dialer
-from pgmonkey.pool.gate import Gate
 from pgmonkey.pool.target import Applied
-from pgmonkey.pool.usage import Usage
 from pgmonkey.registry.entry import Entry, Rejection
 from pgmonkey.registry.reload_report import ReloadReport
 from pgmonkey.telemetry import events
@@ -317,7 +314,7 @@ class Reloader:
         pause = entry.postpone(time.monotonic(), lasting=lasting)
         problem = failed_probe(config.path, entry.name, error)
         known = entry.rejection
-        entry.rejection = Rejection((problem,), error.reason)  # type: ignore[arg-type]  # ConnectError carries one of the reasons
+        entry.rejection = Rejection((problem,), error.reason)
         if known is not None and known.problems == (problem,):
             return  # the same again: it was said
         entry.ended("rejected", time.time(), (str(problem),))
@@ -472,5 +469,4 @@ def _drop(prepared: list[tuple[Any, Any]]) -> None:
 
 def _unexpected(config: DatabaseConfig, error: Exception) -> ConnectError:
     """Return what is reported of a reload that failed for another reason than its connect."""
-    failure = classify(error, config.secrets)
-    return Dialer(config, config.connection_type, Gate(1, Usage())).error(failure)
+    return classify(error, config.secrets).error(config.name)

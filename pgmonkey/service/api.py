@@ -180,19 +180,16 @@ def _summary(database: DatabaseStatus) -> dict[str, Any]:
 
 def _error(database: DatabaseStatus) -> dict[str, str | None] | None:
     """Return why connects fail now: in one word, in the words of the server, and what to do."""
-    found: list[tuple[str | None, str]] = [
-        (pool.last_failure_reason, pool.last_failure)
-        for pool in database.pools
-        if pool.last_failure
+    found = [
+        (database.last_error_reason, database.last_error, database.last_error_hint),
+        *(
+            (pool.last_failure_reason, pool.last_failure, pool.last_failure_hint)
+            for pool in database.pools
+        ),
     ]
-    if database.last_error:
-        found.insert(0, (database.last_error_reason, database.last_error))
-    for known, text in found:
-        reason = known or "other"
-        said, _, hint = (text or "").partition("\n  hint: ")
-        # The name and the reason have their own places.
-        said = said.removeprefix(f"{database.name}: ").removesuffix(f"[{reason}]")
-        return {"reason": reason, "text": plain(said), "hint": plain(hint) or None}
+    for reason, text, hint in found:
+        if text:
+            return {"reason": reason, "text": plain(text), "hint": plain(hint or "") or None}
     return None
 
 

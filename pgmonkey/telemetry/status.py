@@ -78,6 +78,7 @@ class PoolStatus(NamedTuple):
     leaks: int
     last_failure: str | None
     last_failure_reason: Reason | None
+    last_failure_hint: str | None
     checkouts: tuple[CheckoutStatus, ...]
 
 
@@ -119,9 +120,10 @@ class DatabaseStatus:
     version: int
     stale: bool
     reached: bool
-    reason: str | None
+    reason: Reason | None
     last_error: str | None
-    last_error_reason: str | None
+    last_error_reason: Reason | None
+    last_error_hint: str | None
     problems: tuple[Problem, ...]
     outcomes: Mapping[str, int]
     last_reload: str | None

@@ -206,8 +206,8 @@ def _probed() -> Iterator[Problem]:
         path.parent.mkdir()
         path.write_text(_FILE)
         for reason, text in _PROBES.items():
-            error = f"cannot connect: {text}\n  hint: {HINTS[reason]}"
-            yield failed_probe(str(path), "orders", ConnectError(error, reason=reason))
+            error = ConnectError(text, database="orders", reason=reason, hint=HINTS[reason])
+            yield failed_probe(str(path), "orders", error)
 
 
 def _doubted() -> Iterator[Problem]:

@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from pgmonkey import CheckoutTimeout, ConnectError
+from pgmonkey.pool.connect_failure import HINTS
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
@@ -98,8 +99,12 @@ def test_what_waiting_does_not_mend_is_the_first_error_and_heals_by_itself(
         with takes(2), pytest.raises(ConnectError) as caught:
             client.ask(timeout=20)
         assert caught.value.reason == reason
-        assert f"[{reason}]" in str(caught.value)
-        assert "hint:" in str(caught.value)
+        error = caught.value
+        assert error.database == "orders"
+        assert error.text.startswith("connection to server at ")
+        assert str(error) == (
+            f"orders: cannot connect: {error.text} [{reason}]\n  hint: {HINTS[error.reason]}"
+        )
         attempts, began = client.handle.status().connect_attempts, time.monotonic()
         for _ in range(20):
             with pytest.raises(ConnectError):
@@ -134,13 +139,16 @@ def test_a_mistake_in_the_file_is_the_first_error(make: Make, mistake: str) -> N
     assert caught.value.reason == reason
 
 
-def test_what_is_said_of_a_refusal_is_said_once(make: Make) -> None:
-    """The server's own words, without what psycopg and libpq say around them."""
+def test_the_text_of_an_error_is_what_the_server_said(make: Make) -> None:
+    """The server's own words, without what psycopg and libpq add around them."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     client = make(connection={"host": "127.0.0.1", "port": port})
 
     with pytest.raises(CheckoutTimeout) as caught:
         client.ask(timeout=0.2)
-    said = f'connection to server at "127.0.0.1", port {port} failed: Connection refused [refused]'
-    assert f"the last connect failed: {said}\n" in str(caught.value)
+    error = caught.value
+    assert (
+        error.text == f'connection to server at "127.0.0.1", port {port} failed: Connection refused'
+    )
+    assert f"\n  the last connect failed: {error.text} [refused]\n" in str(error)

@@ -17,8 +17,8 @@ from pgmonkey import (
     EnvInterpolationError,
     PGConnectionManager,
     load_config,
-    loader,
 )
+from pgmonkey.config import loader
 from tests.kit import Canary, CapturedEvents, ChaosProxy, TemporaryDatabase, eventually
 from tests.registry.conftest import Declare
 
