@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgmonkey.config.libpq import libpq_variables
 from pgmonkey.config.loader import Rules, outcome_of
-from pgmonkey.config.models import DEFAULTS_FILE
 from pgmonkey.config.rules import shortfalls
 from pgmonkey.config.secret_files import (
     SecretFileError,
@@ -22,7 +21,7 @@ from pgmonkey.config.secret_files import (
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.config.sources import SourceFile, Sources, Statuses, keyed_digest, read_source
 from pgmonkey.config.trust import Trust, TrustPolicy
-from pgmonkey.config.yaml_reader import LIMIT, Defaults, parse, unreadable
+from pgmonkey.config.yaml_reader import DEFAULTS_FILE, LIMIT, Defaults, parse, unreadable
 from pgmonkey.errors import Problem, RegistryConfigError, sorted_problems
 
 if TYPE_CHECKING:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from pgmonkey.config.interpolation import Template, Variable, has_reference, parse_template
-from pgmonkey.config.models import DEFAULTS_FILE, NULLABLE, SECTIONS
+from pgmonkey.config.models import INHERITED, NULLABLE, SECTIONS
 from pgmonkey.config.redaction import Secret, mask_urls, scrub
 from pgmonkey.config.settings import DatabaseConfig
-from pgmonkey.config.yaml_reader import read_again
+from pgmonkey.config.yaml_reader import DEFAULTS_FILE, read_again
 
 Steps = tuple[str, ...]
-
-#: What a pool takes from its database if its own section does not say.
-_INHERITED: Final = ("timeout", "check_on_checkout")
 
 
 class Source(NamedTuple):
@@ -87,7 +84,7 @@ class _Places:
 
     def source(self, path: Steps) -> Source:
         found = self._find(path)
-        if found is None and path[0] in SECTIONS and path[-1] in _INHERITED:
+        if found is None and path[0] in SECTIONS and path[-1] in INHERITED:
             found = self._find(path[1:])
         return found or Source()
 
@@ -97,7 +94,7 @@ class _Places:
             if not present:
                 continue
             place = document.place(path)
-            if (value is None and path != NULLABLE) or place is None:
+            if (value is None and path not in NULLABLE) or place is None:
                 return None  # a null takes back what the defaults say
             return Source(name, place.line, place.column, tuple(_references(value)))
         return None

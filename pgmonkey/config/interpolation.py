@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from pgmonkey.config.models import NULLABLE, SECTIONS, KeyPath
+from pgmonkey.config.models import NULLABLE, SECTIONS
 from pgmonkey.config.problems import Finding
 from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.secret_files import LIMIT, SecretFileError, Snapshot, text_of
 from pgmonkey.config.sources import SourceFile, read_source
+from pgmonkey.config.yaml_errors import KeyPath
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DEEPEST: Final = 20
@@ -297,7 +298,7 @@ class Resolution:
                     if type(item) is str and "${" not in item and "\0" not in item:
                         section[name] = Secret(item) if is_sensitive(name) else item
                     elif item is None:
-                        if keep_nulls or (key, name) == NULLABLE:
+                        if keep_nulls or (key, name) in NULLABLE:
                             section[name] = None
                     else:
                         found = self._value(item, (key, name), is_sensitive(name))

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pgmonkey.config.models import SECTIONS, DatabaseFile
+from pydantic import TypeAdapter
+
+from pgmonkey.config.models import INHERITED, SECTIONS, DatabaseFile
 
 Schema = dict[str, Any]
 
@@ -40,7 +42,7 @@ def schema() -> Schema:
         >>> schema()["properties"]["connection_type"]["default"]
         'normal'
     """
-    made = DatabaseFile.model_json_schema()
+    made = TypeAdapter(DatabaseFile).json_schema()
     definitions = made["$defs"]
     return {
         "$schema": DRAFT,
@@ -90,6 +92,8 @@ def _section(found: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema
     if reference:
         fields = definitions[reference]["properties"]
         section["properties"] = {key: _value(value) for key, value in fields.items()}
+        for key in fields.keys() & set(INHERITED):
+            del section["properties"][key]["default"]  # it is that of the database
         section["additionalProperties"] = False
     else:
         part = r"[A-Za-z_][A-Za-z0-9_$]*"

@@ -18,7 +18,7 @@ from pgmonkey.config.loader import (
     rules_for,
     unwrapped,
 )
-from pgmonkey.config.models import SECTIONS, KeyPath
+from pgmonkey.config.models import SECTIONS
 from pgmonkey.config.problems import Finding, Placement, finding_of
 from pgmonkey.config.redaction import RedactedDict, Secret
 from pgmonkey.config.secret_files import (
@@ -27,7 +27,7 @@ from pgmonkey.config.secret_files import (
     from_one_snapshot,
 )
 from pgmonkey.config.settings import DatabaseConfig
-from pgmonkey.config.yaml_errors import DEEPEST
+from pgmonkey.config.yaml_errors import DEEPEST, KeyPath
 from pgmonkey.config.yaml_reader import parse
 from pgmonkey.errors import Problem
 

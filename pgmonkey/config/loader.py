@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgmonkey.config.interpolation import HOW_TO_RESOLVE, Resolution
 from pgmonkey.config.libpq import libpq_variables
-from pgmonkey.config.models import SECTIONS, KeyPath
+from pgmonkey.config.models import SECTIONS
 from pgmonkey.config.named_files import NamedFiles
 from pgmonkey.config.problems import Finding, Placement, finding_of, meant_key
 from pgmonkey.config.redaction import SHORT, Secret, is_sensitive, mask_urls
@@ -26,6 +26,7 @@ from pgmonkey.config.secret_files import (
 )
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.config.sources import SourceFile, Sources, files_digest, read_source
+from pgmonkey.config.yaml_errors import KeyPath
 from pgmonkey.config.yaml_reader import LIMIT, Defaults, parse, unreadable
 from pgmonkey.errors import ConfigError, EnvInterpolationError, Problem, sorted_problems
 

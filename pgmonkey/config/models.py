@@ -1,33 +1,32 @@
-"""The keys of a database file, as pydantic models: types, defaults, descriptions."""
+"""The keys of a database file: type, default, meaning, and what a change of each does.
+
+A key is declared here, and nowhere else. Validation, digests, changed keys, redaction, the JSON
+schema and the reference page walk these declarations. Secrets are wrapped before they come here,
+so that no error of pydantic holds one.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache, lru_cache
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, get_type_hints
+from operator import attrgetter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args, get_type_hints
 
 from pydantic import (
-    BaseModel,
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
-    Field,
     InstanceOf,
     Strict,
     TypeAdapter,
     ValidationError,
-    WithJsonSchema,
 )
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, is_typeddict
 
-from pgmonkey.config.libpq import (
-    CONNECT_TIMEOUT,
-    PREPARE_THRESHOLD,
-    Keyword,
-    keywords,
-)
-from pgmonkey.config.redaction import Secret, is_sensitive
+from pgmonkey.config.libpq import CONNECT_TIMEOUT, PREPARE_THRESHOLD, Keyword, keywords
+from pgmonkey.config.redaction import Secret, is_sensitive, mask_urls
 from pgmonkey.config.types import (
     Flag,
     Integer,
@@ -39,100 +38,56 @@ from pgmonkey.config.types import (
     invalid,
     kind,
     one_of,
-    to_flag,
     to_integer,
     to_seconds,
     to_text,
 )
+from pgmonkey.config.yaml_errors import KeyPath
 
 ConnectionType = Literal["normal", "pool", "async", "async_pool"]
-CONNECTION_TYPES: Final[tuple[ConnectionType, ...]] = ("normal", "pool", "async", "async_pool")
+CONNECTION_TYPES: Final[tuple[ConnectionType, ...]] = get_args(ConnectionType)
+Pooler = Literal["none", "pgbouncer"]
 
-#: The keys of a file whose values are mappings.
-SECTIONS: Final = frozenset(
-    {
-        "connection_settings",
-        "pool_settings",
-        "async_pool_settings",
-        "sync_settings",
-        "async_settings",
-    }
-)
-
-#: Where null is a value, not the absence of one.
-NULLABLE: Final = ("connection_settings", "prepare_threshold")
-
-#: What is merged under every database of a directory.
-DEFAULTS_FILE: Final = "_defaults.yaml"
-
-#: Keys and indexes that lead to one part of a file, from the top.
-KeyPath = tuple["str | int", ...]
+#: What a change of a key does to a pool that is open. `reconnect`: its connections are replaced.
+#: `new_pool`: psycopg_pool takes the value when a pool is made, so another pool takes its place.
+#: `resize`: the pool is resized. `nothing`: no connection is touched; the value is read when it
+#: is needed.
+Effect = Literal["reconnect", "new_pool", "resize", "nothing"]
 
 
-def dotted(path: Iterable[str | int]) -> str | None:
-    """Return a path as people write it: `a.b[0]`; `None` for the top."""
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        else:
-            shown = step if step.isprintable() else json.dumps(step)[1:-1]
-            text += f".{shown}" if text else shown
-    return text or None
-
-
-class PoolSettings(NamedTuple):
-    """Hold the effective settings of the pool of one connection type. Times are in seconds.
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Annotate the field of one key, for the schema, the reference page and reloads.
 
     Args:
-        min_size: How many connections are kept open.
-        max_size: How many are opened at most.
-        timeout: How long a checkout may wait.
-        max_waiting: How many clients may wait; 0 is no limit.
-        max_idle: How long a connection above `min_size` stays unused.
-        max_lifetime: How old a connection may become.
-        reconnect_timeout: How long the pool tries to replace a connection.
-        num_workers: How many workers open connections.
-        check_on_checkout: Whether each checkout asks the server for a sign of life.
+        description: What the key is for, in one or two sentences.
+        example: A value, as it is written in a file.
+        effect: What a change does; `None` for a section whose own keys say it.
+        default: The default, where the field has none of its own.
     """
 
-    min_size: int
-    max_size: int
-    timeout: float
-    max_waiting: int
-    max_idle: float
-    max_lifetime: float
-    reconnect_timeout: float
-    num_workers: int
-    check_on_checkout: bool
+    description: str
+    example: Any = None
+    effect: Effect | None = None
+    default: Any = None
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        schema: dict[str, Any] = handler(core_schema)
+        schema["description"] = self.description
+        if self.example is not None:
+            schema["examples"] = [self.example]
+        if self.default is not None:
+            schema["default"] = self.default
+        return schema
 
 
-# A thousand databases mostly have the same few pools.
+_CONFIG: Final = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-
-@lru_cache(maxsize=1024)
-def shared(settings: PoolSettings) -> PoolSettings:
-    """Return one object for equal settings."""
-    return settings
-
-
-@lru_cache(maxsize=1024)
-def written(settings: PoolSettings) -> str:
-    """Return the settings as text, for digests."""
-    return repr(settings)
-
+# ---- connection_settings: every parameter of libpq, and two of psycopg
 
 _LOWEST: Final = -(2**31)  # libpq's integers
 _HIGHEST: Final = 2**31 - 1
 _MOST_HOSTS: Final = 1000
-
-
-def _number_of_libpq(value: Any) -> str:
-    return str(to_integer(value, _LOWEST, _HIGHEST))
-
-
-def _flag_of_libpq(value: Any) -> str:
-    return "1" if to_flag(value) else "0"
 
 
 def _ports(value: Any) -> str:
@@ -153,28 +108,26 @@ def _stripped(value: Any) -> Any:
     return value.strip(" ") if isinstance(value, str) else value
 
 
-def _several(value: Any) -> str:
+def _hosts(value: Any) -> str:
     """Accept a list of hosts, which libpq takes as one text."""
     if isinstance(value, list):
         if not value or not all(isinstance(item, str) and item for item in value):
             raise invalid("config.type", "expected text, or a list of texts")
         value = ",".join(value)
-    text = to_text(value)
-    if "://" in text:
-        raise invalid(
-            "config.url",
-            "expected a host name, got a URL (not shown)",
-            "write host, port, dbname, user and password as keys of their own",
-        )
-    return text
+    return _not_a_url(to_text(value), "expected a host name", "://" in value)
 
 
-def _name_not_url(value: Any) -> str:
+def _database_name(value: Any) -> str:
     text = to_text(value)
-    if text.startswith(("postgresql://", "postgres://")):
+    url = text.startswith(("postgresql://", "postgres://"))
+    return _not_a_url(text, "expected the name of a database", url)
+
+
+def _not_a_url(text: str, expected: str, url: bool) -> str:
+    if url:
         raise invalid(
             "config.url",
-            "expected the name of a database, got a URL (not shown)",
+            f"{expected}, got a URL (not shown)",
             "write host, port, dbname, user and password as keys of their own",
         )
     return text
@@ -191,85 +144,63 @@ def _threshold(value: Any) -> int | None:
 
 
 def _keyword_type(keyword: Keyword) -> Any:
-    validators = {
-        "integer": _number_of_libpq,
-        "flag": _flag_of_libpq,
-        "port": _ports,
-        "seconds": _connect_timeout,
-    }
-    before: BeforeValidator
-    field = Field(
-        description=keyword.description,
-        examples=[keyword.example] if keyword.example else None,
-        json_schema_extra=(
-            {"default": CONNECT_TIMEOUT} if keyword.name == "connect_timeout" else None
-        ),
+    """Return the annotation of one parameter of libpq, whose values are text to it."""
+    name = keyword.name
+    key = Key(
+        keyword.description,
+        keyword.example or None,
+        default=CONNECT_TIMEOUT if name == "connect_timeout" else None,
     )
-    if is_sensitive(keyword.name):
-        return Annotated[InstanceOf[Secret], field, _keyword_schema(keyword)]
+    sensitive = is_sensitive(name)
+    validator: Any = Strict()
+    schema = kind("file" if keyword.kind == "file" else "text")
     if keyword.choices:
-        before = one_of(keyword.choices)
-    elif keyword.name in ("host", "hostaddr"):
-        before = BeforeValidator(_several)
-    elif keyword.name == "dbname":
-        before = BeforeValidator(_name_not_url)
-    elif keyword.kind in validators:
-        before = BeforeValidator(validators[keyword.kind])
-    else:
-        return Annotated[str, Strict(), field, _keyword_schema(keyword)]
-    return Annotated[str, before, field, _keyword_schema(keyword)]
-
-
-def _keyword_schema(keyword: Keyword) -> WithJsonSchema:
-    if keyword.choices:
-        return kind("choice", enum=[choice for choice in keyword.choices if choice])
-    match keyword.kind:
-        case "integer":
-            return kind("integer", minimum=_LOWEST, maximum=_HIGHEST)
-        case "flag":
-            return kind("flag")
-        case "seconds":
-            return kind("duration", zero=True)
-        case "port":
-            return kind("ports")
-        case _ if keyword.name in ("host", "hostaddr"):
-            return kind("texts", url=False)
-        case _ if keyword.name == "dbname":
-            return kind("text", url=False)
-        case "file":
-            return kind("file")
-        case _:
-            return kind("text", sensitive=is_sensitive(keyword.name))
+        validator = one_of(keyword.choices)
+        schema = kind("choice", enum=[choice for choice in keyword.choices if choice])
+    elif name in ("host", "hostaddr"):
+        validator, schema = BeforeValidator(_hosts), kind("texts", url=False)
+    elif name == "dbname":
+        validator, schema = BeforeValidator(_database_name), kind("text", url=False)
+    elif keyword.kind == "integer":
+        validator = BeforeValidator(lambda value: str(to_integer(value, _LOWEST, _HIGHEST)))
+        schema = kind("integer", minimum=_LOWEST, maximum=_HIGHEST)
+    elif keyword.kind == "flag":
+        return Annotated[Flag, AfterValidator(lambda value: "1" if value else "0"), key]
+    elif keyword.kind == "port":
+        validator, schema = BeforeValidator(_ports), kind("ports")
+    elif keyword.kind == "seconds":
+        validator, schema = BeforeValidator(_connect_timeout), kind("duration", zero=True)
+    elif sensitive and keyword.kind == "text":
+        schema = kind("text", sensitive=True)
+    if sensitive:
+        return Annotated[InstanceOf[Secret], schema, key]
+    return Annotated[str, validator, schema, key]
 
 
 def _connection_section() -> Any:
     fields = {name: _keyword_type(keyword) for name, keyword in keywords().items()}
     fields["autocommit"] = Annotated[
         Flag,
-        Field(
-            description="Whether each statement is its own transaction; false by default.",
-            examples=["true"],
-            json_schema_extra={"default": False},
+        Key(
+            "Whether each statement is its own transaction; false by default.",
+            "true",
+            default=False,
         ),
     ]
     fields["prepare_threshold"] = Annotated[
         int | None,
         BeforeValidator(_threshold),
         kind("integer", minimum=0, maximum=1_000_000),
-        Field(
-            description=f"After how many executions a statement is prepared on the server; "
+        Key(
+            "After how many executions a statement is prepared on the server; "
             f"{PREPARE_THRESHOLD} by default, null for never.",
-            examples=["5"],
-            json_schema_extra={"default": PREPARE_THRESHOLD},
+            "5",
+            default=PREPARE_THRESHOLD,
         ),
     ]
     make: Any = TypedDict  # the keywords are those of the libpq that is installed
     section = make("ConnectionSection", fields, total=False)
-    section.__pydantic_config__ = ConfigDict(extra="forbid", hide_input_in_errors=True)
-    section.__doc__ = (
-        "Say where the database is and how to log in: every parameter of libpq, and two of "
-        f"psycopg. The default of connect_timeout is {CONNECT_TIMEOUT} s."
-    )
+    section.__pydantic_config__ = _CONFIG
     return section
 
 
@@ -279,268 +210,329 @@ else:
     ConnectionSection = _connection_section()
 
 
-Pooler = Literal["none", "pgbouncer"]
-
-_MIN_SIZE: Final = 1
-_MAX_SIZE: Final = 10
+# ---- pool_settings and async_pool_settings
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=False
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """Hold the settings of the pool of one connection type. Times are in seconds."""
 
-
-class PoolSection(_Section):
-    """Say how large a pool is and how it treats its connections."""
+    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
 
     min_size: Annotated[
-        Annotated[int, Integer(0, 1000)] | None,
-        Field(
-            description="How many connections the pool keeps open; 1 by default, never more than "
-            "max_size.",
-            examples=["2"],
-            json_schema_extra={"default": _MIN_SIZE},
+        int,
+        Integer(0, 1000),
+        Key(
+            "How many connections the pool keeps open; 1 by default, never more than max_size.",
+            "2",
+            "resize",
         ),
-    ] = None
+    ] = 1
     max_size: Annotated[
-        Annotated[int, Integer(1, 1000)] | None,
-        Field(
-            description="How many connections the pool opens at most; 10 by default, or min_size "
-            "if that is larger.",
-            examples=["10"],
-            json_schema_extra={"default": _MAX_SIZE},
+        int,
+        Integer(1, 1000),
+        Key(
+            "How many connections the pool opens at most; 10 by default, or min_size if that is "
+            "larger.",
+            "10",
+            "resize",
         ),
-    ] = None
+    ] = 10
     timeout: Annotated[
-        Seconds | None,
-        Field(
-            description="How long a checkout may wait; by default the timeout of the database.",
-            examples=["5s"],
+        Seconds,
+        Key(
+            "How long a checkout may wait; by default the timeout of the database.",
+            "5s",
+            "nothing",
         ),
-    ] = None
+    ] = 30.0
     check_on_checkout: Annotated[
-        Flag | None,
-        Field(
-            description="Whether the server is asked for a sign of life at each checkout; by "
-            "default what the database says.",
-            examples=["true"],
+        Flag,
+        Key(
+            "Whether the server is asked for a sign of life at each checkout; by default what "
+            "the database says.",
+            "true",
+            "nothing",
         ),
-    ] = None
+    ] = False
     max_waiting: Annotated[
-        Annotated[int, Integer(0, 1_000_000)],
-        Field(
-            description="How many clients may wait for a connection; the next one fails at once. "
-            "0 is no limit.",
-            examples=["50"],
+        int,
+        Integer(0, 1_000_000),
+        Key(
+            "How many clients may wait for a connection; the next one fails at once. 0 is no "
+            "limit.",
+            "50",
+            "nothing",
         ),
     ] = 0
     max_idle: Annotated[
         Seconds,
-        Field(
-            description="How long a connection above min_size stays unused before it is closed.",
-            examples=["10min"],
+        Key(
+            "How long a connection above min_size stays unused before it is closed.",
+            "10min",
+            "new_pool",
         ),
     ] = 600.0
     max_lifetime: Annotated[
         Seconds,
-        Field(
-            description="How old a connection may become; an older one is replaced.",
-            examples=["1h"],
-        ),
+        Key("How old a connection may become; an older one is replaced.", "1h", "reconnect"),
     ] = 3600.0
     reconnect_timeout: Annotated[
         SecondsOrZero,
-        Field(
-            description="How long the pool goes on trying to replace a connection before it "
-            "starts anew with short pauses.",
-            examples=["5s"],
+        Key(
+            "How long the pool tries to replace a connection before it gives up and starts "
+            "again with short pauses.",
+            "5s",
+            "new_pool",
         ),
     ] = 5.0
     num_workers: Annotated[
-        Annotated[int, Integer(1, 100)],
-        Field(description="How many workers open connections in the background.", examples=["1"]),
+        int,
+        Integer(1, 100),
+        Key("How many workers open connections in the background.", "1", "new_pool"),
     ] = 1
 
 
-class DatabaseFile(_Section):
+# ---- the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class DatabaseFile:
     """Declare one PostgreSQL database."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
 
     connection_type: Annotated[
         Annotated[ConnectionType, one_of(CONNECTION_TYPES)],
-        Field(
-            description="What a handle is if the code does not say: one connection (normal, "
-            "async) or a pool of them (pool, async_pool).",
-            examples=["pool"],
+        Key(
+            "What a handle is if the code does not say: one connection (normal, async) or a pool "
+            "of them (pool, async_pool).",
+            "pool",
+            "nothing",
         ),
     ] = "normal"
     description: Annotated[
         Text,
-        Field(description="What the database is for; on the status page.", examples=["orders"]),
+        AfterValidator(mask_urls),
+        Key("What the database is for; on the status page.", "orders", "nothing"),
     ] = ""
     connection_settings: Annotated[
         ConnectionSection,
-        Field(description="Where the database is and how to log in."),
+        Key("Where the database is and how to log in.", effect="reconnect"),
     ]
-    pool_settings: Annotated[
-        PoolSection, Field(description="The pool of connection type pool.")
-    ] = PoolSection()
-    async_pool_settings: Annotated[
-        PoolSection, Field(description="The pool of connection type async_pool.")
-    ] = PoolSection()
+    pool_settings: Annotated[PoolSettings, Key("The pool of connection type pool.")] = (
+        PoolSettings()
+    )
+    async_pool_settings: Annotated[PoolSettings, Key("The pool of connection type async_pool.")] = (
+        PoolSettings()
+    )
     sync_settings: Annotated[
         SessionSettings,
-        Field(
-            description="Session settings of normal and pool, sent when a connection is made.",
-            examples=[{"statement_timeout": "30s"}],
+        Key(
+            "Session settings of normal and pool, sent when a connection is made.",
+            {"statement_timeout": "30s"},
+            "reconnect",
         ),
-    ] = {}
+    ] = field(default_factory=dict)
     async_settings: Annotated[
         SessionSettings,
-        Field(
-            description="Session settings of async and async_pool, sent when a connection is made.",
-            examples=[{"statement_timeout": "30s"}],
+        Key(
+            "Session settings of async and async_pool, sent when a connection is made.",
+            {"statement_timeout": "30s"},
+            "reconnect",
         ),
-    ] = {}
+    ] = field(default_factory=dict)
     timeout: Annotated[
-        Seconds,
-        Field(description="How long a checkout may wait, for all types.", examples=["5s"]),
+        Seconds, Key("How long a checkout may wait, for all types.", "5s", "nothing")
     ] = 30.0
     check_on_checkout: Annotated[
         Flag,
-        Field(
-            description="Whether the server is asked for a sign of life at each checkout, for "
-            "all types.",
-            examples=["true"],
-        ),
-    ] = False
-    reset_on_return: Annotated[
-        Flag,
-        Field(
-            description="Whether a connection that comes back is reset (`DISCARD ALL`), so that "
-            "the next borrower gets a clean session. Costs one round trip for each checkout.",
-            examples=["true"],
+        Key(
+            "Whether the server is asked for a sign of life at each checkout, for all types.",
+            "true",
+            "nothing",
         ),
     ] = False
     pooler: Annotated[
-        Annotated[Pooler, one_of(("none", "pgbouncer"))],
-        Field(
-            description="What stands between here and the server: nothing, or PgBouncer with "
-            "transaction pooling (no prepared statements, no session settings, no options).",
-            examples=["pgbouncer"],
+        Annotated[Pooler, one_of(get_args(Pooler))],
+        Key(
+            "What is between this process and the server: nothing, or PgBouncer with transaction "
+            "pooling (no prepared statements, no session settings, no options).",
+            "pgbouncer",
+            "reconnect",
         ),
     ] = "none"
+    reset_on_return: Annotated[
+        Flag,
+        Key(
+            "Whether a connection that comes back is reset (`DISCARD ALL`), so that the next "
+            "borrower gets a clean session. Costs one round trip for each checkout.",
+            "true",
+            "reconnect",
+        ),
+    ] = False
     required: Annotated[
         Flag,
-        Field(
-            description="Whether the service is ready only once this database was reached.",
-            examples=["false"],
+        Key(
+            "Whether the service is ready only once this database was reached.", "false", "nothing"
         ),
     ] = True
     leak_detection: Annotated[
         SecondsOrOff,
-        Field(
-            description="After how long a checkout is reported as leaked; off by default.",
-            examples=["30s"],
-        ),
+        Key("After how long a checkout is reported as leaked; off by default.", "30s", "nothing"),
     ] = None
     leak_stack: Annotated[
         Flag,
-        Field(
-            description="Whether each checkout keeps the stack of its borrower, so that a leak "
-            "is reported with it; costs some microseconds each time.",
-            examples=["true"],
+        Key(
+            "Whether each checkout keeps the stack of its borrower, so that a leak is reported "
+            "with it; costs some microseconds each time.",
+            "true",
+            "nothing",
         ),
     ] = False
+    drain_timeout: Annotated[
+        Seconds,
+        Key(
+            "How long a replaced pool may take to drain before its holders are reported; nothing "
+            "is cut.",
+            "60s",
+            "nothing",
+        ),
+    ] = 60.0
     max_connections: Annotated[
         Annotated[int, Integer(1, 1_000_000)] | None,
-        Field(
-            description="How many connections this process has to the server (host and port) at "
-            "most when this database opens another one, over all databases; no limit by default. "
-            "Best written once, in _defaults.yaml.",
-            examples=["80"],
+        Key(
+            "How many connections this process has to the server (host and port) at most when "
+            "this database opens another one, over all databases; no limit by default. Best "
+            "written once, in _defaults.yaml.",
+            "80",
+            "nothing",
         ),
     ] = None
     revision: Annotated[
-        Text | None,
-        Field(
-            description="The version of the secrets, so that the fleet can be compared; not "
-            "secret.",
-            examples=["2024-05-01"],
+        Annotated[Text, AfterValidator(mask_urls)] | None,
+        Key(
+            "The version of the secrets, so that the fleet can be compared; not secret.",
+            "2024-05-01",
+            "nothing",
         ),
     ] = None
-    drain_timeout: Annotated[
-        Seconds,
-        Field(
-            description="How long a replaced pool may take to drain before its holders are "
-            "reported; nothing is cut.",
-            examples=["60s"],
-        ),
-    ] = 60.0
-
-    def pools(self) -> tuple[PoolSettings, PoolSettings, PoolSettings]:
-        """Return the effective settings of `pool`, of `async_pool`, and of a single connection.
-
-        A pool's own settings go over those of the database, and both over the defaults.
-        """
-        return (
-            self._pool(self.pool_settings),
-            self._pool(self.async_pool_settings),
-            self._pool(_SINGLE),
-        )
-
-    def _pool(self, section: PoolSection) -> PoolSettings:
-        low, high, checks = section.min_size, section.max_size, section.check_on_checkout
-        if high is None:
-            high = max(_MAX_SIZE, low or 0)
-        if low is None:
-            low = min(_MIN_SIZE, high)
-        return shared(
-            PoolSettings(
-                min_size=low,
-                max_size=high,
-                timeout=self.timeout if section.timeout is None else section.timeout,
-                max_waiting=section.max_waiting,
-                max_idle=section.max_idle,
-                max_lifetime=section.max_lifetime,
-                reconnect_timeout=section.reconnect_timeout,
-                num_workers=section.num_workers,
-                check_on_checkout=self.check_on_checkout if checks is None else checks,
-            )
-        )
 
 
-# What `normal` and `async` are: a pool of one connection, opened when it is needed.
-_SINGLE: Final = PoolSection.model_construct(min_size=0, max_size=1)
+# ---- the declarations, walked
 
-_VALIDATOR: Final = TypeAdapter(DatabaseFile).validator
+Hints = Mapping[str, Any]
+
+
+@cache
+def _hints(section: Any) -> Hints:
+    """Return the annotation of each key of a class."""
+    return {
+        name: hint
+        for name, hint in get_type_hints(section, include_extras=True).items()
+        if any(isinstance(one, Key) for one in getattr(hint, "__metadata__", ()))
+    }
+
+
+def _key_of(hint: Any) -> Key:
+    return next(one for one in hint.__metadata__ if isinstance(one, Key))
+
+
+def _is_section(hint: Any) -> bool:
+    kind = hint.__origin__
+    return is_dataclass(kind) or is_typeddict(kind) or getattr(kind, "__origin__", None) is dict
+
+
+#: Every key at the top of a file.
+KEYS: Final = tuple(_hints(DatabaseFile))
+#: Those whose values are mappings.
+SECTIONS: Final = frozenset(key for key in KEYS if _is_section(_hints(DatabaseFile)[key]))
+POOL_KEYS: Final = tuple(_hints(PoolSettings))
+#: The sections of pools.
+_POOLS: Final = [key for key in KEYS if _hints(DatabaseFile)[key].__origin__ is PoolSettings]
+#: What a pool takes from its database if its own section does not say.
+INHERITED: Final = tuple(key for key in POOL_KEYS if key in KEYS)
+#: Returns the values of those keys of a file.
+inherited: Final = attrgetter(*INHERITED)
+
+
+def hints_of(path: KeyPath) -> Hints:
+    """Return the annotations of the keys that may be at a path; none where any key is fine.
+
+    Args:
+        path: `()` for the top of a file, or the name of a section.
+    """
+    if not path:
+        return _hints(DatabaseFile)
+    if len(path) == 1 and path[0] in SECTIONS:
+        section = _hints(DatabaseFile)[str(path[0])].__origin__
+        return _hints(section) if is_dataclass(section) or is_typeddict(section) else {}
+    return {}
+
+
+#: Where null is a value, not the absence of one.
+NULLABLE: Final[frozenset[KeyPath]] = frozenset(
+    (section, key)
+    for section in SECTIONS
+    for key, hint in hints_of((section,)).items()
+    if type(None) in get_args(hint.__origin__)
+)
+
+
+@cache
+def effect_of(key: str) -> Effect:
+    """Return what a change of a dotted key does, such as `pool_settings.max_size`."""
+    section, _, name = key.partition(".")
+    effect = _key_of(_hints(DatabaseFile)[section]).effect
+    if effect is None:
+        effect = _key_of(hints_of((section,))[name]).effect
+    if effect is None:
+        raise TypeError(f"the declaration of {key} does not say what a change does")
+    return effect
+
+
+# ---- validation
 
 # One error of pydantic, without the input: type, place (`loc`) and context.
 Details = Mapping[str, Any]
+
+_VALIDATOR: Final = TypeAdapter(DatabaseFile).validator
 
 
 def validate(tree: Mapping[str, Any]) -> DatabaseFile | Sequence[Details]:
     """Validate a resolved document whose secrets are wrapped.
 
     Returns:
-        The file, or everything that is wrong with it.
+        The file with the effective settings of its pools, or everything that is wrong with it.
     """
     try:
-        model: DatabaseFile = _VALIDATOR.validate_python(tree)
+        file: DatabaseFile = _VALIDATOR.validate_python(tree)
     except ValidationError as error:
         return error.errors(include_url=False, include_input=False)
-    return model
+    below = inherited(file)
+    for name in _POOLS:
+        pool = effective(getattr(file, name), tuple(tree.get(name) or ()), below)
+        object.__setattr__(file, name, pool)  # frozen, but still ours alone
+    return file
 
 
-def known_keys(path: KeyPath) -> tuple[str, ...]:
-    """Return the keys that a section may have; none where any key is fine."""
-    if not path:
-        return tuple(DatabaseFile.model_fields)
-    if path[0] in ("pool_settings", "async_pool_settings"):
-        return tuple(PoolSection.model_fields)
-    if path[0] == "connection_settings":
-        return (*keywords(), "autocommit", "prepare_threshold")
-    return ()
+@lru_cache(maxsize=1024)  # a thousand databases mostly have the same few pools
+def effective(
+    section: PoolSettings, given: tuple[str, ...], below: tuple[Any, ...]
+) -> PoolSettings:
+    """Return the settings of a pool with what the file leaves open filled in.
+
+    Args:
+        section: What its section says.
+        given: The keys that are in the section.
+        below: What the database says, for the keys of `INHERITED`.
+    """
+    filled = dict(zip(INHERITED, below, strict=True))
+    if "max_size" not in given:
+        filled["max_size"] = max(section.max_size, section.min_size)
+    elif "min_size" not in given:
+        filled["min_size"] = min(section.min_size, section.max_size)
+    return replace(section, **{key: filled[key] for key in filled.keys() - set(given)})
 
 
 def typed_value(path: KeyPath, value: Any) -> tuple[Any, Details | None]:
@@ -553,7 +545,7 @@ def typed_value(path: KeyPath, value: Any) -> tuple[Any, Details | None]:
     Returns:
         The typed value, and what is wrong with it, if anything.
     """
-    adapter = _field_adapter(path)
+    adapter = _adapter(path)
     if adapter is None:
         return value, None
     try:
@@ -563,13 +555,9 @@ def typed_value(path: KeyPath, value: Any) -> tuple[Any, Details | None]:
 
 
 @cache
-def _field_adapter(path: KeyPath) -> TypeAdapter[Any] | None:
-    annotation: Any = None
-    match path:
-        case ("pool_settings" | "async_pool_settings", str(key)) if key in PoolSection.model_fields:
-            annotation = get_type_hints(PoolSection, include_extras=True)[key]
-        case ("connection_settings", str(key)) if not is_sensitive(key):
-            annotation = get_type_hints(ConnectionSection, include_extras=True).get(key)
-        case (str(key),) if key in DatabaseFile.model_fields and key not in SECTIONS:
-            annotation = get_type_hints(DatabaseFile, include_extras=True)[key]
-    return None if annotation is None else TypeAdapter(annotation)
+def _adapter(path: KeyPath) -> TypeAdapter[Any] | None:
+    key = path[-1]
+    hint = hints_of(path[:-1]).get(str(key))
+    if hint is None or _is_section(hint) or is_sensitive(str(key)):
+        return None
+    return TypeAdapter(hint)

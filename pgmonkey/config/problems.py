@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pgmonkey.config.models import DEFAULTS_FILE, KeyPath, dotted
-from pgmonkey.config.yaml_errors import Place
-from pgmonkey.config.yaml_reader import Defaults, YamlDocument, read_again
+from pgmonkey.config.models import hints_of
+from pgmonkey.config.yaml_errors import KeyPath, Place, dotted
+from pgmonkey.config.yaml_reader import DEFAULTS_FILE, Defaults, YamlDocument, read_again
 from pgmonkey.errors import Problem, sorted_problems
 
 if TYPE_CHECKING:
@@ -210,6 +210,8 @@ class Placement:
 
 
 _WRAPPER: Final = ("postgresql",)
+#: What pydantic calls an unknown key, of a dataclass and of a dictionary.
+_UNKNOWN: Final = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 def finding_of(details: Mapping[str, Any], path: KeyPath | None = None) -> Finding:
@@ -224,7 +226,7 @@ def finding_of(details: Mapping[str, Any], path: KeyPath | None = None) -> Findi
             return Finding(
                 path, context["code"], context["say"], context["hint"], at_key, show=not at_key
             )
-        case "extra_forbidden":
+        case "unexpected_keyword_argument" | "extra_forbidden":
             return _unknown(path)
         case "missing":
             return Finding(path, "config.required", f"{path[-1]} is required")
@@ -240,7 +242,7 @@ def meant_key(details: Mapping[str, Any]) -> KeyPath | None:
     Args:
         details: The error.
     """
-    if details["type"] != "extra_forbidden":
+    if details["type"] not in _UNKNOWN:
         return None
     path = tuple(details["loc"])
     if path == _WRAPPER:
@@ -270,9 +272,7 @@ def _unknown(path: KeyPath) -> Finding:
 def _near(path: KeyPath) -> str | None:
     from difflib import get_close_matches
 
-    from pgmonkey.config.models import known_keys
-
-    near = get_close_matches(_plain(str(path[-1])), known_keys(path[:-1]), 1, 0.7)
+    near = get_close_matches(_plain(str(path[-1])), hints_of(path[:-1]), 1, 0.7)
     return near[0] if near else None
 
 
@@ -281,11 +281,9 @@ def _plain(key: str) -> str:
 
 
 def _home(key: str) -> str | None:
-    from pgmonkey.config.models import known_keys
-
     sections: Iterable[KeyPath] = ((), ("connection_settings",), ("pool_settings",))
     for section in sections:
-        if key in known_keys(section):
+        if key in hints_of(section):
             return str(section[0]) if section else "the top level of the file"
     return None
 

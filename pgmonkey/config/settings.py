@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from functools import lru_cache
+from operator import attrgetter, itemgetter
+from typing import Any, Final, Protocol, Self
 
 from pgmonkey.config.libpq import (
     CONNECT_TIMEOUT,
@@ -15,16 +17,23 @@ from pgmonkey.config.libpq import (
     isolation,
     session_options,
 )
-from pgmonkey.config.models import CONNECTION_TYPES, ConnectionType, PoolSettings, written
+from pgmonkey.config.models import (
+    CONNECTION_TYPES,
+    KEYS,
+    POOL_KEYS,
+    SECTIONS,
+    ConnectionType,
+    DatabaseFile,
+    Effect,
+    PoolSettings,
+    effect_of,
+    effective,
+    inherited,
+)
 from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
 from pgmonkey.config.sources import keyed_digest
 
-if TYPE_CHECKING:
-    from pgmonkey.config.models import DatabaseFile
-
 __all__ = ["CONNECTION_TYPES", "ConnectionType", "DatabaseConfig", "PoolSettings"]
-
-Settings = dict[str, "str | Secret"]
 
 
 class Provenance(Protocol):
@@ -43,15 +52,16 @@ class Provenance(Protocol):
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
-class DatabaseConfig:
+class DatabaseConfig(DatabaseFile):
     """Hold the validated, immutable settings of one database.
 
-    Only the loader makes one. It prints without its settings; `redacted` shows them.
+    It has an attribute for each key of a file. Only the loader makes one. It prints without its
+    settings; `redacted` shows them.
 
     Args:
-        model: What the file says.
+        file: What the file says, with the effective settings of its pools.
         name: The name of the database.
-        path: The file.
+        path: The path of the file.
         isolate: Whether libpq's environment variables are kept out.
         sources: What it was made from.
         files: A digest of the contents of its TLS files.
@@ -59,30 +69,16 @@ class DatabaseConfig:
 
     name: str
     path: str
-    connection_type: ConnectionType
-    description: str
-    required: bool
-    pooler: str
-    reset_on_return: bool
-    leak_detection: float | None
-    leak_stack: bool
-    drain_timeout: float
-    revision: str | None
-    max_connections: int | None
-    autocommit: bool
-    prepare_threshold: int | None
     connect_digest: bytes
     digest: bytes
-    _connection: Settings
-    _sessions: tuple[Settings | None, Settings | None]
-    _pools: tuple[PoolSettings, PoolSettings, PoolSettings]
+    _single: PoolSettings
     _files_digest: bytes
     _isolate: bool
     _sources: Provenance
 
     def __init__(
         self,
-        model: DatabaseFile,
+        file: DatabaseFile,
         *,
         name: str,
         path: str,
@@ -91,35 +87,17 @@ class DatabaseConfig:
         files: bytes = b"",
     ) -> None:
         put = object.__setattr__
-        connection: dict[str, Any] = dict(model.connection_settings)
+        for key in KEYS:
+            put(self, key, getattr(file, key))
         put(self, "name", name)
         put(self, "path", path)
-        put(self, "connection_type", model.connection_type)
-        put(self, "description", mask_urls(model.description))
-        put(self, "required", model.required)
-        put(self, "pooler", model.pooler)
-        put(self, "reset_on_return", model.reset_on_return)
-        put(self, "leak_detection", model.leak_detection)
-        put(self, "leak_stack", model.leak_stack)
-        put(self, "drain_timeout", model.drain_timeout)
-        put(self, "revision", model.revision and mask_urls(model.revision))
-        put(self, "max_connections", model.max_connections)
-        put(self, "autocommit", connection.pop("autocommit", False))
-        default = None if model.pooler == "pgbouncer" else PREPARE_THRESHOLD
-        put(self, "prepare_threshold", connection.pop("prepare_threshold", default))
-        put(self, "_connection", connection)
-        put(self, "_sessions", (model.sync_settings or None, model.async_settings or None))
-        pools = model.pools()
-        put(self, "_pools", pools)
+        put(self, "_single", single(file))
         put(self, "_isolate", isolate)
         put(self, "_sources", sources)
         put(self, "_files_digest", files)
-        put(
-            self,
-            "connect_digest",
-            keyed_digest(self._connect_parts(map(written, pools)).encode(), after=files),
-        )
-        put(self, "digest", keyed_digest(self._other_parts().encode(), after=self.connect_digest))
+        put(self, "connect_digest", keyed_digest(self._connect_parts().encode(), after=files))
+        rest = repr(_rest(self))
+        put(self, "digest", keyed_digest(rest.encode(), after=self.connect_digest))
 
     def __copy__(self) -> Self:
         return self  # nothing of it ever changes
@@ -136,19 +114,31 @@ class DatabaseConfig:
         `normal` and `async` hold one connection, opened when it is needed.
         """
         if connection_type == "pool":
-            return self._pools[0]
-        return self._pools[1] if connection_type == "async_pool" else self._pools[2]
+            return self.pool_settings
+        return self.async_pool_settings if connection_type == "async_pool" else self._single
+
+    @property
+    def autocommit(self) -> bool:
+        """Whether each statement is its own transaction."""
+        return bool(self.connection_settings.get("autocommit", False))
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """After how many executions a statement is prepared on the server; `None` for never."""
+        default = None if self.pooler == "pgbouncer" else PREPARE_THRESHOLD
+        threshold: int | None = self.connection_settings.get("prepare_threshold", default)
+        return threshold
 
     @property
     def account(self) -> bytes:
         """What tells the account that it logs in with from others, in this process."""
-        parts = (self._connection.get(key, "") for key in _ACCOUNT)
+        parts = (self.connection_settings.get(key, "") for key in _ACCOUNT)
         return keyed_digest("\0".join(_clear(part) for part in parts).encode())
 
     @property
     def server(self) -> str:
         """What tells its server from others: host and port, or the service."""
-        connection = self._connection
+        connection = self.connection_settings
         host = connection.get("host") or connection.get("hostaddr")
         if not host and (service := connection.get("service")):
             return f"service {service}"
@@ -157,7 +147,7 @@ class DatabaseConfig:
     @property
     def wants_primary(self) -> bool:
         """Whether a standby is of no use to it."""
-        return self._connection.get("target_session_attrs") in ("read-write", "primary")
+        return self.connection_settings.get("target_session_attrs") in ("read-write", "primary")
 
     def connect_kwargs(self, connection_type: ConnectionType) -> dict[str, Any]:
         """Return everything for `psycopg.connect(**kwargs)`, with the secrets in clear.
@@ -167,7 +157,7 @@ class DatabaseConfig:
         Args:
             connection_type: Decides between `sync_settings` and `async_settings`.
         """
-        connection = self._connection
+        connection = self.connection_settings
         kwargs: dict[str, Any] = {}
         if self._isolate and "service" not in connection:
             kwargs.update(isolation())
@@ -176,7 +166,8 @@ class DatabaseConfig:
             self._isolate or "PGCONNECT_TIMEOUT" not in os.environ
         ):
             kwargs["connect_timeout"] = str(CONNECT_TIMEOUT)
-        session = self._session(connection_type)
+        side = connection_type in ("normal", "pool")
+        session = self.sync_settings if side else self.async_settings
         if session:
             options = kwargs.get("options")
             if options is None and not self._isolate:
@@ -192,11 +183,11 @@ class DatabaseConfig:
         """The secrets, for scrubbing foreign text; without the paths of TLS files."""
         found = [
             value
-            for key, value in self._connection.items()
+            for key, value in self.connection_settings.items()
             if isinstance(value, Secret) and key not in FILES
         ]
-        for session in self._sessions:
-            found += [value for value in (session or {}).values() if isinstance(value, Secret)]
+        for session in (self.sync_settings, self.async_settings):
+            found += [value for value in session.values() if isinstance(value, Secret)]
         return tuple(found)
 
     @property
@@ -205,7 +196,11 @@ class DatabaseConfig:
 
         Equal in every process that runs the same configuration, so that a fleet can be compared.
         """
-        text = "\0".join(f"{key}={value}" for key, value in sorted(self._public()))
+        known = self.secrets
+        text = "\0".join(
+            f"{key}={_masked(key.rpartition('.')[2], value, known)}"
+            for key, value in sorted(self._leaves(), key=itemgetter(0))
+        )
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
 
     @property
@@ -228,111 +223,97 @@ class DatabaseConfig:
     def redacted(self) -> dict[str, Any]:
         """Return the effective configuration with secrets masked, for events, pages and JSON."""
         known = self.secrets
-        connection: dict[str, Any] = {
-            key: _masked(key, value, known) for key, value in self._connection.items()
-        }
-        connection.setdefault("connect_timeout", str(CONNECT_TIMEOUT))
-        connection["autocommit"] = self.autocommit
-        connection["prepare_threshold"] = self.prepare_threshold
         shown: dict[str, Any] = {
-            "connection_type": self.connection_type,
-            "description": self.description,
-            "connection_settings": connection,
+            key: {name: _masked(name, item, known) for name, item in value.items()}
+            if key in SECTIONS
+            else _masked(key, value, known)
+            for key, value in self._values()
         }
-        for section, settings in zip(_POOL_SECTIONS, self._pools, strict=False):
-            shown[section] = settings._asdict()
-        for section, session in zip(_SESSION_SECTIONS, self._sessions, strict=True):
-            shown[section] = {
-                key: _masked(key, value, known) for key, value in (session or {}).items()
-            }
-        shown["timeout"] = self._pools[2].timeout
-        shown["check_on_checkout"] = self._pools[2].check_on_checkout
-        for key in _PLAIN:
-            shown[key] = getattr(self, key)
+        shown["connection_settings"].setdefault("connect_timeout", str(CONNECT_TIMEOUT))
         return shown
 
-    def changed_keys(self, other: DatabaseConfig) -> tuple[str, ...]:
-        """Return the dotted keys whose values differ in another config; never the values."""
+    def changed_keys(self, other: DatabaseConfig) -> dict[str, Effect]:
+        """Return the dotted keys whose values differ in another config, and what each change does.
+
+        Never returns the values.
+
+        Args:
+            other: The config that was in force before.
+        """
         ours, theirs = dict(self._leaves()), dict(other._leaves())
         changed = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
         if self._files_digest != other._files_digest:
-            files = FILES & self._connection.keys() & other._connection.keys()
+            files = FILES & self.connection_settings.keys() & other.connection_settings.keys()
             changed |= {f"connection_settings.{key}" for key in files}
-        return tuple(sorted(changed))
+        return {key: effect_of(key) for key in sorted(changed)}
 
-    def _session(self, connection_type: ConnectionType) -> Settings | None:
-        return self._sessions[0 if connection_type in ("normal", "pool") else 1]
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        """Yield every key at the top with its effective value; sections as dictionaries."""
+        for key in KEYS:
+            value = getattr(self, key)
+            if isinstance(value, PoolSettings):
+                value = {name: getattr(value, name) for name in POOL_KEYS}
+            elif key == "connection_settings":
+                value = {
+                    **value,
+                    "autocommit": self.autocommit,
+                    "prepare_threshold": self.prepare_threshold,
+                }
+            yield key, value
 
     def _leaves(self) -> Iterator[tuple[str, Any]]:
         """Yield every effective value with its dotted key; secrets as `Secret`."""
-        for key, value in self._connection.items():
-            yield f"connection_settings.{key}", value
-        yield "connection_settings.autocommit", self.autocommit
-        yield "connection_settings.prepare_threshold", self.prepare_threshold
-        for section, settings in zip(_POOL_SECTIONS, self._pools, strict=False):
-            for key, number in settings._asdict().items():
-                yield f"{section}.{key}", number
-        for section, session in zip(_SESSION_SECTIONS, self._sessions, strict=True):
-            for key, value in (session or {}).items():
-                yield f"{section}.{key}", value
-        yield "timeout", self._pools[2].timeout
-        yield "check_on_checkout", self._pools[2].check_on_checkout
-        for key in ("connection_type", "description", *_PLAIN):
-            yield key, getattr(self, key)
-
-    def _public(self) -> Iterator[tuple[str, Any]]:
-        known = self.secrets
-        for key, value in self._leaves():
-            if isinstance(value, (str, Secret)):
-                yield key, _masked(key.rpartition(".")[2], value, known)
+        for key, value in self._values():
+            if key in SECTIONS:
+                for name, item in value.items():
+                    yield f"{key}.{name}", item
             else:
                 yield key, value
 
-    def _connect_parts(self, pools: Iterable[str]) -> str:
-        """Return what a connection or its pool depends on. No value holds a NUL character."""
-        parts = [
-            f"{self.autocommit}\0{self.prepare_threshold}\0{self.pooler}",
-            f"{self._isolate}\0{self.reset_on_return}",
-            *pools,
-        ]
-        for group in (self._connection, *self._sessions):
-            parts.append("\1")  # a new group; no key looks like this
-            for key, value in sorted(group.items()) if group else ():
-                parts += key, _clear(value)
+    def _connect_parts(self) -> str:
+        """Return, as text, what the pools of this process and their connections depend on."""
+        parts = [repr((self._isolate, self.prepare_threshold, _connect(self)))]
+        # Whole: a pool that is open keeps all of its settings.
+        parts += map(written, (self.pool_settings, self.async_pool_settings, self._single))
+        for group in (self.connection_settings, self.sync_settings, self.async_settings):
+            parts.append("\1")  # a new group; no key looks like this, and no value holds a NUL
+            for key in sorted(group):
+                parts += key, str(_clear(group[key]))
         return "\0".join(parts)
 
-    def _other_parts(self) -> str:
-        revision = "-" if self.revision is None else f"={self.revision}"
-        return (
-            f"{self.connection_type}\0{self.description}\0{self.required}\0"
-            f"{self.leak_detection}\0{self.leak_stack}\0{self.drain_timeout}\0"
-            f"{self.max_connections}\0{revision}"
-        )
 
-
+_TOP: Final = [key for key in KEYS if key not in SECTIONS]
+_connect: Final = attrgetter(*(key for key in _TOP if effect_of(key) != "nothing"))
+_rest: Final = attrgetter(*(key for key in _TOP if effect_of(key) == "nothing"))
+#: What tells the account that a config logs in with.
 _ACCOUNT: Final = ("host", "hostaddr", "port", "service", "user")
-_POOL_SECTIONS: Final = ("pool_settings", "async_pool_settings")
-_SESSION_SECTIONS: Final = ("sync_settings", "async_settings")
-_PLAIN: Final = (
-    "pooler",
-    "reset_on_return",
-    "required",
-    "leak_detection",
-    "leak_stack",
-    "drain_timeout",
-    "max_connections",
-    "revision",
-)
 
 
-def _clear(value: str | Secret) -> str:
+@lru_cache(maxsize=1024)
+def written(settings: PoolSettings) -> str:
+    """Return the settings as text, for digests."""
+    return repr(settings)
+
+
+def single(file: DatabaseFile) -> PoolSettings:
+    """Return the pool that `normal` and `async` are: one connection, opened when it is needed."""
+    return effective(_SINGLE, ("min_size", "max_size"), inherited(file))
+
+
+_SINGLE: Final = PoolSettings(min_size=0, max_size=1)
+
+
+def _clear(value: Any) -> Any:
     return value.reveal() if isinstance(value, Secret) else value
 
 
-def _masked(key: str, value: str | Secret, known: tuple[Secret, ...]) -> str:
-    if value == "":
-        return ""
-    if isinstance(value, Secret) or is_sensitive(key):
+def _masked(key: str, value: Any, known: tuple[Secret, ...]) -> Any:
+    """Return one value as it may be shown."""
+    if isinstance(value, Secret):
+        return MASK
+    if value == "" or not isinstance(value, str):
+        return value
+    if is_sensitive(key):
         return MASK
     if any(secret.reveal() in value for secret in known):
         return scrub(value, known)  # a password was referred to in the wrong place

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.config.models import DEFAULTS_FILE
-from pgmonkey.config.yaml_reader import read_again
+from pgmonkey.config.yaml_reader import DEFAULTS_FILE, read_again
 from pgmonkey.errors import Problem
 
 if TYPE_CHECKING:

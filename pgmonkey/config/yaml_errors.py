@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -9,6 +11,22 @@ if TYPE_CHECKING:
 
 DEEPEST: Final = 20
 TOO_DEEP: Final = f"nested deeper than {DEEPEST} levels"
+
+
+#: Keys and indexes that lead to one part of a file, from the top.
+KeyPath = tuple["str | int", ...]
+
+
+def dotted(path: Iterable[str | int]) -> str | None:
+    """Return a path as people write it: `a.b[0]`; `None` for the top."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            shown = step if step.isprintable() else json.dumps(step)[1:-1]
+            text += f".{shown}" if text else shown
+    return text or None
 
 
 class Place(NamedTuple):

@@ -15,20 +15,23 @@ from yaml.events import (
     StreamEndEvent,
 )
 
-from pgmonkey.config.models import KeyPath, dotted
 from pgmonkey.config.secret_files import SecretFileError, Snapshot, SnapshotMovedError
 from pgmonkey.config.yaml_errors import (
     DEEPEST,
     TOO_DEEP,
+    KeyPath,
     Place,
     YamlProblem,
     control_character,
+    dotted,
     place_at,
     place_of,
     syntax_problem,
 )
 from pgmonkey.errors import Problem
 
+#: What is merged under every database of a directory.
+DEFAULTS_FILE: Final = "_defaults.yaml"
 LIMIT: Final = 256 * 1024  # bytes
 _MOST_NODES: Final = 2000
 _NULLS: Final = frozenset({"", "~", "null"})

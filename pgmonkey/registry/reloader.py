@@ -293,7 +293,7 @@ class Reloader:
         entry.applied = applied
         entry.removed = False
         entry.settle()
-        changed = applied.config.changed_keys(before.config) if before else ("*",)
+        changed = tuple(applied.config.changed_keys(before.config)) if before else ("*",)
         entry.ended("applied", time.time(), changed)
         self._cache.budget.wake()  # max_connections may be another one now
         with self._timing:

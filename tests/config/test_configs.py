@@ -76,7 +76,7 @@ def test_changed_keys_name_what_changed_without_values(load, change):
     key = f"{section}.{next(iter(value))}" if isinstance(value, dict) else section
     assert key in one.changed_keys(other)
     assert one.changed_keys(other) == other.changed_keys(one)
-    assert one.changed_keys(load()) == ()
+    assert one.changed_keys(load()) == {}
 
 
 def test_equal_settings_in_other_words_are_equal(load):

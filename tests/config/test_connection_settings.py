@@ -199,7 +199,7 @@ def test_a_tls_file_is_relative_to_the_config_and_part_of_the_digest(load, tmp_p
     (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\ntwo\n")
     second = load("sslrootcert: ca.crt\nsslmode: verify-full")
     assert first.connect_digest != second.connect_digest
-    assert first.changed_keys(second) == ("connection_settings.sslrootcert",)
+    assert first.changed_keys(second) == {"connection_settings.sslrootcert": "reconnect"}
     assert load("sslrootcert: system\nsslmode: verify-full").watched_directories == frozenset()
 
 

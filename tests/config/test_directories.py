@@ -263,7 +263,7 @@ def test_only_what_changed_is_made_again(directory, made):
     put(directory / "orders.yaml", GOOD.replace("tea", "mate"))
     after = loader.scan().configs["orders"]
     assert made == ["orders"]
-    assert before.changed_keys(after) == ("connection_settings.password",)
+    assert before.changed_keys(after) == {"connection_settings.password": "reconnect"}
     assert before.digest != after.digest
 
 
@@ -299,7 +299,7 @@ def test_a_changed_variable_is_seen(directory, made):
     first = loader.scan().configs["orders"]
     environ["TEA"] = "black"
     second = loader.scan().configs["orders"]
-    assert first.changed_keys(second) == ("connection_settings.password",)
+    assert first.changed_keys(second) == {"connection_settings.password": "reconnect"}
     made.clear()
     loader.scan()
     assert made == []

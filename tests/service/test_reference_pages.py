@@ -50,11 +50,11 @@ def test_every_metric_is_on_the_page(
 
 def test_the_default_of_every_key_is_on_the_page() -> None:
     """The page of the configuration has every key that a file may have, outside libpq's."""
-    from pgmonkey.config.models import known_keys
+    from pgmonkey.config.models import hints_of
 
     page = rows("configuration.md")
     expected = {
-        *known_keys(()), *known_keys(("pool_settings",)), "autocommit", "prepare_threshold",
+        *hints_of(()), *hints_of(("pool_settings",)), "autocommit", "prepare_threshold",
     }  # fmt: skip
     assert expected <= page.keys()
 

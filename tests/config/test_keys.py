@@ -1,0 +1,145 @@
+"""A key is declared once: everything else that knows the keys follows from the declaration."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pgmonkey
+from pgmonkey import Registry
+from pgmonkey.config.json_schema import schema
+from pgmonkey.config.loader import load_file
+from pgmonkey.config.models import effect_of, hints_of
+from pgmonkey.errors import ConfigError
+from tests.docs import reference_page
+from tests.docs.snippets import ROOT
+
+BASE = {"connection_settings": {"host": "db", "dbname": "orders", "user": "app"}}
+
+
+def declared_keys() -> dict[str, dict]:
+    """Return every key of the schema by its dotted name; a setting stands for those of a server."""
+    keys = {}
+    for key, found in schema()["properties"].items():
+        if "properties" in found:
+            keys |= {f"{key}.{name}": one for name, one in found["properties"].items()}
+        elif "propertyNames" in found:
+            keys[f"{key}.jit"] = {}
+        else:
+            keys[key] = found
+    return keys
+
+
+KEYS = declared_keys()
+
+
+def with_key(key: str, value: str) -> dict:
+    """Return the smallest file with one key more, or with another value of it."""
+    section, _, name = key.partition(".")
+    return BASE | {section: {**BASE.get(section, {}), name: value} if name else value}
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """Return the text of a good file in which one key has another value than in BASE."""
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_text("-----BEGIN CERTIFICATE-----\n")
+    certificate.chmod(0o600)
+
+    def changed(key):
+        found = KEYS[key]
+        flag = "false" if found.get("default") is True else "true"
+        choices = found["anyOf"][0].get("enum", ()) if found else ()
+        for value in ("7", flag, *choices, str(certificate)):
+            text = yaml.safe_dump(with_key(key, value))
+            path = tmp_path / "candidate.yaml"
+            path.write_text(text)
+            try:
+                load_file(path, environ={})
+            except ConfigError:
+                continue
+            if value != found.get("default"):
+                return text
+        raise AssertionError(f"no value of {key} was found that differs from the default")
+
+    return changed
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_change_of_any_key_is_seen(tmp_path, changed, key):
+    """The digest differs, and the key is among those that changed, with what the change does."""
+    path = tmp_path / "orders.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    before = load_file(path, environ={})
+    path.write_text(changed(key))
+    after = load_file(path, environ={})
+    assert before.digest != after.digest
+    assert after.changed_keys(before)[key] == effect_of(key)
+    if effect_of(key) == "reconnect":
+        assert before.connect_digest != after.connect_digest
+
+
+def test_a_reload_applies_a_change_of_any_key(tmp_path, changed):
+    """One database for each key: all of them have the new version, and name the key."""
+    directory = tmp_path / "registry.d"
+    directory.mkdir()
+    names = {f"db{number}": key for number, key in enumerate(KEYS)}
+    for name in names:
+        (directory / f"{name}.yaml").write_text(yaml.safe_dump(BASE))
+    with Registry(directory, watch=False) as registry:
+        for name, key in names.items():
+            (directory / f"{name}.yaml").write_text(changed(key))
+        report = registry.reload()
+        databases = {one.name: one for one in registry.status().databases}
+    assert set(report.applied) == set(names), report
+    for name, key in names.items():
+        assert databases[name].version == 2
+        assert key in databases[name].history[-1].details
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_shows_in_the_redacted_configuration(tmp_path, changed, key):
+    """Pages, events and `pgmonkey show` have every key that a file sets; secrets are masked."""
+    path = tmp_path / "orders.yaml"
+    path.write_text(changed(key))
+    section, _, name = key.partition(".")
+    shown = load_file(path, environ={}).redacted()
+    assert name in shown[section] if name else section in shown
+
+
+def test_every_key_is_explained_in_the_documentation():
+    """docs/configuration.md has every key that a file may have."""
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    ours = {*hints_of(()), *hints_of(("pool_settings",)), "autocommit", "prepare_threshold"}
+    same_libpq = reference_page.libpq() in reference
+    keys = {key.rpartition(".")[2] for key in KEYS if not key.endswith(".jit")}
+    missing = {key for key in keys if f"`{key}`" not in page and (same_libpq or key in ours)}
+    assert missing == set()
+
+
+def test_every_key_is_read_somewhere():
+    """A key that no code reads would do nothing. What a connection gets, it gets as a whole."""
+    package = Path(pgmonkey.__file__).parent
+    read = {
+        node.attr
+        for path in package.rglob("*.py")
+        if path != package / "config" / "models.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    # Only the hash of everything that is public reads the revision: that is its use.
+    assert {*hints_of(()), *hints_of(("pool_settings",))} - read == {"revision"}
+
+
+def test_the_revision_is_read_by_the_public_hash(tmp_path):
+    """Two pods whose secrets have other versions have other hashes."""
+    path = tmp_path / "orders.yaml"
+    hashes = set()
+    for revision in ("1", "2"):
+        path.write_text(yaml.safe_dump(with_key("revision", revision)))
+        hashes.add(load_file(path, environ={}).public_hash)
+    assert len(hashes) == 2
