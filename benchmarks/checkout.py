@@ -17,7 +17,8 @@ from benchmarks.comparison import Race, Result, duration
 from benchmarks.old_version import OldVersion
 from benchmarks.setting import Setting, setting
 from pgmonkey import Registry
-from pgmonkey.pool import async_checkout, lifecycle, sync_checkout
+from pgmonkey.pool import async_handle, lifecycle
+from pgmonkey.pool import handle as sync_handle
 from pgmonkey.pool.usage import FOLD_AT, Usage
 
 CHECKOUTS = 500
@@ -99,7 +100,7 @@ def instrumentation() -> Callable[[], None]:
 @contextmanager
 def every_poll() -> Iterator[None]:
     """Let every checkout look at the socket, also of a connection that just came back."""
-    modules = (sync_checkout, async_checkout, lifecycle)
+    modules = (sync_handle, async_handle, lifecycle)
     fresh = [module.FRESH for module in modules]
     for module in modules:
         module.FRESH = -1.0  # type: ignore[misc]  # a constant, but for this measurement

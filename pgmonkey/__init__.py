@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pgmonkey.pool.database import Database
     from pgmonkey.registry.manager import PGConnectionManager
     from pgmonkey.registry.registry import Registry
-    from pgmonkey.registry.reload_report import ReloadReport
+    from pgmonkey.registry.reloader import ReloadReport
 
 # Where each public name lives. They are imported at their first use, so that `pgmonkey --help`
 # does not pay for psycopg.
@@ -54,7 +54,7 @@ _HOMES = {
     "Registry": "registry.registry",
     "RegistryConfigError": "errors",
     "ReloadRejectedError": "errors",
-    "ReloadReport": "registry.reload_report",
+    "ReloadReport": "registry.reloader",
     "TooManyWaiting": "errors",
     "UnknownDatabaseError": "errors",
     "WrongSideError": "errors",

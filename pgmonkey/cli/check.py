@@ -143,7 +143,7 @@ def _unreachable(configs: Iterable[DatabaseConfig]) -> list[Problem]:
 def _probe(config: DatabaseConfig) -> Problem | None:
     # Late: checking files alone must not wait for the import of the pool.
     from pgmonkey.pool.dialer import Dialer
-    from pgmonkey.pool.gate import Gate
+    from pgmonkey.pool.limits import Gate
     from pgmonkey.pool.usage import Usage
 
     dialer = Dialer(config, config.connection_type, Gate(1, Usage()))

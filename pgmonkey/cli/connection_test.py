@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.config.loader import load_file
-from pgmonkey.pool.budget import Budget
 from pgmonkey.pool.connection import AsyncPooledConnection, PooledConnection
 from pgmonkey.pool.dialer import Dialer
-from pgmonkey.pool.gate import Gate
+from pgmonkey.pool.limits import Budget, Gate
 from pgmonkey.pool.target import Applied
 from pgmonkey.pool.usage import Usage
 from pgmonkey.registry.cache import make_handle

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pgmonkey.pool import fault_points
-from pgmonkey.pool.connection import AsyncPooledConnection
+from pgmonkey.pool.connection import AsyncPool, AsyncPooledConnection
 from pgmonkey.pool.estate import Estate
-from pgmonkey.pool.generation import AsyncPool, Generation
+from pgmonkey.pool.generation import Generation
 from pgmonkey.pool.loop_task import loop_task
 from pgmonkey.pool.stranded import close_soon
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import psycopg
+import psycopg_pool
 from psycopg.pq import ConnStatus
 from psycopg.rows import TupleRow
 
 if TYPE_CHECKING:
-    from pgmonkey.pool.dialer import Dialer
-    from pgmonkey.pool.gate import Slot
+    from pgmonkey.pool.limits import Slot
 
 #: Seconds after its return in which a connection is taken to be alive without a look.
 FRESH: Final = 0.1
@@ -140,15 +140,19 @@ class PooledConnection(_Pooled, psycopg.Connection[TupleRow]):
 
     @classmethod
     def connect(  # type: ignore[override]  # psycopg's own arguments pass through
-        cls, conninfo: str = "", *, dialer: Dialer | None = None, **kwargs: Any
+        cls,
+        conninfo: str = "",
+        *,
+        make: Callable[[], PooledConnection] | None = None,
+        **kwargs: Any,
     ) -> PooledConnection:
-        """Make a connection; for a pool of ours, the way that its dialer says.
+        """Make a connection; for a pool of ours, with the function that it was given.
 
-        The dialer is the pool's only argument, so the pool object holds no secret.
+        That function is the pool's only argument, so the pool object holds no secret.
         """
-        if dialer is None:
+        if make is None:
             return super().connect(conninfo, **kwargs)
-        return dialer.connect()
+        return make()
 
     def ping(self, timeout: float) -> bool:
         """Ask the server for a sign of life, and wait for it no longer than this.
@@ -187,16 +191,20 @@ class AsyncPooledConnection(_Pooled, psycopg.AsyncConnection[TupleRow]):
 
     @classmethod
     async def connect(  # type: ignore[override]  # psycopg's own arguments pass through
-        cls, conninfo: str = "", *, dialer: Dialer | None = None, **kwargs: Any
+        cls,
+        conninfo: str = "",
+        *,
+        make: Callable[[], Awaitable[AsyncPooledConnection]] | None = None,
+        **kwargs: Any,
     ) -> AsyncPooledConnection:
-        """Make a connection; for a pool of ours, the way that its dialer says.
+        """Make a connection; for a pool of ours, with the function that it was given.
 
         A program may end while its pool is filling: see `cancel_soon`.
         """
-        if dialer is None:
+        if make is None:
             return await super().connect(conninfo, **kwargs)
         try:
-            return await dialer.connect_async()
+            return await make()
         except asyncio.CancelledError:
             if task := asyncio.current_task():
                 cancel_soon(task)
@@ -228,6 +236,10 @@ class AsyncPooledConnection(_Pooled, psycopg.AsyncConnection[TupleRow]):
     def __del__(self) -> None:  # type: ignore[override]  # its second argument is psycopg's own affair
         self._leave_gate()
         super().__del__()
+
+
+SyncPool: TypeAlias = psycopg_pool.ConnectionPool[PooledConnection]
+AsyncPool: TypeAlias = psycopg_pool.AsyncConnectionPool[AsyncPooledConnection]
 
 
 def cancel_soon(worker: asyncio.Task[Any]) -> None:

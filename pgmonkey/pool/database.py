@@ -14,10 +14,9 @@ from psycopg.rows import TupleRow
 
 from pgmonkey.errors import WrongSideError
 from pgmonkey.pool.abandonment import abandoned
-from pgmonkey.pool.budget import Budget, Share
 from pgmonkey.pool.checkout import REPORTED, Checkout
-from pgmonkey.pool.gate import Gate
 from pgmonkey.pool.generation import Generation
+from pgmonkey.pool.limits import Budget, Gate, Share
 from pgmonkey.pool.target import Applied, Target
 from pgmonkey.pool.usage import Usage
 from pgmonkey.telemetry import events

@@ -12,8 +12,10 @@ from pgmonkey.errors import ConnectError
 from pgmonkey.pool.connect_failure import ConnectFailure, classify
 from pgmonkey.pool.connection import (
     FRESH,
+    AsyncPool,
     AsyncPooledConnection,
     PooledConnection,
+    SyncPool,
     age_limit,
     cancel_soon,
 )
@@ -28,15 +30,14 @@ if TYPE_CHECKING:
 
     from pgmonkey.config.models import ConnectionType, PoolSettings
     from pgmonkey.config.settings import DatabaseConfig
-    from pgmonkey.pool.gate import Gate, Slot
-    from pgmonkey.pool.generation import AsyncPool, SyncPool
+    from pgmonkey.pool.limits import Gate, Slot
 
 
 class Dialer:
     """Make the connections of one generation: those that it starts from, and the rest.
 
-    A pool is given the dialer as its only connect argument, and reads the secrets through it
-    at each connect, so neither the pool nor a traceback of it holds one.
+    A pool is given a method of the dialer as its only connect argument, and reads the secrets
+    through it at each connect, so neither the pool nor a traceback of it holds one.
 
     Args:
         config: The configuration of the generation.

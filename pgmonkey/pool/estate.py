@@ -7,8 +7,9 @@ import weakref
 from contextlib import suppress
 from typing import Any, Final
 
-from pgmonkey.pool.gate import Gate
-from pgmonkey.pool.generation import AsyncPool, Generation
+from pgmonkey.pool.connection import AsyncPool
+from pgmonkey.pool.generation import Generation
+from pgmonkey.pool.limits import Gate
 
 #: How often a task that takes its end for a failure of its work is ended again.
 _MOST_ENDS: Final = 3

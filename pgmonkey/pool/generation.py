@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import psycopg_pool
 
-from pgmonkey.pool.connection import AsyncPooledConnection, PooledConnection
+from pgmonkey.pool.connection import (
+    AsyncPool,
+    AsyncPooledConnection,
+    PooledConnection,
+    SyncPool,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgmonkey.config.models import ConnectionType, PoolSettings
     from pgmonkey.pool.dialer import Dialer
     from pgmonkey.pool.target import Applied
-
-
-SyncPool: TypeAlias = psycopg_pool.ConnectionPool[PooledConnection]
-AsyncPool: TypeAlias = psycopg_pool.AsyncConnectionPool[AsyncPooledConnection]
 
 #: The types that hold one connection, whose blocks take turns.
 SINGLE: Final = frozenset({"normal", "async"})
@@ -125,8 +128,22 @@ class Generation(Generic[PoolT]):
         return self.idle() + len(self.out())
 
 
+class Candidate(NamedTuple, Generic[PoolT]):
+    """Hold the next configuration of a handle and, if it was open, the generation made from it.
+
+    Args:
+        applied: What the handle runs after the swap.
+        replaces: The generation that was current when this was prepared, or `None`.
+        generation: The verified generation, or `None` when no connection is touched.
+    """
+
+    applied: Applied
+    replaces: Generation[PoolT] | None
+    generation: Generation[PoolT] | None
+
+
 def pool_arguments(
-    applied: Applied, connection_type: ConnectionType, dialer: Dialer
+    applied: Applied, connection_type: ConnectionType, dialer: Dialer, make: Callable[[], object]
 ) -> dict[str, Any]:
     """Return the arguments of a pool for this generation, for either pool class.
 
@@ -134,7 +151,7 @@ def pool_arguments(
     """
     settings = applied.config.pool(connection_type)
     return {
-        "kwargs": {"dialer": dialer},
+        "kwargs": {"make": make},
         "name": f"{POOL_PREFIX}{applied.config.name}/{connection_type}/{applied.since}",
         # At its start a pool connects as often as this, and so takes what is planted.
         "min_size": max(settings.min_size, dialer.planted),
@@ -155,7 +172,7 @@ def make_pool(applied: Applied, connection_type: ConnectionType, dialer: Dialer)
     return psycopg_pool.ConnectionPool(
         connection_class=PooledConnection,
         reconnect_failed=dialer.go_on,
-        **pool_arguments(applied, connection_type, dialer),
+        **pool_arguments(applied, connection_type, dialer, dialer.connect),
     )
 
 
@@ -164,5 +181,5 @@ def make_async_pool(applied: Applied, connection_type: ConnectionType, dialer: D
     return psycopg_pool.AsyncConnectionPool(
         connection_class=AsyncPooledConnection,
         reconnect_failed=dialer.go_on_async,
-        **pool_arguments(applied, connection_type, dialer),
+        **pool_arguments(applied, connection_type, dialer, dialer.connect_async),
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool.connection import FRESH, LONG_IDLE
 from pgmonkey.pool.dialer import Dialer
-from pgmonkey.pool.gate import Gate
+from pgmonkey.pool.limits import Gate
 from pgmonkey.pool.login_pauses import login_pauses
 from pgmonkey.telemetry import events
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
-    from pgmonkey.pool.budget import Share
     from pgmonkey.pool.checkout import Checkout
     from pgmonkey.pool.connect_failure import ConnectFailure
     from pgmonkey.pool.connection import AsyncPooledConnection, PooledConnection
     from pgmonkey.pool.generation import Generation
+    from pgmonkey.pool.limits import Share
     from pgmonkey.pool.target import Applied, Target
     from pgmonkey.pool.usage import Usage
 

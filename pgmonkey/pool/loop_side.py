@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool import fault_points
 from pgmonkey.pool.closing import close_estate, close_generation, hang_up
-from pgmonkey.pool.connection import LONGEST_PING, AsyncPooledConnection
+from pgmonkey.pool.connection import LONGEST_PING, AsyncPool, AsyncPooledConnection
 from pgmonkey.pool.dialer import Dialer
 from pgmonkey.pool.estate import Estate
-from pgmonkey.pool.generation import AsyncPool, Generation, make_async_pool
+from pgmonkey.pool.generation import Generation, make_async_pool
 from pgmonkey.pool.lifecycle import Lifecycle
 from pgmonkey.pool.loop_task import loop_task
 from pgmonkey.pool.refusal import checkout_timeout
@@ -27,8 +27,8 @@ from pgmonkey.pool.stranded import close_soon
 from pgmonkey.pool.target import Applied
 
 if TYPE_CHECKING:
-    from pgmonkey.pool.async_handle import AsyncDatabase
-    from pgmonkey.pool.gate import Slot
+    from pgmonkey.pool.database import Database
+    from pgmonkey.pool.limits import Slot
 
 P = ParamSpec("P")
 
@@ -71,7 +71,7 @@ class LoopSide(Lifecycle[AsyncPool]):
     configuration, the version and the counts of the handle.
     """
 
-    def __init__(self, handle: AsyncDatabase, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, handle: Database, loop: asyncio.AbstractEventLoop) -> None:
         self._handle = weakref.ref(handle)
         self.name = handle.name
         self.connection_type = handle.connection_type

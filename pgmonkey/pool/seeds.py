@@ -12,9 +12,14 @@ from pgmonkey.errors import ConnectError
 from pgmonkey.pool import fault_points
 
 if TYPE_CHECKING:
-    from pgmonkey.pool.connection import AsyncPooledConnection, PooledConnection
+    from pgmonkey.pool.connection import (
+        AsyncPool,
+        AsyncPooledConnection,
+        PooledConnection,
+        SyncPool,
+    )
     from pgmonkey.pool.dialer import Dialer
-    from pgmonkey.pool.generation import AsyncPool, Generation, SyncPool
+    from pgmonkey.pool.generation import Generation
     from pgmonkey.pool.lifecycle import Lifecycle
     from pgmonkey.pool.target import Applied
 

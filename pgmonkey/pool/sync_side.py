@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.errors import ConnectError, ReloadRejectedError
 from pgmonkey.pool import fault_points
-from pgmonkey.pool.candidate import Candidate
-from pgmonkey.pool.connection import LONGEST_PING, PooledConnection
+from pgmonkey.pool.connection import LONGEST_PING, PooledConnection, SyncPool
 from pgmonkey.pool.database import Database
-from pgmonkey.pool.gate import UNLIMITED
-from pgmonkey.pool.generation import POOL_PREFIX, Generation, SyncPool, make_pool
+from pgmonkey.pool.generation import POOL_PREFIX, Candidate, Generation, make_pool
 from pgmonkey.pool.lifecycle import Lifecycle
+from pgmonkey.pool.limits import UNLIMITED
 from pgmonkey.pool.refusal import checkout_timeout
 from pgmonkey.pool.seeds import gather
 from pgmonkey.telemetry import events
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
-    from pgmonkey.pool.budget import Budget
     from pgmonkey.pool.dialer import Dialer
+    from pgmonkey.pool.limits import Budget
     from pgmonkey.pool.target import Applied
 
 #: Seconds between attempts while the first connection cannot be made: doubled up to the second.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pgmonkey.errors import HandleClosedError
 from pgmonkey.pool.async_handle import AsyncDatabase
-from pgmonkey.pool.budget import Budget
 from pgmonkey.pool.handle import SyncDatabase
+from pgmonkey.pool.limits import Budget
 from pgmonkey.pool.stranded import close_stranded
 
 if TYPE_CHECKING:

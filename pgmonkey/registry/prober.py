@@ -1,4 +1,4 @@
-"""The prober: asks in the background whether each database of a registry can be reached."""
+"""Probe in the background whether each database of a registry can be reached."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
-from pgmonkey.errors import UnknownDatabaseError
-from pgmonkey.telemetry.status import DatabaseStatus
-
-if TYPE_CHECKING:
-    from pgmonkey.registry.registry import Registry
+from pgmonkey.errors import ConnectError, Reason, UnknownDatabaseError
+from pgmonkey.pool.dialer import Dialer
+from pgmonkey.pool.limits import Budget, Gate, Share
+from pgmonkey.pool.target import Target
+from pgmonkey.pool.usage import Usage
+from pgmonkey.registry.entry import Entry
+from pgmonkey.telemetry.status import DatabaseStatus, ProbeStatus
 
 #: Seconds between two probes of a database that was reached, and after the first failure.
 _INTERVAL: Final = 15.0
@@ -21,6 +23,58 @@ _FIRST_PAUSE: Final = 1.0
 #: How many probes run at once; a slow database holds up one of them.
 _WORKERS: Final = 4
 _TICK: Final = 0.5  # seconds until a name that came with a reload is noticed
+#: Seconds for which a probe waits, where the other databases left no connection.
+_ROOM: Final = 1.0
+
+
+class Probed(Protocol):
+    """What a prober needs of a registry; a `Registry` is one."""
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was closed."""
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Return the names of its databases."""
+
+    def probe(self, name: str) -> DatabaseStatus:
+        """Connect to a database once."""
+
+
+def probe(entry: Entry, budget: Budget) -> None:
+    """Connect to a database once, and note whether its server was reached.
+
+    Args:
+        entry: The database, where the outcome is noted.
+        budget: The connections that all databases may have together, of which this is one.
+    """
+    if entry.applied is None or entry.removed:
+        entry.probe = ProbeStatus(up=False, seconds=0.0)  # nothing to connect with
+        return
+    config = entry.applied.config
+    share = Share(budget, Target(entry.applied), f"{entry.name}/probe")
+    gate = Gate(1, Usage(), share)
+    dialer = Dialer(config, config.connection_type, gate)
+    began = time.monotonic()
+    try:
+        if (refusal := dialer.refusal()) is not None:
+            raise refusal.error(entry.name)
+        slot = gate.wait(lambda: False, server=config.server, timeout=_ROOM)
+        if slot is None:
+            raise ConnectError(
+                f"{share.explain()}, so that none is left to probe it",
+                database=entry.name,
+                reason="too_many_connections",
+                hint="raise max_connections",
+            )
+        dialer.dial(slot, probe=True).close()
+    except ConnectError as error:
+        entry.last_error = error
+    else:
+        entry.reached = True
+        entry.last_error = None
+    entry.probe = ProbeStatus(entry.last_error is None, time.monotonic() - began)
 
 
 class ProbeResult(NamedTuple):
@@ -31,14 +85,15 @@ class ProbeResult(NamedTuple):
         connection_type: Its connection type.
         up: Whether it was reached.
         duration: Seconds that the probe took.
-        reason: Why it was not reached: `auth`, `refused`, `timeout` ...; `None` when it was.
+        reason: Why it was not reached: `auth`, `refused`, `timeout` ..., `config` without a valid
+            configuration; `None` when it was.
     """
 
     database: str
     connection_type: str
     up: bool
     duration: float
-    reason: str | None
+    reason: Reason | Literal["config"] | None
 
 
 class Prober:
@@ -53,7 +108,7 @@ class Prober:
         interval: Seconds between two probes of a database that was reached.
     """
 
-    def __init__(self, registry: Registry, *, interval: float = _INTERVAL) -> None:
+    def __init__(self, registry: Probed, *, interval: float = _INTERVAL) -> None:
         self._registry = weakref.ref(registry)
         self._interval = interval
         self._results: dict[str, ProbeResult] = {}
@@ -148,6 +203,7 @@ def _result(status: DatabaseStatus) -> ProbeResult:
     probe = status.probe
     assert probe is not None  # it was probed just now
     # What has no configuration in force has nothing to connect with.
+    reason: Reason | Literal["config"] | None
     reason = "config" if status.state == "failed" else status.last_error_reason
     return ProbeResult(
         status.name, status.connection_type or "unknown", probe.up, probe.seconds, reason

@@ -15,10 +15,9 @@ import prometheus_client
 
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
-from pgmonkey.registry.background_probe import probe
 from pgmonkey.registry.cache import Handle, HandleCache, close_handles, close_handles_async
-from pgmonkey.registry.reload_report import ReloadReport
-from pgmonkey.registry.reloader import Reloader
+from pgmonkey.registry.prober import probe
+from pgmonkey.registry.reloader import Reloader, ReloadReport
 from pgmonkey.registry.upkeep import Upkeep
 from pgmonkey.registry.watcher import Source, file_events
 from pgmonkey.telemetry import events

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.config.problems import failed_probe
@@ -19,7 +21,6 @@ from pgmonkey.pool.async_handle import AsyncDatabase
 from pgmonkey.pool.connect_failure import classify
 from pgmonkey.pool.target import Applied
 from pgmonkey.registry.entry import Entry, Rejection
-from pgmonkey.registry.reload_report import ReloadReport
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import RegistryStatus
 from pgmonkey.telemetry.timings import Timings
@@ -35,6 +36,24 @@ if TYPE_CHECKING:
 _SETTLE: Final = 0.15
 #: Reloads with a probe that run at once; a slow database holds up one place only.
 _PARALLEL: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """Say what a reload came to.
+
+    Args:
+        applied: Names whose new configuration is in force.
+        rejected: Names whose files cannot be used, with the problems; the last good
+            configuration goes on serving. A failed probe has one problem, `probe.<reason>`.
+        unchanged: Names whose files say what runs already.
+        removed: Names whose file is gone.
+    """
+
+    applied: tuple[str, ...] = ()
+    rejected: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
+    unchanged: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
 
 class Reloader:

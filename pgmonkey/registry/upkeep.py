@@ -7,15 +7,21 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from pgmonkey.registry.prober import Prober
+from pgmonkey.registry.prober import Probed, Prober
 from pgmonkey.registry.watcher import Source, Watcher
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
-    from pgmonkey.registry.registry import Registry
     from pgmonkey.registry.reloader import Reloader
+
+
+class Maintained(Probed, Protocol):
+    """What the upkeep needs of a registry; a `Registry` is one."""
+
+    path: Path
 
 
 class Upkeep:
@@ -35,7 +41,7 @@ class Upkeep:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: Maintained,
         reloader: Reloader,
         *,
         watch: bool,

@@ -13,8 +13,7 @@ import pytest
 
 from pgmonkey import Registry, RegistryConfigError
 from pgmonkey.errors import CheckoutTimeout, ConnectError
-from pgmonkey.pool.budget import Budget
-from pgmonkey.pool.gate import Gate, Slot
+from pgmonkey.pool.limits import Budget, Gate, Slot
 from pgmonkey.pool.usage import Usage
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents

@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 from pgmonkey.pool.connect_failure import ConnectFailure, classify
-from pgmonkey.pool.gate import Gate
+from pgmonkey.pool.limits import Gate
 from pgmonkey.pool.usage import Usage
 from tests.kit.eventually import eventually
 

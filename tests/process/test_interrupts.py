@@ -20,7 +20,8 @@ import pytest
 
 import pgmonkey
 from pgmonkey import HandleClosedError, Registry
-from pgmonkey.pool import fault_points, sync_checkout
+from pgmonkey.pool import fault_points
+from pgmonkey.pool import handle as sync_handle
 from pgmonkey.pool.generation import Generation
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
@@ -186,7 +187,7 @@ def test_an_interrupt_at_any_line_of_a_checkout_loses_no_connection(
 ) -> None:
     """Wherever it comes, also on the way back to the pool: the one connection can be had again."""
     if looks:
-        monkeypatch.setattr(sync_checkout, "FRESH", -1.0)
+        monkeypatch.setattr(sync_handle, "FRESH", -1.0)
     registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 1})
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle: Any = registry.get("orders")
