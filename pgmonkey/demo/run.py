@@ -204,7 +204,7 @@ def _welcome(registry: Registry, service: Service, roles: Roles) -> str:
 PostgreSQL {version} listens on port {roles.server.port}; {", ".join(registry.names)} of {registry.path} are in use.
 
 look   {metrics} demo_transactions
-       {metrics} config_generation
+       {metrics} config_version
 try    edit {orders}: another max_size takes effect when you save
        edit it badly: the event names file, line and key; the last good one goes on
        echo wrong > {roles.directory}/orders/password && kill -HUP {os.getpid()}

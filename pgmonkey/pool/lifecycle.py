@@ -182,7 +182,7 @@ class Lifecycle(ABC, Generic[PoolT]):
 
     def count_replaced(self, generation: Generation[PoolT]) -> None:
         """Count the connections of a generation that is about to be closed for a newer one."""
-        self.usage.evicted["generation"] += generation.size()
+        self.usage.evicted["rotation"] += generation.size()
 
     def give_up(self, generation: Generation[PoolT], why: str) -> bool:
         """Let a generation be current no more, without a successor: the next checkout opens one.

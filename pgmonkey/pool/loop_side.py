@@ -497,7 +497,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         now = monotonic()
         reason = self.unfit(connection, generation, now)
         if generation.applied.since != self.target.applied.since and not self._holds_back():
-            reason = "generation"
+            reason = "rotation"
         try:
             if (
                 reason is None

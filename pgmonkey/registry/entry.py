@@ -189,6 +189,7 @@ class Entry:
                 ),
                 default=None,
             ),
+            config_hash=self.public_hash,
             pools=tuple(pools),
             probe=self.probe,
             redacted=config.redacted if config else dict,

@@ -48,8 +48,8 @@ class Registry:
         watch: Watch the files; without it, only `reload` looks at them.
         rescan_interval: Seconds after which the files are looked at even if no event came.
         metrics: The `prometheus_client` registry that the numbers are exported to, or `None`.
-        histograms: Export waits, uses and connects with buckets, 16 series for each, instead of
-            their count and sum.
+        histograms: Export waits, uses and connects as histograms with 9 buckets; else as summaries
+            with count and sum only.
         probe_interval: Seconds between two background probes of a database, one connection each
             that is closed at once, for `pgmonkey_up`; default: no probes.
         trust: What becomes of a database if other accounts can change its file, its secrets or
@@ -81,7 +81,7 @@ class Registry:
         watch: bool = True,
         rescan_interval: float = 30.0,
         metrics: prometheus_client.CollectorRegistry | None = prometheus_client.REGISTRY,
-        histograms: bool = False,
+        histograms: bool = True,
         probe_interval: float | None = None,
         trust: Trust = "warn",
         max_connections: int | None = None,

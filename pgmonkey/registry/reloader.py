@@ -169,7 +169,6 @@ class Reloader:
                     changed.append(entry)
                 else:
                     unchanged.append(name)
-                    entry.outcomes["unchanged"] += 1
             if scan.directory_ok:
                 for name, entry in list(self.entries.items()):
                     if name not in scan.present and entry.declared:
@@ -453,9 +452,6 @@ class Reloader:
         entries = sorted(self.entries.items())
         with self._timing:
             durations = self._durations.read()
-        digest = 0
-        for _, entry in entries:
-            digest ^= entry.public_hash
         return RegistryStatus(
             path=str(self.path),
             databases=tuple(
@@ -470,7 +466,6 @@ class Reloader:
             last_reload_successful=self.successful,
             last_reload_success_at=self.last_success_at,
             reload_durations=durations,
-            config_hash=digest,
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import prometheus_client
+from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -31,7 +32,6 @@ from pgmonkey.service.readiness import Readiness
 from pgmonkey.service.reload_endpoint import ReloadEndpoint
 from pgmonkey.service.server import HttpServer
 from pgmonkey.service.tls import Certificate
-from pgmonkey.telemetry.exposition import expose
 from pgmonkey.telemetry.status import DatabaseStatus
 
 __all__ = ["Service", "ServiceOptions", "serve", "status_app"]
@@ -95,8 +95,8 @@ def probe_routes(
         return JSONResponse(body, 200 if body["ready"] else 503)
 
     def scrape(request: Request) -> Response:  # in a thread: it may take milliseconds
-        text, content_type = expose(request.headers.get("accept", ""), metrics)
-        return Response(text, headers={"Content-Type": content_type})
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics), headers={"Content-Type": content_type})
 
     return [
         Route("/metrics", scrape, methods=["GET"]),

@@ -182,6 +182,12 @@ class _OursFilter(logging.Filter):
         return not any("pgmonkey" in repr(argument) for argument in arguments)
 
 
+def _after_fork() -> None:
+    """Forget in a child process what its parent emitted and lost."""
+    global _dropped, _dropped_so_far
+    _recent.clear()
+    _dropped, _dropped_so_far = count(), 0
+
+
 logging.getLogger("psycopg.pool").addFilter(_OursFilter())
-# What the parent did is not what the child process did.
-os.register_at_fork(after_in_child=_recent.clear)
+os.register_at_fork(after_in_child=_after_fork)

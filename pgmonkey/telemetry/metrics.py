@@ -1,4 +1,7 @@
-"""Metrics: the status records of the registries, as Prometheus reads them."""
+"""Metrics: one table declares each of them; the collector reads it at every scrape.
+
+docs/metrics.md and the files of prometheus_client's multi-process mode are made from the same table.
+"""
 
 from __future__ import annotations
 
@@ -6,132 +9,208 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import prometheus_client
 import psycopg
 import psycopg_pool
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    Metric,
-)
+from prometheus_client import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from pgmonkey.telemetry.exposition import Labels
-from pgmonkey.telemetry.multiprocess import MetricFiles
-from pgmonkey.telemetry.status import STATES, merged_databases, merged_pools
+from pgmonkey.telemetry import events
+from pgmonkey.telemetry.multiprocess import MetricFiles, Workers
+from pgmonkey.telemetry.status import OUTCOMES, STATES, merged_databases, merged_pools
 from pgmonkey.telemetry.timings import BUCKETS, NOTHING, Durations
 from pgmonkey.version import __version__
 
 if TYPE_CHECKING:
     from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus
 
-_OUTCOMES: Final = ("applied", "rejected", "unchanged", "removed")
+Status = TypeVar("Status")
+#: Value of a metric, or its values by those of its own label; `None`: it has no series now.
+Reading = float | Durations | Mapping[str, float] | None
 
 
-class _Row(NamedTuple):
-    """One metric of pools: kind, name without prefix, help, extra label, and how to read it."""
+@dataclass(frozen=True, slots=True)
+class Row(Generic[Status]):
+    """Declare one metric.
 
-    kind: str
+    Args:
+        name: The name in a scrape.
+        kind: What Prometheus calls it; `histograms=False` makes a summary of a pool's histogram.
+        help: One line for people.
+        read: Returns its value, given a status record.
+        label: Its own label, beside those of its part of the table.
+        workers: How the values of several processes become one; see `Workers`.
+    """
+
     name: str
+    kind: Literal["gauge", "counter", "histogram"]
     help: str
-    label: str | None
-    read: Callable[[PoolStatus], Any]
+    read: Callable[[Status], Reading]
+    label: str | None = None
+    workers: Workers = "sum"
 
 
-def _connections(pool: PoolStatus) -> dict[str, int]:
-    return {"idle": pool.idle, "used": pool.used, "retired": pool.retired}
+class _Process(NamedTuple):
+    """Status of all registries of this process that export to one place."""
+
+    registries: tuple[RegistryStatus, ...]
+    databases: tuple[DatabaseStatus, ...]
+    pools: tuple[PoolStatus, ...]
+
+    @classmethod
+    def of(cls, registries: Iterable[HasStatus]) -> _Process:
+        statuses = tuple(one.status() for one in registries if not one.closed)
+        databases = [database for status in statuses for database in status.databases]
+        pools = (
+            pool
+            for database in databases
+            for pool in database.pools
+            # One that never could connect was not opened, but its failures matter most.
+            if pool.opened or pool.requests or pool.connect_attempts
+        )
+        return cls(statuses, tuple(merged_databases(databases)), tuple(merged_pools(pools)))
 
 
-# Every reason is there from the start, with 0: the increase of a series that begins with its first
-# event has never seen that event.
-_POOL_ROWS: Final[tuple[_Row, ...]] = (
-    _Row("gauge", "pool_connections", "Server connections by state.", "state", _connections),
-    _Row("gauge", "pool_connections_min", "Configured min_size.", None, lambda p: p.min_size),
-    _Row("gauge", "pool_connections_max", "Configured max_size.", None, lambda p: p.max_size),
-    _Row(
-        "gauge",
-        "pool_requests_waiting",
-        "Clients that wait for a connection.",
-        None,
-        lambda p: p.waiting,
-    ),
-    _Row(
-        "gauge",
-        "pool_longest_checkout_seconds",
-        "Age of the oldest checkout.",
-        None,
-        lambda p: p.longest_checkout,
-    ),
-    _Row("counter", "pool_requests", "Checkouts asked for.", None, lambda p: p.requests),
-    _Row(
-        "counter", "pool_requests_queued", "Checkouts that had to queue.", None, lambda p: p.queued
-    ),
-    _Row(
-        "counter",
-        "pool_request_errors",
-        "Checkouts that got no connection.",
-        "reason",
-        lambda p: p.errors,
-    ),
-    _Row(
-        "timing",
-        "pool_wait_seconds",
-        "Time from asking for a connection to getting it.",
-        None,
-        lambda p: p.waits,
-    ),
-    _Row(
-        "timing",
-        "pool_use_seconds",
-        "Time for which connections were checked out.",
-        None,
-        lambda p: p.uses,
-    ),
-    _Row(
-        "timing",
-        "pool_connect_seconds",
-        "Time that new connections took.",
-        None,
-        lambda p: p.connects,
-    ),
-    _Row(
-        "counter", "pool_connect_attempts", "Connections tried.", None, lambda p: p.connect_attempts
-    ),
-    _Row(
-        "counter",
-        "pool_connect_failures",
-        "Connections that failed.",
-        "reason",
-        lambda p: p.connect_failures,
-    ),
-    _Row(
-        "counter",
-        "pool_connections_evicted",
-        "Connections dropped.",
-        "reason",
-        lambda p: p.evicted,
-    ),
-    _Row(
-        "counter",
-        "pool_leaks",
-        "Checkouts held longer than leak_detection.",
-        None,
-        lambda p: p.leaks,
-    ),
+def _open_handles(process: _Process) -> dict[str, float]:
+    types = ("normal", "pool", "async", "async_pool")
+    opened = Counter(
+        pool.connection_type
+        for registry in process.registries
+        for database in registry.databases
+        for pool in database.pools
+        if pool.opened
+    )
+    return {connection_type: opened[connection_type] for connection_type in types}
+
+
+def _reload_durations(process: _Process) -> Durations | None:
+    durations = [registry.reload_durations for registry in process.registries]
+    return sum(durations, NOTHING) if durations else None
+
+
+def _states(database: DatabaseStatus) -> dict[str, float] | None:
+    return database.state and {state: float(state == database.state) for state in STATES}
+
+
+def _if_declared(read: Callable[[DatabaseStatus], float | None]) -> Callable[..., float | None]:
+    """Read only databases that are declared; of a removed one only the counters go on."""
+    return lambda database: read(database) if database.state else None
+
+
+_VERSIONS: Final = {
+    "version": __version__,
+    "psycopg": psycopg.__version__,
+    "psycopg_pool": psycopg_pool.__version__,
+    "libpq": str(psycopg.pq.version()),
+}
+# fmt: off
+_BUILD: Final[tuple[Row[_Process], ...]] = (
+    Row("pgmonkey_build_info", "gauge", "Versions, as labels.",
+        lambda _: 1, workers="max"),
 )
+_PROCESS: Final[tuple[Row[_Process], ...]] = (
+    Row("pgmonkey_cache_size", "gauge", "Open handles.",
+        _open_handles, label="type"),
+    Row("pgmonkey_registry_databases", "gauge", "Declared databases.",
+        lambda p: sum(one.state is not None for one in p.databases), workers="max"),
+    Row("pgmonkey_config_last_reload_successful", "gauge",
+        "Whether everything that the files say is applied.",
+        lambda p: min((one.last_reload_successful for one in p.registries), default=None),
+        workers="min"),
+    Row("pgmonkey_config_last_reload_success_timestamp_seconds", "gauge",
+        "When everything that the files said was last applied.",
+        lambda p: min((one.last_reload_success_at or 0.0 for one in p.registries), default=None),
+        workers="min"),
+    Row("pgmonkey_reload_duration_seconds", "histogram", "Time from a change seen to its being applied.",
+        _reload_durations),
+    Row("pgmonkey_watcher_up", "gauge", "Whether changes of files are seen; absent with watch=False.",
+        lambda p: min((one.watching for one in p.registries if one.watched), default=None),
+        workers="min"),
+    Row("pgmonkey_watcher_errors_total", "counter", "Errors of the operating system's file events.",
+        lambda p: sum(one.watcher_errors for one in p.registries)),
+    Row("pgmonkey_events_dropped_total", "counter", "Events that could not be written to the log.",
+        lambda _: events.dropped()),
+)
+_DATABASES: Final[tuple[Row[DatabaseStatus], ...]] = (
+    Row("pgmonkey_database_state", "gauge", "1 for the state of the database, 0 for the other states.",
+        _states, label="state", workers="worst"),
+    Row("pgmonkey_config_version", "gauge", "Version of the applied config, 1 at load.",
+        _if_declared(lambda db: db.version), workers="max"),
+    Row("pgmonkey_config_stale", "gauge", "Whether the files differ from what runs.",
+        _if_declared(lambda db: db.stale), workers="max"),
+    Row("pgmonkey_config_hash", "gauge",
+        "48 bits of what is not secret in the applied config, revision included.",
+        _if_declared(lambda db: db.config_hash), workers="max"),
+    Row("pgmonkey_config_reloads_total", "counter", "Reloads by outcome.",
+        lambda db: {outcome: db.outcomes.get(outcome, 0) for outcome in OUTCOMES}, label="outcome"),
+    Row("pgmonkey_secret_modified_timestamp_seconds", "gauge",
+        "When the newest secret file was modified, applied or not yet.",
+        _if_declared(lambda db: db.secret_modified), workers="max"),
+    Row("pgmonkey_up", "gauge", "Whether the last background probe connected.",
+        _if_declared(lambda db: db.probe and db.probe.up), workers="min"),
+    Row("pgmonkey_probe_duration_seconds", "gauge", "Duration of the last background probe.",
+        _if_declared(lambda db: db.probe and db.probe.seconds), workers="max"),
+)
+# Every reason is exported from the start, as 0: `increase()` does not see the first event of a series that
+# begins with it.
+_POOLS: Final[tuple[Row[PoolStatus], ...]] = (
+    Row("pgmonkey_pool_connections", "gauge", "Server connections by state.",
+        lambda p: {"idle": p.idle, "used": p.used, "retired": p.retired}, label="state"),
+    Row("pgmonkey_pool_connections_min", "gauge", "Configured min_size.",
+        lambda p: p.min_size),
+    Row("pgmonkey_pool_connections_max", "gauge", "Configured max_size.",
+        lambda p: p.max_size),
+    Row("pgmonkey_pool_requests_waiting", "gauge", "Clients that wait for a connection.",
+        lambda p: p.waiting),
+    Row("pgmonkey_pool_longest_checkout_seconds", "gauge", "Age of the oldest checkout in progress.",
+        lambda p: p.longest_checkout, workers="max"),
+    Row("pgmonkey_pool_requests_total", "counter", "Checkouts requested.",
+        lambda p: p.requests),
+    Row("pgmonkey_pool_requests_queued_total", "counter", "Checkouts that had to wait in the queue.",
+        lambda p: p.queued),
+    Row("pgmonkey_pool_request_errors_total", "counter", "Checkouts that got no connection.",
+        lambda p: p.errors, label="reason"),
+    Row("pgmonkey_pool_wait_seconds", "histogram", "Time from requesting a connection to getting it.",
+        lambda p: p.waits),
+    Row("pgmonkey_pool_use_seconds", "histogram", "Time for which connections were checked out.",
+        lambda p: p.uses),
+    Row("pgmonkey_pool_connect_seconds", "histogram", "Time to make a new connection.",
+        lambda p: p.connects),
+    Row("pgmonkey_pool_connect_attempts_total", "counter", "Connects tried.",
+        lambda p: p.connect_attempts),
+    Row("pgmonkey_pool_connect_failures_total", "counter", "Connects that failed.",
+        lambda p: p.connect_failures, label="reason"),
+    Row("pgmonkey_pool_connections_evicted_total", "counter", "Connections that the pool closed.",
+        lambda p: p.evicted, label="reason"),
+    Row("pgmonkey_pool_leaks_total", "counter",
+        "Checkouts held longer than leak_detection, or abandoned.",
+        lambda p: p.leaks),
+)
+# fmt: on
+
+#: Every metric, with the labels that all metrics of its part have.
+TABLE: Final[tuple[tuple[tuple[str, ...], tuple[Row[Any], ...]], ...]] = (
+    (tuple(_VERSIONS), _BUILD),
+    ((), _PROCESS),
+    (("database",), _DATABASES),
+    (("database", "type"), _POOLS),
+)
+
+_BOUNDS: Final = (*map(str, BUCKETS), "+Inf")
 
 
 class HasStatus(Protocol):
-    """Tell what runs: a `Registry`, which is above this module."""
+    """What is exported: a `Registry`, which is above this module."""
 
     @property
     def closed(self) -> bool:
-        """Tell whether it ended: then it is not asked any more."""
+        """Tell whether it was closed; then its `status` is not read."""
 
     def status(self) -> RegistryStatus:
         """Return status records."""
@@ -140,235 +219,74 @@ class HasStatus(Protocol):
 class RegistryCollector(Collector):
     """Export the registries of this process. Reads status records; never waits for a database.
 
-    A scrape costs about a tenth of a millisecond for each open pool, and twice that with
-    histograms, if `expose` writes the text; prometheus_client takes several times as long for it.
-
     Args:
         histograms: Export waits, uses and connects as histograms instead of sum and count.
     """
 
-    def __init__(self, *, histograms: bool = False) -> None:
+    def __init__(self, *, histograms: bool) -> None:
         self.histograms = histograms
         self._registries: weakref.WeakSet[HasStatus] = weakref.WeakSet()
-        self._series: dict[tuple[str, str], _Series] = {}
 
     def add(self, registry: HasStatus) -> None:
         """Export one more registry."""
         self._registries.add(registry)
 
     def describe(self) -> Iterable[Metric]:
-        """Name no metrics: without this, registering would collect, and touch every pool."""
+        """Return no metrics: without this method registering would collect, and read every pool."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric, as of now."""
-        statuses = [one.status() for one in list(self._registries) if not one.closed]
-        yield _build_info()
-        if not statuses:
-            return
-        yield from _registry_metrics(statuses)
-        databases = [database for status in statuses for database in status.databases]
-        yield from _database_metrics(merged_databases(databases))
-        pools = merged_pools(
-            # One that never could connect has not been opened, and its failures matter most.
-            pool
-            for database in databases
-            for pool in database.pools
-            if pool.opened or pool.requests or pool.connect_attempts
+        """Yield every metric that has a series now."""
+        process = _Process.of(list(self._registries))
+        described: tuple[list[tuple[dict[str, str], Any]], ...] = (
+            [(_VERSIONS, process)],
+            [({}, process)],
+            [({"database": one.name}, one) for one in process.databases],
+            [
+                ({"database": one.database, "type": one.connection_type}, one)
+                for one in process.pools
+            ],
         )
-        series = self._series_of(pools)
-        for row in _POOL_ROWS:
-            yield self._pool_metric(row, pools, series)
+        for (scope, rows), series in zip(TABLE, described, strict=True):
+            for row in rows:
+                kind: str = row.kind
+                if kind == "histogram" and scope and not self.histograms:
+                    kind = "summary"
+                metric = Metric(row.name.removesuffix("_total"), row.help, kind)
+                for labels, status in series:
+                    metric.samples += _samples(row, kind, labels, row.read(status))
+                if metric.samples:
+                    yield metric
 
-    def _series_of(self, pools: list[PoolStatus]) -> list[_Series]:
-        """Return the labels of each pool, those of the last scrape where they were there already."""
-        before = self._series
-        keys = [(pool.database, pool.connection_type) for pool in pools]
-        self._series = {key: before.get(key) or _Series(*key) for key in keys}
-        return list(self._series.values())
 
-    def _pool_metric(self, row: _Row, pools: list[PoolStatus], series: list[_Series]) -> Metric:
-        timing = "histogram" if self.histograms else "summary"
-        metric = Metric(
-            f"pgmonkey_{row.name}", row.help, timing if row.kind == "timing" else row.kind
+def _samples(
+    row: Row[Any], kind: str, labels: dict[str, str], reading: Reading
+) -> Iterable[Sample]:
+    if reading is None:
+        return ()
+    if isinstance(reading, Durations):
+        buckets = (
+            Sample(f"{row.name}_bucket", {**labels, "le": bound}, total)
+            for bound, total in zip(_BOUNDS, accumulate(reading.buckets), strict=True)
         )
-        name = f"{metric.name}_total" if row.kind == "counter" else metric.name
-        values = zip(series, map(row.read, pools), strict=True)
-        if row.kind == "timing":
-            for labels, durations in values:
-                _add_durations(metric, labels, durations)
-        elif row.label is None:
-            metric.samples += [Sample(name, labels.own, value) for labels, value in values]
-        else:
-            metric.samples += [
-                Sample(name, labels.by(row.label, case), number)
-                for labels, numbers in values
-                for case, number in numbers.items()
-            ]
-        return metric
-
-
-class _Series:
-    """Keep the labels of one database, or of its pool: a scrape has dozens of samples of each.
-
-    Args:
-        database: The name, or `None` for what is of a whole registry.
-        connection_type: The connection type.
-    """
-
-    __slots__ = ("_more", "own")
-
-    def __init__(self, database: str | None = None, connection_type: str = "") -> None:
-        self.own = Labels(
-            {} if database is None else {"database": database, "type": connection_type}
+        return (
+            *(buckets if kind == "histogram" else ()),
+            Sample(f"{row.name}_count", labels, reading.count),
+            Sample(f"{row.name}_sum", labels, reading.sum),
         )
-        self._more: dict[tuple[str, str], Labels] = {}
-
-    def by(self, name: str, value: str) -> Labels:
-        """Return the labels with one more."""
-        found = self._more.get((name, value))
-        if found is None:
-            found = self._more[name, value] = Labels({**self.own, name: value})
-        return found
-
-
-def _add_durations(metric: Metric, labels: _Series, durations: Durations) -> None:
-    if metric.type == "histogram":
-        name = f"{metric.name}_bucket"
-        metric.samples += [
-            Sample(name, labels.by("le", bound), total)
-            for bound, total in zip(_BOUNDS, accumulate(durations.buckets), strict=True)
+    if isinstance(reading, Mapping):
+        assert row.label is not None
+        return [
+            Sample(row.name, {**labels, row.label: case}, number)
+            for case, number in reading.items()
         ]
-    metric.samples += (
-        Sample(f"{metric.name}_count", labels.own, durations.count),
-        Sample(f"{metric.name}_sum", labels.own, durations.sum),
-    )
-
-
-_BOUNDS: Final = (*map(str, BUCKETS), "+Inf")
-
-
-def _registry_metrics(statuses: list[RegistryStatus]) -> Iterator[Metric]:
-    cache = GaugeMetricFamily("pgmonkey_cache_size", "Open handles.", labels=["type"])
-    open_handles = Counter(
-        pool.connection_type
-        for status in statuses
-        for database in status.databases
-        for pool in database.pools
-        if pool.opened
-    )
-    for connection_type in ("normal", "pool", "async", "async_pool"):
-        cache.add_metric([connection_type], open_handles[connection_type])
-    yield cache
-
-    states = GaugeMetricFamily(
-        "pgmonkey_registry_databases", "Declared databases by state.", labels=["state"]
-    )
-    counts = Counter(database.state for status in statuses for database in status.databases)
-    for state in STATES:
-        states.add_metric([state], counts[state])
-    yield states
-
-    yield GaugeMetricFamily(
-        "pgmonkey_config_hash",
-        "48 bits of what is not secret in all configurations; equal when pods agree.",
-        value=_xor(status.config_hash for status in statuses),
-    )
-    yield GaugeMetricFamily(
-        "pgmonkey_config_last_reload_successful",
-        "Whether all that the files say is in force.",
-        value=float(all(status.last_reload_successful for status in statuses)),
-    )
-    yield GaugeMetricFamily(
-        "pgmonkey_config_last_reload_success_timestamp_seconds",
-        "When the files were last brought into force.",
-        value=min((status.last_reload_success_at or 0.0 for status in statuses), default=0.0),
-    )
-    durations = Metric(
-        "pgmonkey_reload_duration_seconds",
-        "Time from a change seen to its being in force.",
-        "histogram",
-    )
-    _add_durations(
-        durations, _Series(), sum((status.reload_durations for status in statuses), NOTHING)
-    )
-    yield durations
-    watched = [status.watching for status in statuses if status.watched]
-    if watched:  # without `watch` there is nothing that could be down
-        yield GaugeMetricFamily(
-            "pgmonkey_watcher_up",
-            "Whether changes of files are seen.",
-            value=float(all(watched)),
-        )
-    yield CounterMetricFamily(
-        "pgmonkey_watcher_errors",
-        "Times that file events could not be had.",
-        value=sum(status.watcher_errors for status in statuses),
-    )
-
-
-def _database_metrics(databases: list[DatabaseStatus]) -> Iterator[Metric]:
-    version = Metric(
-        "pgmonkey_config_generation", "Version of the configuration in force.", "gauge"
-    )
-    stale = Metric("pgmonkey_config_stale", "Whether the files differ from what runs.", "gauge")
-    reloads = Metric("pgmonkey_config_reloads", "Reloads by outcome.", "counter")
-    secret = Metric(
-        "pgmonkey_secret_modified_timestamp_seconds",
-        "When the newest secret file was modified, in force or not yet.",
-        "gauge",
-    )
-    up = Metric("pgmonkey_up", "Whether the last background probe reached the database.", "gauge")
-    probe = Metric("pgmonkey_probe_duration_seconds", "Time that the last probe took.", "gauge")
-    for database in databases:
-        labels = {"database": database.name, "type": database.connection_type or "unknown"}
-        if database.state is not None:
-            version.add_sample(version.name, labels, database.version)
-            stale.add_sample(stale.name, labels, float(database.stale))
-            if database.secret_modified is not None:
-                secret.add_sample(secret.name, labels, database.secret_modified)
-            if database.probe is not None:
-                up.add_sample(up.name, labels, float(database.probe.up))
-                probe.add_sample(probe.name, labels, database.probe.seconds)
-        counts = database.outcomes
-        reloads.samples += [
-            Sample("pgmonkey_config_reloads_total", {**labels, "outcome": one}, counts.get(one, 0))
-            for one in _OUTCOMES
-        ]
-    yield from (version, stale, reloads, secret)
-    if up.samples:  # somebody probes
-        yield from (up, probe)
-
-
-def _build_info() -> Metric:
-    info = GaugeMetricFamily(
-        "pgmonkey_build_info",
-        "Versions, as labels.",
-        labels=["version", "psycopg", "psycopg_pool", "libpq"],
-    )
-    info.add_metric(
-        [
-            __version__,
-            psycopg.__version__,
-            psycopg_pool.__version__,
-            str(psycopg.pq.version()),
-        ],
-        1,
-    )
-    return info
-
-
-def _xor(numbers: Iterable[int]) -> int:
-    result = 0
-    for number in numbers:
-        result ^= number
-    return result
+    return (Sample(row.name, labels, float(reading)),)
 
 
 _collectors: Final[
     weakref.WeakKeyDictionary[prometheus_client.CollectorRegistry, RegistryCollector]
 ] = weakref.WeakKeyDictionary()
-#: Of this process, for the files of the multi-process mode; made when it is wanted.
+#: The collector whose metrics go to the files of the multi-process mode, when that is on.
 _for_files: RegistryCollector | None = None
 _files: MetricFiles | None = None
 # Guards the three above.
@@ -376,15 +294,15 @@ _lock = threading.Lock()
 
 
 def export(
-    registry: HasStatus, target: prometheus_client.CollectorRegistry, *, histograms: bool = False
+    registry: HasStatus, target: prometheus_client.CollectorRegistry, *, histograms: bool
 ) -> None:
     """Export a registry through a `prometheus_client` registry; several share one collector.
 
     Where `PROMETHEUS_MULTIPROC_DIR` is set the numbers also go to its files.
 
     Args:
-        registry: What to export.
-        target: Where to.
+        registry: The registry to export.
+        target: Where to export it.
         histograms: Export durations as histograms, of all registries that share the target.
     """
     global _for_files, _files
@@ -396,8 +314,9 @@ def export(
         sharing = [collector]
         if MetricFiles.wanted():
             if _for_files is None:
-                _for_files = RegistryCollector()
-                _files = MetricFiles(_for_files.collect)
+                _for_files = RegistryCollector(histograms=histograms)
+                modes = {row.name: row.workers for _, rows in TABLE for row in rows}
+                _files = MetricFiles(_for_files.collect, modes)
             sharing.append(_for_files)
         for one in sharing:
             one.histograms = one.histograms or histograms
@@ -405,7 +324,7 @@ def export(
 
 
 def ensure_files() -> None:
-    """Let the files of the multi-process mode be written in this process, if it is on."""
+    """Start writing the files of the multi-process mode in this process, if it is on."""
     if _files is not None:
         _files.ensure_thread()
 

@@ -1,4 +1,4 @@
-"""The files of prometheus_client's multi-process mode: what each worker of gunicorn has counted."""
+"""Files of prometheus_client's multi-process mode, from which one scrape answers for all workers."""
 
 from __future__ import annotations
 
@@ -8,31 +8,27 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from prometheus_client import Metric, values
 
 from pgmonkey.telemetry.forks import no_fork
+from pgmonkey.telemetry.status import STATES
 
 #: Seconds between two writes. A worker that is killed loses what it has counted since the last.
 INTERVAL: Final = 1.0
-#: How a scrape puts the gauges of all workers together; the others are summed. A worker that is
-#: gone counts no more in any of them, once `mark_process_dead` was called for it.
-_MODES: Final[Mapping[str, str]] = {
-    "pgmonkey_build_info": "livemax",
-    "pgmonkey_config_generation": "livemax",
-    "pgmonkey_config_hash": "livemax",
-    "pgmonkey_config_last_reload_success_timestamp_seconds": "livemin",
-    "pgmonkey_config_last_reload_successful": "livemin",
-    "pgmonkey_config_stale": "livemax",
-    "pgmonkey_pool_longest_checkout_seconds": "livemax",
-    "pgmonkey_probe_duration_seconds": "livemax",
-    "pgmonkey_registry_databases": "livemax",
-    "pgmonkey_secret_modified_timestamp_seconds": "livemax",
-    "pgmonkey_up": "livemin",
-    "pgmonkey_watcher_up": "livemin",
+#: How one value is made of those of all workers: `worst` is for the state of a database. What a worker
+#: that ended has counted stays in the sum of a counter; its gauges go with `mark_process_dead`.
+Workers = Literal["sum", "max", "min", "worst"]
+#: The same in prometheus_client's words.
+_MODES: Final[Mapping[Workers, str]] = {
+    "sum": "livesum",
+    "max": "livemax",
+    "min": "livemin",
+    # A gauge of this mode shows the value with the highest timestamp. Ours is how bad the state is that
+    # its worker sees: so all series of a database are those of one worker, and one of them is 1.
+    "worst": "livemostrecent",
 }
-_SUM: Final = "livesum"
 _FILE_SIZE: Final = 1 << 16  # what prometheus_client begins with
 
 
@@ -50,17 +46,23 @@ class _Key(NamedTuple):
 class MetricFiles:
     """Write what a collector yields into the files that `MultiProcessCollector` reads.
 
-    A scrape that gunicorn hands to one worker answers for all of them from these files. They
-    are written by a thread, once a second and at the end of the process: no checkout pays.
+    A thread writes them, once a second and at the end of the process: no checkout pays.
+    prometheus_client has no public way to write a custom collector or the buckets of a histogram
+    into its files; `values.ValueClass` is what its own metrics use.
 
     Args:
         collect: Yields the metrics of this process.
+        workers: How the values of several workers become one, by the name of the metric.
     """
 
-    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+    def __init__(
+        self, collect: Callable[[], Iterable[Metric]], workers: Mapping[str, Workers]
+    ) -> None:
         self._collect = collect
+        self._workers = workers
         self._values: dict[_Key, Any] = {}
-        self._written: dict[_Key, float] = {}
+        #: Value and timestamp of each number in the files.
+        self._written: dict[_Key, tuple[float, float]] = {}
         # Guards the two above. Never held by a checkout.
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -86,32 +88,31 @@ class MetricFiles:
     def write(self) -> None:
         """Write what has changed since the last time."""
         with no_fork(), self._lock:
-            now = {
-                key: number
-                for family in self._collect()
-                for key, number in _numbers(family)  # a histogram's buckets one by one
-            }
+            now: dict[_Key, tuple[float, float]] = {}
+            for family in self._collect():
+                ranks = _ranks(family) if self._workers.get(family.name) == "worst" else {}
+                for key, number in _numbers(family):
+                    now[key] = number, ranks.get(key.values[0], 0.0) if ranks else 0.0
             written = self._written
-            for key, number in now.items():
-                before = written.get(key)
-                if number == before:
+            for key, (number, rank) in now.items():
+                if written.get(key) == (number, rank):
                     continue
                 if key.kind == "gauge":
-                    self._value(key).set(number)
+                    self._value(key).set(number, rank)
                 else:
-                    self._value(key).inc(max(0.0, number - (before or 0.0)))
-                written[key] = number
+                    self._value(key).inc(max(0.0, number - written.get(key, (0.0,))[0]))
+                written[key] = number, rank
             for key in written.keys() - now.keys():
-                # A registry was closed. Its counts stay, and its gauges count no more; a file
-                # cannot forget a series.
-                if key.kind == "gauge" and _MODES.get(key.metric, _SUM) != "livemin":
+                # A registry was closed, or a database removed. Counters stay. A file cannot forget
+                # a gauge: 0 adds nothing, is no maximum, and without a rank shows no state.
+                if key.kind == "gauge" and self._workers[key.metric] != "min":
                     self._value(key).set(0.0)
                 del written[key]
 
     def _value(self, key: _Key) -> Any:
         value = self._values.get(key)
         if value is None:
-            mode = _MODES.get(key.metric, _SUM) if key.kind == "gauge" else ""
+            mode = _MODES[self._workers[key.metric]] if key.kind == "gauge" else ""
             _make_file(f"gauge_{mode}" if mode else key.kind)
             value = self._values[key] = values.ValueClass(*key, multiprocess_mode=mode)
         return value
@@ -119,12 +120,12 @@ class MetricFiles:
     def _run(self) -> None:
         pause = threading.Event()
         while True:
-            with suppress(OSError):  # a full disk: what is left is written when there is room
+            with suppress(OSError):  # a full disk: the rest is written when there is room
                 self.write()
             pause.wait(INTERVAL)
 
     def _forget(self) -> None:
-        """Start anew in a child process, which counts from zero into files of its own."""
+        """Begin with no files in a child process, which counts from zero into its own."""
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._thread = None
@@ -145,6 +146,15 @@ def _make_file(prefix: str) -> None:
     with suppress(FileExistsError):  # the application's own metrics were first
         os.link(new, path)
     new.unlink()
+
+
+def _ranks(family: Metric) -> dict[str, float]:
+    """Return for each database how bad its state is; never 0, which is no timestamp."""
+    return {
+        sample.labels["database"]: float(len(STATES) - STATES.index(sample.labels["state"]))
+        for sample in family.samples
+        if sample.value
+    }
 
 
 def _numbers(family: Metric) -> Iterator[tuple[_Key, float]]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 DatabaseState = Literal["failed", "down", "stale", "ready", "idle"]
 
+#: Outcomes of a reload that are counted.
+OUTCOMES: Final = ("applied", "rejected", "removed")
 #: Every state of a database, the worst first.
 STATES: Final[tuple[DatabaseState, ...]] = get_args(DatabaseState)
 
@@ -129,6 +131,7 @@ class DatabaseStatus:
     last_reload: str | None
     last_reload_at: float | None
     secret_modified: float | None
+    config_hash: int
     pools: tuple[PoolStatus, ...]
     probe: ProbeStatus | None = None
     #: Gives `config`; a scrape of a thousand databases does not ask.
@@ -155,16 +158,14 @@ class RegistryStatus(NamedTuple):
     last_reload_successful: bool
     last_reload_success_at: float | None
     reload_durations: Durations
-    config_hash: int
 
 
 def merged_databases(databases: Iterable[DatabaseStatus]) -> list[DatabaseStatus]:
-    """Return one record for each name and type: two registries may declare the same."""
-    found: dict[tuple[str, str | None], DatabaseStatus] = {}
+    """Return one record for each name: two registries may declare the same."""
+    found: dict[str, DatabaseStatus] = {}
     for one in databases:
-        key = (one.name, one.connection_type)
-        other = found.get(key)
-        found[key] = one if other is None else _merged_database(one, other)
+        other = found.get(one.name)
+        found[one.name] = one if other is None else _merged_database(one, other)
     return list(found.values())
 
 
@@ -188,6 +189,7 @@ def _merged_database(one: DatabaseStatus, other: DatabaseStatus) -> DatabaseStat
         stale=one.stale or other.stale,
         outcomes=_added(one.outcomes, other.outcomes),
         secret_modified=max(modified, default=None),
+        config_hash=max(one.config_hash, other.config_hash),
         probe=one.probe if other.probe is None or other.probe.up else other.probe,
     )
 

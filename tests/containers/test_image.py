@@ -134,7 +134,7 @@ def test_the_image_works_read_only_under_a_user_without_a_name(
     assert "No module named pip" in seen["pip"]
     assert "pgmonkey" in seen["programs"]
     assert not [name for name in seen["programs"] if name.startswith(("pip", "hatch"))]
-    assert 'pgmonkey_up{database="orders",type="normal"} 1.0' in seen["metrics"]
+    assert 'pgmonkey_up{database="orders"} 1.0' in seen["metrics"]
     check_metrics(seen["metrics"])
     assert seen["exit"] == 0, seen["log"]
     assert "Traceback" not in seen["log"]

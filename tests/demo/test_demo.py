@@ -102,7 +102,7 @@ def demo(registry: Path, canary: Canary) -> Iterator[Callable[..., Demo]]:
 def test_passwords_rotate_and_no_transaction_fails(demo: Callable[..., Demo]) -> None:
     """All three databases are under load, ready, and rotated; the error count stays at 0."""
     running = demo("--rotate-every", "0.4")
-    eventually(lambda: min(running.samples("pgmonkey_config_generation").values()) >= 3, 20)
+    eventually(lambda: min(running.samples("pgmonkey_config_version").values()) >= 3, 20)
     before = running.done
     assert before.keys() == {"orders", "events", "reports"}
     eventually(lambda: all(running.done[name] > count for name, count in before.items()))
@@ -240,7 +240,7 @@ def test_as_an_ordinary_user(public_dir: Path, canary: Canary) -> None:
         program=python.command, user="nobody", group="nogroup", extra_groups=[],
     ) as running:  # fmt: skip
         running.wait_until_at_work()
-        eventually(lambda: min(running.samples("pgmonkey_config_generation").values()) >= 2, 20)
+        eventually(lambda: min(running.samples("pgmonkey_config_version").values()) >= 2, 20)
         assert running.errors == 0
         assert psutil.Process(running.process.pid).username() == "nobody"
         secrets = running.secrets

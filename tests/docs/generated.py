@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tests.docs import problems_page, reference_page
+from tests.docs import metrics_page, problems_page, reference_page
 from tests.docs.snippets import ROOT
 
 #: What makes each page, by its file in `docs`.
 PAGES: Mapping[str, Callable[[], str]] = {
     "reference.md": reference_page.page,
     "problems.md": problems_page.page,
+    "metrics.md": metrics_page.page,
 }
 
 

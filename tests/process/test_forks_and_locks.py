@@ -84,13 +84,15 @@ def test_a_child_can_write_its_metrics_whatever_the_parent_wrote_in_that_moment(
         def __init__(self, *_arguments: object, **_options: object) -> None:
             pass
 
-        def set(self, _number: float) -> None:
+        def set(self, _number: float, _timestamp: float) -> None:
             library.use()
 
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     monkeypatch.setattr("prometheus_client.values.ValueClass", Value)
     readings = iter(range(number, 1_000_000))
-    files = MetricFiles(lambda: [GaugeMetricFamily("pgmonkey_up", "", value=next(readings))])
+    files = MetricFiles(
+        lambda: [GaugeMetricFamily("pgmonkey_up", "", value=next(readings))], {"pgmonkey_up": "min"}
+    )
 
     with again_and_again(files.write):
         assert in_a_child(library.is_free)

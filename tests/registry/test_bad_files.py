@@ -31,7 +31,7 @@ class Operator:
         return self.numbers.get_sample_value(name, labels)
 
     def of_orders(self, name: str, **labels: str) -> float | None:
-        return self.metric(name, database="orders", type="pool", **labels)
+        return self.metric(name, database="orders", **labels)
 
     def serves(self) -> bool:
         with self.registry.get("orders").connection(timeout=5) as connection:
@@ -50,7 +50,7 @@ class Operator:
         assert orders.last_reload == "rejected"
         assert not self.registry.status().last_reload_successful
         assert self.of_orders("pgmonkey_config_stale") == 1
-        assert self.of_orders("pgmonkey_config_generation") == 1
+        assert self.of_orders("pgmonkey_config_version") == 1
         assert self.metric("pgmonkey_config_last_reload_successful") == 0
         assert self.of_orders("pgmonkey_config_reloads_total", outcome="rejected") == 1
         self.registry.reload()

@@ -185,9 +185,7 @@ def test_fifty_forced_reloads_at_once_make_one_swap(
             thread.join()
 
         assert 1 <= len(events.named("database.swapped")) <= 3
-        version = numbers.get_sample_value(
-            "pgmonkey_config_generation", {"database": "orders", "type": "pool"}
-        )
+        version = numbers.get_sample_value("pgmonkey_config_version", {"database": "orders"})
         assert version == 1 + len(events.named("database.swapped"))
         eventually(lambda: len(database.backends()) <= 2, 5, "no connection is left over")
 

@@ -68,9 +68,7 @@ def test_bad_files_one_after_the_other_fail_no_query_and_are_mended_by_themselve
     ).read_text()
 
     def stale() -> Any:
-        return numbers.get_sample_value(
-            "pgmonkey_config_stale", {"database": "orders", "type": "pool"}
-        )
+        return numbers.get_sample_value("pgmonkey_config_stale", {"database": "orders"})
 
     def bad_yaml() -> None:
         registry_dir.write("orders", good + "\npooler: [unclosed\n")
@@ -126,8 +124,7 @@ def test_bad_files_one_after_the_other_fail_no_query_and_are_mended_by_themselve
 
         assert reader.errors == []
     reloads = numbers.get_sample_value(
-        "pgmonkey_config_reloads_total",
-        {"database": "orders", "type": "pool", "outcome": "rejected"},
+        "pgmonkey_config_reloads_total", {"database": "orders", "outcome": "rejected"}
     )
     assert reloads is None or reloads == 4
 
@@ -251,7 +248,7 @@ def test_a_session_setting_that_the_server_refuses_is_rejected_at_its_line(
         assert "statement_timout" in file.read_text().splitlines()[problem.line - 1]
         rejected = events.wait("config.rejected", database="orders")
         assert (rejected["line"], rejected["key"]) == (problem.line, problem.key)
-        labels = {"database": "orders", "type": connection_type}
+        labels = {"database": "orders"}
         assert numbers.get_sample_value("pgmonkey_config_stale", labels) == 1
         assert client.ask() == 1
 

@@ -126,9 +126,10 @@ def test_a_removed_database_stays_removed_when_what_comes_back_cannot_be_used(
         assert (orders.state, orders.stale, orders.last_reload) == ("failed", True, "rejected")
         assert orders.problems[0].code == code
         assert not registry.status().last_reload_successful
-        labels = {"database": "orders", "type": "pool"}
+        labels = {"database": "orders"}
         assert numbers.get_sample_value("pgmonkey_config_stale", labels) == 1
-        assert numbers.get_sample_value("pgmonkey_registry_databases", {"state": "failed"}) == 1
+        failed = labels | {"state": "failed"}
+        assert numbers.get_sample_value("pgmonkey_database_state", failed) == 1
         assert numbers.get_sample_value("pgmonkey_config_last_reload_successful") == 0
 
         assert "orders" in registry

@@ -147,9 +147,7 @@ def test_a_new_authority_in_the_same_file_is_a_swap(
     numbers = prometheus_client.CollectorRegistry()
 
     def version() -> float | None:
-        return numbers.get_sample_value(
-            "pgmonkey_config_generation", {"database": "orders", "type": connection_type}
-        )
+        return numbers.get_sample_value("pgmonkey_config_version", {"database": "orders"})
 
     with Registry(registry_dir, metrics=numbers) as registry, closing(Client(registry)) as client:
 

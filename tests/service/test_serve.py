@@ -26,7 +26,7 @@ def test_metrics_are_plain_text_or_openmetrics(serve: Serve, orders: TemporaryDa
     plain = service.get("/metrics")
     assert plain.status == 200
     assert plain.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    assert 'pgmonkey_config_generation{database="orders",type="pool"} 1.0' in plain.text
+    assert 'pgmonkey_config_version{database="orders"} 1.0' in plain.text
     assert "process_open_fds" in plain.text
     modern = service.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert modern.headers["Content-Type"].startswith("application/openmetrics-text")
@@ -121,11 +121,11 @@ def test_healthy_whatever_the_database_does(
 def test_a_saved_file_is_applied(
     serve: Serve, registry_dir: RegistryDirectory, orders: TemporaryDatabase
 ) -> None:
-    """The service sees a changed file by itself: the generation goes up."""
+    """The service sees a changed file by itself: the version goes up."""
     service = serve()
-    assert service.sample("pgmonkey_config_generation") == 1.0
+    assert service.sample("pgmonkey_config_version") == 1.0
     registry_dir.declare("orders", orders, pool_settings={"max_size": 3})
-    eventually(lambda: service.sample("pgmonkey_config_generation") == 2.0)
+    eventually(lambda: service.sample("pgmonkey_config_version") == 2.0)
 
 
 def test_a_broken_file_is_stale_and_said(

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import prometheus_client
 import pytest
+import structlog
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
@@ -26,6 +27,7 @@ from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.secret_volume import SecretVolume
 
+ORDERS = {"database": "orders"}
 POOL = {"database": "orders", "type": "pool"}
 
 
@@ -66,10 +68,11 @@ def test_an_unused_database_has_no_pool_series_and_a_scrape_opens_nothing(
     value = numbers.get_sample_value
 
     assert value("pgmonkey_pool_connections_max", POOL) is None
-    assert value("pgmonkey_registry_databases", {"state": "idle"}) == 2
+    assert value("pgmonkey_registry_databases") == 2
+    assert value("pgmonkey_database_state", ORDERS | {"state": "idle"}) == 1
     assert value("pgmonkey_cache_size", {"type": "pool"}) == 0
-    assert value("pgmonkey_config_generation", POOL) == 1
-    assert value("pgmonkey_config_stale", POOL) == 0
+    assert value("pgmonkey_config_version", ORDERS) == 1
+    assert value("pgmonkey_config_stale", ORDERS) == 0
     assert value("pgmonkey_config_last_reload_successful") == 1
     assert database.backends() == []
     del registry
@@ -99,7 +102,8 @@ def test_the_pool_series_say_what_the_pool_does(
     assert (value("pgmonkey_pool_use_seconds_sum", POOL) or 0) >= 0.1
     assert value("pgmonkey_pool_connect_attempts_total", POOL) == 2
     assert value("pgmonkey_cache_size", {"type": "pool"}) == 1
-    assert value("pgmonkey_registry_databases", {"state": "ready"}) == 1
+    assert value("pgmonkey_database_state", ORDERS | {"state": "ready"}) == 1
+    assert value("pgmonkey_database_state", ORDERS | {"state": "idle"}) == 0
 
 
 def test_who_waits_for_a_new_connection_has_waited(registry: Registry) -> None:
@@ -157,8 +161,8 @@ def test_counters_never_go_back_over_swaps(
         last = now
 
     value = numbers.get_sample_value
-    assert value("pgmonkey_config_generation", POOL) == 11
-    assert value("pgmonkey_config_reloads_total", POOL | {"outcome": "applied"}) == 10
+    assert value("pgmonkey_config_version", ORDERS) == 11
+    assert value("pgmonkey_config_reloads_total", ORDERS | {"outcome": "applied"}) == 10
     assert value("pgmonkey_pool_requests_total", POOL) == 20
     assert value("pgmonkey_reload_duration_seconds_count") == 10
 
@@ -191,19 +195,18 @@ def test_two_registries_share_one_collector_and_a_closed_one_leaves(
     other_dir = RegistryDirectory(tmp_path / "other.d")
     other_dir.declare("billing", database)
     with Registry(other_dir, metrics=numbers, watch=False):
-        assert numbers.get_sample_value("pgmonkey_registry_databases", {"state": "idle"}) == 3
+        assert numbers.get_sample_value("pgmonkey_registry_databases") == 3
 
-    assert numbers.get_sample_value("pgmonkey_registry_databases", {"state": "idle"}) == 2
+    assert numbers.get_sample_value("pgmonkey_registry_databases") == 2
     del registry
 
 
-def test_the_output_parses_as_openmetrics_with_histograms_on(
+def test_the_output_parses_as_openmetrics(
     registry: Registry, numbers: prometheus_client.CollectorRegistry
 ) -> None:
-    """With histograms the durations have buckets, and the whole output is valid OpenMetrics."""
+    """Durations have 9 buckets, and one without a bound; the whole output is valid OpenMetrics."""
     with registry.get("orders"):
         pass
-    export(registry, numbers, histograms=True)
     text = generate_openmetrics(numbers).decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
 
@@ -212,9 +215,127 @@ def test_the_output_parses_as_openmetrics_with_histograms_on(
         for sample in families["pgmonkey_pool_wait_seconds"].samples
         if sample.name.endswith("_bucket")
     ]
+    assert len(buckets) == 10
     assert buckets == sorted(buckets)
     assert buckets[-1] == 1
     assert families["pgmonkey_pool_requests"].type == "counter"
+
+
+def test_without_histograms_a_duration_is_a_count_and_a_sum(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """`histograms=False` exports waits, uses and connects as summaries."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=numbers, watch=False, histograms=False) as registry:
+        with registry.get("orders"):
+            pass
+        shown = {
+            metric.name: (metric.type, [sample.name for sample in metric.samples])
+            for metric in numbers.collect()
+        }
+    for what in ("wait", "use", "connect"):
+        name = f"pgmonkey_pool_{what}_seconds"
+        assert shown[name] == ("summary", [f"{name}_count", f"{name}_sum"])
+
+
+def test_the_reloads_of_a_database_are_one_series_whatever_its_type(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """A change of the connection type, applied or rejected, is an increase of the same counter."""
+
+    def reloads() -> dict[str, float]:
+        return {
+            sample.labels["outcome"]: sample.value
+            for metric in numbers.collect()
+            for sample in metric.samples
+            if sample.name == "pgmonkey_config_reloads_total"
+            and sample.labels["database"] == "orders"
+        }
+
+    assert reloads() == {"applied": 0, "rejected": 0, "removed": 0}
+    registry_dir.declare("orders", database, "normal")
+    registry.reload()
+    assert reloads() == {"applied": 1, "rejected": 0, "removed": 0}
+    registry_dir.declare("orders", database, "async", pool_settings={"max_sise": 1})
+    registry.reload()
+    assert reloads() == {"applied": 1, "rejected": 1, "removed": 0}
+
+
+def test_a_removed_database_has_counters_and_no_state(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """Its gauges are gone, and it is not counted as declared; what it has counted stays."""
+    with registry.get("orders"):
+        pass
+    registry_dir.remove("orders")
+    registry.reload()
+    value = numbers.get_sample_value
+    assert value("pgmonkey_registry_databases") == 1
+    assert value("pgmonkey_config_reloads_total", ORDERS | {"outcome": "removed"}) == 1
+    assert value("pgmonkey_pool_requests_total", POOL) == 1
+    for gauge in ("config_version", "config_stale", "config_hash"):
+        assert value(f"pgmonkey_{gauge}", ORDERS) is None
+    for state in ("ready", "idle", "stale", "down", "failed"):
+        assert value("pgmonkey_database_state", ORDERS | {"state": state}) is None
+
+
+def test_processes_with_the_same_configuration_have_the_same_hash(
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """The hash of a database changes with `revision`, not with the password, and fits a float."""
+
+    def hashes() -> tuple[float | None, float | None]:
+        value = numbers.get_sample_value
+        return (
+            value("pgmonkey_config_hash", ORDERS),
+            value("pgmonkey_config_hash", {"database": "reports"}),
+        )
+
+    pool_settings = {"min_size": 1, "max_size": 2}
+    first = hashes()
+    with Registry(registry_dir, metrics=None, watch=False) as other:
+        same = prometheus_client.CollectorRegistry()
+        export(other, same, histograms=True)
+        assert same.get_sample_value("pgmonkey_config_hash", ORDERS) == first[0]
+    registry_dir.declare(
+        "orders", database, pool_settings=pool_settings, connection={"password": "other"}
+    )
+    registry.reload()
+    assert hashes() == first
+    registry_dir.declare("orders", database, pool_settings=pool_settings, revision="two")
+    registry.reload()
+    second = hashes()
+    assert second[0] != first[0]
+    assert second[1] == first[1]
+    assert all(number is not None and 0 < number < 2**48 for number in second)
+
+
+def test_events_that_are_lost_are_counted(
+    registry: Registry, numbers: prometheus_client.CollectorRegistry
+) -> None:
+    """An event that a processor of the application refuses raises nothing, and is a dropped event."""
+
+    def full_disk(_logger: Any, _method: str, _event: Any) -> Any:
+        raise OSError("no space left on device")
+
+    before = numbers.get_sample_value("pgmonkey_events_dropped_total")
+    assert before is not None
+    structlog.configure(processors=[full_disk])
+    try:
+        registry.get("orders").open()
+    finally:
+        structlog.reset_defaults()
+    assert numbers.get_sample_value("pgmonkey_events_dropped_total") == before + 1
 
 
 def test_a_scrape_does_not_wait_for_a_server_that_hangs(
@@ -263,7 +384,7 @@ def test_a_database_that_never_could_connect_shows_why(
         assert value("pgmonkey_cache_size", {"type": "pool"}) == 0
 
 
-def test_connections_that_a_swap_closes_are_evicted_for_their_generation(
+def test_connections_that_a_swap_closes_are_evicted_for_a_rotation(
     registry: Registry,
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
@@ -279,7 +400,7 @@ def test_connections_that_a_swap_closes_are_evicted_for_their_generation(
     assert registry.wait_drained(5)
 
     evicted = "pgmonkey_pool_connections_evicted_total"
-    assert numbers.get_sample_value(evicted, POOL | {"reason": "generation"}) == 2
+    assert numbers.get_sample_value(evicted, POOL | {"reason": "rotation"}) == 2
     for reason in ("dead", "lifetime", "check", "standby"):
         assert numbers.get_sample_value(evicted, POOL | {"reason": reason}) == 0
 
@@ -293,14 +414,14 @@ def test_probes_without_the_service(
     """With `probe_interval` a registry says whether its databases are up, used or not."""
     registry_dir.declare("orders", database, connection={"port": proxy.port})
     with Registry(registry_dir, metrics=numbers, watch=False):
-        assert numbers.get_sample_value("pgmonkey_up", POOL) is None
+        assert numbers.get_sample_value("pgmonkey_up", ORDERS) is None
     with Registry(registry_dir, metrics=numbers, watch=False, probe_interval=0.1):
-        eventually(lambda: numbers.get_sample_value("pgmonkey_up", POOL) == 1)
-        assert (numbers.get_sample_value("pgmonkey_probe_duration_seconds", POOL) or 0) > 0
+        eventually(lambda: numbers.get_sample_value("pgmonkey_up", ORDERS) == 1)
+        assert (numbers.get_sample_value("pgmonkey_probe_duration_seconds", ORDERS) or 0) > 0
         proxy.set("refuse")
-        eventually(lambda: numbers.get_sample_value("pgmonkey_up", POOL) == 0)
+        eventually(lambda: numbers.get_sample_value("pgmonkey_up", ORDERS) == 0)
         proxy.set("pass")
-        eventually(lambda: numbers.get_sample_value("pgmonkey_up", POOL) == 1)
+        eventually(lambda: numbers.get_sample_value("pgmonkey_up", ORDERS) == 1)
         assert numbers.get_sample_value("pgmonkey_cache_size", {"type": "pool"}) == 0
 
 
@@ -381,7 +502,9 @@ def test_a_secret_that_the_server_does_not_take_is_newer_than_what_runs(
     with Registry(registry_dir, metrics=numbers, watch=False) as registry:
 
         def newer() -> bool:
-            modified = numbers.get_sample_value("pgmonkey_secret_modified_timestamp_seconds", POOL)
+            modified = numbers.get_sample_value(
+                "pgmonkey_secret_modified_timestamp_seconds", ORDERS
+            )
             reloaded = numbers.get_sample_value(
                 "pgmonkey_config_last_reload_success_timestamp_seconds"
             )
@@ -395,7 +518,7 @@ def test_a_secret_that_the_server_does_not_take_is_newer_than_what_runs(
         volume.write({"username": database.user, "password": password})
         assert set(registry.reload().rejected) == {"orders"}
         assert newer()
-        assert numbers.get_sample_value("pgmonkey_config_stale", POOL) == 1
+        assert numbers.get_sample_value("pgmonkey_config_stale", ORDERS) == 1
         database.server.set_password(database.user, password)
         eventually(lambda: registry.reload().applied == ("orders",), 10)
         assert not newer()
@@ -470,19 +593,23 @@ def test_the_documentation_lists_every_metric_and_no_other(
         with pytest.raises(Exception, match="refused"), registry.get("down"):
             pass
         eventually(lambda: all(one.probe for one in registry.status().databases))
-        exported = {
-            metric.name + ("_total" if metric.type == "counter" else ""): (
-                metric.type,
-                {label for sample in metric.samples for label in sample.labels} - {"le"},
-            )
-            for metric in numbers.collect()
-        }
+        metrics = list(numbers.collect())
+    exported = {
+        metric.name + ("_total" if metric.type == "counter" else ""): (
+            metric.type,
+            {label for sample in metric.samples for label in sample.labels} - {"le"},
+        )
+        for metric in metrics
+    }
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     documented = {}
-    for name, kind, more in re.findall(
-        r"^\| `(pgmonkey_\w+)` \| (\w+) \| ([^|]*)\|", page, re.MULTILINE
+    for name, kind, labels in re.findall(
+        r"^\| `(pgmonkey_\w+)` \| (gauge|counter|histogram) \| ([^|]*)\|", page, re.MULTILINE
     ):
-        labels = set(re.findall(r"`(\w+)`", more))
-        alone = more.startswith(("none", "only"))
-        documented[name] = (kind, labels if alone else labels | {"database", "type"})
+        documented[name] = (kind, set(re.findall(r"`(\w+)`", labels)))
     assert documented == exported
+    values = dict(re.findall(r"^\| `(pgmonkey_\w+)` \| (`.*)$", page, re.MULTILINE))
+    for metric in metrics:
+        for sample in metric.samples:
+            for label in {"state", "reason", "outcome"} & sample.labels.keys():
+                assert f"`{sample.labels[label]}`" in values[sample.name], sample

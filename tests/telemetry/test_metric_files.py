@@ -96,6 +96,54 @@ say("closed")
     run(program, registry_dir, database, canary, tmp_path)
 
 
+def test_the_state_of_a_database_is_that_of_its_worst_worker(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, tmp_path: Path
+) -> None:
+    """One worker uses a database and another does not: it is one state, and is counted once."""
+    program = """
+def states():
+    return {
+        (name, state): value
+        for (sample, labels), value in samples(files).items()
+        if sample == "pgmonkey_database_state"
+        for name, state in [(dict(labels)["database"], dict(labels)["state"])]
+    }
+
+def shown():
+    assert {name for name, _ in states()} == {"orders", "ledger"}
+    assert len(states()) == 10
+    return {name: state for (name, state), value in states().items() if value}
+
+with handle:
+    metrics.write_files()
+assert shown() == {"orders": "ready", "ledger": "idle"}, states()
+if (child := os.fork()) == 0:
+    with registry.get("orders"):  # opened again, and then not in use in this process
+        pass
+    registry.get("orders").close()
+    metrics.write_files()
+    assert shown() == {"orders": "ready", "ledger": "idle"}, states()
+    registry.probe("ledger")
+    metrics.write_files()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert shown() == {"orders": "ready", "ledger": "down"}, states()
+metrics.write_files()
+assert shown() == {"orders": "ready", "ledger": "down"}, states()
+assert samples(files)["pgmonkey_registry_databases", ()] == 2
+prometheus_client.multiprocess.mark_process_dead(child)
+assert shown() == {"orders": "ready", "ledger": "idle"}, states()
+handle.close()
+registry.close()
+metrics.write_files()
+assert not any(states().values())
+say("equal")
+say("closed")
+"""
+    registry_dir.declare("ledger", database, "normal", connection={"port": 1})
+    run(program, registry_dir, database, canary, tmp_path)
+
+
 def run(
     code: str,
     registry_dir: RegistryDirectory,

@@ -154,7 +154,7 @@ def test_what_prometheus_sees_is_what_happened(
         async_pool_settings={"min_size": 1, "max_size": 3},
         timeout=1,
     )
-    with Registry(registry_dir, metrics=numbers, histograms=True, probe_interval=1) as registry:
+    with Registry(registry_dir, metrics=numbers, probe_interval=1) as registry:
         orders, events = registry.get("orders"), registry.get("events")
         with Prometheus(tmp_path, configured(tmp_path, exposed)) as prometheus:
             story = Story(registry, registry_dir, database, volume, proxy, prometheus)
@@ -194,7 +194,7 @@ def test_what_prometheus_sees_is_what_happened(
         canary.check(text, "a scrape")
         check_metrics(text)
         plain = prometheus_client.CollectorRegistry()
-        collector = RegistryCollector()
+        collector = RegistryCollector(histograms=False)
         collector.add(registry)
         plain.register(collector)
         check_metrics(prometheus_client.generate_latest(plain).decode())
@@ -227,6 +227,32 @@ def test_a_login_that_was_wrong_from_the_start_is_seen(
                 if rule["name"] == alert
             )
             assert prometheus.value(expression) == 1, alert
+
+
+@pytest.mark.timeout(120)
+def test_increase_sees_the_reload_that_changes_the_type_of_a_database(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    numbers: prometheus_client.CollectorRegistry,
+    exposed: int,
+    tmp_path: Path,
+) -> None:
+    """The counter of reloads is one series over every connection type, applied or rejected."""
+    registry_dir.declare("orders", database, "pool")
+    with (
+        Registry(registry_dir, metrics=numbers, watch=False) as registry,
+        Prometheus(tmp_path, configured(tmp_path, exposed)) as prometheus,
+    ):
+        prometheus.scrapes(2)
+        registry_dir.declare("orders", database, "normal")
+        assert registry.reload().applied == ("orders",)
+        registry_dir.declare("orders", database, "async", pool_settings={"max_sise": 3})
+        assert set(registry.reload().rejected) == {"orders"}
+        prometheus.scrapes(3)
+        for outcome in ("applied", "rejected"):
+            reloads = f'pgmonkey_config_reloads_total{{database="orders", outcome="{outcome}"}}'
+            assert prometheus.value(f"count({reloads})") == 1
+            assert (prometheus.value(f"increase({reloads}[1m])") or 0) > 0, outcome
 
 
 def check_scrapes(prometheus: Prometheus, began: float) -> None:
@@ -291,15 +317,23 @@ def check_story(prometheus: Prometheus, story: Story, began: float) -> None:
 
     applied = story.version() - 1
     assert applied == 6
-    assert value('pgmonkey_config_reloads_total{ORDERS, outcome="applied"}') == applied
-    assert value('pgmonkey_config_reloads_total{ORDERS, outcome="rejected"}') == 2
-    assert value("pgmonkey_config_generation{ORDERS}") == applied + 1
-    assert value("max_over_time(pgmonkey_config_stale{ORDERS}WINDOW)") == 1
-    assert value("pgmonkey_config_stale{ORDERS}") == 0
+    assert value('pgmonkey_config_reloads_total{database="orders", outcome="applied"}') == applied
+    assert value('pgmonkey_config_reloads_total{database="orders", outcome="rejected"}') == 2
+    assert value('pgmonkey_config_version{database="orders"}') == applied + 1
+    assert value('max_over_time(pgmonkey_config_stale{database="orders"}WINDOW)') == 1
+    assert value('pgmonkey_config_stale{database="orders"}') == 0
+    for state in ("ready", "stale", "down"):
+        seen = f'max_over_time(pgmonkey_database_state{{database="orders", state="{state}"}}WINDOW)'
+        assert value(seen) == 1, state
+    assert value('pgmonkey_database_state{database="orders", state="ready"}') == 1
+    # One state at a time, in every scrape.
+    states = 'sum by (database) (pgmonkey_database_state{database="orders"})'
+    for bound in ("max", "min"):
+        assert value(f"{bound}_over_time({states}[{window[1:-1]}:1s])") == 1
     assert value("min_over_time(pgmonkey_config_last_reload_successfulWINDOW)") == 0
     assert value("pgmonkey_config_last_reload_successful") == 1
-    assert value("min_over_time(pgmonkey_up{ORDERS}WINDOW)") == 0
-    assert value("pgmonkey_up{ORDERS}") == 1
+    assert value('min_over_time(pgmonkey_up{database="orders"}WINDOW)') == 0
+    assert value('pgmonkey_up{database="orders"}') == 1
     assert value('pgmonkey_up{database="events"}') == 1
     # Whoever watches for an increase sees the first one, too.
     assert value('increase(pgmonkey_pool_connect_failures_total{ORDERS, reason="refused"}WINDOW)')
@@ -307,11 +341,11 @@ def check_story(prometheus: Prometheus, story: Story, began: float) -> None:
     for counter in ("connect_failures", "connections_evicted", "request_errors"):
         first = prometheus.query(f"min_over_time(pgmonkey_pool_{counter}_total{window})")
         assert set(first.values()) == {0.0}, (counter, first)
-    assert (value('pgmonkey_pool_connections_evicted_total{ORDERS, reason="generation"}') or 0) > 0
+    assert (value('pgmonkey_pool_connections_evicted_total{ORDERS, reason="rotation"}') or 0) > 0
     assert value("pgmonkey_pool_leaks_total{ORDERS}") == 1
     assert value('max_over_time(pgmonkey_pool_connections{ORDERS, state="used"}WINDOW)') == 3
     assert value("min_over_time(pgmonkey_watcher_upWINDOW)") == 1
-    assert value("count(count_values('hash', pgmonkey_config_hash))") == 1
+    assert value('count(pgmonkey_config_hash{database="orders"})') == 1
     # Orders and events were both moved by each of them.
     assert (value("pgmonkey_reload_duration_seconds_count") or 0) >= 2 * applied
 

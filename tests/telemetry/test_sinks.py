@@ -109,21 +109,21 @@ def test_the_service_goes_on(
     os.close(target)
     try:
 
-        def generation() -> bool:
+        def applied() -> bool:
             try:
                 with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                     text = answer.read().decode()
             except OSError:
                 assert process.poll() is None
                 return False
-            return f'pgmonkey_config_generation{{database="orders",type="pool"}} {wanted}' in text
+            return f'pgmonkey_config_version{{database="orders"}} {wanted}' in text
 
         wanted = 1.0
-        eventually(generation, 20, "it answers")
+        eventually(applied, 20, "it answers")
         database.rotate()
         volume.write({"username": database.user, "password": database.password})
         wanted = 2.0
-        eventually(generation, 20, "the rotation is in force")
+        eventually(applied, 20, "the rotation is in force")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:
