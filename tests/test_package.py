@@ -61,9 +61,9 @@ def test_an_unknown_member_is_an_attribute_error():
 @pytest.mark.parametrize(
     "program, optional",
     [
-        ("import pgmonkey", {"typer", "rich", "click", "starlette", "uvicorn", "jinja2"}),
+        ("import pgmonkey", {"typer", "rich", "click", "starlette", "hypercorn", "jinja2"}),
         # structlog imports rich by itself, where that is installed.
-        ("from pgmonkey import *", {"typer", "click", "starlette", "uvicorn", "jinja2"}),
+        ("from pgmonkey import *", {"typer", "click", "starlette", "hypercorn", "jinja2"}),
     ],
     ids=["import", "every member"],
 )

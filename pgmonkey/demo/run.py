@@ -6,8 +6,6 @@ import asyncio
 import os
 import secrets
 import shutil
-import signal
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,13 +15,20 @@ import psycopg
 from pgmonkey.demo.server import EmbeddedServer
 from pgmonkey.demo.workload import TABLES, Workload
 from pgmonkey.registry.registry import Registry
-from pgmonkey.service.runner import Service, ServiceOptions, collector_registry, on_signals
+from pgmonkey.service.runner import (
+    Service,
+    ServiceOptions,
+    collector_registry,
+    note_signals,
+    on_signals,
+)
+from pgmonkey.service.server import Listener
 from pgmonkey.version import __version__
 
 
 def run_demo(
     directory: str | os.PathLike[str],
-    listener: socket.socket,
+    listener: Listener,
     *,
     rotate_every: float,
     duration: float | None,
@@ -32,7 +37,7 @@ def run_demo(
 
     Args:
         directory: The registry's directory; it declares `orders`, `events` and `reports`.
-        listener: A socket that listens already, for the service.
+        listener: The listening socket of the service.
         rotate_every: Seconds between two rotations; the databases take turns.
         duration: Seconds after which it ends by itself; `None`: never.
 
@@ -41,13 +46,13 @@ def run_demo(
         RegistryConfigError: The directory or a file has problems.
         UnknownDatabaseError: One of the three databases is not declared.
     """
-    asked = _note_signals()
+    noted = note_signals()
     print(f"pgmonkey {__version__}: starting PostgreSQL ...", flush=True)
     with listener, EmbeddedServer() as server:
         # In the server's directory: its guard removes the secrets, too, even after a SIGKILL.
         roles = Roles(server, server.directory / "secrets")
         roles.create()
-        if asked:
+        if noted:
             raise KeyboardInterrupt
         os.environ["PGMONKEY_DEMO_HOST"] = server.host
         os.environ["PGMONKEY_DEMO_PORT"] = str(server.port)
@@ -56,7 +61,7 @@ def run_demo(
         # Started by root, the secrets are in a directory of the server's account.
         registry = Registry(directory, metrics=metrics, trust="off")
         workload = asyncio.run(
-            _run(registry, listener, metrics, roles, rotate_every, duration, asked)
+            _run(registry, listener, metrics, roles, rotate_every, duration, noted)
         )
     print(
         f"stopped after {workload.total('ok'):,} transactions, {workload.total('error'):,} errors;"
@@ -119,32 +124,14 @@ def write_secret(directory: Path, payload: Mapping[str, str]) -> None:
         shutil.rmtree(old)
 
 
-def _note_signals() -> list[int]:
-    """Note SIGINT and SIGTERM until the loop takes over; the second one ends the process.
-
-    Starting takes a second or two. An exception from a signal handler could come while a process
-    is being started, and the process would be lost.
-    """
-    asked: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if asked:
-            os._exit(128 + number)  # the server's guard cleans up
-        asked.append(number)
-
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
-    return asked
-
-
 async def _run(
     registry: Registry,
-    listener: socket.socket,
+    listener: Listener,
     metrics: prometheus_client.CollectorRegistry,
     roles: Roles,
     rotate_every: float,
     duration: float | None,
-    asked: list[int],
+    noted: list[int],
 ) -> Workload:
     async with registry:
         workload = Workload(registry)
@@ -156,9 +143,7 @@ async def _run(
             service.readiness.stopping = True
             ended.set()
 
-        on_signals(service, stop)
-        if asked:
-            stop()
+        on_signals(service, stop, noted)
         if duration is not None:
             asyncio.get_running_loop().call_later(duration, stop)
         print(_welcome(registry, service, roles), flush=True)

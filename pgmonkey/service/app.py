@@ -1,10 +1,13 @@
-"""The application that shows a registry: the status page and its data as JSON."""
+"""The ASGI applications: what each path answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+import prometheus_client
+from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -16,6 +19,7 @@ from starlette.types import ASGIApp
 
 from pgmonkey.config.explain import Value, explain
 from pgmonkey.errors import UnknownDatabaseError
+from pgmonkey.registry.prober import Prober
 from pgmonkey.registry.registry import Registry
 from pgmonkey.service.api import details, event_list, overview
 from pgmonkey.service.middleware import Guard
@@ -24,21 +28,21 @@ from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 
 _NUMBER: Final = 18  # digits
-#: Bytes up to which an answer is sent as it is, though the client takes it compressed, too. A
-#: page of a thousand databases shrinks to a fortieth, in two milliseconds.
+#: Bytes up to which an answer is not compressed. A page of a thousand databases shrinks to a
+#: fortieth, in two milliseconds.
 _SMALL: Final = 8 * 1024
 
 
 def status_app(registry: Registry, *, hosts: Iterable[str] | None = None) -> ASGIApp:
-    """Return an ASGI application that shows a registry: its status page and the data behind it.
+    """Return an ASGI application with the status page of a registry, and its data as JSON.
 
-    Mount it into an application to see that process's own pools. It changes nothing, asks no
-    database, and is readable for everybody who reaches it: put it where only operators do.
+    Mount it into an application to see the pools of that process. It changes nothing and asks no
+    database. Everybody who reaches it can read it, so put it where only operators can.
 
     Args:
-        registry: What to show.
+        registry: The registry to show.
         hosts: The names that a request's `Host` may have, beside `localhost`, loopback addresses
-            and the address that it came in at. Default: any, as the application around it decides.
+            and the address that it was sent to. Default: any name.
 
     Example:
         >>> app = FastAPI()
@@ -48,10 +52,10 @@ def status_app(registry: Registry, *, hosts: Iterable[str] | None = None) -> ASG
 
 
 def application(routes: Iterable[BaseRoute]) -> Starlette:
-    """Return an application with fixed answers for what is not there, or not allowed.
+    """Return an application with fixed answers for unknown paths and methods.
 
     Args:
-        routes: What there is. Paths are compared as they are: no slash is added or taken away.
+        routes: Its routes. No slash is added to a path or removed from it.
     """
     app = Starlette(
         routes=list(routes),
@@ -72,7 +76,7 @@ def status_routes(registry: Registry) -> list[BaseRoute]:
     """Return the routes of the status page and of its data. None of them waits for a database.
 
     Args:
-        registry: What they show.
+        registry: The registry to show.
     """
     page = StatusPage()
 
@@ -117,8 +121,106 @@ def status_routes(registry: Registry) -> list[BaseRoute]:
     ]
 
 
+class Readiness:
+    """Decide the answer of /readyz.
+
+    Ready means: every required database that was declared at the start was reached at least once.
+    A later outage changes nothing, because a database that is down must not take every pod out of
+    service. Only the end of the process does.
+
+    Args:
+        registry: Whose databases count.
+        prober: Knows why a database was not reached.
+    """
+
+    def __init__(self, registry: Registry, prober: Prober) -> None:
+        self._registry = registry
+        self._prober = prober
+        self._awaited = {one.name for one in registry.status().databases if one.required}
+        #: Set when the process begins to shut down.
+        self.stopping = False
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of /readyz; `ready` is the verdict."""
+        databases = [one for one in self._registry.status().databases if one.state]
+        if self._awaited:
+            self._awaited &= {one.name for one in databases if one.required and not one.reached}
+        return {
+            "ready": not self._awaited and not self.stopping,
+            "stopping": self.stopping,
+            "waiting_for": sorted(self._awaited),
+            "databases": {
+                one.name: {
+                    "required": one.required,
+                    "reached": one.reached,
+                    "state": one.state,
+                    "reason": self._reason(one),
+                }
+                for one in databases
+            },
+        }
+
+    def _reason(self, database: DatabaseStatus) -> str | None:
+        result = self._prober.results.get(database.name)
+        return result.reason if result else (None if database.reached else "not_probed")
+
+
+class _Scrapes:
+    """Collect the metrics in a thread, one collection at a time.
+
+    Scrapes that come meanwhile share the next collection: a hundred cost as much as two.
+    """
+
+    def __init__(self, metrics: prometheus_client.CollectorRegistry) -> None:
+        self._metrics = metrics
+        self._lock = asyncio.Lock()
+        self._waiting: dict[str, asyncio.Task[bytes]] = {}  # by content type
+
+    async def answer(self, request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        task = self._waiting.get(content_type)
+        if task is None:
+            task = asyncio.create_task(self._collect(encode, content_type))
+            self._waiting[content_type] = task
+        text = await asyncio.shield(task)  # others wait for it, too
+        return Response(text, headers={"Content-Type": content_type})
+
+    async def _collect(
+        self, encode: Callable[[prometheus_client.CollectorRegistry], bytes], content_type: str
+    ) -> bytes:
+        async with self._lock:
+            del self._waiting[content_type]
+            return await asyncio.to_thread(encode, self._metrics)
+
+
+def probe_routes(
+    registry: Registry, readiness: Readiness, metrics: prometheus_client.CollectorRegistry
+) -> list[BaseRoute]:
+    """Return the routes for Kubernetes and Prometheus. None of them waits for a database.
+
+    Args:
+        registry: The registry that is served.
+        readiness: Decides the answer of /readyz.
+        metrics: What /metrics exports.
+    """
+
+    async def healthz(_request: Request) -> Response:
+        watching = registry.watching
+        return JSONResponse({"healthy": watching, "watching": watching}, 200 if watching else 503)
+
+    async def readyz(_request: Request) -> Response:
+        body = readiness.body()
+        return JSONResponse(body, 200 if body["ready"] else 503)
+
+    return [
+        Route("/metrics", _Scrapes(metrics).answer, methods=["GET"]),
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+    ]
+
+
 def _root(request: Request) -> str:
-    """Return the path that the application is mounted at, in front of every link."""
+    """Return the path that the application is mounted at. It precedes every link."""
     return str(request.scope.get("root_path", "")).rstrip("/")
 
 
@@ -141,7 +243,7 @@ def _values(registry: Registry, database: DatabaseStatus) -> tuple[Value, ...]:
         config = None
     if config is None:
         return ()
-    # While the files cannot be used, what runs is not what stands in them.
+    # While the files cannot be used, the values in use do not come from them.
     return explain(config, registry.path, sources=not database.stale)
 
 
@@ -150,6 +252,6 @@ def _settings(values: Iterable[Value]) -> list[dict[str, Any]]:
 
 
 def _events(status: RegistryStatus) -> list[events.Event]:
-    """Return the events of this process without those of databases that are not of this registry."""
+    """Return the events of this process, without those of other registries' databases."""
     names = {one.name for one in status.databases}
     return [one for one in events.recent() if one.fields.get("database") in {None, *names}]

@@ -1,8 +1,14 @@
-"""The token file: what a request for a reload has to know."""
+"""POST /-/reload, the one request that changes something, and the token that it needs."""
 
 from __future__ import annotations
 
+import hmac
 import os
+import time
+from typing import Final, NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from pgmonkey.config.secret_files import (
     SecretFileError,
@@ -11,14 +17,19 @@ from pgmonkey.config.secret_files import (
     text_of,
 )
 from pgmonkey.errors import PgmonkeyError
+from pgmonkey.registry.registry import Registry
+from pgmonkey.service.api import reload_result
+from pgmonkey.telemetry import events
+
+_PAUSE: Final = 1.0  # seconds between two events about refused requests: anybody can cause them
 
 
 class TokenError(PgmonkeyError):
-    """Report that the token file cannot be used."""
+    """The token file cannot be used."""
 
 
 class TokenFile:
-    """Read the token that reloads are asked for with, anew each time: it may be rotated.
+    """The file of the token that a reload needs. It is read at each request: it may be rotated.
 
     Args:
         path: The file, read like every secret file.
@@ -28,10 +39,10 @@ class TokenFile:
         self._path = os.path.abspath(path)  # noqa: PTH100 - links are followed when it is read
 
     def read(self) -> str:
-        """Return what it says now.
+        """Return the token.
 
         Raises:
-            TokenError: It cannot be read, or is empty.
+            TokenError: The file cannot be read, or is empty.
         """
         try:
             content, _ = from_one_snapshot(lambda snapshot: snapshot.read_bytes(self._path))
@@ -41,3 +52,66 @@ class TokenFile:
         except SnapshotMovedError:
             problem = "is replaced again and again"
         raise TokenError(f"the token file {self._path} {problem}")
+
+
+class _Denial(NamedTuple):
+    """Why a request is refused: the HTTP status, one word for the event, text and hint."""
+
+    status: int
+    why: str
+    error: str
+    hint: str
+
+
+class ReloadEndpoint:
+    """Answer POST /-/reload.
+
+    Args:
+        registry: What to reload.
+        token: The token that a request needs; `None` refuses every request.
+    """
+
+    def __init__(self, registry: Registry, token: TokenFile | None) -> None:
+        self._registry = registry
+        self._token = token
+        self._quiet_until = 0.0
+
+    def answer(self, request: Request) -> Response:
+        """Reload, and report the result. Runs in a thread: it waits for the probes.
+
+        Args:
+            request: The request; its body is not read.
+        """
+        denial = self._denial(request)
+        if denial is None:
+            return JSONResponse(reload_result(self._registry.reload()))
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _PAUSE
+            events.emit("http.denied", path="/-/reload", why=denial.why)
+        return JSONResponse(
+            {"error": denial.error, "hint": denial.hint},
+            denial.status,
+            {"WWW-Authenticate": "Bearer"} if denial.status == 401 else None,
+        )
+
+    def _denial(self, request: Request) -> _Denial | None:
+        if self._token is None:
+            return _Denial(403, "disabled", "reload over HTTP is disabled", "--reload-token-file")
+        # A foreign page in the browser of a person who can reach the service.
+        if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
+            return _Denial(
+                403, "cross_site", "browsers may not ask for a reload", "pgmonkey reload does"
+            )
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not given:
+            return _Denial(401, "no_token", "a token is needed", "Authorization: Bearer TOKEN")
+        try:
+            expected = self._token.read()
+        except TokenError:
+            return _Denial(
+                403, "no_token_file", "the token file cannot be read", "see the service's log"
+            )
+        if not hmac.compare_digest(given.strip().encode("latin-1"), expected.strip().encode()):
+            return _Denial(401, "wrong_token", "the token is wrong", "see --reload-token-file")
+        return None

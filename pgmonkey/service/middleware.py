@@ -1,11 +1,10 @@
-"""The guard before the service's answers: refuses what no honest client sends."""
+"""The guard in front of the applications: it refuses requests that no honest client sends."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from collections.abc import Collection, Iterable
-from email.utils import formatdate
 from typing import Final
 
 from starlette.datastructures import MutableHeaders
@@ -33,15 +32,14 @@ Refusal = tuple[int, str]
 class Guard:
     """Refuse requests for other hosts and beyond the limits; add the headers of every answer.
 
-    A name that somebody else controls can be made to resolve to this machine (DNS rebinding), and
-    a browser would let that name's pages read the answers: hence the list of hosts.
+    An attacker can let a name of his own resolve to this machine (DNS rebinding); a browser would
+    then let the pages of that name read the answers. So the hosts are listed.
 
     Args:
-        app: What answers.
-        hosts: More names, or IP addresses, that a request's `Host` may have. `localhost`, loopback
-            addresses and the address that the request came in at always may. `None`: any host,
-            for an application that looks after that itself.
-        open_paths: Paths that may be asked for at any IP address, as the kubelet's probes do.
+        app: The application.
+        hosts: More names or IP addresses that a request's `Host` may have, beside `localhost`,
+            loopback addresses and the address that it was sent to. `None`: any host.
+        open_paths: Paths that are answered at any IP address: the kubelet's probes use the pod's.
     """
 
     def __init__(
@@ -59,7 +57,6 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.setdefault("Date", formatdate(usegmt=True))
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -69,7 +66,7 @@ class Guard:
             await self._app(scope, receive, send_with_headers)
             return
         status, text = refusal
-        # What follows on the connection may be the rest of what was not understood.
+        # The bytes that follow on the connection may belong to the request that was refused.
         answer = PlainTextResponse(f"{text}\n", status, {"Connection": "close"})
         await answer(scope, receive, send_with_headers)
 
@@ -85,15 +82,15 @@ class Guard:
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return 421, "unknown host; --allow-host NAME lets it in"
+            return 421, "unknown host; --allow-host NAME allows it"
         here = scope.get("server") or ("", None)
         if address.is_loopback or name == here[0] or scope["path"] in self._open_paths:
             return None
-        return 421, "unknown address; --allow-host ADDRESS lets it in"
+        return 421, "unknown address; --allow-host ADDRESS allows it"
 
 
 def refusal_of(scope: Scope) -> Refusal | None:
-    """Return status and text if a request is beyond the limits, else `None`.
+    """Return status and text if a request exceeds a limit, else `None`.
 
     Args:
         scope: The request.
@@ -113,10 +110,10 @@ def refusal_of(scope: Scope) -> Refusal | None:
     if b"transfer-encoding" in values:
         if b"content-length" in values:
             return 400, "both Content-Length and Transfer-Encoding"
-        return 411, "say how long the body is: Content-Length"
+        return 411, "the body needs a Content-Length"
     length = values.get(b"content-length", [b"0"])[0]
     if not re.fullmatch(rb"[0-9]{1,18}", length):
-        return 400, "Content-Length is no number"
+        return 400, "Content-Length is not a number"
     if int(length) > LARGEST_BODY:
         return 413, "the body is too large"
     return None

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pgmonkey.config.durations import spoken
 from pgmonkey.config.explain import Value, text_of
 
-_DIRECTORY: Final = Path(__file__).parent / "page"
+_HERE: Final = Path(__file__).parent
 
 #: What the page may load and do: its own style, its own script, and asking for itself again.
 POLICY: Final = (
@@ -27,7 +27,7 @@ POLICY: Final = (
 
 #: The files beside the templates, by name, with their type.
 ASSETS: Final[Mapping[str, tuple[bytes, str]]] = {
-    name: ((_DIRECTORY / name).read_bytes(), content_type)
+    name: ((_HERE / "static" / name).read_bytes(), content_type)
     for name, content_type in (
         ("page.css", "text/css; charset=utf-8"),
         ("page.js", "text/javascript; charset=utf-8"),
@@ -55,7 +55,7 @@ class StatusPage:
 
     def __init__(self) -> None:
         environment = Environment(
-            loader=FileSystemLoader(_DIRECTORY),
+            loader=FileSystemLoader(_HERE / "templates"),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,

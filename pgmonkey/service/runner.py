@@ -1,4 +1,4 @@
-"""The service: a registry over HTTP, for operators, probes and scrapes."""
+"""The service: a registry over HTTP, its background probes, and its signals."""
 
 from __future__ import annotations
 
@@ -7,38 +7,29 @@ import contextlib
 import ipaddress
 import logging
 import os
+import resource
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import prometheus_client
-from prometheus_client.exposition import choose_encoder
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
 
 from pgmonkey.config.trust import Trust
 from pgmonkey.registry.prober import Prober
 from pgmonkey.registry.registry import Registry
-from pgmonkey.service.app import application, status_app, status_routes
-from pgmonkey.service.auth import TokenFile
-from pgmonkey.service.listener import url_of
+from pgmonkey.service.app import Readiness, application, probe_routes, status_routes
+from pgmonkey.service.auth import ReloadEndpoint, TokenFile
 from pgmonkey.service.middleware import Guard
-from pgmonkey.service.readiness import Readiness
-from pgmonkey.service.reload_endpoint import ReloadEndpoint
-from pgmonkey.service.server import HttpServer
+from pgmonkey.service.server import HttpServer, Listener, url_of
 from pgmonkey.service.tls import Certificate
-from pgmonkey.telemetry.status import DatabaseStatus
-
-__all__ = ["Service", "ServiceOptions", "serve", "status_app"]
 
 #: Seconds in which /readyz says 503 while requests are still answered, before the end.
 DEFAULT_GRACE: Final = 1.0
 
+_FILES: Final = 4096  # descriptors: connections of two listening sockets, and those of the registry
 _LOOK: Final = 2.0  # seconds between two looks at the certificate's files
 _PROBES: Final = ("/metrics", "/healthz", "/readyz")
 
@@ -47,106 +38,65 @@ _log = logging.getLogger("pgmonkey.service")
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
-    """Say how a service answers.
+    """How a service answers.
 
     Args:
-        admin: Another socket that listens already, for the page, its data and reloads; they are
-            then not on the first one.
+        admin: Another listening socket for the page, its data and reloads; they are then not on
+            the first one.
         hosts: More names that a request's `Host` may have.
         grace: Seconds between /readyz saying 503 and the end of answering.
-        token: The file of the token that POST /-/reload wants; without one it is off.
+        token: The file of the token that POST /-/reload needs; without one it is off.
         certificate: What to encrypt with; without one nothing is encrypted.
     """
 
-    admin: socket.socket | None = None
+    admin: Listener | None = None
     hosts: tuple[str, ...] = ()
     grace: float = DEFAULT_GRACE
     token: TokenFile | None = None
     certificate: Certificate | None = None
 
 
-def probe_routes(
-    registry: Registry,
-    readiness: Readiness,
-    prober: Prober,
-    metrics: prometheus_client.CollectorRegistry,
-) -> list[BaseRoute]:
-    """Return the routes that machines ask. None of them waits for a database.
-
-    Args:
-        registry: What it shows.
-        readiness: What decides about /readyz.
-        prober: What knows why a database was not reached.
-        metrics: What /metrics exports.
-    """
-
-    async def healthz(_request: Request) -> Response:
-        watching = registry.watching
-        return JSONResponse({"healthy": watching, "watching": watching}, 200 if watching else 503)
-
-    async def readyz(_request: Request) -> Response:
-        results = prober.results
-
-        def reason(database: DatabaseStatus) -> str | None:
-            result = results.get(database.name)
-            return result.reason if result else (None if database.reached else "not_probed")
-
-        body = readiness.look(reason)
-        return JSONResponse(body, 200 if body["ready"] else 503)
-
-    def scrape(request: Request) -> Response:  # in a thread: it may take milliseconds
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics), headers={"Content-Type": content_type})
-
-    return [
-        Route("/metrics", scrape, methods=["GET"]),
-        Route("/healthz", healthz, methods=["GET"]),
-        Route("/readyz", readyz, methods=["GET"]),
-    ]
-
-
 class Service:
-    """Serve one registry over HTTP and probe its databases, until told to stop.
+    """Serve one registry over HTTP and probe its databases, until `stop`.
 
     Args:
-        registry: What to serve. It stays open afterwards: whoever made it closes it.
-        listener: A socket that listens already.
-        metrics: What /metrics exports; the probes' results are added.
+        registry: The registry to serve. The caller closes it.
+        listener: The listening socket.
+        metrics: What /metrics exports; the results of the probes are added.
         options: How to answer.
     """
 
     def __init__(
         self,
         registry: Registry,
-        listener: socket.socket,
+        listener: Listener,
         *,
         metrics: prometheus_client.CollectorRegistry,
         options: ServiceOptions | None = None,
     ) -> None:
         options = options or ServiceOptions()
-        self.registry = registry
-        self.readiness = Readiness(registry)
-        self.prober = Prober(registry)
+        self._registry = registry
+        self._prober = Prober(registry)
+        self.readiness = Readiness(registry, self._prober)
         self._grace = options.grace
         self._stop = asyncio.Event()
-        self._reloads = _Reloads(registry)
+        self._stop_answering = asyncio.Event()
+        self._reload_asked = threading.Event()
+        self._reloading: threading.Thread | None = None
         self._certificate = options.certificate
-        tls = self._certificate.context if self._certificate else None
-        self._scheme = "https" if tls else "http"
+        self._scheme = "https" if options.certificate else "http"
         reload = ReloadEndpoint(registry, options.token)
-        read_only = probe_routes(registry, self.readiness, self.prober, metrics)
+        probes = probe_routes(registry, self.readiness, metrics)
         admin = [*status_routes(registry), Route("/-/reload", reload.answer, methods=["POST"])]
 
-        def guarded(routes: list[BaseRoute]) -> ASGIApp:
-            return Guard(application(routes), options.hosts, _PROBES)
+        def server(routes: list[BaseRoute], listener: Listener) -> HttpServer:
+            app = Guard(application(routes), options.hosts, _PROBES)
+            return HttpServer(app, listener, options.certificate)
 
         if options.admin is None:
-            self._servers = [HttpServer(guarded([*read_only, *admin]), listener, tls)]
+            self._servers = [server([*probes, *admin], listener)]
         else:
-            self._servers = [
-                HttpServer(guarded(read_only), listener, tls),
-                HttpServer(guarded(admin), options.admin, tls),
-            ]
+            self._servers = [server(probes, listener), server(admin, options.admin)]
 
     @property
     def url(self) -> str:
@@ -159,61 +109,48 @@ class Service:
         return url_of(self._servers[-1].listener, self._scheme)
 
     def reload(self) -> None:
-        """Look at the files in the background. What came of it is in the events."""
-        self._reloads.ask()
+        """Reload in the background: once more for all calls that come during a reload."""
+        self._reload_asked.set()
+        if self._reloading is None:
+            # A daemon: a reload that waits for a server must not delay the end of the process.
+            self._reloading = threading.Thread(
+                target=self._reload_when_asked, name="pgmonkey-reload", daemon=True
+            )
+            self._reloading.start()
 
     def stop(self) -> None:
-        """Begin the end: not ready at once, then no answer any more. Called on the loop."""
+        """Begin the end: not ready at once, no answers after the grace. Called on the loop."""
         self.readiness.stopping = True
         self._stop.set()
 
     async def run(self) -> None:
-        """Answer until `stop` is called, and then finish what was begun."""
-        self.prober.start()
-        following = asyncio.create_task(self._follow_certificate())
+        """Answer until `stop` is called, and finish the requests in progress."""
+        loop = asyncio.get_running_loop()
+        previous_handler = loop.get_exception_handler()
+        loop.set_exception_handler(_on_loop_error)
+        self._prober.start()
         try:
-            for server in self._servers:
-                await server.start()
-            await self._stop.wait()
-            self.prober.stop()
-            await asyncio.sleep(self._grace)
+            async with asyncio.TaskGroup() as tasks:
+                for server in self._servers:
+                    tasks.create_task(server.run(self._stop_answering.wait))
+                following = tasks.create_task(self._follow_certificate())
+                await self._stop.wait()
+                self._prober.stop()
+                await asyncio.sleep(self._grace)
+                following.cancel()
+                self._stop_answering.set()
         finally:
-            following.cancel()
-            self.prober.stop()
-            await asyncio.gather(*(server.stop() for server in self._servers))
+            self._prober.stop()
+            loop.set_exception_handler(previous_handler)
 
     async def _follow_certificate(self) -> None:
         while self._certificate is not None:
             await asyncio.sleep(_LOOK)
             await asyncio.to_thread(self._certificate.refresh)
 
-
-class _Reloads:
-    """Reload a registry in a thread: one at a time, and once more for all who asked meanwhile."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._asked = False
-        self._running = False
-        # Guards the two above; never held while reloading.
-        self._lock = threading.Lock()
-
-    def ask(self) -> None:
-        with self._lock:
-            self._asked = True
-            if self._running:
-                return
-            self._running = True
-        # A daemon: a reload that waits for a server must not hold up the end of the process.
-        threading.Thread(target=self._run, name="pgmonkey-reload", daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._asked:
-                    self._running = False
-                    return
-                self._asked = False
+    def _reload_when_asked(self) -> None:
+        while self._reload_asked.wait():
+            self._reload_asked.clear()
             report = self._registry.reload()
             _log.info(
                 "reloaded: %d applied, %d rejected, %d unchanged, %d removed",
@@ -222,6 +159,16 @@ class _Reloads:
                 len(report.unchanged),
                 len(report.removed),
             )
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log errors that any client can cause without a traceback, those of a connection at debug."""
+    if "transport" in context:
+        _log.debug("connection failed: %r", context.get("exception"))
+    elif "socket" in context:
+        _log.error("cannot accept a connection: %s", context.get("exception"))
+    else:
+        loop.default_exception_handler(context)
 
 
 def collector_registry() -> prometheus_client.CollectorRegistry:
@@ -233,34 +180,57 @@ def collector_registry() -> prometheus_client.CollectorRegistry:
     return metrics
 
 
-def on_signals(service: Service, stop: Callable[[], None]) -> None:
-    """Let SIGTERM and SIGINT stop, the second one at once, and SIGHUP reload.
+def note_signals() -> list[int]:
+    """Return a list that takes SIGTERM and SIGINT until `on_signals`; the second one ends at once.
+
+    Call it before you listen. A handler that raises could interrupt an import or the start of a
+    process, and leave a file open or a process behind. SIGHUP is ignored: the files are about to
+    be read.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if noted:
+            os._exit(128 + number)
+        noted.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return noted
+
+
+def on_signals(service: Service, stop: Callable[[], None], noted: list[int]) -> None:
+    """Let SIGTERM and SIGINT stop, a second one at once, and SIGHUP reload.
 
     Called on the loop of the main thread.
 
     Args:
-        service: Whose files SIGHUP looks at.
-        stop: What the first SIGTERM or SIGINT does.
+        service: The service that SIGHUP reloads.
+        stop: Called at the first SIGTERM or SIGINT.
+        noted: The result of `note_signals`. If there was a signal, `stop` is called now.
     """
     loop = asyncio.get_running_loop()
-    seen: list[signal.Signals] = []
 
     def end(received: signal.Signals) -> None:
-        if seen:
+        if noted:
             os._exit(128 + received)
-        seen.append(received)
+        noted.append(received)
         _log.info("%s: stopping; once more stops at once", received.name)
         stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
     loop.add_signal_handler(signal.SIGHUP, service.reload)
+    if noted:
+        stop()
 
 
 def serve(
     directory: str | os.PathLike[str],
-    listener: socket.socket,
+    listener: Listener,
     options: ServiceOptions,
+    noted: list[int],
     *,
     allow_sensitive_defaults: bool = False,
     trust: Trust = "strict",
@@ -269,18 +239,18 @@ def serve(
 
     Args:
         directory: The registry's directory.
-        listener: A socket that listens already.
+        listener: The listening socket.
         options: How to answer.
+        noted: The result of `note_signals`.
         allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
-        trust: What becomes of a database whose files other accounts can change.
+        trust: What to do with a database whose files other accounts can change.
 
     Raises:
         RegistryConfigError: The directory or a file has problems.
     """
-    # Until the loop takes over: the first process of a container gets no default action, and
-    # a SIGHUP asks for what is about to be done.
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError):  # as many as there may be
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
     metrics = collector_registry()
     with (
         listener,
@@ -292,27 +262,24 @@ def serve(
             trust=trust,
         ) as registry,
     ):
-        asyncio.run(_serve(registry, listener, metrics, options))
+        asyncio.run(_serve(registry, listener, metrics, options, noted))
     _log.info("stopped")
-
-
-def _leave(_number: int, _frame: object) -> None:
-    raise SystemExit(0)
 
 
 async def _serve(
     registry: Registry,
-    listener: socket.socket,
+    listener: Listener,
     metrics: prometheus_client.CollectorRegistry,
     options: ServiceOptions,
+    noted: list[int],
 ) -> None:
     service = Service(registry, listener, metrics=metrics, options=options)
-    on_signals(service, service.stop)
+    on_signals(service, service.stop, noted)
     _log.info("listening on %s", service.url)
     if service.page_url != service.url:
         _log.info("status page on %s", service.page_url)
     if options.token is not None and options.certificate is None:
         address = ipaddress.ip_address((options.admin or listener).getsockname()[0])
         if not address.is_loopback:
-            _log.warning("tokens for /-/reload cross the network in the clear: --tls-cert")
+            _log.warning("tokens for /-/reload cross the network unencrypted: use --tls-cert")
     await service.run()

@@ -1,208 +1,271 @@
-"""The HTTP server: uvicorn's HTTP/1.1, with the limits in time and number that it lacks.
+"""The HTTP server: Hypercorn on our own listening sockets.
 
-uvicorn never ends a connection whose first request does not come, or comes a byte at a time, and
-answers everybody with 503 once many are open. Here a request has a deadline that no byte extends,
-and when all places are taken, the connection whose client has kept it waiting for longest gives up its
-own: whoever asks and is quick gets an answer.
+Hypercorn bounds the head of a request and ends clients that send nothing. It leaves to the
+application what needs the connection itself: clients that do not read their answer, the number of
+connections, and an end in bounded time. So the listening socket remembers what it accepts: shutting
+down a socket ends its connection, whatever the protocol on it waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
 import socket
 import ssl
-import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
-import h11
-import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
+from hypercorn.asyncio import serve
+from hypercorn.config import Config, Sockets
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pgmonkey.service.listener import stop_accepting
-from pgmonkey.service.middleware import LARGEST_HEAD
+from pgmonkey.errors import PgmonkeyError
+from pgmonkey.service.middleware import LARGEST_BODY, LARGEST_HEAD
+from pgmonkey.service.tls import Certificate
+
+DEFAULT_LISTEN: Final = "127.0.0.1:9749"
 
 #: Seconds for the head of a request to arrive, from the connect or from the answer before it.
-HEAD_TIME: Final = 5.0
-#: Seconds for a client to take what it was sent.
-READ_TIME: Final = 10.0
-#: Connections at once. A scrape, some probes and some browsers need a handful.
-MOST_CONNECTIONS: Final = 64
+_HEAD_TIMEOUT: Final = 5.0
+#: Seconds for a client to take 64 KiB of its answer.
+_READ_TIMEOUT: Final = 10.0
+#: Seconds after which a connection without a request is ended, whatever Hypercorn waits for.
+_IDLE_TIMEOUT: Final = _HEAD_TIMEOUT + _READ_TIMEOUT
+#: Connections of one listening socket. More are closed at once: without descriptors the registry
+#: could not read its files.
+_MAX_CONNECTIONS: Final = 1024
 
-_SEND_BUFFER: Final = 128 * 1024  # bytes
+_PIECE: Final = 64 * 1024  # bytes of an answer that are sent at once
+_SEND_BUFFER: Final = 64 * 1024  # bytes that the system keeps for a client that does not read
 _FINISH: Final = 3.0  # seconds that requests in progress have at the end
-_STATUS_LINES: Final = {
-    400: "Bad Request",
-    431: "Request Header Fields Too Large",
-    501: "Not Implemented",
-    503: "Service Unavailable",
-}
+# Turns of the loop in which a socket that was accepted becomes a connection of Hypercorn.
+_TURNS: Final = 3
+
+_LISTEN: Final = re.compile(
+    r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:\[\]/]+)):(?P<port>[0-9]{1,5})"
+)
 
 _log = logging.getLogger("pgmonkey.service")
-# uvicorn warns of every request that is no HTTP: anybody could fill the log with that.
-_uvicorn_log = logging.getLogger("pgmonkey.service.http")
-_uvicorn_log.addFilter(lambda record: record.levelno >= logging.ERROR)
+# Hypercorn's own. It announces its start, which we do in our words.
+_hypercorn_log = logging.getLogger("pgmonkey.service.http")
+_hypercorn_log.addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+class ServiceError(PgmonkeyError, OSError):
+    """The service cannot listen at the address that it was given."""
+
+
+class _Connection:
+    """A connection that was accepted, and its requests in progress."""
+
+    def __init__(self, accepted: socket.socket) -> None:
+        self.socket = accepted
+        self.requests: set[asyncio.Task[Any]] = set()
+        self.idle_since = time.monotonic()
+        self.ended = False
+
+    def end(self) -> None:
+        self.ended = True
+        with suppress(OSError):  # the client was faster
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class Listener(socket.socket):
+    """A listening socket that remembers the connections that it accepted."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        super().__init__(fileno=listening.detach())
+        # Inherited by every connection. By default the system keeps megabytes for each client.
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        self.connections: dict[tuple[str, int], _Connection] = {}
+        self.accepting = True
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; close those that are too many."""
+        if not self.accepting:
+            raise BlockingIOError
+        accepted, address = super().accept()
+        if len(self.connections) >= _MAX_CONNECTIONS:
+            self.end_idle()
+            while len(self.connections) >= _MAX_CONNECTIONS:
+                accepted.close()
+                accepted, address = super().accept()
+        self.connections[address[:2]] = _Connection(accepted)
+        return accepted, address
+
+    def end_idle(self) -> None:
+        """End the connections that were without a request for too long; forget closed ones."""
+        limit = time.monotonic() - _IDLE_TIMEOUT
+        for address, one in list(self.connections.items()):
+            if one.socket.fileno() == -1 and not one.requests:
+                del self.connections[address]
+            elif not one.requests and not one.ended and one.idle_since < limit:
+                _log.debug("connection of %s ended: no request", address[0])
+                one.end()
+
+
+def listen(address: str) -> Listener:
+    """Return a socket that listens at `HOST:PORT`.
+
+    Args:
+        address: Such as `127.0.0.1:9749`, `[::1]:9749`, `0.0.0.0:9749`; port 0 is any free one.
+
+    Raises:
+        ValueError: It is no address.
+        ServiceError: The address cannot be used.
+
+    Example:
+        >>> with listen("127.0.0.1:0") as listener:
+        ...     listener.getsockname()[0]
+        '127.0.0.1'
+    """
+    match = _LISTEN.fullmatch(address)
+    if match is None or int(match["port"]) > 65535:
+        raise ValueError(f"{address!r} is not HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:9749")
+    host, port = match["six"] or match["host"], int(match["port"])
+    try:
+        family, _, _, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return Listener(socket.create_server(where[:2], family=family, backlog=128))
+    except OSError as error:
+        # The errno's own text: Python and the resolver add to it what `address` says already.
+        known = isinstance(error.errno, int) and error.errno > 0
+        reason = os.strerror(error.errno) if known and error.errno else error.strerror
+        raise ServiceError(f"cannot listen on {address}: {reason}") from None
+
+
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
+    """Return the address to open, without a path.
+
+    Args:
+        listener: The listening socket.
+        scheme: `http` or `https`.
+    """
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to look
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class HttpServer:
-    """Answer on one socket.
+    """Answer on one listening socket.
 
     Args:
-        app: What answers.
-        listener: A socket that listens already.
-        tls: How to encrypt, if so.
+        app: The ASGI application.
+        listener: The listening socket. It is closed at the end.
+        certificate: What to encrypt with; without one nothing is encrypted.
     """
 
     def __init__(
-        self, app: ASGIApp, listener: socket.socket, tls: ssl.SSLContext | None = None
+        self, app: ASGIApp, listener: Listener, certificate: Certificate | None = None
     ) -> None:
         self.listener = listener
-        # Inherited by every connection. Else the system keeps megabytes for each client that does
-        # not read, and it takes seconds to be seen that a slow one does.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        self._tls = tls
-        self._config = uvicorn.Config(
-            app,
-            http=_Connection,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=LARGEST_HEAD,
-        )
-        self._state = ServerState()
-        self._waiting: dict[_Connection, None] = {}
-        self._server: asyncio.Server | None = None
+        self._app = app
+        self._config = _Config(listener, certificate)
 
-    async def start(self) -> None:
-        """Begin to answer."""
-        self._config.load()
-        # A handshake is no connection yet, so it needs its own deadline: asyncio's is a minute.
-        times: dict[str, Any] = (
-            {"ssl_handshake_timeout": HEAD_TIME, "ssl_shutdown_timeout": 1.0} if self._tls else {}
-        )
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(self._config, self._state, self._waiting),
-            sock=self.listener,
-            ssl=self._tls,
-            **times,
-        )
+    async def run(self, stop: Callable[[], Awaitable[object]]) -> None:
+        """Answer until `stop` returns. Then requests in progress have 3 s to finish.
 
-    async def stop(self) -> None:
-        """Accept nobody any more, and end when the requests in progress have ended, or in 3 s."""
-        if self._server is None:
+        Args:
+            stop: Such as the `wait` of an event.
+        """
+        ending = asyncio.Event()
+        app: Any = self._answer  # Starlette's types of messages are wider than Hypercorn's
+        serving = asyncio.create_task(
+            serve(app, self._config, shutdown_trigger=ending.wait, mode="asgi")
+        )
+        stopping = asyncio.ensure_future(stop())
+        sweeping = asyncio.create_task(self._sweep())
+        try:
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            # Closing a socket that is accepting loses the client (CPython issue 109564).
+            self.listener.accepting = False
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            ending.set()
+            # Hypercorn's own limit has no effect since Python 3.12.
+            await asyncio.wait({serving}, timeout=_FINISH)
+        finally:
+            self.listener.accepting = False
+            ending.set()
+            for connection in self.listener.connections.values():
+                for request in connection.requests:
+                    request.cancel()
+                connection.end()
+            sweeping.cancel()
+            stopping.cancel()
+            await serving
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self.listener.end_idle()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # 403
+        if scope["type"] != "http":
             return
-        await stop_accepting(self._server)
-        for connection in list(self._state.connections):
-            connection.shutdown()
-        deadline = asyncio.get_running_loop().time() + _FINISH
-        while (  # noqa: ASYNC110 - a set tells nobody that it is empty
-            self._state.connections and asyncio.get_running_loop().time() < deadline
-        ):
-            await asyncio.sleep(0.01)
-        for connection in list(self._state.connections):
-            connection.transport.abort()
+        connection = self.listener.connections.get(scope["client"][:2])
+        request = asyncio.current_task()
+        if connection is None or request is None:
+            return  # the client has gone
+
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(_READ_TIMEOUT):
+                    await send(message)
+            except TimeoutError:
+                _log.debug("connection of %s ended: it does not read", scope["client"][0])
+                connection.end()
+                raise
+
+        async def send_in_pieces(message: Message) -> None:
+            body = memoryview(message.get("body", b""))
+            while len(body) > _PIECE:
+                await send_in_time({**message, "body": bytes(body[:_PIECE]), "more_body": True})
+                body = body[_PIECE:]
+            await send_in_time({**message, "body": bytes(body)} if body else message)
+
+        connection.requests.add(request)
+        try:
+            await self._app(scope, receive, send_in_pieces)
+        except Exception:
+            if not connection.ended:
+                raise
+        finally:
+            connection.requests.discard(request)
+            connection.idle_since = time.monotonic()
 
 
-class _Connection(H11Protocol):
-    """One connection of a client.
+class _Config(Config):
+    """Hypercorn's configuration, with our socket and our TLS context."""
 
-    Args:
-        config: uvicorn's.
-        state: Holds the connections of one listener.
-        waiting: Those of them that wait for their client, in the order of their waiting.
-    """
+    accesslog = None
+    errorlog = _hypercorn_log
+    include_server_header = False
+    keep_alive_timeout = _HEAD_TIMEOUT
+    h11_max_incomplete_size = LARGEST_HEAD
+    # A handshake is not yet a request, so it needs its own deadline.
+    ssl_handshake_timeout = _HEAD_TIMEOUT
+    graceful_timeout = 2 * _FINISH  # ours is over before
+    # More than a body can have pieces: a full queue would stop the end of the connection.
+    max_app_queue_size = 2 * LARGEST_BODY
 
-    def __init__(
-        self, config: uvicorn.Config, state: ServerState, waiting: dict[_Connection, None]
-    ) -> None:
-        super().__init__(config, state, {})
-        self.logger = _uvicorn_log
-        self._waiting = waiting
-        self._deadline: asyncio.TimerHandle | None = None
-        self._unread = 0
+    def __init__(self, listener: Listener, certificate: Certificate | None) -> None:
+        self._listener = listener
+        self._certificate = certificate
+        if certificate is not None:
+            self.certfile, self.keyfile = certificate.paths
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
-            if not self._waiting:  # every place is taken by a request that is being answered
-                self._refuse(503, "too many connections")
-                return
-            next(iter(self._waiting)).give_up("another client came")
-        self._wait()
+    def create_sockets(self) -> Sockets:
+        if self._certificate is None:
+            return Sockets([], [self._listener], [])
+        return Sockets([self._listener], [], [])
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def handle_events(self) -> None:
-        super().handle_events()
-        if self.conn.their_state is not h11.IDLE:  # the head is there
-            self._stop_waiting()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.cycle.response_complete:  # unless the next request has come already
-            self._wait()
-
-    def send_400_response(self, msg: str) -> None:
-        # Called while the error is being handled: it says whether the head was too long.
-        error = sys.exception()
-        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._refuse(status if status in _STATUS_LINES else 400, msg)
-        else:  # half an answer was sent
-            self.transport.abort()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._wait()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if not self.cycle.response_complete:  # the rest of the answer can be sent
-            self._stop_waiting()
-
-    def give_up(self, why: str) -> None:
-        """End the connection, whatever the client still sends or has not read."""
-        _log.debug("connection ended: %s", why)
-        self._stop_waiting()
-        self.transport.abort()
-
-    def _wait(self) -> None:
-        """Wait for the client: to take what it was sent, and then for the head of a request."""
-        self._stop_waiting()
-        self._waiting[self] = None
-        self._watch()
-
-    def _watch(self) -> None:
-        self._unread = self.transport.get_write_buffer_size()
-        self._deadline = self.loop.call_later(
-            READ_TIME if self._unread else HEAD_TIME, self._overdue
-        )
-
-    def _overdue(self) -> None:
-        if self.transport.get_write_buffer_size() < self._unread:
-            self._watch()  # a large answer on a slow line, but it gets there
-        else:
-            self.give_up("it does not read" if self._unread else "no request came in time")
-
-    def _stop_waiting(self) -> None:
-        self._waiting.pop(self, None)
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _refuse(self, status: int, text: str) -> None:
-        _log.debug("request refused: %d %s", status, text)
-        body = f"{text}\n".encode()
-        head = (
-            f"HTTP/1.1 {status} {_STATUS_LINES[status]}\r\nContent-Type: text/plain\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        return self._certificate.context if self._certificate else None

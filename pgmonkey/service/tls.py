@@ -1,4 +1,4 @@
-"""The service's certificate: what it encrypts with, read again when its files change."""
+"""The service's certificate. It is read again when its files change."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _log = logging.getLogger("pgmonkey.service")
 
 
 class CertificateError(PgmonkeyError):
-    """Report that certificate and key cannot be used."""
+    """The certificate and its key cannot be used."""
 
 
 class Certificate:
-    """Hold a certificate and its key; connections made after a change get the new one.
+    """Hold a certificate and its key; handshakes that begin after a change get the new one.
 
     Args:
         certificate: The file of the certificate, with its chain, in PEM form.
@@ -28,47 +28,54 @@ class Certificate:
     """
 
     def __init__(self, certificate: str | os.PathLike[str], key: str | os.PathLike[str]) -> None:
-        self._paths = os.fspath(certificate), os.fspath(key)
-        #: For the listener. It is changed in place.
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._loaded = self._signatures()
-        self._load(self.context)
+        self.paths = os.fspath(certificate), os.fspath(key)
+        self._signatures = self._look()
+        #: For the server. It hands each handshake on to the newest context, and never changes
+        #: itself: handshakes fail while a certificate is loaded into the context that they use.
+        self.context = self._newest = self._load()
+        self.context.sni_callback = self._use_newest
 
     def refresh(self) -> None:
-        """Read the files again if they have changed. What cannot be used is said, and not used."""
-        signatures = self._signatures()
-        if signatures == self._loaded:
+        """Read the files again if they have changed. The old pair stays if the new one is bad."""
+        signatures = self._look()
+        if signatures == self._signatures:
             return
-        self._loaded = signatures
+        self._signatures = signatures
         try:
-            # First elsewhere: a pair that does not fit would leave half of itself in the context.
-            self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-            self._load(self.context)
+            self._newest = self._load()
         except CertificateError as error:
-            _log.warning("%s; the one before goes on", error)
+            _log.warning("%s; the one before stays in use", error)
         else:
-            _log.info("the certificate %s was read again", self._paths[0])
+            _log.info("the certificate %s was read again", self.paths[0])
 
-    def _signatures(self) -> tuple[Signature | None, ...]:
-        return tuple(map(_signature, self._paths))
+    def _use_newest(
+        self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext
+    ) -> None:
+        connection.context = self._newest
 
-    def _load(self, context: ssl.SSLContext) -> None:
-        certificate, key = self._paths
-        for path in self._paths:
+    def _look(self) -> tuple[Signature | None, ...]:
+        return tuple(map(_signature, self.paths))
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        certificate, key = self.paths
+        for path in self.paths:
             try:
                 with open(path, "rb"):  # noqa: PTH123 - only to name the one that cannot be read
                     pass
             except OSError as error:
                 raise CertificateError(f"{path}: {error.strerror}") from None
         try:
-            # An encrypted key would have it ask for a password on the terminal.
+            # Without a password OpenSSL would ask for that of an encrypted key on the terminal.
             context.load_cert_chain(certificate, key, password=lambda: "")
         except (ssl.SSLError, ValueError):
             raise CertificateError(
-                f"{certificate} and {key} are no certificate and its private key, in PEM form"
+                f"{certificate} and {key} are not a certificate and its private key, in PEM form"
                 " and not encrypted"
             ) from None
+        return context
 
 
 def _signature(path: str) -> Signature | None:

@@ -69,7 +69,7 @@ def configure_logs(
     logging.raiseExceptions = False
     atexit.register(_let_go, stream)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for noisy in ("uvicorn", "asyncio", "watchfiles"):
+    for noisy in ("asyncio", "watchfiles"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     structlog.configure(
         processors=[

@@ -75,7 +75,7 @@ try:
     main()
 except SystemExit:
     pass
-heavy = {"psycopg", "psycopg_pool", "pydantic", "yaml", "structlog", "starlette", "uvicorn",
+heavy = {"psycopg", "psycopg_pool", "pydantic", "yaml", "structlog", "starlette", "hypercorn",
          "prometheus_client", "watchfiles", "rich", "asyncio"}
 print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
 """

@@ -209,7 +209,7 @@ def test_the_help_of_the_command_line_loads_no_driver() -> None:
         "except SystemExit as stop:\n"
         "    assert not stop.code, stop.code\n"
         "heavy = {'psycopg', 'psycopg_pool', 'pydantic', 'prometheus_client', 'structlog',"
-        " 'watchfiles', 'starlette', 'uvicorn'}\n"
+        " 'watchfiles', 'starlette', 'hypercorn'}\n"
         "print('loaded:', *sorted(heavy & sys.modules.keys()))\n"
     )
     done = subprocess.run(

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 
 from starlette.types import ASGIApp
 
-from pgmonkey.service.listener import listen, url_of
-from pgmonkey.service.server import HttpServer
+from pgmonkey.service.server import HttpServer, listen, url_of
+from pgmonkey.service.tls import Certificate
 
 
 @contextmanager
-def answering(app: ASGIApp, address: str = "127.0.0.1:0") -> Iterator[str]:
+def answering(
+    app: ASGIApp, address: str = "127.0.0.1:0", certificate: Certificate | None = None
+) -> Iterator[str]:
     """Answer with an application; yield the address, without a path."""
     listener = listen(address)
     started = threading.Event()
@@ -22,11 +24,8 @@ def answering(app: ASGIApp, address: str = "127.0.0.1:0") -> Iterator[str]:
 
     async def serve() -> None:
         stop.append(asyncio.Event())
-        server = HttpServer(app, listener)
-        await server.start()
         started.set()
-        await stop[0].wait()
-        await server.stop()
+        await HttpServer(app, listener, certificate).run(stop[0].wait)
 
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -39,7 +38,7 @@ def answering(app: ASGIApp, address: str = "127.0.0.1:0") -> Iterator[str]:
     thread.start()
     assert started.wait(10)
     try:
-        yield url_of(listener)
+        yield url_of(listener, "https" if certificate else "http")
     finally:
         loops[0].call_soon_threadsafe(stop[0].set)
         thread.join(10)

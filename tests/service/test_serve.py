@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import socket
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -319,6 +321,27 @@ def test_console_logs_and_levels(serve: Serve, orders: TemporaryDatabase) -> Non
     assert service.get("/healthz").status == 200
     assert re.search(r"^\d\d:\d\d:\d\d \[info *\] registry\.loaded", service.text, re.MULTILINE)
     assert "\x1b" not in service.text
+
+
+@pytest.mark.parametrize("delay", [0, 0.02, 0.1, 0.3])
+def test_a_signal_right_after_it_listens(
+    delay: float, registry_dir: RegistryDirectory, orders: TemporaryDatabase, canary: Canary
+) -> None:
+    """A SIGTERM ends it in order from the moment that it listens: code 0, and no warning."""
+    port = free_port()
+    with Running(
+        "serve", registry_dir, "--listen", f"127.0.0.1:{port}", "--log-level", "warning",
+        "--grace", "0", canary=canary,
+    ) as service:  # fmt: skip
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:  # as closely as it can be seen
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+        time.sleep(delay)  # into the imports, the load, and the start
+        service.send(signal.SIGTERM)
+        assert service.code() == 0
+        assert service.text == ""
 
 
 def test_quiet_logs(
