@@ -61,14 +61,14 @@ def test_an_unknown_member_is_an_attribute_error():
 @pytest.mark.parametrize(
     "program, optional",
     [
-        ("import pgmonkey", {"typer", "rich", "click", "starlette", "hypercorn", "jinja2"}),
+        ("import pgmonkey", {"rich", "click", "starlette", "hypercorn", "jinja2"}),
         # structlog imports rich by itself, where that is installed.
-        ("from pgmonkey import *", {"typer", "click", "starlette", "hypercorn", "jinja2"}),
+        ("from pgmonkey import *", {"click", "starlette", "hypercorn", "jinja2"}),
     ],
     ids=["import", "every member"],
 )
 def test_importing_loads_nothing_of_the_outside(program, optional):
-    """Neither `import pgmonkey` nor the use of any member loads the command line or the web stack."""
+    """Neither `import pgmonkey` nor the use of any member loads the command line or the service."""
     check = f"import sys\n{program}\nprint(*({optional} & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT
@@ -151,12 +151,12 @@ def test_the_core_does_not_need_the_extras(wheel):
     core = [need for need in metadata.get_all("Requires-Dist") if "extra ==" not in need]
 
     assert sorted(need.split(">")[0] for need in core) == [
+        "click",
         "prometheus-client",
         "psycopg-pool<4,",
         "psycopg[binary]<4,",
         "pydantic<3,",
         "pyyaml",
         "structlog",
-        "typer",
         "watchfiles",
     ]

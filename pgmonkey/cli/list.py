@@ -1,51 +1,46 @@
-"""A listing: what the files of a registry declare, in one row for each database."""
+"""`pgmonkey list`: the databases that a registry declares."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.cli.output import table
-from pgmonkey.config.directory import DirectoryLoader, Scan
-from pgmonkey.config.redaction import scrub
-from pgmonkey.config.settings import DatabaseConfig
-from pgmonkey.errors import count
+import click
+
+from pgmonkey.cli import options
+from pgmonkey.cli.output import Answer, ExitCode, formatted
+
+if TYPE_CHECKING:
+    from pgmonkey.config.directory import Scan
+
+_TITLES: Final = ("NAME", "TYPE", "SERVER", "DATABASE", "DESCRIPTION")
 
 
-class Listing:
-    """Hold what the files of a directory declare now. Connects to nothing.
+@click.command("list")
+@options.directory
+@options.output
+@options.allow_sensitive_defaults
+def command(directory: Path, output: str, allow_sensitive_defaults: bool) -> Answer:
+    """List the databases that a registry declares.
 
-    Args:
-        directory: The directory.
-        allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
-
-    Raises:
-        RegistryConfigError: The directory cannot be read.
+    Exit code 1: some of the files have problems.
     """
+    from pgmonkey.config.directory import DirectoryLoader
 
-    def __init__(
-        self, directory: str | os.PathLike[str], *, allow_sensitive_defaults: bool = False
-    ) -> None:
-        scan = DirectoryLoader(directory, allow_sensitive_defaults=allow_sensitive_defaults).scan()
-        if not scan.directory_ok:
-            scan.raise_for_problems()
-        #: Whether every file is good.
-        self.good = not scan.all_problems()
-        self._rows = [_row(scan, name) for name in sorted(scan.present)]
-
-    def as_json(self) -> str:
-        """Return the rows as a JSON document."""
-        return json.dumps({"databases": self._rows}, indent=2)
-
-    def as_table(self) -> str:
-        """Return the rows as people read them."""
-        titles = ("NAME", "TYPE", "SERVER", "DATABASE", "DESCRIPTION")
-        return table([titles, *(_cells(row) for row in self._rows)])
+    scan = DirectoryLoader(directory, allow_sensitive_defaults=allow_sensitive_defaults).scan()
+    if not scan.directory_ok:
+        scan.raise_for_problems()
+    databases = [_database(scan, name) for name in sorted(scan.present)]
+    return Answer(
+        formatted(output, {"databases": databases}, [_TITLES, *map(_row, databases)]),
+        ExitCode.PROBLEM if scan.all_problems() else ExitCode.OK,
+    )
 
 
-def _row(scan: Scan, name: str) -> dict[str, Any]:
+def _database(scan: Scan, name: str) -> dict[str, Any]:
+    from pgmonkey.config.redaction import scrub
+
     config = scan.configs.get(name)
     if config is None:
         problems = scan.problems.get(name) or scan.general
@@ -56,24 +51,23 @@ def _row(scan: Scan, name: str) -> dict[str, Any]:
         "path": config.path,
         "problems": 0,
         "connection_type": config.connection_type,
-        "description": _shown(config, config.description),
+        "description": scrub(config.description, config.secrets),
         "required": config.required,
-        "server": _shown(config, _server(connection)),
-        "dbname": _shown(config, connection.get("dbname", "")),
+        "server": scrub(_server(connection), config.secrets),
+        "dbname": scrub(connection.get("dbname", ""), config.secrets),
     }
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    if row["problems"]:
-        said = f"{count(row['problems'], 'problem')}: see pgmonkey check"
-        return row["name"], "-", "-", "-", said
-    return tuple(
-        row[key] or "-" for key in ("name", "connection_type", "server", "dbname", "description")
-    )
+def _row(database: Mapping[str, Any]) -> tuple[str, ...]:
+    if number := database["problems"]:
+        problems = "1 problem" if number == 1 else f"{number} problems"
+        return database["name"], "-", "-", "-", f"{problems}: see pgmonkey check"
+    keys = ("name", "connection_type", "server", "dbname", "description")
+    return tuple(database[key] or "-" for key in keys)
 
 
 def _server(connection: Mapping[str, str]) -> str:
-    """Return the servers as `host:port`, in the words of the file."""
+    """Return the servers as `host:port`, as the file names them."""
     hosts = connection.get("host") or connection.get("hostaddr") or ""
     if not hosts:
         return f"service {connection['service']}" if "service" in connection else ""
@@ -84,7 +78,3 @@ def _server(connection: Mapping[str, str]) -> str:
     return ",".join(
         f"{host}:{port}" if port else host for host, port in zip(several, ports, strict=True)
     )
-
-
-def _shown(config: DatabaseConfig, text: str) -> str:
-    return scrub(text, config.secrets)

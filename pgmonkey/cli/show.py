@@ -1,78 +1,95 @@
-"""The effective configuration of one database, as a table or as JSON."""
+"""`pgmonkey show`: the effective configuration of one database, and where each value comes from."""
 
 from __future__ import annotations
 
-import json
-import os
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pgmonkey.cli.output import table
-from pgmonkey.config.directory import DirectoryLoader
-from pgmonkey.config.explain import explain, text_of
-from pgmonkey.errors import UnknownDatabaseError
+import click
+
+from pgmonkey.cli import options
+from pgmonkey.cli.output import Answer, ExitCode, Failure, formatted
+
+if TYPE_CHECKING:
+    from pgmonkey.config.explain import Value
 
 
-class Explanation:
-    """Explain one database: its effective values, redacted, and their sources.
+@click.command("show")
+@click.argument("name")
+@options.directory
+@click.option(
+    "--source",
+    "sources",
+    is_flag=True,
+    help="Also show where each value comes from: file and line, variable, secret file, default.",
+)
+@options.output
+@options.allow_sensitive_defaults
+def command(
+    name: str, directory: Path, sources: bool, output: str, allow_sensitive_defaults: bool
+) -> Answer:
+    """Show the effective configuration of a database.
 
-    The file is parsed again for it: a config keeps no positions.
-
-    Args:
-        directory: The directory of the registry.
-        name: The database.
-        allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
-
-    Raises:
-        UnknownDatabaseError: No file declares the name.
-        RegistryConfigError: The file has problems.
-
-    Example:
-        >>> [one.source.path for one in Explanation("registry.d", "orders").values][:1]
-        ['registry.d/orders.yaml']
+    Secrets are masked.
     """
+    from pgmonkey.config.directory import DirectoryLoader
+    from pgmonkey.config.explain import explain
+    from pgmonkey.errors import UnknownDatabaseError
 
-    def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        name: str,
-        *,
-        allow_sensitive_defaults: bool = False,
-    ) -> None:
-        self.name = name
-        scan = DirectoryLoader(
-            directory, names=[name], allow_sensitive_defaults=allow_sensitive_defaults
-        ).scan()
-        if scan.directory_ok and name in scan.missing:
-            declared = DirectoryLoader(directory).scan().present
-            raise UnknownDatabaseError.among(declared, name, os.fspath(directory))
-        scan.raise_for_problems()
-        config = scan.configs[name]
-        self.path = config.path
-        self.values = explain(config, directory)
+    scan = DirectoryLoader(
+        directory, names=[name], allow_sensitive_defaults=allow_sensitive_defaults
+    ).scan()
+    if scan.directory_ok and name in scan.missing:
+        declared = DirectoryLoader(directory).scan().present
+        unknown = UnknownDatabaseError.among(declared, name, str(directory))
+        raise Failure(str(unknown), ExitCode.USAGE)
+    scan.raise_for_problems()
+    config = scan.configs[name]
+    values = explain(config, directory)
+    data = {"name": name, "path": config.path, **_data(values, sources=sources)}
+    return Answer(formatted(output, data, _rows(values, sources=sources)))
 
-    def as_json(self, *, sources: bool) -> str:
-        """Return the values as a JSON document.
 
-        Args:
-            sources: Whether to say where each comes from.
-        """
-        shape: dict[str, Any] = {"name": self.name, "path": self.path, "settings": {}}
-        for value in self.values:
-            section, _, key = value.key.partition(".")
-            if key:
-                shape["settings"].setdefault(section, {})[key] = value.value
-            else:
-                shape["settings"][section] = value.value
-        if sources:
-            shape["sources"] = {value.key: value.source._asdict() for value in self.values}
-        return json.dumps(shape, indent=2)
+def _rows(values: Sequence[Value], *, sources: bool) -> list[tuple[str, ...]]:
+    from pgmonkey.config.explain import text_of
 
-    def as_table(self, *, sources: bool) -> str:
-        """Return the values as people read them.
+    rows = [("KEY", "VALUE", "SOURCE")]
+    rows += [(one.key, text_of(one.value), str(one.source)) for one in values]
+    return [row if sources else row[:2] for row in rows]
 
-        Args:
-            sources: Whether to say where each comes from.
-        """
-        titles = ("KEY", "VALUE", "SOURCE") if sources else ("KEY", "VALUE")
-        rows = ((one.key, text_of(one.value), str(one.source)) for one in self.values)
-        return table([titles, *(row[: len(titles)] for row in rows)])
+
+def _data(values: Sequence[Value], *, sources: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for value in values:
+        section, _, key = value.key.partition(".")
+        if not key:
+            settings[section] = value.value
+            continue
+        shown = _typed(key, value.value) if section == "connection_settings" else value.value
+        settings.setdefault(section, {})[key] = shown
+    if not sources:
+        return {"settings": settings}
+    return {
+        "settings": settings,
+        "sources": {value.key: value.source._asdict() for value in values},
+    }
+
+
+def _typed(key: str, value: Any) -> Any:
+    """Return a connection setting with the type of its keyword; libpq takes them all as text."""
+    from pgmonkey.config.libpq import keywords
+
+    kind = keywords()[key].kind if key in keywords() else "text"
+    if not isinstance(value, str) or value.strip("-0123456789,"):
+        return value  # of psycopg, or masked
+    match kind:
+        case "integer" | "seconds":
+            return int(value)
+        case "flag":
+            return value == "1"
+        case "port" if "," in value:
+            return [int(port) if port else None for port in value.split(",")]
+        case "port":
+            return int(value)
+    return value

@@ -1,27 +1,58 @@
-"""The status of a service as a table, for terminals."""
+"""`pgmonkey status`: the databases of a running service."""
 
 from __future__ import annotations
 
+import json
+import sys
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.cli.output import table
-from pgmonkey.config.durations import spoken
+import click
 
-_TITLES = ("NAME", "STATE", "TYPE", "USED", "WAITING", "GENERATION", "LAST RELOAD", "ERROR")
+from pgmonkey.cli import options
+from pgmonkey.cli.output import Answer, formatted, table, tell
+
+if TYPE_CHECKING:
+    from pgmonkey.service.client import ServiceClient
+
+_EVERY: Final = 2.0  # seconds between two looks of --watch
+_TITLES: Final = ("NAME", "STATE", "TYPE", "USED", "WAITING", "VERSION", "LAST RELOAD", "ERROR")
 
 
-def as_table(report: Mapping[str, Any]) -> str:
-    """Return one row for each database.
+@click.command("status")
+@options.service
+@click.option("--watch", is_flag=True, help="Look again every 2 seconds, until Ctrl-C.")
+@options.output
+def command(client: ServiceClient, watch: bool, output: str) -> Answer:
+    """Show the databases of a running service.
 
-    Args:
-        report: What /api/v1/databases says.
+    Exit code 5: the service cannot be reached.
     """
-    rows = [_row(one, report["at"]) for one in report["databases"]]
-    return table([_TITLES, *rows])
+    from pgmonkey.service.client import UnreachableError
+
+    report = client.overview()
+    if not watch:
+        return Answer(formatted(output, report, _rows(report)))
+    clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
+    while True:
+        click.echo(clear + (json.dumps(report) if output == "json" else table(_rows(report))))
+        while True:
+            time.sleep(_EVERY)
+            try:
+                report = client.overview()
+                break
+            except UnreachableError as error:
+                tell(str(error))  # it may be restarting
+
+
+def _rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [_TITLES, *(_row(database, report["at"]) for database in report["databases"])]
 
 
 def _row(database: Mapping[str, Any], now: float) -> tuple[str, ...]:
+    from pgmonkey.config.durations import spoken
+
     pools = database["pools"]
     used = sum(pool["used"] + pool["retired"] for pool in pools)
     size = sum(pool["max_size"] for pool in pools)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import resource
 import shlex
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import yaml
 
 from tests.docs.commands import complaint
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
-from tests.kit.command import Running, run
+from tests.kit.command import Running, command, environment, invoke, run
 
 _ROOT = Path(__file__).parents[2]
 GOOD = "connection_settings: {host: db, dbname: orders, user: app}\n"
@@ -35,8 +38,22 @@ def secrets(tmp_path: Path) -> Path:
 def test_nothing_is_said_when_all_is_well(output: str, secrets: Path, canary: Canary) -> None:
     """The repository's own registry is good: exit code 0, and not a byte of output."""
     environment = {"PGMONKEY_DEMO_SECRETS": str(secrets)}
-    done = run("check", _ROOT / "registry.d", "-o", output, canary=canary, env=environment)
+    done = invoke("check", _ROOT / "registry.d", "-o", output, canary=canary, env=environment)
     assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_a_terminal_is_told_that_all_is_well(tmp_path: Path) -> None:
+    """On a terminal a check without problems says how many databases it has checked."""
+    (tmp_path / "a.yaml").write_text(GOOD)
+    (tmp_path / "b.yaml").write_text(GOOD)
+    terminal, output = pty.openpty()
+    with subprocess.Popen(
+        command("check", tmp_path), stdout=output, stderr=output, env=environment()
+    ) as process:
+        os.close(output)
+        assert process.wait(30) == 0
+    assert os.read(terminal, 1000) == b"2 databases, no problems\r\n"
+    os.close(terminal)
 
 
 def test_problems_are_printed_and_counted(tmp_path: Path, canary: Canary) -> None:
@@ -44,7 +61,7 @@ def test_problems_are_printed_and_counted(tmp_path: Path, canary: Canary) -> Non
     (tmp_path / "a.yaml").write_text(BAD)
     (tmp_path / "b.yaml").write_text("")
     (tmp_path / "c.yaml").write_text(GOOD)
-    done = run("check", ".", canary=canary, cwd=tmp_path)
+    done = invoke("check", ".", canary=canary, cwd=tmp_path)
     assert done.code == 1
     first, second, *_ = done.out.splitlines()
     assert first.startswith("./a.yaml:5:3: connection_settings.pasword: unknown key")
@@ -57,7 +74,7 @@ def test_json_has_a_documented_shape(tmp_path: Path, canary: Canary) -> None:
     """JSON holds the directory, how many databases it declares, and every problem."""
     (tmp_path / "a.yaml").write_text(BAD)
     (tmp_path / "b.yaml").write_text(GOOD)
-    done = run("check", ".", "-o", "json", canary=canary, cwd=tmp_path)
+    done = invoke("check", ".", "-o", "json", canary=canary, cwd=tmp_path)
     report = json.loads(done.out)
     assert (done.code, done.err) == (1, "")
     assert (report["directory"], report["databases"]) == (".", 2)
@@ -77,7 +94,7 @@ def test_json_has_a_documented_shape(tmp_path: Path, canary: Canary) -> None:
 
 def test_json_is_printed_when_all_is_well(tmp_path: Path, canary: Canary) -> None:
     """A program that reads JSON gets a document in any case."""
-    done = run("check", tmp_path, "-o", "json", canary=canary)
+    done = invoke("check", tmp_path, "-o", "json", canary=canary)
     assert done.code == 0
     assert json.loads(done.out)["problems"] == []
 
@@ -86,7 +103,7 @@ def test_github_annotations_are_escaped(tmp_path: Path, canary: Canary) -> None:
     """One line for each problem, with file, line and column; nothing in a name ends it early."""
     (tmp_path / "a,b:c%.yaml").write_text(GOOD)
     (tmp_path / "a.yaml").write_text(BAD)
-    done = run("check", ".", "-o", "github", canary=canary, cwd=tmp_path)
+    done = invoke("check", ".", "-o", "github", canary=canary, cwd=tmp_path)
     assert done.code == 1
     named, unknown = done.out.splitlines()
     assert named.startswith("::error file=./a%2Cb%3Ac%25.yaml,title=config.file_name::")
@@ -103,7 +120,7 @@ def test_doubts_are_said_and_change_no_exit_code(tmp_path: Path, canary: Canary)
     )
     (tmp_path / "a.yaml").write_text(f"\ufeff{text}  application_name: {'x' * 64}\n")
     (tmp_path / "b.yaml").write_text(text.replace("$PASSWORD", "$ecret"))
-    done = run("check", ".", canary=canary, cwd=tmp_path)
+    done = invoke("check", ".", canary=canary, cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
     lines = [line for line in done.out.splitlines() if not line.startswith("  hint: ")]
     assert [(line.split(": ")[0], line.split("[")[-1]) for line in lines] == [
@@ -112,9 +129,9 @@ def test_doubts_are_said_and_change_no_exit_code(tmp_path: Path, canary: Canary)
         ("./a.yaml:6:21", "doubt.cut]"),
     ]
     assert "$PASSWORD" not in done.out
-    done = run("check", ".", "-o", "github", canary=canary, cwd=tmp_path)
+    done = invoke("check", ".", "-o", "github", canary=canary, cwd=tmp_path)
     assert done.out.count("::warning file=./a.yaml,line=") == 3
-    done = run("check", ".", "-o", "json", canary=canary, cwd=tmp_path)
+    done = invoke("check", ".", "-o", "json", canary=canary, cwd=tmp_path)
     assert [doubt["column"] for doubt in json.loads(done.out)["doubts"]] == [1, 13, 21]
 
 
@@ -123,7 +140,7 @@ def test_doubts_of_the_defaults_are_said_once(tmp_path: Path, canary: Canary) ->
     for name in ("a", "b"):
         (tmp_path / f"{name}.yaml").write_text(GOOD)
     (tmp_path / "_defaults.yaml").write_text("connection_settings: {password: $SECRET}\n")
-    done = run("check", ".", canary=canary, cwd=tmp_path)
+    done = invoke("check", ".", canary=canary, cwd=tmp_path)
     assert done.code == 0
     assert done.out.count("doubt.variable") == 1
     assert done.out.startswith("./_defaults.yaml:1:33: connection_settings.password: ")
@@ -133,22 +150,22 @@ def test_trust_is_judged_as_the_service_judges_it(tmp_path: Path, canary: Canary
     """A file that everybody can change: a problem if asked for, a line, or nothing by default."""
     (tmp_path / "orders.yaml").write_text(GOOD)
     (tmp_path / "orders.yaml").chmod(0o666)
-    assert run("check", tmp_path, canary=canary).code == 0
+    assert invoke("check", tmp_path, canary=canary).code == 0
     said = f"{tmp_path}/orders.yaml can be changed by everybody (mode 0666)"
-    done = run("check", tmp_path, "--trust", "warn", canary=canary)
+    done = invoke("check", tmp_path, "--trust", "warn", canary=canary)
     assert (done.code, done.out, done.err) == (0, "", f"{said}\n")
-    done = run("check", tmp_path, "--trust", "strict", canary=canary)
+    done = invoke("check", tmp_path, "--trust", "strict", canary=canary)
     assert (done.code, done.err) == (1, "1 problem in 1 file\n")
     assert f"the file is not to be trusted: {said}  [file.untrusted]" in done.out
     (tmp_path / "orders.yaml").chmod(0o644)
-    done = run("check", tmp_path, "--trust", "strict", canary=canary)
+    done = invoke("check", tmp_path, "--trust", "strict", canary=canary)
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
 def test_a_directory_without_databases_is_said(tmp_path: Path, canary: Canary) -> None:
     """A check that had nothing to look at says so: perhaps it is the wrong directory."""
     (tmp_path / "readme.txt").write_text("")
-    done = run("check", tmp_path, canary=canary)
+    done = invoke("check", tmp_path, canary=canary)
     assert (done.code, done.out, done.err) == (0, "", f"{tmp_path} declares no database\n")
 
 
@@ -163,9 +180,9 @@ def test_static_wants_no_variables_and_no_files(tmp_path: Path, canary: Canary) 
         "  sslmode: verify-full\n"
         "  sslrootcert: /nowhere/ca.crt\n"
     )
-    assert run("check", tmp_path, canary=canary).code == 1
+    assert invoke("check", tmp_path, canary=canary).code == 1
     # A variable that libpq reads is the business of the machine that connects.
-    done = run("check", tmp_path, "--static", canary=canary, env={"PGTZ": "UTC"})
+    done = invoke("check", tmp_path, "--static", canary=canary, env={"PGTZ": "UTC"})
     assert (done.code, done.out, done.err) == (0, "", "")
     (tmp_path / "b.yaml").write_text(
         "connection_settings:\n"
@@ -175,7 +192,7 @@ def test_static_wants_no_variables_and_no_files(tmp_path: Path, canary: Canary) 
         "  port: ${NOWHERE_PORT:-http}\n"
         "  password: ${NOWHERE_PASSWORD:-tea}\n"
     )
-    done = run("check", tmp_path, "--static", "-o", "json", canary=canary)
+    done = invoke("check", tmp_path, "--static", "-o", "json", canary=canary)
     assert done.code == 1
     assert [problem["code"] for problem in json.loads(done.out)["problems"]] == [
         "reference.malformed",
@@ -184,9 +201,31 @@ def test_static_wants_no_variables_and_no_files(tmp_path: Path, canary: Canary) 
     ]
 
 
+def test_files_are_checked_as_files_of_their_registry(tmp_path: Path, canary: Canary) -> None:
+    """Named files are checked alone, with the defaults of their directory merged under them."""
+    (tmp_path / "_defaults.yaml").write_text("connection_settings: {host: db, user: app}\n")
+    (tmp_path / "a.yaml").write_text("connection_settings: {dbname: orders}\n")
+    (tmp_path / "b.yaml").write_text("connection_settings: {dbname: orders, pasword: x}\n")
+    (tmp_path / "c.yml").write_text("")
+
+    def check(*paths: object) -> tuple[int, int, list[str]]:
+        done = invoke("check", *paths, "-o", "json", canary=canary, cwd=tmp_path)
+        report = json.loads(done.out)
+        names = [problem["database"] for problem in report["problems"]]
+        return done.code, report["databases"], names
+
+    assert check("a.yaml") == (0, 1, [])
+    assert check(tmp_path / "b.yaml") == (1, 1, ["b"])
+    assert check("a.yaml", "c.yml", "./b.yaml") == (1, 3, ["b", "c"])
+    assert check("_defaults.yaml") == (1, 3, ["b", "c"])
+    assert check("d.yaml") == (1, 0, ["d"])
+    (tmp_path / "_defaults.yaml").write_text("connection_settings: {prt: 1}\n")
+    assert check("a.yaml")[0] == 1
+
+
 def test_a_directory_that_is_not_there_is_a_problem(tmp_path: Path, canary: Canary) -> None:
     """It is said in a line, with code 1; the directory may also come from the environment."""
-    done = run("check", canary=canary, env={"PGMONKEY_REGISTRY": str(tmp_path / "nowhere")})
+    done = invoke("check", canary=canary, env={"PGMONKEY_REGISTRY": str(tmp_path / "nowhere")})
     assert done.code == 1
     assert done.out == (
         f"{tmp_path}/nowhere: the directory does not exist  [registry.missing]\n"
@@ -218,12 +257,16 @@ def test_a_thousand_files_take_less_than_a_second(tmp_path: Path, canary: Canary
         ["--static", "--online"],
         ["--static", "--trust", "warn"],
         ["a", "b"],
+        ["a", "--dir", "a"],
+        ["a.yaml", "--dir", "a"],
+        ["a.yaml", "b"],
+        ["a.yaml", "b/c.yaml"],
         ["--onlin"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path, canary: Canary) -> None:
     """A wrong argument is named, with the usage."""
-    done = run("check", *arguments, canary=canary, cwd=tmp_path)
+    done = invoke("check", *arguments, canary=canary, cwd=tmp_path)
     assert done.code == 2
     assert done.err.startswith("Usage: pgmonkey check")
 
@@ -234,7 +277,7 @@ def test_online_says_nothing_of_databases_that_answer(
     """Each database is connected to once, whatever its type."""
     for kind in ("normal", "pool", "async", "async_pool"):
         registry_dir.declare(kind, database, kind)
-    done = run("check", registry_dir, "--online", canary=canary)
+    done = invoke("check", registry_dir, "--online", canary=canary)
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
@@ -247,7 +290,7 @@ def test_online_says_why_a_database_cannot_be_reached(
     registry_dir.declare("c", database, sync_settings={"statement_timout": "5s"})
     registry_dir.declare("d", database, sync_settings={"statement_timeout": "5 sekunds"})
     registry_dir.write("e", BAD)
-    done = run("check", registry_dir, "--online", "-o", "json", canary=canary)
+    done = invoke("check", registry_dir, "--online", "-o", "json", canary=canary)
     assert done.code == 1
     problems = {problem["database"]: problem for problem in json.loads(done.out)["problems"]}
     codes = {name: problem["code"] for name, problem in problems.items()}

@@ -1,18 +1,41 @@
+"""The command line as a whole: help, usage, streams, completion, documentation."""
+
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from pgmonkey.cli.app import app
 from pgmonkey.version import __version__
+from tests.docs.commands import commands, leaves, options_of
+from tests.docs.snippets import ROOT, snippets
 from tests.kit import Canary
-from tests.kit.command import command, environment, run
+from tests.kit.command import command, environment, invoke, run
+
+PAGE = ROOT / "docs" / "command-line.md"
+COMMANDS = dict(leaves())
+GROUPS = [[], ["pgconfig"]]
+GOOD = "connection_settings: {host: db, dbname: orders, user: app}\n"
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    """A registry with one database."""
+    directory = tmp_path / "registry.d"
+    directory.mkdir()
+    (directory / "orders.yaml").write_text(GOOD)
+    return directory
 
 
 def test_version_is_printed(canary: Canary) -> None:
-    """`--version` prints name and version on standard output, and nothing else."""
+    """`python -m pgmonkey --version` prints name and version on standard output, nothing else."""
     done = run("--version", canary=canary)
     assert (done.code, done.out, done.err) == (0, f"pgmonkey {__version__}\n", "")
 
@@ -20,10 +43,33 @@ def test_version_is_printed(canary: Canary) -> None:
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_names_the_commands(option: str, canary: Canary) -> None:
     """Help lists every command, in plain text."""
-    done = run(option, canary=canary)
+    done = invoke(option, canary=canary)
     assert done.code == 0
-    assert {"serve", "demo", "pgconfig"} <= set(done.out.split())
+    assert app.commands.keys() <= set(done.out.split())
     assert "\x1b" not in done.out
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=" ".join)
+def test_the_sentence_of_each_command_fits_its_line(group: list[str], canary: Canary) -> None:
+    """On 80 columns the list of commands has one line for each, and none is cut short."""
+    done = invoke(*group, "--help", canary=canary, env={"COLUMNS": "80"})
+    listed = done.out.partition("Commands:\n")[2].splitlines()
+    assert listed
+    assert all(re.fullmatch(r"  \S+ +[A-Z].*[A-Za-z]\.", line) for line in listed)
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(name: str, canary: Canary) -> None:
+    """It says what the command does and what each option means, within 80 columns."""
+    done = invoke(*name.split()[1:], "--help", canary=canary, env={"COLUMNS": "80"})
+    assert done.code == 0
+    assert done.out.startswith(f"Usage: {name} ")
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+    for parameter in COMMANDS[name].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help
+            assert parameter.help.endswith((".", "]")), parameter.opts
 
 
 @pytest.mark.parametrize(
@@ -32,84 +78,182 @@ def test_help_names_the_commands(option: str, canary: Canary) -> None:
         ["chek"],
         ["serve", "--listen", "nowhere"],
         ["serve", "--listen", "127.0.0.1:70000"],
+        ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "nowhere"],
         ["serve", "--grace", "-1"],
         ["serve", "--grace", "abc"],
         ["serve", "--log-format", "xml"],
+        ["serve", "--tls-cert", "cert.pem"],
         ["serve", "a", "b"],
+        ["serve", "a", "--dir", "a"],
+        ["list", "a", "--dir", "a"],
+        ["show", "orders", "a", "--dir", "a"],
+        ["show"],
         ["demo", "--port", "70000"],
         ["demo", "--rotate-every", "0"],
+        ["demo", "a", "--dir", "a"],
         ["pgconfig", "test"],
         ["pgconfig", "create", "--type", "mysql", "--filepath", "x.yaml"],
         ["pgconfig", "generate-code", "--connconfig", "x.yaml", "--library", "asyncpg"],
         ["pgconfig", "test", "--connconfig", "x.yaml", "--connection-type", "pools"],
     ],
+    ids=" ".join,
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], canary: Canary, tmp_path: Path) -> None:
     """A wrong argument is named on standard error with the usage, and ends with code 2."""
-    done = run(*arguments, canary=canary, cwd=tmp_path)
+    done = invoke(*arguments, canary=canary, cwd=tmp_path)
     assert done.code == 2
     assert done.err.startswith("Usage: pgmonkey")
     assert "Error: " in done.err
     assert done.out == ""
 
 
-def test_no_command_shows_the_help(canary: Canary) -> None:
-    """Without a command the help is shown, and the code is that of wrong usage."""
-    done = run(canary=canary)
-    assert done.code == 2
-    assert "serve" in done.out + done.err
+@pytest.mark.parametrize("group", GROUPS, ids=" ".join)
+def test_no_command_shows_the_help(group: list[str], canary: Canary) -> None:
+    """Without a command the help is on standard error, and the code is that of wrong usage."""
+    done = invoke(*group, canary=canary)
+    assert (done.code, done.out) == (2, "")
+    assert "Commands:\n" in done.err
 
 
 def test_near_command_is_suggested(canary: Canary) -> None:
     """A mistyped command is answered with the one that was meant."""
-    done = run("serv", canary=canary)
+    done = invoke("serv", canary=canary)
     assert done.code == 2
     assert "'serve'" in done.err
 
 
+def test_the_directory_is_an_argument_an_option_or_a_variable(
+    registry: Path, tmp_path: Path, canary: Canary
+) -> None:
+    """DIR and --dir are the same; without them $PGMONKEY_REGISTRY counts, then ./registry.d."""
+    for words in (
+        ["check", "-o", "json"],
+        ["list", "-o", "json"],
+        ["show", "orders", "-o", "json"],
+    ):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        for where, env in (
+            ([registry], {"PGMONKEY_REGISTRY": "elsewhere"}),
+            (["--dir", registry], {"PGMONKEY_REGISTRY": "elsewhere"}),
+            ([], {"PGMONKEY_REGISTRY": str(registry)}),
+            ([], {}),
+            ([], {"PGMONKEY_REGISTRY": ""}),
+        ):
+            done = invoke(*words, *where, canary=canary, env=env, cwd=tmp_path)
+            assert (done.code, done.err) == (0, "")
+            assert json.loads(done.out)
+    for where in (["elsewhere"], ["--dir", "elsewhere"]):
+        assert "declares no" in invoke("check", *where, canary=canary, cwd=tmp_path).err
+
+
+@pytest.mark.parametrize("where", [["nowhere"], ["--dir", "nowhere"]], ids=" ".join)
+def test_the_service_takes_the_directory_both_ways(
+    where: list[str], canary: Canary, tmp_path: Path
+) -> None:
+    """`serve` reads the directory that is given as DIR or with --dir."""
+    done = run("serve", "--listen", "127.0.0.1:0", *where, canary=canary, cwd=tmp_path)
+    assert done.code == 1
+    assert "nowhere: the directory does not exist" in done.err
+
+
+# Documentation
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_option_is_documented(name: str) -> None:
+    """Its section of the page, or the text for all commands, has every option of a command."""
+    introduction, *sections = PAGE.read_text(encoding="utf-8").split("\n## ")
+    heading = " ".join(name.split()[:2])
+    (section,) = (text for text in sections if text.startswith(f"{heading}\n"))
+    if name == "pgmonkey serve":
+        section = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    written = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", introduction + section))
+    assert options_of(COMMANDS[name]) <= written
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_an_example(name: str) -> None:
+    """The page of the command line has a command line of it."""
+    examples = [
+        " ".join(words)
+        for snippet in snippets(PAGE)
+        if snippet.language in ("shell", "console")
+        for words in commands(snippet)
+    ]
+    assert any(f"{example} ".startswith(f"{name} ") for example in examples)
+
+
+# Streams
+
+
 _IMPORTS = """
 import sys
-sys.argv = ["pgmonkey", "--help"]
+sys.argv = ["pgmonkey", *sys.argv[1:]]
 from pgmonkey.cli.app import main
 try:
     main()
 except SystemExit:
     pass
 heavy = {"psycopg", "psycopg_pool", "pydantic", "yaml", "structlog", "starlette", "hypercorn",
-         "prometheus_client", "watchfiles", "rich", "asyncio"}
+         "prometheus_client", "watchfiles", "rich", "typer", "asyncio"}
 print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
 """
 
 
-def test_help_imports_no_driver() -> None:
-    """The help needs none of the driver, the web server, the schema or the log library."""
+@pytest.mark.parametrize(
+    "arguments, env",
+    [
+        (["--help"], {}),
+        (["serve", "--help"], {}),
+        ([], {"_PGMONKEY_COMPLETE": "bash_complete", "COMP_WORDS": "pgmonkey ", "COMP_CWORD": "1"}),
+    ],
+    ids=["help", "help of a command", "completion"],
+)
+def test_help_and_completion_import_no_driver(arguments: list[str], env: dict[str, str]) -> None:
+    """They need none of the driver, the web server, the schema or the log library."""
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            _IMPORTS,
-        ],
+        [sys.executable, "-c", _IMPORTS, *arguments],
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment(**env),
         check=True,
     )
     assert done.stderr == "[]\n"
+    assert done.stdout
 
 
-def test_closed_pipe_is_quiet() -> None:
+def test_closed_pipe_is_quiet(registry: Path) -> None:
     """A reader that goes away early, such as `head`, makes no noise on standard error."""
-    with subprocess.Popen(
-        command("serve", "--help"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == ""
+    for words in (["serve", "--help"], ["list", registry]):
+        with subprocess.Popen(
+            command(*words),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == ""
+            assert process.wait(20) == 1
+
+
+@pytest.mark.parametrize("words", ["list --dir registry.d", "--help"])
+def test_a_full_disk_is_an_error_message(words: str, registry: Path, tmp_path: Path) -> None:
+    """An answer that cannot be written is a line and exit code 1, not a traceback."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command(*words.split()),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            cwd=tmp_path,
+            check=False,
+        )
+    expected = "cannot write the answer: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, expected)
 
 
 def test_names_that_the_locale_cannot_show(canary: Canary, tmp_path: Path) -> None:
@@ -124,3 +268,60 @@ def test_names_that_the_locale_cannot_show(canary: Canary, tmp_path: Path) -> No
     )
     assert done.code == 0
     assert "UnicodeEncodeError" not in done.err
+
+
+# Completion
+
+
+def _completed(words: str, position: int, **env: str) -> set[str]:
+    """Return what a bash completes."""
+    script = (
+        'eval "$(_PGMONKEY_COMPLETE=bash_source pgmonkey)"\n'
+        f"COMP_WORDS=({words}) COMP_CWORD={position}\n"
+        "_pgmonkey_completion pgmonkey\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment(PATH=path, **env),
+        check=True,
+    )
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("pgmonkey s", {"schema", "serve", "show", "status"}),
+        ("pgmonkey pgconfig g", {"generate-code"}),
+        ("pgmonkey check --o", {"--output", "--online"}),
+        ("pgmonkey serve --log-format ''", {"auto", "json", "console"}),
+    ],
+)
+def test_bash_completes(words: str, expected: set[str]) -> None:
+    """The function that bash gets completes commands, options and the words of an option."""
+    assert _completed(words, len(words.split()) - 1) == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_complete(shell: str, canary: Canary) -> None:
+    """Zsh and fish get a script of their own, and complete commands with their sentences."""
+    script = run(canary=canary, env={"_PGMONKEY_COMPLETE": f"{shell}_source"})
+    assert (script.code, script.err) == (0, "")
+    assert f"_PGMONKEY_COMPLETE={shell}_complete" in script.out
+    words = {"zsh": ("pgmonkey sche", "1"), "fish": ("pgmonkey sche", "sche")}[shell]
+    done = run(
+        canary=canary,
+        env={
+            "_PGMONKEY_COMPLETE": f"{shell}_complete",
+            "COMP_WORDS": words[0],
+            "COMP_CWORD": words[1],
+        },
+    )
+    assert (done.code, done.err) == (0, "")
+    assert "schema" in done.out
+    assert "Print a JSON Schema" in done.out

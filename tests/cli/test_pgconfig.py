@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
+import runpy
 import stat
-import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import yaml
 
 from pgmonkey import load_config
 from tests.kit import Canary, ChaosProxy, TemporaryDatabase
-from tests.kit.command import environment, run
+from tests.kit.command import Finished, in_this_process, invoke, run
 from tests.kit.server import PostgresServer
 
 TYPES = ["normal", "pool", "async", "async_pool"]
@@ -32,6 +32,14 @@ def _write(path: Path, database: TemporaryDatabase, **more: Any) -> Path:
     return path
 
 
+def execute(text: str, path: Path, *, canary: Canary, env: Mapping[str, str]) -> Finished:
+    """Run a generated program in this process."""
+    path.write_text(text, encoding="utf-8")
+    with in_this_process(canary=canary, cwd=path.parent, env=env) as (out, err):
+        runpy.run_path(str(path), run_name="__main__")
+    return Finished(0, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture
 def config(tmp_path: Path, database: TemporaryDatabase) -> Path:
     """A config file of a database that is there."""
@@ -39,11 +47,11 @@ def config(tmp_path: Path, database: TemporaryDatabase) -> Path:
 
 
 def test_create_writes_for_the_owner_alone(tmp_path: Path, canary: Canary) -> None:
-    """B85: the new file is valid, has mode 0600 whatever the umask, and its directory is made."""
+    """The new file is valid, has mode 0600 whatever the umask, and its directory is made."""
     path = tmp_path / "new one" / "config.yaml"
     before = os.umask(0)
     try:
-        done = run("pgconfig", "create", "--type", "pg", "--filepath", path, canary=canary)
+        done = invoke("pgconfig", "create", "--type", "pg", "--filepath", path, canary=canary)
     finally:
         os.umask(before)
     assert done.code == 0
@@ -55,7 +63,7 @@ def test_create_writes_for_the_owner_alone(tmp_path: Path, canary: Canary) -> No
 def test_create_never_overwrites(config: Path, canary: Canary) -> None:
     """A file that is there is left as it is, which is said, with code 1."""
     before = config.read_bytes()
-    done = run("pgconfig", "create", "--connconfig", config, canary=canary)
+    done = invoke("pgconfig", "create", "--connconfig", config, canary=canary)
     assert (done.code, done.out) == (1, "")
     assert done.err == f"{config} exists already and was left as it is\n"
     assert config.read_bytes() == before
@@ -65,14 +73,14 @@ def test_create_does_not_follow_a_dangling_link(tmp_path: Path, canary: Canary) 
     """A link that points nowhere is something that is there: nothing is written through it."""
     link = tmp_path / "config.yaml"
     link.symlink_to(tmp_path / "elsewhere")
-    assert run("pgconfig", "create", "--filepath", link, canary=canary).code == 1
+    assert invoke("pgconfig", "create", "--filepath", link, canary=canary).code == 1
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_create_says_why_it_cannot(tmp_path: Path, canary: Canary) -> None:
     """A place that cannot be written to is named with the reason, with code 1."""
     (tmp_path / "file").touch()
-    done = run("pgconfig", "create", "--filepath", tmp_path / "file" / "x.yaml", canary=canary)
+    done = invoke("pgconfig", "create", "--filepath", tmp_path / "file" / "x.yaml", canary=canary)
     assert done.code == 1
     assert re.fullmatch(r".*file(/x\.yaml)?: (File exists|Not a directory)\n", done.err)
 
@@ -82,7 +90,7 @@ def test_a_config_is_tried_on_the_server(
     connection_type: str, config: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
     """`test` connects as each type and says version, place, user, TLS, and the time it took."""
-    done = run(
+    done = invoke(
         "pgconfig", "test", "--connconfig", config, "--connection-type", connection_type,
         canary=canary,
     )  # fmt: skip
@@ -100,7 +108,7 @@ def test_the_type_of_the_file_is_the_default(
 ) -> None:
     """Without `--connection-type` the file decides."""
     path = _write(tmp_path / "config.yaml", database, connection_type="async_pool")
-    done = run("pgconfig", "test", "--filepath", path, canary=canary)
+    done = invoke("pgconfig", "test", "--filepath", path, canary=canary)
     assert "a connection of type async_pool works" in done.out
 
 
@@ -108,10 +116,10 @@ def test_the_type_of_the_file_is_the_default(
 def test_a_wrong_password_is_exit_code_4(
     connection_type: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """B80: for pools too, a refused login is the server's reason and code 4, within a moment."""
+    """For pools too, a refused login is the server's reason and code 4, within a moment."""
     path = _write(tmp_path / "config.yaml", database, connection={"password": canary.secret()})
     began = time.monotonic()
-    done = run(
+    done = invoke(
         "pgconfig", "test", "--connconfig", path, "--connection-type", connection_type,
         canary=canary,
     )  # fmt: skip
@@ -120,6 +128,18 @@ def test_a_wrong_password_is_exit_code_4(
     assert "[auth]" in done.err
     assert re.fullmatch(r"config: cannot connect: .*\n  hint: .*\n", done.err)
     assert time.monotonic() - began < 10
+
+
+def test_a_failure_is_two_lines_in_a_process_too(
+    tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """No event and no warning is written beside the error, where no log is configured."""
+    path = _write(tmp_path / "config.yaml", database, connection={"password": canary.secret()})
+    done = run(
+        "pgconfig", "test", "--connconfig", path, "--connection-type", "async_pool", canary=canary
+    )
+    assert (done.code, done.out) == (4, "")
+    assert re.fullmatch(r"config: cannot connect: .*\n  hint: .*\n", done.err)
 
 
 @pytest.mark.parametrize("connection_type", TYPES)
@@ -134,7 +154,7 @@ def test_nobody_there_is_exit_code_4(
     proxy.set("refuse")
     path = _write(tmp_path / "config.yaml", database, connection={"port": proxy.port})
     began = time.monotonic()
-    done = run(
+    done = invoke(
         "pgconfig", "test", "--connconfig", path, "--connection-type", connection_type,
         canary=canary,
     )  # fmt: skip
@@ -148,7 +168,7 @@ def test_a_refused_session_setting_is_named(
 ) -> None:
     """A setting that the server does not know fails the connection by its name."""
     path = _write(tmp_path / "config.yaml", database, sync_settings={"no_such_setting": "1"})
-    done = run("pgconfig", "test", "--connconfig", path, canary=canary)
+    done = invoke("pgconfig", "test", "--connconfig", path, canary=canary)
     assert done.code == 4
     assert "no_such_setting" in done.err
 
@@ -157,7 +177,7 @@ def test_problems_of_the_file_are_exit_code_1(tmp_path: Path, canary: Canary) ->
     """What is wrong in a file is a line with a place and a hint, then a summary, with code 1."""
     path = tmp_path / "config.yaml"
     path.write_text("connection_settings:\n  hots: x\npool_settings: {max_sise: 3}\n")
-    done = run("pgconfig", "test", "--connconfig", path, canary=canary)
+    done = invoke("pgconfig", "test", "--connconfig", path, canary=canary)
     assert (done.code, done.out) == (1, "")
     assert f"{path}:2:" in done.err
     assert "hint: " in done.err
@@ -166,8 +186,8 @@ def test_problems_of_the_file_are_exit_code_1(tmp_path: Path, canary: Canary) ->
 
 @pytest.mark.parametrize("command", ["test", "generate-code"])
 def test_a_missing_file_is_exit_code_1(command: str, tmp_path: Path, canary: Canary) -> None:
-    """B81: a file that is not there is named, with code 1."""
-    done = run("pgconfig", command, "--connconfig", tmp_path / "no.yaml", canary=canary)
+    """A file that is not there is named, with code 1."""
+    done = invoke("pgconfig", command, "--connconfig", tmp_path / "no.yaml", canary=canary)
     assert (done.code, done.err) == (1, f"{tmp_path / 'no.yaml'}: No such file or directory\n")
 
 
@@ -203,7 +223,7 @@ def test_references_are_resolved_when_asked(
     """With `--resolve-env` the variables and defaults of the recipes work for every type."""
     path = tmp_path / "config.yaml"
     env = _with_references(path, database)
-    done = run(
+    done = invoke(
         "pgconfig", "test", "--connconfig", path, "--resolve-env",
         "--connection-type", connection_type, canary=canary, env=env,
     )  # fmt: skip
@@ -216,7 +236,7 @@ def test_references_that_nobody_resolves_are_said(
     """Without `--resolve-env` the hint names the option, not only the argument of the library."""
     path = tmp_path / "config.yaml"
     env = _with_references(path, database)
-    done = run("pgconfig", "test", "--connconfig", path, canary=canary, env=env)
+    done = invoke("pgconfig", "test", "--connconfig", path, canary=canary, env=env)
     assert done.code == 1
     assert "pass --resolve-env" in done.err
 
@@ -228,7 +248,7 @@ def test_an_unset_variable_is_named(
     path = tmp_path / "config.yaml"
     env = _with_references(path, database)
     del env["APP_PASSWORD"]
-    done = run("pgconfig", "test", "--connconfig", path, "--resolve-env", canary=canary, env=env)
+    done = invoke("pgconfig", "test", "--connconfig", path, "--resolve-env", canary=canary, env=env)
     assert done.code == 1
     assert "APP_PASSWORD" in done.err
     assert "connection_settings.password" in done.err
@@ -245,8 +265,8 @@ def test_a_default_for_a_password_must_be_allowed(
     text = path.read_text().replace("${APP_PASSWORD}", f"${{APP_PASSWORD:-{database.password}}}")
     path.write_text(text)
     arguments = ("pgconfig", "test", "--connconfig", path, "--resolve-env")
-    assert run(*arguments, canary=canary, env=env).code == 1
-    allowed = run(*arguments, "--allow-sensitive-defaults", canary=canary, env=env)
+    assert invoke(*arguments, canary=canary, env=env).code == 1
+    allowed = invoke(*arguments, "--allow-sensitive-defaults", canary=canary, env=env)
     assert (allowed.code, allowed.err) == (0, "")
 
 
@@ -263,28 +283,41 @@ def test_generated_programs_run_as_they_are(
     server: PostgresServer,
     canary: Canary,
 ) -> None:
-    """B83: standard output is a program and nothing else; it asks the server and ends with code 0."""
+    """Standard output is a program and nothing else; it asks the server and ends with code 0."""
     env = _with_references(config, database) if resolve else {}
-    made = run(
+    made = invoke(
         "pgconfig", "generate-code", "--connconfig", config, "--connection-type", connection_type,
         "--library", library, *(["--resolve-env"] if resolve else []),
         canary=canary,
     )  # fmt: skip
     assert (made.code, made.err) == (0, "")
-    ast.parse(made.out)
-    compile(made.out, "program.py", "exec")
+    ended = execute(made.out, tmp_path / "program.py", canary=canary, env=env)
+    assert (ended.code, ended.err) == (0, "")
+    (version,) = server.execute("SELECT version()")[0]
+    assert str(version) in ended.out
+
+
+@pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
+@pytest.mark.parametrize("connection_type", ["pool", "async_pool"])
+def test_a_generated_program_ends_by_itself(
+    connection_type: str, library: str, tmp_path: Path, config: Path, canary: Canary
+) -> None:
+    """As a process with every warning an error, it ends with code 0, soon and without a word."""
+    made = invoke(
+        "pgconfig", "generate-code", "--connconfig", config, "--connection-type", connection_type,
+        "--library", library, canary=canary,
+    )  # fmt: skip
     program = tmp_path / "program.py"
     program.write_text(made.out, encoding="utf-8")
     began = time.monotonic()
     ended = run(
-        canary=canary, env=env, cwd=tmp_path,
+        canary=canary, cwd=tmp_path,
         program=[sys.executable, "-X", "dev", "-W", "error", str(program)],
     )  # fmt: skip
     # asyncio's debug mode says that a loaded machine was slow: that is no warning.
     err = re.sub(r"^Executing <.*> took \S+ seconds\n", "", ended.err, flags=re.MULTILINE)
     assert (ended.code, err) == (0, "")
-    (version,) = server.execute("SELECT version()")[0]
-    assert str(version) in ended.out
+    assert ended.out.startswith("('PostgreSQL ")
     assert time.monotonic() - began < 10
 
 
@@ -299,15 +332,13 @@ def test_a_generated_program_may_accept_sensitive_defaults(
     path.write_text(
         path.read_text().replace("${APP_PASSWORD}", f"${{APP_PASSWORD:-{database.password}}}")
     )
-    made = run(
+    made = invoke(
         *("pgconfig", "generate-code", "--connconfig", path, "--resolve-env"),
         *("--library", library, "--allow-sensitive-defaults"),
         canary=canary,
     )
     assert (made.code, made.err) == (0, "")
-    program = tmp_path / "program.py"
-    program.write_text(made.out)
-    ended = run(canary=canary, env=env, cwd=tmp_path, program=[sys.executable, str(program)])
+    ended = execute(made.out, tmp_path / "program.py", canary=canary, env=env)
     assert (ended.code, ended.err) == (0, "")
 
 
@@ -320,15 +351,15 @@ def test_a_generated_program_is_of_the_type_that_a_reference_gives(
         "connection_type: ${CT:-normal}\nconnection_settings: {host: db, password: '${UNSET_PW}'}\n"
     )
     generate = ("pgconfig", "generate-code", "--connconfig", path)
-    made = run(*generate, "--resolve-env", canary=canary)
+    made = invoke(*generate, "--resolve-env", canary=canary)
     assert (made.code, made.err) == (0, "")
     assert "(CONFIG, 'normal', resolve_env=True)" in made.out
-    made = run(*generate, "--resolve-env", canary=canary, env={"CT": "async_pool"})
+    made = invoke(*generate, "--resolve-env", canary=canary, env={"CT": "async_pool"})
     assert "(CONFIG, 'async_pool', resolve_env=True)" in made.out
-    made = run(*generate, "--resolve-env", canary=canary, env={"CT": "poool"})
+    made = invoke(*generate, "--resolve-env", canary=canary, env={"CT": "poool"})
     assert (made.code, made.out) == (1, "")
     assert "connection_type" in made.err
-    made = run(*generate, canary=canary)
+    made = invoke(*generate, canary=canary)
     assert (made.code, made.out) == (1, "")
     assert "--resolve-env" in made.err
 
@@ -338,7 +369,7 @@ def test_generated_code_names_no_value(
 ) -> None:
     """A generated program holds the path of the file and nothing that is in it."""
     for library in ("pgmonkey", "psycopg"):
-        made = run(
+        made = invoke(
             "pgconfig", "generate-code", "--connconfig", config, "--library", library,
             canary=canary,
         )  # fmt: skip
@@ -351,23 +382,19 @@ def test_generated_psycopg_pool_applies_session_settings(
 ) -> None:
     """The session settings of the file are in force in a generated psycopg program."""
     env = _with_references(config, database)
-    made = run(
+    made = invoke(
         "pgconfig", "generate-code", "--connconfig", config, "--connection-type", "pool",
         "--library", "psycopg", "--resolve-env", canary=canary,
     )  # fmt: skip
-    program = tmp_path / "program.py"
-    program.write_text(made.out.replace("SELECT version()", "SHOW statement_timeout"))
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        capture_output=True, text=True, env=environment(**env), check=True,
-    )  # fmt: skip
-    assert done.stdout == "('7s',)\n"
+    program = made.out.replace("SELECT version()", "SHOW statement_timeout")
+    done = execute(program, tmp_path / "program.py", canary=canary, env=env)
+    assert done.out == "('7s',)\n"
 
 
 def test_generate_code_for_a_broken_file(tmp_path: Path, canary: Canary) -> None:
     """No program is made for a file that is no config: code 1, nothing on standard output."""
     path = tmp_path / "config.yaml"
     path.write_text("connection_type: [\n")
-    done = run("pgconfig", "generate-code", "--connconfig", path, canary=canary)
+    done = invoke("pgconfig", "generate-code", "--connconfig", path, canary=canary)
     assert (done.code, done.out) == (1, "")
     assert str(path) in done.err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import Canary
-from tests.kit.command import environment, run
+from tests.kit.command import environment, invoke
 
 _ROOT = Path(__file__).parents[2]
 _BAD = _ROOT / "tests" / "configs"
@@ -38,7 +38,7 @@ ENDLESS = {"recursive-alias"}
 @pytest.fixture(scope="module")
 def schema_file(tmp_path_factory: pytest.TempPathFactory, canary: Canary) -> Path:
     """The output of `pgmonkey schema` in a file."""
-    done = run("schema", canary=canary)
+    done = invoke("schema", canary=canary)
     assert (done.code, done.err) == (0, "")
     path = tmp_path_factory.mktemp("schema") / "schema.json"
     path.write_text(done.out)

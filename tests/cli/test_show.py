@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import Canary
-from tests.kit.command import run
+from tests.kit.command import invoke
 
 DEFAULTS = """\
 connection_settings:
@@ -56,7 +56,7 @@ ENVIRONMENT = {"SHOW_PREFIX": "shop", "SHOW_USER": "app"}
 
 def test_list_shows_every_database(registry: Path, canary: Canary) -> None:
     """One row for each, with type, server, database and description; no secret."""
-    done = run("list", registry, canary=canary, env=ENVIRONMENT)
+    done = invoke("list", registry, canary=canary, env=ENVIRONMENT)
     assert (done.code, done.err) == (0, "")
     titles, audit, orders = done.out.splitlines()
     assert titles.split() == ["NAME", "TYPE", "SERVER", "DATABASE", "DESCRIPTION"]
@@ -66,10 +66,10 @@ def test_list_shows_every_database(registry: Path, canary: Canary) -> None:
 
 def test_list_shows_bad_files_too(registry: Path, canary: Canary) -> None:
     """A file with problems has its row, and the exit code is 1."""
-    done = run("list", registry, canary=canary)  # without the variables
+    done = invoke("list", registry, canary=canary)  # without the variables
     assert done.code == 1
     assert "orders  -       -            -         2 problems: see pgmonkey check" in done.out
-    done = run("list", registry, "-o", "json", canary=canary)
+    done = invoke("list", registry, "-o", "json", canary=canary)
     audit, orders = json.loads(done.out)["databases"]
     assert orders == {"name": "orders", "path": f"{registry}/orders.yaml", "problems": 2}
     assert audit == {
@@ -86,14 +86,14 @@ def test_list_shows_bad_files_too(registry: Path, canary: Canary) -> None:
 
 def test_list_of_a_missing_directory_is_a_problem(tmp_path: Path, canary: Canary) -> None:
     """Said in a line, with code 1."""
-    done = run("list", tmp_path / "nowhere", canary=canary)
+    done = invoke("list", tmp_path / "nowhere", canary=canary)
     assert (done.code, done.out) == (1, "")
     assert "the directory does not exist" in done.err
 
 
 def test_show_says_where_each_value_comes_from(registry: Path, canary: Canary) -> None:
     """File and line, default, variable, default of a variable, secret file; secrets are masked."""
-    done = run(
+    done = invoke(
         "show", "orders", "--dir", "registry.d", "--source",
         canary=canary, env=ENVIRONMENT, cwd=registry.parent,
     )  # fmt: skip
@@ -127,7 +127,7 @@ def test_show_says_where_each_value_comes_from(registry: Path, canary: Canary) -
 
 def test_show_without_sources_has_two_columns(registry: Path, canary: Canary) -> None:
     """The effective configuration alone."""
-    done = run("show", "audit", "--dir", registry, canary=canary)
+    done = invoke("show", "audit", "--dir", registry, canary=canary)
     assert done.code == 0
     titles, *lines = done.out.splitlines()
     assert titles.split() == ["KEY", "VALUE"]
@@ -136,7 +136,7 @@ def test_show_without_sources_has_two_columns(registry: Path, canary: Canary) ->
 
 def test_show_as_json(registry: Path, canary: Canary) -> None:
     """Typed values by section, and the sources by dotted key."""
-    done = run(
+    done = invoke(
         "show", "orders", "-o", "json", "--source",
         canary=canary, env={**ENVIRONMENT, "PGMONKEY_REGISTRY": str(registry)},
     )  # fmt: skip
@@ -152,13 +152,62 @@ def test_show_as_json(registry: Path, canary: Canary) -> None:
         "references": ["environment variable SHOW_USER"],
     }
     assert shown["sources"]["drain_timeout"]["path"] is None
-    done = run("show", "audit", "-o", "json", "--dir", registry, canary=canary)
+    done = invoke("show", "audit", "-o", "json", "--dir", registry, canary=canary)
     assert "sources" not in json.loads(done.out)
+
+
+def test_show_as_json_has_types(tmp_path: Path, canary: Canary) -> None:
+    """Ports, numbers, flags and durations have their JSON types; session settings are text."""
+    (tmp_path / "a.yaml").write_text(
+        "connection_type: async_pool\n"
+        "connection_settings:\n"
+        "  host: 2024\n"
+        "  port: '5433'\n"
+        "  dbname: '1'\n"
+        "  user: 0123\n"
+        "  connect_timeout: 1min\n"
+        "  keepalives: on\n"
+        "  keepalives_idle: 60\n"
+        "  sslsni: off\n"
+        "  sslmode: require\n"
+        "  tcp_user_timeout: -1\n"
+        "  prepare_threshold: null\n"
+        "pool_settings: {min_size: 2, timeout: 500ms, check_on_checkout: yes}\n"
+        "sync_settings: {work_mem: 64, jit: off}\n"
+        "leak_detection: 1h\n"
+        "drain_timeout: 1500ms\n"
+    )
+    (tmp_path / "b.yaml").write_text(
+        "connection_settings: {host: [x, y, z], port: [1, '', 3], dbname: b, user: b}\n"
+    )
+    shown = json.loads(invoke("show", "a", tmp_path, "-o", "json", canary=canary).out)["settings"]
+    assert shown["connection_settings"] == {
+        "host": "2024",
+        "port": 5433,
+        "dbname": "1",
+        "user": "0123",
+        "connect_timeout": 60,
+        "keepalives": True,
+        "keepalives_idle": 60,
+        "sslsni": False,
+        "sslmode": "require",
+        "tcp_user_timeout": -1,
+        "autocommit": False,
+        "prepare_threshold": None,
+    }
+    pool = shown["pool_settings"]
+    assert (pool["min_size"], pool["timeout"], pool["check_on_checkout"]) == (2, 0.5, True)
+    assert shown["sync_settings"] == {"work_mem": "64", "jit": "off"}
+    assert (shown["leak_detection"], shown["drain_timeout"]) == (3600, 1.5)
+    assert shown["required"] is True
+    other = json.loads(invoke("show", "b", tmp_path, "-o", "json", canary=canary).out)["settings"]
+    assert other["connection_settings"]["host"] == "x,y,z"
+    assert other["connection_settings"]["port"] == [1, None, 3]
 
 
 def test_show_of_an_unknown_name_is_wrong_usage(registry: Path, canary: Canary) -> None:
     """The directory and a near name are named; the code is 2, and no other secret is needed."""
-    done = run("show", "ordres", "--dir", registry, canary=canary)
+    done = invoke("show", "ordres", "--dir", registry, canary=canary)
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         f'no database "ordres" in {registry}; did you mean "orders"? (2 declared)\n'
@@ -167,7 +216,7 @@ def test_show_of_an_unknown_name_is_wrong_usage(registry: Path, canary: Canary) 
 
 def test_show_of_a_bad_file_lists_its_problems(registry: Path, canary: Canary) -> None:
     """As everywhere: the problems, their number, code 1."""
-    done = run("show", "orders", "--dir", registry, canary=canary)
+    done = invoke("show", "orders", "--dir", registry, canary=canary)
     assert (done.code, done.out) == (1, "")
     assert done.err.endswith("2 problems in 1 file\n")
 
@@ -183,8 +232,8 @@ def test_show_repeats_no_secret_that_stands_elsewhere(tmp_path: Path, canary: Ca
         "  user: postgresql://app:tea@db\n"
         f"  password: {secret}\n"
     )
-    shown = run("show", "a", "--dir", tmp_path, canary=canary)  # looks for the secret
+    shown = invoke("show", "a", "--dir", tmp_path, canary=canary)  # looks for the secret
     assert "password is ***REDACTED***" in shown.out
     assert "tea" not in shown.out
-    listed = run("list", tmp_path, canary=canary)
+    listed = invoke("list", tmp_path, canary=canary)
     assert "***REDACTED***.example" in listed.out

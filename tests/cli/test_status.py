@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
-from tests.kit.command import Running, run
+from tests.kit.command import Running, invoke
 from tests.kit.ports import free_port
 from tests.service.serving import Serving
 
@@ -44,7 +44,7 @@ def test_a_table_of_the_databases(
     """One row for each database, with what is wrong; in JSON what the service says."""
     registry_dir.declare("orders", database, pool_settings={"max_sise": 3})
     eventually(lambda: service.sample("pgmonkey_config_stale") == 1.0)
-    done = run("status", "--url", service.url, canary=canary)
+    done = invoke("status", "--url", service.url, canary=canary)
     assert (done.code, done.err) == (0, "")
     title, row = done.out.splitlines()
     assert title.split("  ")[0] == "NAME"
@@ -52,7 +52,7 @@ def test_a_table_of_the_databases(
         r"orders +stale +pool +- +- +1 +rejected \d+ m?s ago +\S+/orders\.yaml:\d+: unknown key.*",
         row,
     )
-    as_json = run("status", "-o", "json", canary=canary, env={"PGMONKEY_URL": service.url})
+    as_json = invoke("status", "-o", "json", canary=canary, env={"PGMONKEY_URL": service.url})
     assert json.loads(as_json.out)["databases"][0]["state"] == "stale"
 
 
@@ -72,15 +72,15 @@ def test_a_service_that_is_not_there(canary: Canary) -> None:
     """Exit code 5 and a line that names the address, for both commands; a bad address is usage."""
     url = f"http://127.0.0.1:{free_port()}"
     for command in ("status", "reload"):
-        done = run(command, "--url", url, canary=canary)
+        done = invoke(command, "--url", url, canary=canary)
         assert (done.code, done.err) == (5, f"no service at {url}: Connection refused\n")
     for wrong in ("127.0.0.1:9749", "ftp://x", "http://x:99999", "http://user@x"):
-        assert run("status", "--url", wrong, canary=canary).code == 2
+        assert invoke("status", "--url", wrong, canary=canary).code == 2
 
 
 def test_something_else_answers(service: Serving, canary: Canary) -> None:
     """An answer that is none of a service's is said with its status, and the code is 1."""
-    done = run("status", "--url", f"{service.url}/elsewhere", canary=canary)
+    done = invoke("status", "--url", f"{service.url}/elsewhere", canary=canary)
     assert done.code == 1
     assert done.err == f"{service.url}/elsewhere/api/v1/databases answered 404\n"
 
@@ -94,27 +94,27 @@ def test_a_reload_says_what_came_of_it(
 ) -> None:
     """Names by outcome on standard output, problems on standard error, and 1 if there are any."""
     arguments = ("reload", "--url", service.url, "--token-file", token_file)
-    assert run(*arguments, canary=canary).out == "unchanged: orders\n"
+    assert invoke(*arguments, canary=canary).out == "unchanged: orders\n"
     registry_dir.declare("orders", database, pool_settings={"max_sise": 3})
-    done = run(*arguments, canary=canary)
+    done = invoke(*arguments, canary=canary)
     assert (done.code, done.out) == (1, "")
     assert 'unknown key "max_sise"' in done.err
     assert 'hint: did you mean "max_size"?' in done.err
-    as_json = run(*arguments, "-o", "json", canary=canary)
+    as_json = invoke(*arguments, "-o", "json", canary=canary)
     assert as_json.code == 1
     assert json.loads(as_json.out)["rejected"][0]["database"] == "orders"
 
 
 def test_a_reload_that_is_refused(service: Serving, canary: Canary, tmp_path: Path) -> None:
     """Without a token, with a wrong one or with an unreadable file: a line, a hint, code 1."""
-    done = run("reload", "--url", service.url, canary=canary)
+    done = invoke("reload", "--url", service.url, canary=canary)
     assert (done.code, done.out) == (1, "")
     assert "/-/reload answered 401: a token is needed\n  hint: " in done.err
     wrong = tmp_path / "wrong"
     wrong.write_text("no")
-    done = run("reload", "--url", service.url, "--token-file", wrong, canary=canary)
+    done = invoke("reload", "--url", service.url, "--token-file", wrong, canary=canary)
     assert done.code == 1
     assert "the token is wrong" in done.err
     nowhere = tmp_path / "nowhere"
-    done = run("reload", "--url", service.url, "--token-file", nowhere, canary=canary)
+    done = invoke("reload", "--url", service.url, "--token-file", nowhere, canary=canary)
     assert (done.code, done.err) == (1, f"the token file {nowhere} does not exist\n")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pgmonkey.cli.app import app
+from pgmonkey.cli.serve import command
 from pgmonkey.config.directory import DirectoryLoader
 from tests.containers.dockerfile import read
 from tests.docs.snippets import ROOT
@@ -169,9 +169,6 @@ def test_selectors_find_their_pods() -> None:
 
 def test_commands_exist() -> None:
     """What image and Compose start are options that the command line has."""
-    import typer
-
-    command = typer.main.get_command(app).commands["serve"]
     options = {option for parameter in command.params for option in parameter.opts}
     for words in (FINAL.command, COMPOSE["services"]["pgmonkey"]["command"]):
         assert words[0] == "serve"

@@ -7,12 +7,15 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 
+import click
+
+from pgmonkey.cli.app import app
 from tests.docs.snippets import ROOT, Snippet
 
 # Programs that the documentation may use; anything else is probably a slip of the pen.
 KNOWN = frozenset(
     "alembic apt-get awk brew cat cd celery chmod chown cp curl diff docker docker-compose echo env"
-    " exec export fastapi find flask git grep gunicorn head helm install jq kill kubectl less ln ls"
+    " eval exec export fastapi find flask git grep gunicorn head helm install jq kill kubectl less ln ls"
     " mkdir mv openssl pgbench pgbouncer pip pipx printf promtool psql python python3 rm sed set sleep"
     " source systemctl tail tee test touch true uv uvicorn watch".split()
 )
@@ -71,30 +74,40 @@ def complaint(words: list[str]) -> str | None:
 
 
 def _pgmonkey(arguments: list[str]) -> str | None:
-    import typer
-
-    from pgmonkey.cli.app import app
-
-    command = typer.main.get_command(app)
-    options = set(command.get_help_option_names(typer.Context(command)))
+    command: click.Command = app
     named = "pgmonkey"
-    options |= {option for param in command.params for option in param.opts}
+    options = options_of(command)
     for word in arguments:
         if word.startswith("-") and word != "-":
             name = word.partition("=")[0]
             if name not in options:
                 return f"{named} has no option {name}"
-        elif hasattr(command, "commands"):
+        elif isinstance(command, click.Group):
             if word not in command.commands:
                 return f"{named} has no command {word!r}"
             command = command.commands[word]
             named = f"{named} {word}"
-            options |= {
-                option
-                for param in command.params
-                for option in (*param.opts, *param.secondary_opts)
-            }
+            options |= options_of(command)
     return None
+
+
+def options_of(command: click.Command) -> set[str]:
+    """Return the options of a command, as they are written."""
+    return {"-h", "--help"} | {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("-")
+    }
+
+
+def leaves(command: click.Command = app, name: str = "pgmonkey") -> Iterator[tuple[str, click.Command]]:
+    """Yield each command that does something, with its whole name."""
+    if isinstance(command, click.Group):
+        for word, child in command.commands.items():
+            yield from leaves(child, f"{name} {word}")
+    else:
+        yield name, command
 
 
 def _make(arguments: list[str]) -> str | None:

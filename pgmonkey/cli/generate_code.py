@@ -1,41 +1,24 @@
-"""Programs that connect as a config file says: what `pgmonkey pgconfig generate-code` prints."""
+"""`pgmonkey pgconfig generate-code`: a program that connects as a config file says."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pgmonkey.config.legacy import config_from_dict, load_config
-from pgmonkey.errors import PgmonkeyError
+import click
+
+from pgmonkey.cli import options
+from pgmonkey.cli.output import Answer
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
 
 Library = Literal["pgmonkey", "psycopg"]
 
-_PGMONKEY_SYNC: Final = '''\
-"""Ask a database for its version, through pgmonkey."""
+# The programs are written once, for asyncio; `_SYNC` turns them into the others.
 
-from pgmonkey import PGConnectionManager
-
-CONFIG = {path}
-
-
-def main() -> None:
-    manager = PGConnectionManager()
-    database = manager.get_database_connection(CONFIG, {type}{options})
-    # Commits when the block succeeds, rolls back when it raises.{reuse}
-    with database as conn:
-        with conn.cursor() as cur:
-            cur.execute("SELECT version()")
-            print(cur.fetchone())
-
-
-if __name__ == "__main__":
-    main()
-'''
-
-_PGMONKEY_ASYNC: Final = '''\
+_PGMONKEY: Final = '''\
 """Ask a database for its version, through pgmonkey and asyncio."""
 
 import asyncio
@@ -60,50 +43,16 @@ if __name__ == "__main__":
     asyncio.run(main())
 '''
 
-_SESSION_SYNC: Final = """\
-def apply_session_settings(conn: psycopg.Connection, settings: dict) -> None:
-    for name, value in settings.items():
-        conn.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
-    conn.commit()  # a rollback would undo them
-"""
+_SESSION: Final = """\
 
-_SESSION_ASYNC: Final = """\
+
 async def apply_session_settings(conn: psycopg.AsyncConnection, settings: dict) -> None:
     for name, value in settings.items():
         await conn.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
     await conn.commit()  # a rollback would undo them
 """
 
-_PSYCOPG_NORMAL: Final = (
-    '''\
-"""Ask a database for its version, with psycopg alone; pgmonkey reads the file."""
-
-import psycopg
-
-from pgmonkey import load_config
-
-CONFIG = {path}
-
-
-'''
-    + _SESSION_SYNC
-    + """
-
-def main() -> None:
-    config = load_config(CONFIG{options})
-    with psycopg.connect(**config["connection_settings"]) as conn:
-        apply_session_settings(conn, config.get("sync_settings") or {{}})
-        with conn.cursor() as cur:
-            cur.execute("SELECT version()")
-            print(cur.fetchone())
-
-
-if __name__ == "__main__":
-    main()
-"""
-)
-
-_PSYCOPG_ASYNC: Final = (
+_PSYCOPG: Final = (
     '''\
 """Ask a database for its version, with psycopg alone; pgmonkey reads the file."""
 
@@ -114,10 +63,8 @@ import psycopg
 from pgmonkey import load_config
 
 CONFIG = {path}
-
-
 '''
-    + _SESSION_ASYNC
+    + _SESSION
     + """
 
 async def main() -> None:
@@ -138,49 +85,6 @@ _PSYCOPG_POOL: Final = (
     '''\
 """Ask a database for its version, with psycopg_pool alone; pgmonkey reads the file."""
 
-import psycopg
-from psycopg_pool import ConnectionPool
-
-from pgmonkey import load_config
-
-CONFIG = {path}
-
-
-'''
-    + _SESSION_SYNC
-    + """
-
-def make_pool(config: dict) -> ConnectionPool:
-    session = config.get("sync_settings") or {{}}
-    settings = {{"min_size": 1, **(config.get("pool_settings") or {{}})}}
-    settings.setdefault("max_size", max(10, settings["min_size"]))
-    check = settings.pop("check_on_checkout", config.get("check_on_checkout", False))
-    return ConnectionPool(
-        kwargs=dict(config["connection_settings"]),
-        configure=lambda conn: apply_session_settings(conn, session),
-        check=ConnectionPool.check_connection if check else None,
-        open=False,
-        **settings,
-    )
-
-
-def main() -> None:
-    with make_pool(load_config(CONFIG{options})) as pool:
-        with pool.connection(timeout=10) as conn:
-            with conn.cursor() as cur:
-                cur.execute("SELECT version()")
-                print(cur.fetchone())
-
-
-if __name__ == "__main__":
-    main()
-"""
-)
-
-_PSYCOPG_ASYNC_POOL: Final = (
-    '''\
-"""Ask a database for its version, with psycopg_pool alone; pgmonkey reads the file."""
-
 import asyncio
 
 import psycopg
@@ -189,10 +93,8 @@ from psycopg_pool import AsyncConnectionPool
 from pgmonkey import load_config
 
 CONFIG = {path}
-
-
 '''
-    + _SESSION_ASYNC
+    + _SESSION
     + """
 
 def make_pool(config: dict) -> AsyncConnectionPool:
@@ -222,16 +124,57 @@ if __name__ == "__main__":
 """
 )
 
-_PROGRAMS: Final[dict[tuple[str, str], str]] = {
-    ("pgmonkey", "normal"): _PGMONKEY_SYNC,
-    ("pgmonkey", "pool"): _PGMONKEY_SYNC,
-    ("pgmonkey", "async"): _PGMONKEY_ASYNC,
-    ("pgmonkey", "async_pool"): _PGMONKEY_ASYNC,
-    ("psycopg", "normal"): _PSYCOPG_NORMAL,
-    ("psycopg", "pool"): _PSYCOPG_POOL,
-    ("psycopg", "async"): _PSYCOPG_ASYNC,
-    ("psycopg", "async_pool"): _PSYCOPG_ASYNC_POOL,
+_PROGRAMS: Final = {
+    "pgmonkey": {"async": _PGMONKEY, "async_pool": _PGMONKEY},
+    "psycopg": {"async": _PSYCOPG, "async_pool": _PSYCOPG_POOL},
 }
+
+#: In this order.
+_SYNC: Final = (
+    ("import asyncio\n\n", ""),
+    (" and asyncio", ""),
+    ("asyncio.run(main())", "main()"),
+    ("    await manager.clear_cache_async()\n", ""),  # the end of the program closes it
+    ("await psycopg.AsyncConnection.connect", "psycopg.connect"),
+    ("await ", ""),
+    ("async def", "def"),
+    ("async with", "with"),
+    ('"async_settings"', '"sync_settings"'),
+    ('"async_pool_settings"', '"pool_settings"'),
+    ("AsyncConnection", "Connection"),
+)
+
+
+@click.command("generate-code")
+@options.config_file
+@options.connection_type
+@options.choice(
+    "--library",
+    words=("pgmonkey", "psycopg"),
+    default="pgmonkey",
+    text="The library that the program uses.",
+)
+@options.resolve_env
+@options.allow_sensitive_defaults
+def command(
+    path: Path,
+    connection_type: ConnectionType | None,
+    library: Library,
+    resolve_env: bool,
+    allow_sensitive_defaults: bool,
+) -> Answer:
+    """Print a program that connects as a config file says.
+
+    The program holds no secret, only the path of the file.
+    """
+    program = generate(
+        path,
+        connection_type,
+        library,
+        resolve_env=resolve_env,
+        allow_sensitive_defaults=allow_sensitive_defaults,
+    )
+    return Answer(program.rstrip("\n"))
 
 
 def generate(
@@ -242,12 +185,12 @@ def generate(
     resolve_env: bool = False,
     allow_sensitive_defaults: bool = False,
 ) -> str:
-    """Return a program that connects as a config file says. It names the file and no value of it.
+    """Return a program that connects as a config file says. It names the file and none of its values.
 
     Args:
-        path: The config file, as the program shall name it.
+        path: The config file, as the program names it.
         connection_type: Another type than the file says.
-        library: What the program is built on.
+        library: The library that the program uses.
         resolve_env: Let the program resolve the references in the file.
         allow_sensitive_defaults: Let the program accept `${NAME:-default}` for passwords.
 
@@ -259,25 +202,32 @@ def generate(
         >>> "PGConnectionManager()" in generate("orders.yaml", "pool")
         True
     """
+    from pgmonkey.config.legacy import config_from_dict, load_config
+    from pgmonkey.config.models import CONNECTION_TYPES
+    from pgmonkey.errors import PgmonkeyError
+
     declared: Any = load_config(path).get("connection_type", "normal")
     if resolve_env and connection_type is None:
-        # It alone: where a program is made, the secrets need not be.
+        # Only the type: the secrets may be missing where a program is made.
         declared = config_from_dict(
             {"connection_type": declared, "connection_settings": {}},
             resolve_env=True,
             name=str(path),
         ).connection_type
     wanted = connection_type or declared
-    try:
-        program = _PROGRAMS[library, wanted]
-    except KeyError:
+    if wanted not in CONNECTION_TYPES:
         raise PgmonkeyError(
-            f"{path}: connection_type is a reference: resolve it with --resolve-env, or say with"
-            " --connection-type what it will be"
-        ) from None
+            f"{path}: connection_type is a reference: resolve it with --resolve-env, or name the"
+            " type with --connection-type"
+        )
+    pooled = wanted.endswith("pool")
+    program = _PROGRAMS[library]["async_pool" if pooled else "async"]
+    if not wanted.startswith("async"):
+        for asynchronous, synchronous in _SYNC:
+            program = program.replace(asynchronous, synchronous)
     options = ", resolve_env=True" if resolve_env else ""
     options += ", allow_sensitive_defaults=True" if allow_sensitive_defaults else ""
-    reuse = " Each block borrows a connection." if wanted.endswith("pool") else ""
+    reuse = " Each block borrows a connection." if pooled else ""
     return program.format(
         path=repr(os.fspath(path)), type=repr(wanted), options=options, reuse=reuse
     )

@@ -1,0 +1,126 @@
+"""`pgmonkey serve`: the status page, metrics and health checks of a registry."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pgmonkey.cli import options
+from pgmonkey.cli.output import Answer
+
+if TYPE_CHECKING:
+    from pgmonkey.config.trust import Trust
+    from pgmonkey.service.server import Listener
+    from pgmonkey.telemetry.logging import LogFormat, LogLevel
+
+
+@click.command("serve")
+@options.directory
+@click.option(
+    "--listen",
+    "address",
+    metavar="HOST:PORT",
+    default="127.0.0.1:9749",
+    show_default=True,
+    help="The address to answer at; port 0: any free one.",
+)
+@click.option(
+    "--admin-listen",
+    "admin_address",
+    metavar="HOST:PORT",
+    help="Another address for the page, its data and reloads; --listen keeps /metrics, /healthz"
+    " and /readyz.",
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    metavar="NAME",
+    multiple=True,
+    help="A further name or address that requests may be for; repeat it for more. localhost and"
+    " the address that a request arrived at are always allowed.",
+)
+@click.option(
+    "--reload-token-file",
+    "token_file",
+    metavar="FILE",
+    type=options.PATH,
+    help="Allow POST /-/reload with the token in this file; without it, reloads are off.",
+)
+@click.option(
+    "--tls-cert", metavar="FILE", type=options.PATH, help="Encrypt with this certificate (PEM)."
+)
+@click.option(
+    "--tls-key", metavar="FILE", type=options.PATH, help="The private key of --tls-cert (PEM)."
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0.0),
+    default=1.0,
+    show_default=True,
+    help="Seconds from the 503 of /readyz to the end of answering.",
+)
+@options.logs("auto")
+@options.allow_sensitive_defaults
+@options.trust("strict")
+def command(
+    directory: Path,
+    address: str,
+    admin_address: str | None,
+    hosts: tuple[str, ...],
+    token_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    grace: float,
+    log_format: LogFormat,
+    log_level: LogLevel,
+    allow_sensitive_defaults: bool,
+    trust: Trust,
+) -> Answer:
+    """Serve the status page, metrics and health of a registry.
+
+    SIGTERM or Ctrl-C ends it. It watches the files; SIGHUP makes it read them at once.
+    """
+    if (tls_cert is None) != (tls_key is None):
+        raise click.BadParameter("one needs the other", param_hint="--tls-cert and --tls-key")
+    from pgmonkey.service.auth import TokenFile
+    from pgmonkey.service.runner import ServiceOptions, note_signals, serve
+    from pgmonkey.service.tls import Certificate
+    from pgmonkey.telemetry.logging import configure_logs
+
+    token = TokenFile(token_file) if token_file else None
+    if token is not None:
+        token.read()  # an unreadable file fails now, not at the first reload
+    noted = note_signals()
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(_listen(address, "--listen"))
+        admin = None
+        if admin_address is not None:
+            admin = sockets.enter_context(_listen(admin_address, "--admin-listen"))
+        configure_logs(log_format, log_level)
+        serve(
+            directory,
+            listener,
+            ServiceOptions(
+                admin=admin,
+                hosts=hosts,
+                grace=grace,
+                token=token,
+                certificate=Certificate(tls_cert, tls_key) if tls_cert and tls_key else None,
+            ),
+            noted,
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            trust=trust,
+        )
+    return Answer()
+
+
+def _listen(address: str, option: str) -> Listener:
+    from pgmonkey.service.server import listen
+
+    try:
+        return listen(address)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
