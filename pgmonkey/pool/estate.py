@@ -84,7 +84,24 @@ def _end(task: asyncio.Task[Any]) -> None:
     if task.done():
         return
     coroutine: Any = task.get_coro()
+    inner = _task_of_wait_for(coroutine)
     for _ in range(_MOST_ENDS):
         with suppress(RuntimeError):  # it wanted something of its loop
             coroutine.close()
-            return
+            break
+    if inner is not None:
+        _end(inner)
+
+
+def _task_of_wait_for(coroutine: Any) -> asyncio.Task[Any] | None:
+    """Return the task in which `asyncio.wait_for` runs what this coroutine waits for.
+
+    Before Python 3.12 `wait_for` makes such a task, which nobody else can reach. psycopg and
+    psycopg_pool wait with it.
+    """
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        if frame.f_code is asyncio.wait_for.__code__:
+            inner = frame.f_locals["fut"]
+            return inner if isinstance(inner, asyncio.Task) else None
+        coroutine = coroutine.cr_await
+    return None

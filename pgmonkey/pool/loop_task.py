@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
@@ -22,6 +23,16 @@ class _Later(Coroutine[Any, Any, T]):
         self._make = make
         self._made: Coroutine[Any, Any, T] | None = None
         self.__qualname__ = name  # for who looks at tasks
+
+    # What a coroutine shows of itself: see `inspect`.
+
+    @property
+    def cr_frame(self) -> FrameType | None:
+        return None if self._made is None else self._made.cr_frame  # type: ignore[attr-defined]  # `make` is an `async def`
+
+    @property
+    def cr_await(self) -> Any:
+        return None if self._made is None else self._made.cr_await  # type: ignore[attr-defined]  # as above
 
     def send(self, value: Any, /) -> Any:
         if self._made is None:
