@@ -175,12 +175,19 @@ def test_one_scrape_shows_all_workers_and_keeps_the_counts_of_those_that_died(
     samples = gunicorn.scrape()
     assert sample(samples, "pgmonkey_pool_use_seconds_count", **orders) == asked
     assert sample(samples, "pgmonkey_cache_size", type="pool") == 3
-    assert sample(samples, "pgmonkey_config_stale", **orders) == 0
-    assert sample(samples, "pgmonkey_config_generation", **orders) == 1
+    assert sample(samples, "pgmonkey_config_stale", database="orders") == 0
+    assert sample(samples, "pgmonkey_config_version", database="orders") == 1
+    assert sample(samples, "pgmonkey_database_state", database="orders", state="ready") == 1
+    states = Counter(
+        dict(labels)["database"]
+        for (name, labels), value in samples.items()
+        if name == "pgmonkey_database_state" and value
+    )
+    assert set(states.values()) == {1}, "each database has one state, in three workers"
+    assert len(states) == sample(samples, "pgmonkey_registry_databases")
     assert sample(samples, "pgmonkey_config_last_reload_successful") == 1
     assert sample(samples, "pgmonkey_watcher_up") == 1
-    hashes = {value for (name, _), value in samples.items() if name == "pgmonkey_config_hash"}
-    assert len(hashes) == 1
+    assert Counter(name for name, _ in samples)["pgmonkey_config_hash"] == len(states)
     limit = sample(samples, "pgmonkey_pool_connections_max", **orders)
     assert limit is not None
     assert limit % 3 == 0
