@@ -1,4 +1,4 @@
-"""The events that went through this process: `recent` for a look back, `dropped` for what was lost."""
+"""Events of this process: `recent` returns the last ones, `dropped` counts those that were lost."""
 
 from __future__ import annotations
 

@@ -104,5 +104,5 @@ class Usage:
     def _fold(self) -> None:
         take = self.records.popleft
         taken = [take() for _ in range(len(self.records))]  # bounded: others go on
-        self._waits.record_all(taken[::2])
-        self._uses.record_all(taken[1::2])
+        self._waits.record(*taken[::2])
+        self._uses.record(*taken[1::2])

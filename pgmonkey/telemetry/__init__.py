@@ -1,1 +1,1 @@
-"""What happened, as events and as numbers: structlog events, status records, Prometheus metrics."""
+"""Telemetry: structlog events, status records and Prometheus metrics."""

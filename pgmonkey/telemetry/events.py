@@ -1,9 +1,7 @@
-"""Events: what happened, through structlog. The one writer of logs.
+"""Events: what happened, through structlog. The library writes no other logs, and configures none.
 
-The library configures no logging. Events reach the structlog configuration of the application
-if it has one, else the standard library's logger `pgmonkey`. Emitting never raises into the
-caller, and is never done while a lock is held or on the way of a checkout: what writes events is
-the application's, and may call the very registry that has something to say.
+Emitting never raises into the caller. It is never done while a lock is held or during a checkout:
+a processor of the application may use the registry that the event is about.
 """
 
 from __future__ import annotations
@@ -21,39 +19,34 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from pgmonkey.telemetry.forks import no_fork
-
-#: Every event, with its level and what it says.
-CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {
-        "registry.loaded": ("info", "the directory was read; how many databases, how many are bad"),
-        "registry.closed": ("info", "the registry closed its handles"),
-        "config.applied": ("info", "a changed configuration is in force; the changed keys"),
-        "config.rejected": ("warning", "files that cannot be used; file, line, key, code"),
-        "config.removed": ("info", "the file of a database is gone"),
-        "database.opened": ("info", "the first generation of a handle connected"),
-        "database.swapped": ("info", "a new generation took over; old, new, duration"),
-        "database.drained": ("info", "the last checkout of a retired generation ended"),
-        "database.drain_timeout": ("warning", "checkouts of a retired generation are still out"),
-        "database.probe_failed": ("warning", "a candidate could not connect; reason, retry_in"),
-        "database.given_up": (
-            "warning",
-            "a generation is of no use any more; the next checkout opens another; reason",
-        ),
-        "connect.failed": ("warning", "connects began to fail; reason"),
-        "connect.recovered": ("info", "connects work again; outage in seconds"),
-        "checkout.leaked": ("warning", "a checkout is held longer than leak_detection"),
-        "checkout.abandoned": ("warning", "an interrupt left a checkout that nobody could end"),
-        "checkout.returned_late": ("info", "a checkout that was reported came back"),
-        "file.untrusted": ("warning", "other accounts can change a file; once for each file"),
-        "watch.started": ("info", "the directories are watched"),
-        "watch.degraded": ("warning", "no file events: the directories are polled"),
-        "watch.lost": ("warning", "a watched directory is gone"),
-        "watch.restored": ("info", "a lost directory is watched again"),
-        "http.denied": ("warning", "a reload over HTTP was refused; why, at most once a second"),
-        "fork.detected": ("info", "a child process starts with connections of its own"),
-    }
-)
+# fmt: off
+#: Level and meaning of every event.
+CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
+    "registry.loaded": ("info", "the directory was read"),
+    "registry.closed": ("info", "the registry closed its handles"),
+    "config.applied": ("info", "a changed configuration was applied"),
+    "config.rejected": ("warning", "files cannot be used, or the probe failed"),
+    "config.removed": ("info", "the file of a database was removed"),
+    "database.opened": ("info", "a handle made its first connection"),
+    "database.swapped": ("info", "new connections replaced the old ones"),
+    "database.drained": ("info", "the last checkout of a replaced configuration ended"),
+    "database.drain_timeout": ("warning", "checkouts of a replaced configuration are still in progress"),
+    "database.probe_failed": ("warning", "the probe of a new configuration could not connect"),
+    "database.given_up": ("warning", "a pool was closed as unusable; the next checkout opens another"),
+    "connect.failed": ("warning", "connects began to fail"),
+    "connect.recovered": ("info", "connects work again"),
+    "checkout.leaked": ("warning", "a checkout is held longer than leak_detection"),
+    "checkout.abandoned": ("warning", "an interrupt left a checkout that no code could end; it was closed"),
+    "checkout.returned_late": ("info", "a checkout that was reported as leaked was returned"),
+    "file.untrusted": ("warning", "other accounts can change a file"),
+    "watch.started": ("info", "the directories are watched"),
+    "watch.degraded": ("warning", "there are no file events; the directories are polled"),
+    "watch.lost": ("warning", "a watched directory is gone"),
+    "watch.restored": ("info", "a lost directory is watched again"),
+    "http.denied": ("warning", "a reload over HTTP was refused"),
+    "fork.detected": ("info", "a child process starts with connections of its own"),
+})
+# fmt: on
 
 
 class Event(NamedTuple):
@@ -64,7 +57,7 @@ class Event(NamedTuple):
         at: Unix time.
         name: Its name in the catalogue.
         level: Its level there.
-        fields: What it said.
+        fields: Its fields, without the redacted configuration.
     """
 
     id: int
@@ -76,19 +69,19 @@ class Event(NamedTuple):
 
 #: How many of the last events are kept for the status page.
 KEPT: Final = 500
-#: What is not kept: it is large, and the page shows it at its own place.
+#: Fields that are too large to keep; the page shows the configuration elsewhere.
 _NOT_KEPT: Final = ("config",)
+#: Seconds for which a fork waits: a thread may be stuck, or wait for the very one that forks.
+_LONGEST_WAIT: Final = 1.0
 
 # Appending to a deque, copying it and counting are one step each for the interpreter: no lock.
 _recent: deque[Event] = deque(maxlen=KEPT)
 _numbers = count(1)
-
-_stdlib_logger = logging.getLogger("pgmonkey")
 _dropped = count()
 _dropped_so_far = 0
 
 _wrapped_stdlib = structlog.wrap_logger(
-    _stdlib_logger,
+    logging.getLogger("pgmonkey"),
     processors=[
         structlog.stdlib.filter_by_level,
         structlog.processors.KeyValueRenderer(key_order=["event", "database"], drop_missing=True),
@@ -100,7 +93,7 @@ _wrapped_stdlib = structlog.wrap_logger(
 
 
 class _HeldBack(threading.local):
-    """What this thread writes when it holds no lock any more; `None`: at once."""
+    """Events that this thread writes once it holds no lock; `None`: it writes them at once."""
 
     events: list[tuple[str, str, dict[str, Any]]] | None = None
 
@@ -112,7 +105,7 @@ _held_back = _HeldBack()
 def held_back() -> Iterator[None]:
     """Write the events of a block when it ends, in their order: the block holds a lock.
 
-    Enter it before the lock. Inside of another such block it does nothing.
+    Enter it before the lock. Inside another such block it does nothing.
 
     Example:
         >>> with held_back(), threading.Lock():
@@ -131,13 +124,11 @@ def held_back() -> Iterator[None]:
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Emit one event of the catalogue.
-
-    Costs some microseconds: never on the way of a checkout.
+    """Emit one event of the catalogue. It costs some microseconds: never call it in a checkout.
 
     Args:
         event: The name, `area.verb`.
-        fields: What to say; never a secret, never an exception. `None` says nothing.
+        fields: Its fields; never a secret or an exception. A field that is `None` is left out.
     """
     level, _ = CATALOGUE[event]
     known = {name: value for name, value in fields.items() if value is not None}
@@ -160,7 +151,7 @@ def _write(level: str, event: str, known: dict[str, Any]) -> None:
 
 
 def recent() -> tuple[Event, ...]:
-    """Return the last events of this process, oldest first, whatever became of them in the logs.
+    """Return the last 500 events of this process, oldest first, whatever the level of the logs is.
 
     Example:
         >>> "registry.loaded" in {event.name for event in recent()}
@@ -170,24 +161,95 @@ def recent() -> tuple[Event, ...]:
 
 
 def dropped() -> int:
-    """Return how many events could not be written."""
+    """Return how many events of this process could not be written."""
     return _dropped_so_far
 
 
+class _Forks:
+    """Let threads run blocks side by side, and forks only between them."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget the other threads, which a child process does not have."""
+        # Guards the two below. Reentrant, because the garbage collector may emit an event.
+        self._changed = threading.Condition(threading.RLock())
+        #: How many blocks each thread is in.
+        self._inside: dict[int, int] = {}
+        #: The threads that fork.
+        self._forking: set[int] = set()
+
+    def enter(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._forking or me in self._forking or me in self._inside,
+                _LONGEST_WAIT,
+            )
+            self._inside[me] = self._inside.get(me, 0) + 1
+
+    def leave(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            depth = self._inside.pop(me, 0)  # 0 in a child that was forked inside a block
+            if depth > 1:
+                self._inside[me] = depth - 1
+            self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            self._forking.add(me)
+            self._changed.wait_for(lambda: self._inside.keys() <= {me}, _LONGEST_WAIT)
+
+    def after_fork(self) -> None:
+        with self._changed:
+            self._forking.discard(threading.get_ident())
+            self._changed.notify_all()
+
+
+_forks: Final = _Forks()
+
+
+@contextmanager
+def no_fork() -> Iterator[None]:
+    """Keep other threads from forking during a block, which uses structlog or prometheus_client.
+
+    These take locks and do not renew them in a child: a lock that another thread held in that
+    moment stays locked there for ever. It costs some microseconds; a fork waits up to a second.
+
+    Example:
+        >>> with no_fork():
+        ...     print("whole lines only")
+        whole lines only
+    """
+    _forks.enter()
+    try:
+        yield
+    finally:
+        _forks.leave()
+
+
+def _after_fork() -> None:
+    """Forget in a child process what its parent emitted and lost."""
+    global _dropped, _dropped_so_far
+    _forks.renew()
+    _recent.clear()
+    _dropped, _dropped_so_far = count(), 0
+
+
+os.register_at_fork(
+    before=_forks.before_fork, after_in_parent=_forks.after_fork, after_in_child=_after_fork
+)
+
+
 class _OursFilter(logging.Filter):
-    """Drop psycopg_pool's records of our pools: it warns at every attempt, in its own words."""
+    """Drop psycopg_pool's records of our pools: it warns at every attempt; we emit one event."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         arguments = record.args if isinstance(record.args, tuple) else (record.args,)
         return not any("pgmonkey" in repr(argument) for argument in arguments)
 
 
-def _after_fork() -> None:
-    """Forget in a child process what its parent emitted and lost."""
-    global _dropped, _dropped_so_far
-    _recent.clear()
-    _dropped, _dropped_so_far = count(), 0
-
-
 logging.getLogger("psycopg.pool").addFilter(_OursFilter())
-os.register_at_fork(after_in_child=_after_fork)

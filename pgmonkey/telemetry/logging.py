@@ -1,4 +1,4 @@
-"""Where events go in our own processes: the service and the demonstration, never the library."""
+"""Output of events in the service and the demonstration. The library configures no logging."""
 
 from __future__ import annotations
 
@@ -15,35 +15,33 @@ import structlog
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# What an event holds besides what a person wants to read while it scrolls by; JSON has it all.
+# Fields that the console leaves out; JSON has them all.
 _LONG_FIELDS: Final = ("config", "problems")
 
 
 def configure_logs(
     log_format: LogFormat = "auto", level: LogLevel = "info", stream: TextIO | None = None
 ) -> None:
-    """Send events, and the records of the standard library's loggers, to one stream.
+    """Write events and the records of all standard loggers to one stream.
 
-    Only for a process that is ours: the library configures nothing. A full disk or a closed pipe
-    is survived in silence.
+    Only for a process of our own. A full disk or a closed pipe raises nothing.
 
     Args:
-        log_format: `json`, a line an event; `console`, for people; `auto`: `console` on a
+        log_format: `json`, one object per line; `console`, for people; `auto`: `console` on a
             terminal, else `json`.
         level: The lowest level that is written.
-        stream: Where to; by default standard error.
+        stream: Default: standard error.
     """
     stream = sys.stderr if stream is None else stream
     terminal = stream.isatty()
     console = log_format == "console" or (log_format == "auto" and terminal)
-    # Tracebacks without local variables: those of a connect hold the password.
-    plain_traceback = structlog.processors.format_exc_info
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(
             fmt="%H:%M:%S" if console else "iso", utc=not console, key="time"
         ),
     ]
+    # Both render tracebacks without local variables: those of a connect hold the password.
     renderer: list[Any] = (
         [
             _shorten,
@@ -57,7 +55,7 @@ def configure_logs(
             ),
         ]
         if console
-        else [plain_traceback, structlog.processors.JSONRenderer(ensure_ascii=True)]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
@@ -84,18 +82,18 @@ def configure_logs(
 
 
 def _let_go(stream: TextIO) -> None:
-    """Flush the log at the end; what cannot be written then must not become the exit code."""
+    """Flush the log at the end; a failure must not become the exit code."""
     try:
         stream.flush()
     except OSError:
         with suppress(OSError):
-            stream.close()  # it fails once more, and leaves nothing for the interpreter to flush
+            stream.close()  # fails again, and leaves nothing for the interpreter to flush
 
 
 def _shorten(
     _logger: Any, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Leave out what makes a line unreadable, and what is empty; say the first problem whole."""
+    """Leave out long and empty fields, and show the first problem."""
     problems = event.get("problems")
     if problems:
         event["problem"] = problems[0]

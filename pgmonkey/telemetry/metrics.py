@@ -225,11 +225,14 @@ class RegistryCollector(Collector):
 
     def __init__(self, *, histograms: bool) -> None:
         self.histograms = histograms
-        self._registries: weakref.WeakSet[HasStatus] = weakref.WeakSet()
+        # Replaced as a whole: a scrape may read it in another thread.
+        self._registries: tuple[weakref.ref[HasStatus], ...] = ()
 
-    def add(self, registry: HasStatus) -> None:
-        """Export one more registry."""
-        self._registries.add(registry)
+    def add(self, registry: HasStatus, *, histograms: bool = False) -> None:
+        """Export one more registry, and histograms of all of them if it wants histograms."""
+        kept = [one for one in self._registries if one() not in (None, registry)]
+        self._registries = (*kept, weakref.ref(registry))
+        self.histograms = self.histograms or histograms
 
     def describe(self) -> Iterable[Metric]:
         """Return no metrics: without this method registering would collect, and read every pool."""
@@ -237,7 +240,7 @@ class RegistryCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric that has a series now."""
-        process = _Process.of(list(self._registries))
+        process = _Process.of([one for ref in self._registries if (one := ref()) is not None])
         described: tuple[list[tuple[dict[str, str], Any]], ...] = (
             [(_VERSIONS, process)],
             [({}, process)],
@@ -286,11 +289,15 @@ def _samples(
 _collectors: Final[
     weakref.WeakKeyDictionary[prometheus_client.CollectorRegistry, RegistryCollector]
 ] = weakref.WeakKeyDictionary()
-#: The collector whose metrics go to the files of the multi-process mode, when that is on.
-_for_files: RegistryCollector | None = None
-_files: MetricFiles | None = None
-# Guards the three above.
+_for_files: Final = RegistryCollector(histograms=False)
+# Guards the collectors' lists of registries, and the mapping above.
 _lock = threading.Lock()
+#: The files of the multi-process mode, if it is on.
+_files: Final = (
+    MetricFiles(_for_files.collect, {row.name: row.workers for _, rows in TABLE for row in rows})
+    if MetricFiles.wanted()
+    else None
+)
 
 
 def export(
@@ -305,22 +312,13 @@ def export(
         target: Where to export it.
         histograms: Export durations as histograms, of all registries that share the target.
     """
-    global _for_files, _files
     with _lock:
         collector = _collectors.get(target)
         if collector is None:
             collector = _collectors[target] = RegistryCollector(histograms=histograms)
             target.register(collector)
-        sharing = [collector]
-        if MetricFiles.wanted():
-            if _for_files is None:
-                _for_files = RegistryCollector(histograms=histograms)
-                modes = {row.name: row.workers for _, rows in TABLE for row in rows}
-                _files = MetricFiles(_for_files.collect, modes)
-            sharing.append(_for_files)
-        for one in sharing:
-            one.histograms = one.histograms or histograms
-            one.add(registry)
+        for one in (collector, _for_files):
+            one.add(registry, histograms=histograms)
 
 
 def ensure_files() -> None:

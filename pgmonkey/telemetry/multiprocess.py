@@ -12,28 +12,28 @@ from typing import Any, Final, Literal, NamedTuple
 
 from prometheus_client import Metric, values
 
-from pgmonkey.telemetry.forks import no_fork
+from pgmonkey.telemetry.events import no_fork
 from pgmonkey.telemetry.status import STATES
 
 #: Seconds between two writes. A worker that is killed loses what it has counted since the last.
 INTERVAL: Final = 1.0
-#: How one value is made of those of all workers: `worst` is for the state of a database. What a worker
-#: that ended has counted stays in the sum of a counter; its gauges go with `mark_process_dead`.
+#: How one value is made of those of all workers; `worst` is for the state of a database. Counters of
+#: a worker that ended stay in the sum; `mark_process_dead` takes its gauges away.
 Workers = Literal["sum", "max", "min", "worst"]
 #: The same in prometheus_client's words.
 _MODES: Final[Mapping[Workers, str]] = {
     "sum": "livesum",
     "max": "livemax",
     "min": "livemin",
-    # A gauge of this mode shows the value with the highest timestamp. Ours is how bad the state is that
-    # its worker sees: so all series of a database are those of one worker, and one of them is 1.
+    # Shows the value with the highest timestamp. Our timestamp is how bad the state is that a worker
+    # sees: so all series of a database are those of one worker, and exactly one of them is 1.
     "worst": "livemostrecent",
 }
-_FILE_SIZE: Final = 1 << 16  # what prometheus_client begins with
+_FILE_SIZE: Final = 1 << 16  # prometheus_client's initial size
 
 
 class _Key(NamedTuple):
-    """Name one number in the files, with what they keep beside it."""
+    """Identify one number in the files, in the order of `values.ValueClass`'s arguments."""
 
     kind: str
     metric: str
@@ -52,7 +52,7 @@ class MetricFiles:
 
     Args:
         collect: Yields the metrics of this process.
-        workers: How the values of several workers become one, by the name of the metric.
+        workers: How the values of several workers become one, by the name of the gauge.
     """
 
     def __init__(
@@ -86,28 +86,61 @@ class MetricFiles:
                 self._thread.start()
 
     def write(self) -> None:
-        """Write what has changed since the last time."""
+        """Write the numbers that have changed since the last time."""
         with no_fork(), self._lock:
-            now: dict[_Key, tuple[float, float]] = {}
-            for family in self._collect():
-                ranks = _ranks(family) if self._workers.get(family.name) == "worst" else {}
-                for key, number in _numbers(family):
-                    now[key] = number, ranks.get(key.values[0], 0.0) if ranks else 0.0
-            written = self._written
-            for key, (number, rank) in now.items():
-                if written.get(key) == (number, rank):
+            now = {
+                key: (number, timestamp)
+                for family in self._collect()
+                for key, number, timestamp in self._numbers(family)
+            }
+            for key, (number, timestamp) in now.items():
+                before = self._written.get(key)
+                if before == (number, timestamp):
                     continue
                 if key.kind == "gauge":
-                    self._value(key).set(number, rank)
+                    self._value(key).set(number, timestamp)
                 else:
-                    self._value(key).inc(max(0.0, number - written.get(key, (0.0,))[0]))
-                written[key] = number, rank
-            for key in written.keys() - now.keys():
+                    self._value(key).inc(max(0.0, number - (before[0] if before else 0.0)))
+                self._written[key] = number, timestamp
+            for key in self._written.keys() - now.keys():
                 # A registry was closed, or a database removed. Counters stay. A file cannot forget
-                # a gauge: 0 adds nothing, is no maximum, and without a rank shows no state.
+                # a gauge: 0 adds nothing, is no maximum, and without a timestamp is no state.
                 if key.kind == "gauge" and self._workers[key.metric] != "min":
                     self._value(key).set(0.0)
-                del written[key]
+                del self._written[key]
+
+    def _numbers(self, family: Metric) -> Iterator[tuple[_Key, float, float]]:
+        """Yield the numbers of one metric as the files keep them, each with its timestamp."""
+        badness: dict[str, int] = {}
+        if self._workers.get(family.name) == "worst":
+            badness = {
+                sample.labels["database"]: len(STATES) - STATES.index(sample.labels["state"])
+                for sample in family.samples
+                if sample.value
+            }
+        cumulated = 0.0
+        for name, labels, value, *_ in family.samples:
+            number = value
+            if family.type == "histogram":
+                # The files hold each bucket by itself, and no count, which is their sum.
+                if name.endswith("_count"):
+                    continue
+                if name.endswith("_bucket"):
+                    number, cumulated = value - cumulated, value
+                    if labels["le"] == "+Inf":
+                        cumulated = 0.0
+            yield (
+                _Key(
+                    family.type,
+                    family.name,
+                    name,
+                    tuple(labels),
+                    tuple(labels.values()),
+                    family.documentation,
+                ),
+                number,
+                float(badness.get(labels.get("database", ""), 0)),
+            )
 
     def _value(self, key: _Key) -> Any:
         value = self._values.get(key)
@@ -133,10 +166,10 @@ class MetricFiles:
 
 
 def _make_file(prefix: str) -> None:
-    """Make one file of this process, unless it is there.
+    """Make one file of this process, unless it exists.
 
-    prometheus_client makes it empty and then longer. A scrape in between fails, and of a disk
-    that is full it learns by a signal that ends the process.
+    prometheus_client makes it empty and then extends it. A scrape in between fails, and a full disk
+    ends the process by a signal.
     """
     path = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / f"{prefix}_{os.getpid()}.db"
     if path.exists():
@@ -146,38 +179,3 @@ def _make_file(prefix: str) -> None:
     with suppress(FileExistsError):  # the application's own metrics were first
         os.link(new, path)
     new.unlink()
-
-
-def _ranks(family: Metric) -> dict[str, float]:
-    """Return for each database how bad its state is; never 0, which is no timestamp."""
-    return {
-        sample.labels["database"]: float(len(STATES) - STATES.index(sample.labels["state"]))
-        for sample in family.samples
-        if sample.value
-    }
-
-
-def _numbers(family: Metric) -> Iterator[tuple[_Key, float]]:
-    """Yield the numbers of one metric as the files keep them."""
-    cumulated = 0.0
-    for sample in family.samples:
-        number = sample.value
-        if family.type == "histogram":
-            # The files hold each bucket by itself, and no count: it is their sum.
-            if sample.name.endswith("_count"):
-                continue
-            if sample.name.endswith("_bucket"):
-                number, cumulated = number - cumulated, number
-                if sample.labels["le"] == "+Inf":
-                    cumulated = 0.0
-        yield (
-            _Key(
-                family.type,
-                family.name,
-                sample.name,
-                tuple(sample.labels),
-                tuple(sample.labels.values()),
-                family.documentation,
-            ),
-            number,
-        )

@@ -1,4 +1,4 @@
-"""Status records: what runs, as plain values. Metrics, page and command line read only these."""
+"""Status records: plain values, which metrics, page, API and command line show."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def database_state(
     """Decide the state of a declared database.
 
     Args:
-        configured: Whether a valid configuration is in force.
+        configured: Whether a valid configuration was applied.
         connect_failed: Whether the last background probe failed, or the last connect of a pool.
         stale: Whether the files differ from what runs.
         opened: Whether a pool is open in this process.
@@ -45,17 +45,17 @@ def database_state(
 
 
 class CheckoutStatus(NamedTuple):
-    """Describe one checkout that is out: who holds it, since when, and where it was borrowed."""
+    """Describe one checkout in progress: who holds it, for how long, and the line that began it."""
 
     holder: str
     seconds: float
     place: str
-    #: The calls that led there, innermost first; empty without `leak_stack`.
+    #: The calls that led to that line, innermost first; empty without `leak_stack`.
     stack: tuple[str, ...] = ()
 
 
 class PoolStatus(NamedTuple):
-    """Describe the pools of one handle, all loops and generations together."""
+    """Describe the pools of one handle, in all event loops together."""
 
     database: str
     connection_type: str
@@ -85,20 +85,20 @@ class PoolStatus(NamedTuple):
 
 
 class ProbeStatus(NamedTuple):
-    """Say what came of the last background probe: whether it got through, and its seconds."""
+    """Describe the last background probe: whether it connected, and its duration in seconds."""
 
     up: bool
     seconds: float
 
 
 class ReloadRecord(NamedTuple):
-    """Describe what one reload of a database came to.
+    """Describe one reload of a database.
 
     Args:
         outcome: applied, rejected or removed.
         at: Unix time.
-        version: The version that was in force afterwards; 0 if there never was one.
-        details: The keys that changed, or the problems that it was rejected for.
+        version: The version that ran afterwards; 0 if there never was one.
+        details: The changed keys, or the problems of a rejected reload.
     """
 
     outcome: str
@@ -109,7 +109,7 @@ class ReloadRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseStatus:
-    """Describe one database: what is declared, what runs, and why they differ, if they do.
+    """Describe one database: its files, what runs, and why they differ, if they do.
 
     `state` is `None` if the file was removed: then only the counters of the database are left.
     """
@@ -134,19 +134,19 @@ class DatabaseStatus:
     config_hash: int
     pools: tuple[PoolStatus, ...]
     probe: ProbeStatus | None = None
-    #: Gives `config`; a scrape of a thousand databases does not ask.
+    #: Returns `config`; a scrape of a thousand databases does not call it.
     redacted: Callable[[], Mapping[str, object]] = field(default=dict, repr=False, compare=False)
+    #: The last reloads, oldest first.
+    history: tuple[ReloadRecord, ...] = ()
 
     @property
     def config(self) -> Mapping[str, object]:
-        """The configuration in force, secrets masked; nothing if there never was one."""
+        """Return the applied configuration, secrets masked; empty if there never was one."""
         return self.redacted()
-
-    history: tuple[ReloadRecord, ...] = ()
 
 
 class RegistryStatus(NamedTuple):
-    """Describe a registry. All of it was read without waiting for a database."""
+    """Describe a registry; reading it waits for no database."""
 
     path: str
     databases: tuple[DatabaseStatus, ...]
@@ -161,29 +161,20 @@ class RegistryStatus(NamedTuple):
 
 
 def merged_databases(databases: Iterable[DatabaseStatus]) -> list[DatabaseStatus]:
-    """Return one record for each name: two registries may declare the same."""
+    """Return one record for each name: two registries may declare the same database."""
     found: dict[str, DatabaseStatus] = {}
     for one in databases:
-        other = found.get(one.name)
-        found[one.name] = one if other is None else _merged_database(one, other)
-    return list(found.values())
-
-
-def merged_pools(pools: Iterable[PoolStatus]) -> list[PoolStatus]:
-    """Return one record for each name and type, of all registries together."""
-    found: dict[tuple[str, str], PoolStatus] = {}
-    for one in pools:
-        key = (one.database, one.connection_type)
-        other = found.get(key)
-        found[key] = one if other is None else _merged_pool(one, other)
+        found[one.name] = _merged_database(found.get(one.name, one), one)
     return list(found.values())
 
 
 def _merged_database(one: DatabaseStatus, other: DatabaseStatus) -> DatabaseStatus:
-    modified = [when for when in (one.secret_modified, other.secret_modified) if when is not None]
+    if one is other:
+        return one
     states = {one.state, other.state}
+    modified = [when for when in (one.secret_modified, other.secret_modified) if when is not None]
     return replace(
-        other if one.state is None else one,
+        one,
         state=next((state for state in STATES if state in states), None),
         version=max(one.version, other.version),
         stale=one.stale or other.stale,
@@ -194,17 +185,26 @@ def _merged_database(one: DatabaseStatus, other: DatabaseStatus) -> DatabaseStat
     )
 
 
+def merged_pools(pools: Iterable[PoolStatus]) -> list[PoolStatus]:
+    """Return one record for each name and type, of all registries together."""
+    found: dict[tuple[str, str], PoolStatus] = {}
+    for one in pools:
+        key = (one.database, one.connection_type)
+        found[key] = _merged_pool(found[key], one) if key in found else one
+    return list(found.values())
+
+
 def _merged_pool(one: PoolStatus, other: PoolStatus) -> PoolStatus:
     changes: dict[str, Any] = {}
     for name in one._fields:
         a, b = getattr(one, name), getattr(other, name)
         if isinstance(a, Mapping):
             changes[name] = _added(a, b)
-        elif name == "longest_checkout":
+        elif name in ("longest_checkout", "version", "opened"):
             changes[name] = max(a, b)
-        elif isinstance(a, (int, Durations)) and name not in ("version", "opened"):
+        elif isinstance(a, (int, Durations)):
             changes[name] = a + b
-    return one._replace(opened=one.opened or other.opened, **changes)
+    return one._replace(**changes)
 
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""Timings: sums, counts and buckets of durations."""
+"""Timings: count, sum and histogram of durations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Hold what was measured so far: how many, how long in all, and how many in each bucket."""
+    """Hold what was measured so far: count, sum, and how many fell into each bucket."""
 
     count: int
     sum: float
@@ -27,28 +27,22 @@ class Durations:
         )
 
 
-#: What was measured before anything was.
+#: No duration measured.
 NOTHING: Final = Durations(0, 0.0, (0,) * (len(BUCKETS) + 1))
 
 
 class Timings:
-    """Add up durations. Recorded by one thread at a time, or under its owner's lock."""
+    """Add up durations. One thread at a time records, or its owner holds a lock."""
 
     __slots__ = ("_buckets", "_count", "_sum")
 
     def __init__(self) -> None:
         self._count = 0
         self._sum = 0.0
-        self._buckets = [0] * (len(BUCKETS) + 1)
+        self._buckets = list(NOTHING.buckets)
 
-    def record(self, seconds: float) -> None:
-        """Record one duration."""
-        self._count += 1
-        self._sum += seconds
-        self._buckets[bisect_left(BUCKETS, seconds)] += 1
-
-    def record_all(self, durations: list[float]) -> None:
-        """Record many durations, for a fraction of what they cost one by one."""
+    def record(self, *durations: float) -> None:
+        """Record durations; many at once cost a fraction of what they cost one by one."""
         self._count += len(durations)
         self._sum += sum(durations)
         shortest = BUCKETS[0]

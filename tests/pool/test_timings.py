@@ -19,7 +19,7 @@ def test_counts_sums_and_buckets_are_those_of_what_was_recorded(seconds: list[fl
     half = len(seconds) // 2
     for one in seconds[:half]:
         timings.record(one)
-    timings.record_all(seconds[half:])
+    timings.record(*seconds[half:])
     durations = timings.read()
 
     bounds = (*BUCKETS, float("inf"))

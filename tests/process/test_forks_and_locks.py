@@ -13,7 +13,7 @@ import structlog
 from prometheus_client.core import GaugeMetricFamily
 
 from pgmonkey.telemetry import events
-from pgmonkey.telemetry.forks import no_fork
+from pgmonkey.telemetry.events import no_fork
 from pgmonkey.telemetry.multiprocess import MetricFiles
 from tests.process.test_fork import in_a_child
 
