@@ -97,13 +97,13 @@ class Report:
         directory: The directory, as it was given.
         databases: How many databases its files declare, good or bad.
         problems: What is wrong, in reading order.
-        doubts: What is accepted, and is probably not meant.
+        warnings: What is accepted, and is probably not meant.
     """
 
     directory: str
     databases: int
     problems: tuple[Problem, ...]
-    doubts: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
     def answer(self, output: str) -> Answer:
         """Return the answer of the command.
@@ -125,7 +125,7 @@ class Report:
 
     def as_text(self) -> str:
         """Return one problem after the other, for people; empty if there is none."""
-        return "\n".join(map(str, (*self.problems, *self.doubts)))
+        return "\n".join(map(str, (*self.problems, *self.warnings)))
 
     def as_json(self) -> str:
         """Return the report as a JSON document."""
@@ -134,14 +134,14 @@ class Report:
                 "directory": self.directory,
                 "databases": self.databases,
                 "problems": [problem.as_dict() for problem in self.problems],
-                "doubts": [doubt.as_dict() for doubt in self.doubts],
+                "warnings": [one.as_dict() for one in self.warnings],
             }
         )
 
     def as_github(self) -> str:
         """Return the problems as annotations of a GitHub workflow; empty if there is none."""
         errors = (_annotation("error", problem) for problem in self.problems)
-        return "\n".join((*errors, *(_annotation("warning", doubt) for doubt in self.doubts)))
+        return "\n".join((*errors, *(_annotation("warning", one) for one in self.warnings)))
 
     def _all_is_well(self) -> str:
         from pgmonkey.errors import count
@@ -179,7 +179,7 @@ def check(
         ()
     """
     from pgmonkey.config.directory import DirectoryLoader
-    from pgmonkey.config.warnings import doubts
+    from pgmonkey.config.warnings import find_warnings
     from pgmonkey.errors import sorted_problems
 
     scan = DirectoryLoader(
@@ -195,8 +195,8 @@ def check(
         problems = [one for one in problems if not one.code.startswith(_OF_THIS_MACHINE)]
     if online:
         problems = sorted_problems((*problems, *_unreachable(scan.configs.values())))
-    doubtful = sorted_problems(doubts(scan.configs.values()))
-    return Report(os.fspath(directory), len(scan.present), tuple(problems), doubtful)
+    warnings = sorted_problems(find_warnings(scan.configs.values()))
+    return Report(os.fspath(directory), len(scan.present), tuple(problems), warnings)
 
 
 def _unreachable(configs: Collection[DatabaseConfig]) -> list[Problem]:

@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.libpq import libpq_variables
-from pgmonkey.config.loader import Rules, outcome_of
+from pgmonkey.config.loader import load_bytes
 from pgmonkey.config.rules import shortfalls
 from pgmonkey.config.secret_files import (
     SecretFileError,
@@ -32,29 +34,29 @@ class Scan(NamedTuple):
     """Hold what the files of a directory say at one moment.
 
     Args:
+        directory: The directory.
+        watched_directories: Where a change can change the answer.
+        directory_ok: Whether the directory could be read. If not, nothing was deleted.
+        general: What is wrong beyond one database: the directory, a file's name, the defaults.
         configs: The good databases, by name.
         problems: What is wrong with the others, by name.
-        general: What is wrong beyond one database: the directory, a file's name, the defaults.
         present: The names that have a file, good or bad.
         missing: The names that were asked for and have no file.
-        directory_ok: Whether the directory could be read. If not, nothing was deleted.
-        watched_directories: Where a change can change the answer.
-        directory: The directory.
     """
 
-    configs: Mapping[str, DatabaseConfig]
-    problems: Mapping[str, tuple[Problem, ...]]
-    general: tuple[Problem, ...]
-    present: frozenset[str]
-    missing: frozenset[str]
-    directory_ok: bool
-    watched_directories: frozenset[str]
     directory: str
+    watched_directories: frozenset[str]
+    directory_ok: bool
+    general: tuple[Problem, ...]
+    configs: Mapping[str, DatabaseConfig] = MappingProxyType({})
+    problems: Mapping[str, tuple[Problem, ...]] = MappingProxyType({})
+    present: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()
 
     def all_problems(self) -> tuple[Problem, ...]:
         """Return every problem once, in reading order.
 
-        What is wrong with the defaults or the environment belongs to many databases and is said
+        A problem of the defaults or of the environment belongs to many databases; it is listed
         once.
         """
         return sorted_problems(dict.fromkeys(self._problems()))
@@ -96,20 +98,12 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _SUFFIXES: Final = (".yaml", ".yml")
 
 
-class _Entry:
-    """Remember one file: how it looked, and what became of it."""
+class _Entry(NamedTuple):
+    """Remember one file: how it looked, and its config or its problems."""
 
-    __slots__ = ("file", "outcome", "sources")
-
-    def __init__(
-        self,
-        file: SourceFile | None,
-        outcome: DatabaseConfig | tuple[Problem, ...],
-        sources: Sources | None,
-    ) -> None:
-        self.file = file
-        self.outcome = outcome
-        self.sources = sources
+    file: SourceFile | None
+    result: DatabaseConfig | tuple[Problem, ...]
+    sources: Sources | None = None
 
     def current(self, statuses: Statuses) -> bool:
         """Tell whether the files and variables behind the values are as they were."""
@@ -119,17 +113,17 @@ class _Entry:
 class DirectoryLoader:
     """Load the databases that the files of one directory declare.
 
-    The first scan reads everything; a later one looks at times and sizes, and reads again what
-    changed: a file, the secret files and TLS files it names, the variables it refers to. Nothing
-    else is kept of a file. Not for use by two threads at once.
+    The first scan reads everything. A later one looks at times and sizes, and reads again only
+    what changed: a file, the secret files and TLS files that it names, the variables that it
+    refers to. Not for use by two threads at once.
 
     Args:
         directory: The directory.
-        names: The databases that are wanted; by default all. Other files are not opened.
+        names: The databases to load; by default all. Other files are not opened.
         allow_sensitive_defaults: Whether sensitive keys may have a default.
         environ: The environment; by default that of the process.
-        trust: What becomes of a database whose file, secrets or TLS files other accounts can
-            change: `strict` makes it a problem, `warn` says it once, `off` does not look.
+        trust: How to treat a database whose file, secrets or TLS files other accounts can
+            change: `strict` makes it a problem, `warn` reports it once, `off` does not look.
         on_untrusted: Called with such a file and the reason, once for each file.
         max_connections: Server connections that all databases may have together, or `None`.
 
@@ -154,7 +148,7 @@ class DirectoryLoader:
         #: The directory, as it was given.
         self.directory = os.fspath(directory)
         self._names = None if names is None else frozenset(names)
-        self._rules = Rules(
+        self._options = LoadOptions(
             allow_sensitive_defaults=allow_sensitive_defaults,
             environ=os.environ if environ is None else environ,
         )
@@ -169,9 +163,8 @@ class DirectoryLoader:
         try:
             return from_one_snapshot(self._scan)
         except SnapshotMovedError:
-            return self._unreadable(
-                "registry.moving", "the directory is replaced again and again", None
-            )
+            message = "the directory is replaced again and again"
+            return self._unreadable("registry.moving", message)
 
     def _scan(self, snapshot: Snapshot) -> Scan:
         try:
@@ -196,61 +189,50 @@ class DirectoryLoader:
             if entry is None:
                 present.discard(name)
                 continue
-            if isinstance(entry.outcome, DatabaseConfig):
-                configs[name] = entry.outcome
-                watched |= entry.outcome.watched_directories
+            if isinstance(entry.result, DatabaseConfig):
+                configs[name] = entry.result
+                watched |= entry.result.watched_directories
             else:
-                problems[name] = entry.outcome
+                problems[name] = entry.result
                 if entry.sources is not None:
                     watched |= entry.sources.directories
         for name in self._entries.keys() - present:
             del self._entries[name]
         short = shortfalls(configs.values(), self._max_connections, self.directory)
         return Scan(
+            self.directory,
+            frozenset(watched),
+            directory_ok=True,
+            general=(*general, *short),
             configs=configs,
             problems=problems,
-            general=(*general, *short),
             present=frozenset(present),
             missing=frozenset() if self._names is None else self._names - present,
-            directory_ok=True,
-            watched_directories=frozenset(watched),
-            directory=self.directory,
         )
 
     def _sorted(
         self, found: list[os.DirEntry[str]]
     ) -> tuple[dict[str, list[os.DirEntry[str]]], list[Problem]]:
-        """Return the files of each database, and what is wrong with the names of others."""
+        """Return the files of each database, and the problems of file names."""
         files: dict[str, list[os.DirEntry[str]]] = {}
         problems: list[Problem] = []
         for entry in found:
             name, suffix = os.path.splitext(entry.name)
+            message = None
             if suffix not in _SUFFIXES:
                 continue
             if name.startswith("_"):
                 if name == "_defaults" and suffix != ".yaml":
-                    problems.append(
-                        Problem(
-                            entry.path,
-                            "config.file_name",
-                            f"the defaults are read from {DEFAULTS_FILE} only",
-                            hint="rename the file",
-                        )
-                    )
+                    message = f"the defaults are read from {DEFAULTS_FILE} only"
+            elif self._names is not None and name not in self._names:
                 continue
-            if self._names is not None and name not in self._names:
-                continue
-            if _NAME.fullmatch(name):
+            elif _NAME.fullmatch(name):
                 files.setdefault(name, []).append(entry)
             else:
-                problems.append(
-                    Problem(
-                        _printable(entry.path),
-                        "config.file_name",
-                        "the name of a database must match [a-z][a-z0-9_-]{0,62}",
-                        hint="rename the file",
-                    )
-                )
+                message = "the name of a database must match [a-z][a-z0-9_-]{0,62}"
+            if message is not None:
+                path = entry.path if entry.path.isprintable() else ascii(entry.path)[1:-1]
+                problems.append(Problem(path, "config.file_name", message, hint="rename the file"))
         return files, problems
 
     def _declared_twice(self, name: str, candidates: list[os.DirEntry[str]]) -> tuple[Problem, ...]:
@@ -273,7 +255,7 @@ class DirectoryLoader:
         snapshot: Snapshot,
         statuses: Statuses,
     ) -> _Entry | None:
-        """Return what is remembered of a file, brought up to date; `None` if it has gone."""
+        """Return what is known about a file, up to date; `None` if the file is gone."""
         entry = self._entries.get(name)
         if entry is not None and entry.file is not None:
             try:
@@ -288,7 +270,7 @@ class DirectoryLoader:
         except SecretFileError as error:
             if error.code == "secret.missing" and not os.path.lexists(path):
                 return None
-            entry = _Entry(None, (unreadable(path, error, name),), None)
+            entry = _Entry(None, (unreadable(path, error, name),))
         else:
             if (
                 entry is not None
@@ -304,21 +286,21 @@ class DirectoryLoader:
     def _made(self, content: bytes, name: str, path: str, file: SourceFile) -> _Entry:
         _, defaults, problems = self._defaults
         if problems:
-            return _Entry(file, problems, None)
-        outcome = outcome_of(
-            content, name=name, path=path, rules=self._rules, defaults=defaults, file=file
+            return _Entry(file, problems)
+        loaded = load_bytes(
+            content, name=name, path=path, options=self._options, defaults=defaults, file=file
         )
-        others = outcome.sources.paths if outcome.sources else ()
-        doubts = self._policy.problems((path, *others), path, name)
-        if doubts and outcome.config is not None:
-            # Without the file: a change of permissions alone does not show in its looks.
-            return _Entry(None, doubts, outcome.sources)
-        return _Entry(file, outcome.config or outcome.problems, outcome.sources)
+        others = loaded.sources.paths if loaded.sources else ()
+        untrusted = self._policy.problems((path, *others), path, name)
+        if untrusted and loaded.config is not None:
+            # Without the file: a change of permissions alone does not show in how it looks.
+            return _Entry(None, untrusted, loaded.sources)
+        return _Entry(file, loaded.config or loaded.problems, loaded.sources)
 
     def _read_defaults(
         self, found: list[os.DirEntry[str]], snapshot: Snapshot
     ) -> tuple[Problem, ...]:
-        """Read the defaults again; if they changed, every file is made anew."""
+        """Read the defaults again; if they changed, forget every file."""
         path = os.path.join(self.directory, DEFAULTS_FILE)
         digest = b""
         defaults: Defaults | None = None
@@ -334,8 +316,8 @@ class DirectoryLoader:
                 if digest == self._defaults[0]:
                     return self._defaults[2]
                 document, problems = parse(content, path)
-                if doubts := self._policy.problems((path,), path, None):
-                    digest, document, problems = b"?", None, doubts
+                if untrusted := self._policy.problems((path,), path, None):
+                    digest, document, problems = b"?", None, untrusted
                 if document is not None:
                     defaults = Defaults(path, document)
         if digest != self._defaults[0] or digest == b"?":
@@ -344,46 +326,32 @@ class DirectoryLoader:
         return problems
 
     def _look_at_environment(self) -> None:
-        """Make every file anew if a variable that libpq reads came or went."""
-        variables = libpq_variables(self._rules.environ)
-        if variables != self._rules.variables:
-            self._rules = replace(self._rules, variables=variables)
+        """Forget every file if a variable that libpq reads was set or unset."""
+        variables = libpq_variables(self._options.environ)
+        if variables != self._options.variables:
+            self._options = replace(self._options, variables=variables)
             self._entries.clear()
 
     def _no_directory(self, error: OSError) -> Scan:
-        if isinstance(error, FileNotFoundError):
-            return self._unreadable(
-                "registry.missing", "the directory does not exist", "make it, or name another"
-            )
-        if isinstance(error, NotADirectoryError):
-            return self._unreadable(
-                "registry.not_a_directory",
-                "expected a directory, got a file",
-                "name the directory of a registry, not one of its files",
-            )
-        if isinstance(error, PermissionError):
-            return self._unreadable(
-                "registry.permission",
-                "the directory may not be read (permission denied)",
-                f"the process runs as uid {os.geteuid()}",
-            )
-        reason = os.strerror(error.errno or 0)
-        return self._unreadable(
-            "registry.unreadable", f"the directory cannot be read ({reason})", None
-        )
+        match error:
+            case FileNotFoundError():
+                hint = "make it, or name another"
+                return self._unreadable("registry.missing", "the directory does not exist", hint)
+            case NotADirectoryError():
+                message = "expected a directory, got a file"
+                hint = "name the directory of a registry, not one of its files"
+                return self._unreadable("registry.not_a_directory", message, hint)
+            case PermissionError():
+                message = "the directory may not be read (permission denied)"
+                hint = f"the process runs as uid {os.geteuid()}"
+                return self._unreadable("registry.permission", message, hint)
+        message = f"the directory cannot be read ({os.strerror(error.errno or 0)})"
+        return self._unreadable("registry.unreadable", message)
 
-    def _unreadable(self, code: str, message: str, hint: str | None) -> Scan:
+    def _unreadable(self, code: str, message: str, hint: str | None = None) -> Scan:
         return Scan(
-            configs={},
-            problems={},
-            general=(Problem(self.directory, code, message, hint=hint),),
-            present=frozenset(),
-            missing=frozenset(),
+            self.directory,
+            frozenset({os.path.abspath(self.directory)}),
             directory_ok=False,
-            watched_directories=frozenset({os.path.abspath(self.directory)}),
-            directory=self.directory,
+            general=(Problem(self.directory, code, message, hint=hint),),
         )
-
-
-def _printable(path: str) -> str:
-    return path if path.isprintable() else ascii(path)[1:-1]

@@ -93,10 +93,10 @@ class _Places:
             present, value = _written(document.value, path)
             if not present:
                 continue
-            place = document.place(path)
-            if (value is None and path not in NULLABLE) or place is None:
+            position = document.position(path)
+            if (value is None and path not in NULLABLE) or position is None:
                 return None  # a null takes back what the defaults say
-            return Source(name, place.line, place.column, tuple(_references(value)))
+            return Source(name, *position, tuple(_references(value)))
         return None
 
 

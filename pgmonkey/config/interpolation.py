@@ -1,14 +1,15 @@
-"""References (`${NAME}`, `from_env`, `from_file`): parse them, and replace them in a document."""
+"""References (`${NAME}`, `from_env`, `from_file`): parse them, and resolve those of a document."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from pgmonkey.config.models import NULLABLE, SECTIONS
-from pgmonkey.config.problems import Finding
+from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.secret_files import LIMIT, SecretFileError, Snapshot, text_of
 from pgmonkey.config.sources import SourceFile, read_source
@@ -17,37 +18,26 @@ from pgmonkey.config.yaml_errors import KeyPath
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DEEPEST: Final = 20
 _LONGEST: Final = 64 * 1024  # characters, as much as a secret file may hold
-
-FORMS: Final = (
+_FORMS: Final = (
     "write ${NAME}, ${NAME:-default}, ${NAME-default} or ${NAME:?message}; $${ is a literal ${"
 )
 
 
 class ReferenceSyntaxError(ValueError):
-    """Report a malformed reference. The message never holds the text around it.
-
-    Args:
-        message: What is wrong.
-        offset: Where the reference starts, in characters of the text.
-    """
+    """Report a malformed reference. The message never holds the text around it."""
 
     def __init__(self, message: str, offset: int) -> None:
         super().__init__(message)
-        self.offset = offset
+        self.offset = offset  # of the reference, in characters of the text
 
 
 class UnsetVariableError(LookupError):
-    """Report a variable that is not set and has no default.
-
-    Args:
-        name: The variable.
-        message: What the author of the reference wrote after `:?`, or `None`.
-    """
+    """Report a variable that is not set and has no default."""
 
     def __init__(self, name: str, message: str | None) -> None:
         super().__init__(f"environment variable {name} is not set")
         self.name = name
-        self.message = message
+        self.message = message  # what the author of the reference wrote after `:?`
 
 
 class Variable(NamedTuple):
@@ -55,9 +45,9 @@ class Variable(NamedTuple):
 
     Args:
         name: The variable.
-        default: What stands for it when it is unset; `None` when there is no default.
+        default: What replaces it when it is unset; `None` when there is no default.
         empty_is_unset: Whether an empty value counts as unset (`:-`, `:?`).
-        message: What to say when it is unset (`:?`), or `None`.
+        message: The message for when it is unset (`:?`), or `None`.
     """
 
     name: str
@@ -71,15 +61,12 @@ Lookup = Callable[[str], "str | None"]
 
 
 def has_reference(text: str) -> bool:
-    """Tell whether a text holds a reference, or an escaped one. It costs tens of nanoseconds."""
+    """Tell whether a text holds a reference, or an escaped one. Costs tens of nanoseconds."""
     return "${" in text
 
 
 def parse_template(text: str) -> Template:
     """Split a text into its literal parts and its references.
-
-    Args:
-        text: The text as it stands in the file.
 
     Raises:
         ReferenceSyntaxError: A `${` that starts no valid reference, or more than 64 KiB of text.
@@ -100,10 +87,10 @@ def parse_template(text: str) -> Template:
 def expand(template: Template, lookup: Lookup) -> str:
     """Return the text with every reference replaced.
 
-    What the look-up returns is inserted as it is: a `${` inside it is never interpolated.
+    Values are inserted as they are: a `${` inside one is not interpolated.
 
     Args:
-        template: What `parse_template` returned.
+        template: The parsed text.
         lookup: Returns the value of a variable, or `None` if it is not set.
 
     Raises:
@@ -117,8 +104,7 @@ def variables(template: Template) -> Iterator[Variable]:
     for part in template:
         if isinstance(part, Variable):
             yield part
-            if part.default is not None:
-                yield from variables(part.default)
+            yield from variables(part.default or ())
 
 
 def uses_default(template: Template, lookup: Lookup) -> bool:
@@ -217,79 +203,75 @@ _FILE_HINTS: Final = {
     "secret.not_regular": "name the file itself",
     "secret.empty": "write the secret into it",
 }
-#: What to do where references stay as they are.
+#: The hint where references are not resolved.
 HOW_TO_RESOLVE: Final = "pass --resolve-env, or resolve_env=True in a program"
 
 
-class _DroppedType:
-    """The type of what stands for a value that is left out."""
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Say how files are read.
+
+    Args:
+        resolve: Whether references are replaced.
+        isolate: Whether libpq's environment variables are kept out, and host, dbname and user
+            are required: a registry. The older API leaves gaps to libpq.
+        allow_sensitive_defaults: Whether sensitive keys may have a default.
+        environ: The environment.
+        variables: The variables in it that libpq reads and that are to be kept out.
+    """
+
+    resolve: bool = True
+    isolate: bool = True
+    allow_sensitive_defaults: bool = False
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    variables: frozenset[str] = frozenset()
 
 
-_DROPPED: Final = _DroppedType()
+class _Dropped:
+    """Mark a value that is left out because it cannot be resolved."""
+
+
+_DROPPED: Final = _Dropped()
 
 
 class Resolution:
-    """Replace the references of one document, and wrap its secrets.
+    """Replace the references of one document, wrap its secrets, and collect its problems.
 
-    All that is wrong is collected in `findings`. What the values depend on (variables, files) is
-    kept, so that a reload can tell whether anything changed without doing this again.
+    It keeps the variables and files that the values depend on: with them a reload can tell
+    whether anything changed.
 
     Args:
-        environ: The environment.
+        options: How files are read.
         snapshot: Reads the secret files.
-        directory: What relative paths are relative to.
-        resolve: Whether references are replaced; otherwise they stay as text.
-        defaults_on_secrets: Whether sensitive keys may have a default.
-        defaults_on_paths: Whether the paths of TLS files may have one.
-        unused_defaults: Whether a default on a sensitive key is accepted while it is not needed.
+        directory: The directory that relative paths start at.
     """
 
     __slots__ = (
-        "_defaults_on_paths",
-        "_defaults_on_secrets",
         "_directory",
-        "_environ",
-        "_resolve",
+        "_options",
         "_snapshot",
-        "_unused_defaults",
         "external",
         "files",
-        "findings",
         "modified",
+        "problems",
         "variables",
     )
 
-    def __init__(
-        self,
-        *,
-        environ: Mapping[str, str],
-        snapshot: Snapshot,
-        directory: str,
-        resolve: bool = True,
-        defaults_on_secrets: bool = False,
-        defaults_on_paths: bool = True,
-        unused_defaults: bool = False,
-    ) -> None:
-        self._environ = environ
+    def __init__(self, options: LoadOptions, snapshot: Snapshot, directory: str) -> None:
+        self._options = options
         self._snapshot = snapshot
         self._directory = directory
-        self._resolve = resolve
-        self._defaults_on_secrets = defaults_on_secrets
-        self._defaults_on_paths = defaults_on_paths
-        self._unused_defaults = unused_defaults
-        self.findings: list[Finding] = []
+        self.problems: list[KeyProblem] = []
+        #: The paths of values that came from outside of the file.
         self.external: set[KeyPath] = set()
         self.variables: dict[str, str | None] = {}
+        #: The secret files, by path; `None` for one that could not be read.
         self.files: dict[str, SourceFile | None] = {}
+        #: When the newest secret file was modified, in unix seconds.
         self.modified: float | None = None
 
     def document(self, document: Mapping[str, Any], *, keep_nulls: bool = False) -> dict[str, Any]:
-        """Return the document with references replaced, secrets wrapped and nulls left out.
-
-        Args:
-            document: Mappings, lists, text and `None`.
-            keep_nulls: Whether nulls stay.
-        """
+        """Return the document with references replaced, secrets wrapped and nulls left out."""
         resolved: dict[str, Any] = {}
         for key, value in document.items():
             if isinstance(value, dict) and key in SECTIONS and not (value.keys() & _KINDS):
@@ -315,15 +297,13 @@ class Resolution:
 
     def _value(self, value: Any, path: KeyPath, sensitive: bool) -> Any:
         if isinstance(value, str):
-            if self._resolve and has_reference(value):
+            if self._options.resolve and has_reference(value):
                 value = self._text(value, path, sensitive)
             elif "\0" in value:
                 value = self._no_nul(path)
             return Secret(value) if sensitive and isinstance(value, str) else value
-        if isinstance(value, Secret):
-            return value
         if isinstance(value, dict):
-            if self._resolve and value.keys() & _KINDS:
+            if self._options.resolve and value.keys() & _KINDS:
                 text = self._reference(value, path)
                 return Secret(text) if sensitive and isinstance(text, str) else text
             return self._mapping(value, path, sensitive)
@@ -337,40 +317,36 @@ class Resolution:
         return value
 
     def _mapping(self, value: dict[str, Any], path: KeyPath, sensitive: bool) -> Any:
-        if not self._resolve and value.keys() <= _KINDS and value:
-            self._find(
+        if not self._options.resolve and value.keys() <= _KINDS and value:
+            return self._drop(
                 path,
                 "reference.unresolved",
                 "a reference, but references are not resolved here",
                 HOW_TO_RESOLVE,
             )
-            return _DROPPED
         return {
             key: self._value(item, (*path, key), sensitive or is_sensitive(key))
             for key, item in value.items()
         }
 
-    def _find(
-        self, path: KeyPath, code: str, message: str, hint: str | None = None
-    ) -> _DroppedType:
-        self.findings.append(Finding(path, code, message, hint))
+    def _drop(self, path: KeyPath, code: str, message: str, hint: str | None = None) -> _Dropped:
+        self.problems.append(KeyProblem(path, code, message, hint))
         return _DROPPED
 
-    def _no_nul(self, path: KeyPath) -> _DroppedType:
-        return self._find(path, "config.nul", "the value contains a NUL character")
+    def _no_nul(self, path: KeyPath) -> _Dropped:
+        return self._drop(path, "config.nul", "the value contains a NUL character")
 
     def _lookup(self, name: str) -> str | None:
-        value = self._environ.get(name)
-        self.variables[name] = value
+        value = self.variables[name] = self._options.environ.get(name)
         return value
 
-    def _text(self, text: str, path: KeyPath, sensitive: bool) -> str | _DroppedType:
+    def _text(self, text: str, path: KeyPath, sensitive: bool) -> str | _Dropped:
         try:
             template = parse_template(text)
         except ReferenceSyntaxError as error:
-            return self._find(path, "reference.malformed", str(error), FORMS)
-        if sensitive and self._forbidden_default(template, path):
-            return self._find(
+            return self._drop(path, "reference.malformed", str(error), _FORMS)
+        if sensitive and self._has_forbidden_default(template, path):
+            return self._drop(
                 path,
                 "reference.sensitive_default",
                 "a default is not allowed for a sensitive key",
@@ -380,33 +356,31 @@ class Resolution:
             value = expand(template, self._lookup)
         except UnsetVariableError as error:
             hint = _SET_IT if sensitive else f"{_SET_IT}, or give it a default: ${{NAME:-default}}"
-            return self._find(path, "reference.unset", str(error), error.message or hint)
+            return self._drop(path, "reference.unset", str(error), error.message or hint)
         if any(self.variables.get(variable.name) for variable in variables(template)):
             self.external.add(path)
-        return self._acceptable(value, path)
+        return self._checked(value, path)
 
-    def _forbidden_default(self, template: Template, path: KeyPath) -> bool:
-        if self._defaults_on_secrets:
+    def _has_forbidden_default(self, template: Template, path: KeyPath) -> bool:
+        options = self._options
+        if options.allow_sensitive_defaults or (options.isolate and path[-1] in _PATHS):
             return False
-        if self._defaults_on_paths and path[-1] in _PATHS:
-            return False
-        if self._unused_defaults:
-            return uses_default(template, self._environ.get)
+        if not options.isolate:  # the older API forbids a default only where it is used
+            return uses_default(template, options.environ.get)
         return any(variable.default is not None for variable in variables(template))
 
-    def _acceptable(self, value: str, path: KeyPath) -> str | _DroppedType:
+    def _checked(self, value: str, path: KeyPath) -> str | _Dropped:
         if "\0" in value:
             return self._no_nul(path)
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                return self._find(path, "reference.encoding", "the value is not UTF-8 text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return self._drop(path, "reference.encoding", "the value is not UTF-8 text")
         return value
 
-    def _reference(self, value: dict[str, Any], path: KeyPath) -> str | _DroppedType:
+    def _reference(self, value: dict[str, Any], path: KeyPath) -> str | _Dropped:
         if len(value) != 1:
-            return self._find(
+            return self._drop(
                 path,
                 "reference.malformed",
                 "expected exactly one of from_env, from_file, and nothing beside it",
@@ -415,39 +389,33 @@ class Resolution:
         inside = (*path, kind)
         if not isinstance(target, str) or not target:
             wanted = "the name of a variable" if kind == "from_env" else "the path of a file"
-            return self._find(inside, "reference.malformed", f"expected {wanted}")
+            return self._drop(inside, "reference.malformed", f"expected {wanted}")
         written = target
         if has_reference(target):
             found = self._text(target, inside, sensitive=False)
-            if isinstance(found, _DroppedType):
+            if isinstance(found, _Dropped):
                 return found
             target = found
         self.external.add(path)
-        if kind == "from_env":
-            return self._from_env(target, written, path, inside)
-        return self._from_file(target, written, inside)
+        if kind == "from_file":
+            return self._from_file(target, written, inside)
+        text = self._lookup(target)
+        if text is None:
+            message = f"environment variable {written} is not set"
+            return self._drop(inside, "reference.unset", message, _SET_IT)
+        return self._checked(text, path)
 
-    def _from_env(
-        self, name: str, written: str, path: KeyPath, inside: KeyPath
-    ) -> str | _DroppedType:
-        value = self._lookup(name)
-        if value is None:
-            return self._find(
-                inside, "reference.unset", f"environment variable {written} is not set", _SET_IT
-            )
-        return self._acceptable(value, path)
-
-    def _from_file(self, target: str, written: str, inside: KeyPath) -> str | _DroppedType:
-        place = os.path.join(self._directory, target)
-        self.files[place] = None
-        if "\0" in place:
+    def _from_file(self, target: str, written: str, inside: KeyPath) -> str | _Dropped:
+        path = os.path.join(self._directory, target)
+        self.files[path] = None
+        if "\0" in path:
             return self._no_nul(inside)
         try:
-            content, status, file = read_source(self._snapshot, place, LIMIT)
+            content, status, file = read_source(self._snapshot, path, LIMIT)
             text = text_of(content)
         except SecretFileError as error:
             hint = error.hint or _FILE_HINTS.get(error.code)
-            return self._find(inside, error.code, f"secret file {written}: {error}", hint)
-        self.files[place] = file
+            return self._drop(inside, error.code, f"secret file {written}: {error}", hint)
+        self.files[path] = file
         self.modified = max(self.modified or 0.0, status.st_mtime)
         return text

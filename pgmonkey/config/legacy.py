@@ -1,4 +1,4 @@
-"""The older API: `load_config`, and configs from dictionaries. Nothing is required there."""
+"""The older API: `load_config`, and configs from dictionaries. No key is required there."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pgmonkey.config.interpolation import has_reference
+from pgmonkey.config.interpolation import LoadOptions, Resolution, has_reference
 from pgmonkey.config.loader import (
     MOVING,
-    Making,
-    Outcome,
-    Rules,
+    LoadResult,
+    build_config,
     config_or_raise,
+    load_options,
     raise_for,
     read_file,
-    rules_for,
     unwrapped,
 )
-from pgmonkey.config.models import SECTIONS
-from pgmonkey.config.problems import Finding, Placement, finding_of
+from pgmonkey.config.models import SECTIONS, typed_value
+from pgmonkey.config.problems import KeyProblem, Positions, schema_problem
 from pgmonkey.config.redaction import RedactedDict, Secret
-from pgmonkey.config.secret_files import (
-    Snapshot,
-    SnapshotMovedError,
-    from_one_snapshot,
-)
+from pgmonkey.config.secret_files import Snapshot, SnapshotMovedError, from_one_snapshot
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.config.yaml_errors import DEEPEST, KeyPath
 from pgmonkey.config.yaml_reader import parse
@@ -58,7 +53,7 @@ def config_from_dict(
         >>> config_from_dict({"connection_settings": {"host": "db", "port": 5432}}).name
         'dict'
     """
-    outcome = outcome_of_dict(
+    result = load_dict(
         mapping,
         resolve_env=resolve_env,
         allow_sensitive_defaults=allow_sensitive_defaults,
@@ -66,38 +61,33 @@ def config_from_dict(
         environ=environ,
     )
     del mapping  # what raises, below, has no secret in its frames
-    return config_of(outcome)
+    return config_or_raise(result, isolate=False)
 
 
-def config_of(outcome: Outcome) -> DatabaseConfig:
-    """Return the config of a dictionary, or raise its problems as `config_from_dict` does."""
-    return config_or_raise(outcome, isolate=False)
-
-
-def outcome_of_dict(
+def load_dict(
     mapping: Mapping[str, Any],
     *,
     resolve_env: bool = False,
     allow_sensitive_defaults: bool = False,
     name: str = "dict",
     environ: Mapping[str, str] | None = None,
-) -> Outcome:
+) -> LoadResult:
     """Make a config from a dictionary, or find its problems; raises nothing.
 
     For a caller whose own frames must not hold the dictionary when something is raised. The
     arguments are those of `config_from_dict`.
     """
-    rules = rules_for(resolve_env, allow_sensitive_defaults, environ, isolate=False)
-    where = f"<{name}>"
-    findings: list[Finding] = []
-    tree = _as_text(mapping, (), findings)
-    if not findings and not isinstance(tree, dict):
-        findings = [Finding((), "config.shape", "expected a mapping")]
-    placement = Placement(name, where)
-    if findings:
-        return Outcome(problems=placement.problems(findings))
-    tree = unwrapped(tree, where)
-    return Making(tree, placement, name=name, path=where, directory="", rules=rules).outcome()
+    options = load_options(resolve_env, allow_sensitive_defaults, environ, isolate=False)
+    path = f"<{name}>"
+    problems: list[KeyProblem] = []
+    tree = _as_text(mapping, (), problems)
+    if not problems and not isinstance(tree, dict):
+        problems = [KeyProblem((), "config.shape", "expected a mapping")]
+    positions = Positions(name, path)
+    if problems:
+        return LoadResult(problems=positions.problems(problems))
+    tree = unwrapped(tree, path)
+    return build_config(tree, positions, name=name, path=path, options=options)
 
 
 def load_config(
@@ -125,15 +115,15 @@ def load_config(
         >>> load_config("orders.yaml", resolve_env=True)
         {'connection_settings': {'host': 'db', 'password': '***REDACTED***'}}
     """
-    rules = rules_for(resolve_env, allow_sensitive_defaults, None, isolate=False)
-    result, problems = _plain_file(os.fspath(file_path), rules)
+    options = load_options(resolve_env, allow_sensitive_defaults, None, isolate=False)
+    result, problems = _plain_file(os.fspath(file_path), options)
     if problems:
         del result
         raise_for(problems, isolate=False)
     return result
 
 
-def _plain_file(path: str, rules: Rules) -> tuple[RedactedDict, Sequence[Problem]]:
+def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence[Problem]]:
     nothing = RedactedDict()
     content, _ = read_file(path, isolate=False)
     if isinstance(content, Problem):
@@ -142,22 +132,22 @@ def _plain_file(path: str, rules: Rules) -> tuple[RedactedDict, Sequence[Problem
     if document is None:
         return nothing, problems
     tree = unwrapped(document.value, path)
-    placement = Placement("", path, document, wrapped=True)
-    findings: list[Finding] = []
-    if rules.resolve:
-        tree, findings = _resolved(tree, os.path.dirname(path), rules)
-        if findings:
-            return nothing, placement.problems(findings)
-    result = _typed(tree, findings, resolved=rules.resolve)
-    return result, placement.problems(findings)
+    positions = Positions("", path, document, wrapped=True)
+    found: list[KeyProblem] = []
+    if options.resolve:
+        tree, found = _resolved(tree, os.path.dirname(path), options)
+        if found:
+            return nothing, positions.problems(found)
+    result = _typed(tree, found, resolved=options.resolve)
+    return result, positions.problems(found)
 
 
 def _resolved(
-    tree: dict[str, Any], directory: str, rules: Rules
-) -> tuple[dict[str, Any], list[Finding]]:
-    def look(snapshot: Snapshot) -> tuple[dict[str, Any], list[Finding]]:
-        resolution = rules.resolution(snapshot, directory)
-        return resolution.document(tree, keep_nulls=True), resolution.findings
+    tree: dict[str, Any], directory: str, options: LoadOptions
+) -> tuple[dict[str, Any], list[KeyProblem]]:
+    def look(snapshot: Snapshot) -> tuple[dict[str, Any], list[KeyProblem]]:
+        resolution = Resolution(options, snapshot, directory)
+        return resolution.document(tree, keep_nulls=True), resolution.problems
 
     try:
         return from_one_snapshot(look)
@@ -165,7 +155,7 @@ def _resolved(
         return {}, [MOVING]
 
 
-def _as_text(value: Any, path: KeyPath, findings: list[Finding]) -> Any:
+def _as_text(value: Any, path: KeyPath, found: list[KeyProblem]) -> Any:
     """Return native values as a file would have them: as text."""
     if value is None or isinstance(value, Secret):
         return value
@@ -178,27 +168,21 @@ def _as_text(value: Any, path: KeyPath, findings: list[Finding]) -> Any:
     if isinstance(value, str):
         if value.isascii() or _encodes(value):
             return str(value)
-        findings.append(Finding(path, "config.encoding", "the value is not UTF-8 text"))
+        found.append(KeyProblem(path, "config.encoding", "the value is not UTF-8 text"))
         return None
     if len(path) < DEEPEST:
         if isinstance(value, Mapping):
-            return _mapping_as_text(value, path, findings)
+            if not all(isinstance(key, str) for key in value):
+                found.append(KeyProblem(path, "config.key", "keys must be text"))
+            return {
+                key: _as_text(item, (*path, key), found)
+                for key, item in value.items()
+                if isinstance(key, str)
+            }
         if isinstance(value, (list, tuple)):
-            return [_as_text(item, (*path, index), findings) for index, item in enumerate(value)]
-    findings.append(Finding(path, "config.type", "expected text, a number, a list or a mapping"))
+            return [_as_text(item, (*path, index), found) for index, item in enumerate(value)]
+    found.append(KeyProblem(path, "config.type", "expected text, a number, a list or a mapping"))
     return None
-
-
-def _mapping_as_text(
-    value: Mapping[Any, Any], path: KeyPath, findings: list[Finding]
-) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(key, str):
-            result[key] = _as_text(item, (*path, key), findings)
-        else:
-            findings.append(Finding(path, "config.key", "keys must be text"))
-    return result
 
 
 def _encodes(text: str) -> bool:
@@ -209,44 +193,42 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _typed(tree: dict[str, Any], findings: list[Finding], *, resolved: bool) -> RedactedDict:
+def _typed(tree: dict[str, Any], found: list[KeyProblem], *, resolved: bool) -> RedactedDict:
     """Return plain values that print without secrets, each with the type of its key."""
     result = RedactedDict()
     for key, value in tree.items():
         if key in SECTIONS and isinstance(value, dict):
             result[key] = RedactedDict(
                 {
-                    name: _plain(item, (key, name), findings, resolved=resolved)
+                    name: _plain(item, (key, name), found, resolved=resolved)
                     for name, item in value.items()
                 }
             )
         else:
-            result[key] = _plain(value, (key,), findings, resolved=resolved)
+            result[key] = _plain(value, (key,), found, resolved=resolved)
     return result
 
 
-def _plain(value: Any, path: KeyPath, findings: list[Finding], *, resolved: bool) -> Any:
+def _plain(value: Any, path: KeyPath, found: list[KeyProblem], *, resolved: bool) -> Any:
     if isinstance(value, Secret):
         return value.reveal()
     if isinstance(value, dict):
         return RedactedDict(
             {
-                key: _plain(item, (*path, key), findings, resolved=resolved)
+                key: _plain(item, (*path, key), found, resolved=resolved)
                 for key, item in value.items()
             }
         )
-    if value is None or (not resolved and isinstance(value, str) and has_reference(value)):
+    if value is None or value == "":
         return value
-    if isinstance(value, str) and not value:
+    if not resolved and isinstance(value, str) and has_reference(value):
         return value
-    from pgmonkey.config.models import typed_value
-
     typed, details = typed_value(path, value)
     if details is not None:
-        findings.append(finding_of(details, path))
+        found.append(schema_problem(details, path))
     elif isinstance(typed, list):
         return [
-            _plain(item, (*path, index), findings, resolved=resolved)
+            _plain(item, (*path, index), found, resolved=resolved)
             for index, item in enumerate(typed)
         ]
     return typed

@@ -7,7 +7,7 @@ import stat
 from typing import Any, Final
 
 from pgmonkey.config.libpq import FILES
-from pgmonkey.config.problems import Finding
+from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.redaction import Secret
 from pgmonkey.config.secret_files import SecretFileError, Snapshot
 from pgmonkey.config.sources import SourceFile, read_source
@@ -31,7 +31,7 @@ class NamedFiles:
             elsewhere libpq looks in the working directory and says so when it connects, as ever.
     """
 
-    __slots__ = ("_directory", "_isolate", "_snapshot", "contents", "files", "findings")
+    __slots__ = ("_directory", "_isolate", "_snapshot", "contents", "files", "problems")
 
     def __init__(self, snapshot: Snapshot, directory: str, *, isolate: bool) -> None:
         self._snapshot = snapshot
@@ -41,7 +41,7 @@ class NamedFiles:
         self.contents: dict[str, bytes] = {}
         #: How they looked, by path; `None` in place of one that could not be read.
         self.files: dict[str, SourceFile | None] = {}
-        self.findings: list[Finding] = []
+        self.problems: list[KeyProblem] = []
 
     def read(self, connection: Any) -> None:
         """Read the files, and make their paths absolute.
@@ -60,8 +60,8 @@ class NamedFiles:
             if "\n" in path or "-----BEGIN" in path:
                 # libpq would quote it as the name of a file that it cannot open.
                 del connection[key]
-                self.findings.append(
-                    Finding(
+                self.problems.append(
+                    KeyProblem(
                         ("connection_settings", key),
                         "file.not_a_path",
                         "expected the path of a file, got what may be its contents (not shown)",
@@ -89,7 +89,7 @@ class NamedFiles:
             code = error.code.replace("secret.", "file.")
             message = f"the file that {key} names {error}"
             hint = error.hint or _HINTS.get(code)
-            self.findings.append(Finding(("connection_settings", key), code, message, hint))
+            self.problems.append(KeyProblem(("connection_settings", key), code, message, hint))
 
 
 def _names_file(key: str, path: str) -> bool:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgmonkey.config.models import hints_of
-from pgmonkey.config.yaml_errors import KeyPath, Place, dotted
+from pgmonkey.config.yaml_errors import UNKNOWN, KeyPath, Position, dotted
 from pgmonkey.config.yaml_reader import DEFAULTS_FILE, Defaults, YamlDocument, read_again
 from pgmonkey.errors import Problem, sorted_problems
 
@@ -36,81 +36,81 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "registry.permission": "the directory may not be read by this process",
         "registry.unreadable": "the directory cannot be read for another reason of the system",
         "registry.moving": "the directory is replaced again and again while it is read",
-        "registry.no_such_database": "a name that was asked for has no file",
+        "registry.no_such_database": "a requested name has no file",
         "registry.max_connections": "max_connections is smaller than what the pools keep open",
-        "config.file_name": "the name of a file is no name of a database",
+        "config.file_name": "a file name is not a valid name of a database",
         "config.declared_twice": "two files declare the same database",
         # The file
         **{f"config.{code}": f"a database file {what}" for code, what in _NOT_READ.items()},
         "config.moving": "the directory of the file is replaced again and again while it is read",
-        "config.empty": "a file says nothing",
+        "config.empty": "a file is empty",
         "config.encoding": "a file, or a value in a dictionary, is not UTF-8",
         "config.nul": "a file or a value contains a NUL character",
         "config.control_character": "a file contains a control character",
-        "config.syntax": "a file is no YAML",
+        "config.syntax": "a file is not valid YAML",
         "config.multi_document": "a file holds several YAML documents",
-        "config.shape": "a file is no mapping",
-        "config.tag": "a YAML tag; none is allowed",
-        "config.alias": "a YAML alias without its anchor, or inside of it",
-        "config.merge": "a YAML merge key without a mapping",
+        "config.shape": "the top of a file is not a mapping",
+        "config.tag": "a file has a YAML tag; tags are not allowed",
+        "config.alias": "a YAML alias is used without its anchor, or inside of it",
+        "config.merge": "a YAML merge key has no mapping",
         "config.too_deep": "a file is nested deeper than 20 levels",
         "config.too_many_nodes": "a file holds more than 2,000 values, with aliases expanded",
         # Keys and values
         "config.key": "a key is not text",
         "config.duplicate_key": "a key appears twice in one mapping",
-        "config.unknown_key": "a key that there is not, or not here",
-        "config.required": "something that must be there is missing or empty",
-        "config.type": "a value is of another type than its key takes",
+        "config.unknown_key": "a key does not exist, or not in this section",
+        "config.required": "a required key is missing or empty",
+        "config.type": "a value has the wrong type",
         "config.range": "a number is too small or too large",
-        "config.choice": "a value is none of the few that its key takes",
-        "config.duration": "a duration that cannot be read, or makes no sense",
-        "config.url": "a URL where a name is expected",
+        "config.choice": "a value is not one of the choices of its key",
+        "config.duration": "a duration is malformed or out of range",
+        "config.url": "a URL is given where a name is expected",
         "config.ports": "hosts and ports differ in number",
         "config.hosts": "hosts and addresses differ in number",
         "config.sizes": "min_size is larger than max_size",
-        "config.setting_name": "a name that no session setting can have",
+        "config.setting_name": "a name is not a valid name of a session setting",
         "config.setting_twice": "a session setting is given twice",
-        "config.pgbouncer": "something that does not work behind PgBouncer",
+        "config.pgbouncer": "a setting does not work behind PgBouncer",
         "environment.intrudes": "an environment variable would change the connection",
         # References and secret files
-        "reference.malformed": "a reference that cannot be read",
+        "reference.malformed": "a reference is malformed",
         "reference.unset": "an environment variable is not set",
         "reference.sensitive_default": "a sensitive key has a default",
         "reference.encoding": "an environment variable is not UTF-8",
-        "reference.unresolved": "a reference where none is resolved",
+        "reference.unresolved": "a reference is used where references are not resolved",
         **{f"secret.{code}": f"a secret file {what}" for code, what in _NOT_READ.items()},
-        "secret.moving": "the directory of secret files is replaced again and again",
+        "secret.moving": "the directory of secret files is replaced again and again while it is read",
         "secret.empty": "a secret file is empty",
         "secret.nul": "a secret file contains a NUL character",
         "secret.bom": "a secret file starts with a byte order mark",
         "secret.encoding": "a secret file is not UTF-8",
         # Other files that connection settings name
         **{f"file.{code}": f"a TLS or password file {what}" for code, what in _NOT_READ.items()},
-        "file.not_a_path": "the contents of a file stand where its path should",
+        "file.not_a_path": "the contents of a file are given instead of its path",
         "file.no_certificate": "a file that should hold certificates holds none",
         "file.shared": "a private key or password file is open to others, so libpq will not use it",
         "file.untrusted": "other accounts can change a file, or what leads to it",
         # The server, asked by a reload or by `pgmonkey check --online`
         "probe.auth": "the server refused the login",
-        "probe.hba": "the server's pg_hba.conf has no place for it",
-        "probe.no_database": "there is no such database, or the role may not connect to it",
+        "probe.hba": "no line of the server's pg_hba.conf accepts the connection",
+        "probe.no_database": "the database does not exist, or the role may not connect to it",
         "probe.setting": "the server refused a session setting",
-        "probe.tls": "TLS could not be agreed on",
+        "probe.tls": "the TLS handshake failed",
         "probe.dns": "the name of the host could not be resolved",
-        "probe.refused": "nothing accepts connections there",
-        "probe.timeout": "nothing answered in time",
-        "probe.too_many_connections": "the server, the database or the role is full",
-        "probe.other": "another reason, in the server's words",
-        # Nothing is wrong
-        "doubt.byte_order_mark": "a file of YAML starts with a byte order mark, which is left out",
-        "doubt.variable": "a value is `$NAME`, without the braces of a reference",
-        "doubt.cut": "PostgreSQL keeps less of the value than was written",
+        "probe.refused": "no server accepts connections at this address",
+        "probe.timeout": "the server did not answer in time",
+        "probe.too_many_connections": "the server, the database or the role has no connection left",
+        "probe.other": "the connection failed for another reason",
+        # Accepted, and probably not what was meant
+        "warning.byte_order_mark": "a file starts with a byte order mark, which is ignored",
+        "warning.variable": "a value is `$NAME`, without the braces of a reference",
+        "warning.cut": "PostgreSQL cuts the value",
     }
 )
 
 
-class Finding(NamedTuple):
-    """Describe what is wrong with one part of a configuration.
+class KeyProblem(NamedTuple):
+    """Describe what is wrong with one part of a document, before its position is known.
 
     Args:
         path: Keys and indexes from the top of the document.
@@ -119,7 +119,7 @@ class Finding(NamedTuple):
         hint: What to do about it.
         at_key: Whether the key is wrong, not its value.
         show: Whether the value may be shown, if it is neither sensitive nor from outside.
-        beside: Another part that it does not agree with; the message says where that is.
+        beside: Another part that it does not agree with; the message gives its position.
     """
 
     path: KeyPath
@@ -131,14 +131,14 @@ class Finding(NamedTuple):
     beside: KeyPath = ()
 
 
-class Placement:
-    """Turn what was found in the document of one database into problems with their places.
+class Positions:
+    """Find the file, line and column of the problems of one database.
 
     Args:
         name: The name of the database.
         path: The name of the file.
-        document: What it says; `None` if there is no file.
-        defaults: What is merged under it.
+        document: The parsed file; `None` if there is no file.
+        defaults: The document that is merged under it.
         wrapped: Whether it may have the `postgresql:` wrapper of old files.
     """
 
@@ -159,63 +159,53 @@ class Placement:
         self._defaults = defaults
         self._wrapped = wrapped
 
-    def problems(self, findings: Iterable[Finding]) -> tuple[Problem, ...]:
-        """Return findings with their places, each once, in reading order."""
-        return sorted_problems(map(self.problem, dict.fromkeys(findings)))
+    def problems(self, found: Iterable[KeyProblem]) -> tuple[Problem, ...]:
+        """Return problems with their positions, each once, in reading order."""
+        return sorted_problems(map(self._problem, dict.fromkeys(found)))
 
-    def problem(self, finding: Finding) -> Problem:
-        """Return one finding with its place."""
-        path, place = self._where(finding.path, of_key=finding.at_key)
-        if place is None:
-            place = self._nearest(finding.path)
-        message = finding.message
-        if finding.beside:
-            other, beside = self._where(finding.beside)
+    def _problem(self, found: KeyProblem) -> Problem:
+        path, position = self._find(found.path, of_key=found.at_key)
+        message = found.message
+        if found.beside:
+            other, beside = self._find(found.beside)
             if beside is not None:
                 file = "" if other == path else f"{other}:"
-                message += f" ({finding.beside[-1]} at {file}{beside.line}:{beside.column})"
-        return Problem(
-            path,
-            finding.code,
-            message,
-            line=place.line if place else None,
-            column=place.column if place else None,
-            key=dotted(finding.path),
-            hint=finding.hint,
-            database=self._name,
-        )
+                message += f" ({found.beside[-1]} at {file}{beside.line}:{beside.column})"
+        line, column = position or self._nearest(found.path) or UNKNOWN
+        key = dotted(found.path)
+        return Problem(path, found.code, message, line, column, key, found.hint, self._name)
 
-    def _where(self, path: KeyPath, *, of_key: bool = False) -> tuple[str, Place | None]:
-        """Return the file that has a part, and its place there."""
+    def _find(self, path: KeyPath, *, of_key: bool = False) -> tuple[str, Position | None]:
+        """Return the file that has a part, and its position there."""
         if self._document is None or not path:
             return self._path, None
-        place = self._document.place(path, of_key=of_key)
-        if place is None and self._wrapped:  # inside the old wrapper
-            place = self._document.place(("postgresql", *path), of_key=of_key)
-        if place is None and self._defaults is not None:
-            place = self._defaults.document.place(path, of_key=of_key)
-            if place is not None:
-                return self._defaults.path, place
-        return self._path, place
+        position = self._document.position(path, of_key=of_key)
+        if position is None and self._wrapped:  # inside the old wrapper
+            position = self._document.position(("postgresql", *path), of_key=of_key)
+        if position is None and self._defaults is not None:
+            position = self._defaults.document.position(path, of_key=of_key)
+            if position is not None:
+                return self._defaults.path, position
+        return self._path, position
 
-    def _nearest(self, path: KeyPath) -> Place | None:
-        """Return the place of the closest part around a path that the file has."""
+    def _nearest(self, path: KeyPath) -> Position | None:
+        """Return the position of the closest part around a path that the file has."""
         if self._document is None:
             return None
         while path := path[:-1]:
-            place = self._document.place(path, of_key=True)
-            if place is not None:
-                return place
+            position = self._document.position(path, of_key=True)
+            if position is not None:
+                return position
         return None
 
 
 _WRAPPER: Final = ("postgresql",)
 #: What pydantic calls an unknown key, of a dataclass and of a dictionary.
-_UNKNOWN: Final = ("unexpected_keyword_argument", "extra_forbidden")
+_UNKNOWN_KEY: Final = ("unexpected_keyword_argument", "extra_forbidden")
 
 
-def finding_of(details: Mapping[str, Any], path: KeyPath | None = None) -> Finding:
-    """Turn one error of pydantic into a finding; what it says itself is never used."""
+def schema_problem(details: Mapping[str, Any], path: KeyPath | None = None) -> KeyProblem:
+    """Turn one error of pydantic into a problem; the message of pydantic is never shown."""
     path = tuple(details["loc"]) if path is None else path
     at_key = bool(path) and path[-1] == "[key]"
     if at_key:
@@ -223,26 +213,22 @@ def finding_of(details: Mapping[str, Any], path: KeyPath | None = None) -> Findi
     match details["type"]:
         case "pgmonkey":
             context = details["ctx"]
-            return Finding(
-                path, context["code"], context["say"], context["hint"], at_key, show=not at_key
+            return KeyProblem(
+                path, context["code"], context["message"], context["hint"], at_key, show=not at_key
             )
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return _unknown(path)
+            return _unknown_key(path)
         case "missing":
-            return Finding(path, "config.required", f"{path[-1]} is required")
+            return KeyProblem(path, "config.required", f"{path[-1]} is required")
         case "string_type" | "is_instance_of":
-            return Finding(path, "config.type", "expected text")
+            return KeyProblem(path, "config.type", "expected text")
         case _:
-            return Finding(path, "config.type", "expected a mapping", show=True)
+            return KeyProblem(path, "config.type", "expected a mapping", show=True)
 
 
 def meant_key(details: Mapping[str, Any]) -> KeyPath | None:
-    """Return the key that was meant, if an error of pydantic is about one that is unknown.
-
-    Args:
-        details: The error.
-    """
-    if details["type"] not in _UNKNOWN:
+    """Return the key that an unknown one probably means, for an error of pydantic about one."""
+    if details["type"] not in _UNKNOWN_KEY:
         return None
     path = tuple(details["loc"])
     if path == _WRAPPER:
@@ -251,11 +237,10 @@ def meant_key(details: Mapping[str, Any]) -> KeyPath | None:
     return (*path[:-1], near) if near else None
 
 
-def _unknown(path: KeyPath) -> Finding:
+def _unknown_key(path: KeyPath) -> KeyProblem:
     key = str(path[-1])
     shown = json.dumps(key if len(key) <= 63 else f"{key[:60]}...")
     strange = "" if key.isascii() else " contains letters that are not ASCII"
-    hint = None
     if near := _near(path):
         hint = f'did you mean "{near}"?'
     elif home := _home(key):
@@ -266,34 +251,29 @@ def _unknown(path: KeyPath) -> Finding:
         hint = "the old layout: move its contents up one level"
     else:
         hint = "the reference lists every key, and so does pgmonkey schema"
-    return Finding(path, "config.unknown_key", f"unknown key {shown}{strange}", hint, at_key=True)
+    message = f"unknown key {shown}{strange}"
+    return KeyProblem(path, "config.unknown_key", message, hint, at_key=True)
 
 
 def _near(path: KeyPath) -> str | None:
-    from difflib import get_close_matches
+    from difflib import get_close_matches  # only when something is wrong
 
-    near = get_close_matches(_plain(str(path[-1])), hints_of(path[:-1]), 1, 0.7)
-    return near[0] if near else None
-
-
-def _plain(key: str) -> str:
-    return key.strip().lower().replace("-", "_").replace(" ", "_")
+    key = str(path[-1]).strip().lower().replace("-", "_").replace(" ", "_")
+    return next(iter(get_close_matches(key, hints_of(path[:-1]), 1, 0.7)), None)
 
 
 def _home(key: str) -> str | None:
-    sections: Iterable[KeyPath] = ((), ("connection_settings",), ("pool_settings",))
-    for section in sections:
-        if key in hints_of(section):
-            return str(section[0]) if section else "the top level of the file"
-    return None
+    """Return the section that has a key."""
+    if key in hints_of(()):
+        return "the top level of the file"
+    sections = ("connection_settings", "pool_settings")
+    return next((section for section in sections if key in hints_of((section,))), None)
 
 
-_SECTION: Final = "connection_settings"
-_SETTINGS: Final = ("sync_settings", "async_settings")
 #: How the server names the session setting that it refuses, in the languages that quote so.
 _QUOTED: Final = re.compile(r'"([\w.]+)"')
 #: The setting that a person looks at first.
-_KEYS: Final = {
+_PROBED_KEYS: Final = {
     "auth": "password",
     "hba": "user",
     "no_database": "dbname",
@@ -305,40 +285,35 @@ _KEYS: Final = {
 
 
 def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
-    """Return the problem of a database whose good file leads to no connection.
+    """Return the problem of a good file with which no connection can be made.
 
     Args:
         path: The file of the database.
         name: The database.
-        error: What came of the probe.
+        error: Why the probe failed.
     """
-    message, hint = f"cannot connect: {error.text}", error.hint or None
-    code = f"probe.{error.reason}"
-    candidates = _candidates(error.reason, error.text)
+    code, message = f"probe.{error.reason}", f"cannot connect: {error.text}"
+    hint = error.hint or None
+    keys = _probed_keys(error.reason, error.text)
     for file in (path, str(Path(path).with_name(DEFAULTS_FILE))):
         document = read_again(file)
-        for key in candidates:
-            if document is not None and (place := document.place(key)) is not None:
-                return Problem(
-                    file,
-                    code,
-                    message,
-                    line=place.line,
-                    column=place.column,
-                    key=".".join(key),
-                    hint=hint,
-                    database=name,
-                )
-    key_path = ".".join(candidates[0]) if error.reason in _KEYS else None
+        for key in keys:
+            if document is not None and (position := document.position(key)) is not None:
+                line, column = position
+                return Problem(file, code, message, line, column, ".".join(key), hint, name)
+    key_path = ".".join(keys[0]) if error.reason in _PROBED_KEYS else None
     return Problem(path, code, message, key=key_path, hint=hint, database=name)
 
 
-def _candidates(reason: str, text: str) -> list[tuple[str, str]]:
+def _probed_keys(reason: str, text: str) -> list[tuple[str, str]]:
     """Return the keys that a failure may be about, the likeliest first."""
-    if (key := _KEYS.get(reason)) is not None:
-        return [(_SECTION, key)]
+    if (key := _PROBED_KEYS.get(reason)) is not None:
+        return [("connection_settings", key)]
     if reason != "setting":
         return []
     # Address, role and database are quoted as well; but they are no keys of these sections.
-    in_sections = [(section, name) for name in _QUOTED.findall(text) for section in _SETTINGS]
-    return [*in_sections, (_SECTION, "options")]
+    names = [(section, name) for name in _QUOTED.findall(text) for section in _SESSIONS]
+    return [*names, ("connection_settings", "options")]
+
+
+_SESSIONS: Final = ("sync_settings", "async_settings")

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.config.libpq import intruders, option_settings
-from pgmonkey.config.problems import Finding
+from pgmonkey.config.problems import KeyProblem
+from pgmonkey.config.yaml_errors import KeyPath
 from pgmonkey.errors import Problem, count
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ def inconsistencies(
     isolate: bool,
     variables: frozenset[str],
     failed: frozenset[str] = frozenset(),
-) -> Iterator[Finding]:
-    """Yield what does not fit together in a resolved document.
+) -> Iterator[KeyProblem]:
+    """Yield the values of a resolved document that do not fit together.
 
-    Works on what is there, however wrong the rest is, so that all problems come at once.
+    Works on whatever is there, so that all problems of a file are reported at once.
 
     Args:
         tree: The resolved document.
-        isolate: Whether it is a registry's: nothing is filled from the environment there.
+        isolate: Whether it belongs to a registry: nothing is filled from the environment there.
         variables: The variables in the environment that libpq reads.
         failed: Connection keywords that are in the file, but whose reference could not be
             resolved, or whose name is misspelt: they are not missing.
@@ -55,25 +56,27 @@ def inconsistencies(
     yield from _sessions(tree, connection)
 
 
-def _required(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator[Finding]:
+def _required(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator[KeyProblem]:
     if connection.get("service") or "service" in failed:
         return
     for key, hint in _REQUIRED.items():
         if key in failed or (key == "host" and connection.get("hostaddr")):
             continue
         if key not in connection:
-            yield Finding(
+            yield KeyProblem(
                 ("connection_settings",), "config.required", f"{key} is required", hint, at_key=True
             )
         elif connection[key] == "":
-            yield Finding(("connection_settings", key), "config.required", f"{key} is empty", hint)
+            yield KeyProblem(
+                ("connection_settings", key), "config.required", f"{key} is empty", hint
+            )
 
 
-def _verified(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator[Finding]:
+def _verified(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator[KeyProblem]:
     mode = connection.get("sslmode")
     given = connection.keys() | failed
     if mode in ("verify-ca", "verify-full") and not given & {"sslrootcert", "service"}:
-        yield Finding(
+        yield KeyProblem(
             ("connection_settings", "sslmode"),
             "config.required",
             f"sslrootcert is required with {mode}",
@@ -81,21 +84,21 @@ def _verified(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator
         )
 
 
-def _environment(connection: Mapping[str, Any], variables: frozenset[str]) -> Iterator[Finding]:
+def _environment(connection: Mapping[str, Any], variables: frozenset[str]) -> Iterator[KeyProblem]:
     for variable, keyword in intruders(connection, variables):
         hint = f"unset it, or set {keyword} in the file" if keyword else "unset it"
-        yield Finding(
+        yield KeyProblem(
             (), "environment.intrudes", f"{variable} is set and would change the connection", hint
         )
 
 
-def _ports(connection: Mapping[str, Any]) -> Iterator[Finding]:
+def _ports(connection: Mapping[str, Any]) -> Iterator[KeyProblem]:
     port = connection.get("port")
-    # Only of what may be ports: the number of commas in anything else is nobody's business.
+    # Count only in what may be ports: anything else may hold a secret.
     ports = _count(port) if not isinstance(port, str) or _PORTS.fullmatch(port) else 0
     hosts = max(_count(connection.get("host")), _count(connection.get("hostaddr")))
     if ports > 1 and ports != hosts:
-        yield Finding(
+        yield KeyProblem(
             ("connection_settings", "port"),
             "config.ports",
             f"{ports} ports for {count(hosts, 'host')}",
@@ -103,7 +106,7 @@ def _ports(connection: Mapping[str, Any]) -> Iterator[Finding]:
         )
     addresses, names = _count(connection.get("hostaddr")), _count(connection.get("host"))
     if addresses and names and addresses != names:
-        yield Finding(
+        yield KeyProblem(
             ("connection_settings", "hostaddr"),
             "config.hosts",
             f"{addresses} address{'' if addresses == 1 else 'es'} for {count(names, 'host')}",
@@ -117,19 +120,12 @@ def _count(value: Any) -> int:
     return len(value) if isinstance(value, list) else 0
 
 
-def _sizes(section: str, settings: Any) -> Iterator[Finding]:
+def _sizes(section: str, settings: Any) -> Iterator[KeyProblem]:
     if not isinstance(settings, dict):
         return
-    low, high = settings.get("min_size"), settings.get("max_size")
-    if not (isinstance(low, str) and isinstance(high, str)):
-        return
-    # Up to 12 digits, as the schema has it: converting more is slow, or refused by Python.
-    if not (low.isascii() and low.isdigit() and len(low) <= 12):
-        return
-    if not (high.isascii() and high.isdigit() and len(high) <= 12):
-        return
-    if int(low) > int(high):
-        yield Finding(
+    low, high = _size(settings.get("min_size")), _size(settings.get("max_size"))
+    if low is not None and high is not None and low > high:
+        yield KeyProblem(
             (section, "min_size"),
             "config.sizes",
             "min_size is larger than max_size",
@@ -138,63 +134,56 @@ def _sizes(section: str, settings: Any) -> Iterator[Finding]:
         )
 
 
-def _sessions(tree: Mapping[str, Any], connection: Mapping[str, Any]) -> Iterator[Finding]:
+def _size(text: Any) -> int | None:
+    """Return the number that a text is; more than the schema's 12 digits are slow to convert."""
+    digits = isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= 12
+    return int(text) if digits else None
+
+
+def _sessions(tree: Mapping[str, Any], connection: Mapping[str, Any]) -> Iterator[KeyProblem]:
     options = connection.get("options")
     pgbouncer = tree.get("pooler") == "pgbouncer"
     taken = option_settings(options) if isinstance(options, str) and options else frozenset()
     for section in ("sync_settings", "async_settings"):
         settings = tree.get(section)
-        if not isinstance(settings, dict):
-            continue
         seen: dict[str, str] = {}
-        for name in settings:
+        for name in settings if isinstance(settings, dict) else ():
             lowered = str(name).lower()
             if pgbouncer:
-                yield Finding(
+                yield _behind_pgbouncer(
                     (section, name),
-                    "config.pgbouncer",
                     "session settings don't work behind PgBouncer: the next transaction may run "
                     "on another server connection",
-                    "set it for the role: ALTER ROLE ... SET ...",
-                    at_key=True,
+                    _FOR_THE_ROLE,
                 )
             elif lowered in taken:
-                yield Finding(
-                    (section, name),
-                    "config.setting_twice",
-                    "the setting is also in connection_settings.options",
-                    "keep one of them",
-                    at_key=True,
-                    beside=("connection_settings", "options"),
-                )
+                message = "the setting is also in connection_settings.options"
+                yield _twice((section, name), message, ("connection_settings", "options"))
             elif lowered in seen:
-                yield Finding(
-                    (section, name),
-                    "config.setting_twice",
-                    f"the same setting as {seen[lowered]}",
-                    "keep one of them",
-                    at_key=True,
-                    beside=(section, seen[lowered]),
-                )
+                message = f"the same setting as {seen[lowered]}"
+                yield _twice((section, name), message, (section, seen[lowered]))
             seen[lowered] = str(name)
-    if not pgbouncer:
-        return
-    if options:
-        yield Finding(
-            ("connection_settings", "options"),
-            "config.pgbouncer",
-            "PgBouncer refuses a connection with options",
-            "set it for the role: ALTER ROLE ... SET ...",
-            at_key=True,
-        )
-    if connection.get("prepare_threshold") is not None:
-        yield Finding(
+    if pgbouncer and options:
+        message = "PgBouncer refuses a connection with options"
+        yield _behind_pgbouncer(("connection_settings", "options"), message, _FOR_THE_ROLE)
+    if pgbouncer and connection.get("prepare_threshold") is not None:
+        yield _behind_pgbouncer(
             ("connection_settings", "prepare_threshold"),
-            "config.pgbouncer",
             "server-side prepared statements don't work behind PgBouncer's transaction pooling",
             "remove it, or write null",
-            at_key=True,
         )
+
+
+_FOR_THE_ROLE: Final = "set it for the role: ALTER ROLE ... SET ..."
+
+
+def _behind_pgbouncer(path: KeyPath, message: str, hint: str) -> KeyProblem:
+    return KeyProblem(path, "config.pgbouncer", message, hint, at_key=True)
+
+
+def _twice(path: KeyPath, message: str, beside: KeyPath) -> KeyProblem:
+    hint = "keep one of them"
+    return KeyProblem(path, "config.setting_twice", message, hint, at_key=True, beside=beside)
 
 
 def shortfalls(
@@ -206,8 +195,8 @@ def shortfalls(
 
     Args:
         configs: The databases of a registry, each counted for the type that its file says.
-        max_connections: What all of them may have together, or `None`.
-        path: Where the problems are said to be.
+        max_connections: The limit of all of them together, or `None`.
+        path: The path that the problems carry.
     """
     servers: dict[str, list[DatabaseConfig]] = {}
     everywhere = []

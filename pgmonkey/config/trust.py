@@ -17,32 +17,32 @@ Trust = Literal["off", "warn", "strict"]
 _MOST_LINKS: Final = 40  # as the system has it
 
 
-class Doubt(NamedTuple):
+class Distrust(NamedTuple):
     """Say why a file is not trusted.
 
     Args:
-        place: The file, link or directory that others can change.
+        path: The file, link or directory that others can change.
         reason: Why they can.
         hint: What to do about it.
     """
 
-    place: str
+    path: str
     reason: str
     hint: str
 
     def __str__(self) -> str:
-        return f"{self.place} {self.reason}"
+        return f"{self.path} {self.reason}"
 
 
-class Judge:
-    """Judge files by everything on the way to them: directories, links, the file itself.
+class TrustChecker:
+    """Check a file and everything that leads to it: directories, links, the file itself.
 
-    Each must belong to root or to this process's account, and nobody else may write to it. Two
-    things let mounted Kubernetes secrets pass, whose directories everybody may write to: a sticky
-    directory protects what others own in it, and a file system that is mounted read-only is
-    changed by nobody here. So does a group that nobody else is a member of.
+    Each must belong to root or to the account of this process, and no other account may write to
+    it. Mounted Kubernetes secrets, whose directories are writable for all, pass for two reasons: a
+    sticky directory protects the files of others in it, and a file system that is mounted
+    read-only cannot be changed here. A group without other members passes as well.
 
-    What was found about a directory is remembered: make a new judge for each look at the files.
+    It remembers what it found about a directory: make a new one for each look at the files.
 
     Args:
         read_only: Tells whether the file system of a path is mounted read-only.
@@ -54,40 +54,37 @@ class Judge:
     ) -> None:
         self._read_only = read_only or _read_only
         self._uid = os.geteuid() if uid is None else uid
-        self._known: dict[str, Doubt | None] = {}
+        self._known: dict[str, Distrust | None] = {}
         self._trusted: set[str] = set()
 
-    def doubt(self, path: str) -> Doubt | None:
+    def distrust(self, path: str) -> Distrust | None:
         """Return the first reason not to trust a file, or `None`.
 
-        A file that cannot be looked at is not doubted: reading it says what is wrong.
-
-        Args:
-            path: The file.
+        A file that cannot be looked at passes: reading it reports what is wrong.
         """
         parent = os.path.dirname(path)
         try:
-            if parent in self._trusted:  # most files lie in a few directories
+            if parent in self._trusted:  # most files are in a few directories
                 status = os.lstat(path)
                 if not stat.S_ISLNK(status.st_mode):
-                    return self._judge(path, status)
+                    return self._check(path, status)
             for step, status in _steps(os.path.abspath(path)):
-                doubt = self._look(step, status)
-                if doubt is not None:
-                    return doubt
+                distrust = self._look(step, status)
+                if distrust is not None:
+                    return distrust
         except OSError:
             return None
         self._trusted.add(parent)
         return None
 
-    def _look(self, path: str, status: os.stat_result) -> Doubt | None:
+    def _look(self, path: str, status: os.stat_result) -> Distrust | None:
         if path not in self._known:
-            self._known[path] = self._judge(path, status)
+            self._known[path] = self._check(path, status)
         return self._known[path]
 
-    def _judge(self, path: str, status: os.stat_result) -> Doubt | None:
+    def _check(self, path: str, status: os.stat_result) -> Distrust | None:
         if status.st_uid not in (0, self._uid):
-            return Doubt(
+            return Distrust(
                 path,
                 f"belongs to another account (uid {status.st_uid})",
                 "make root, or the account of the process, its owner",
@@ -103,7 +100,7 @@ class Judge:
         if self._read_only(path):
             return None
         who = "everybody" if everybody else "its group"
-        return Doubt(
+        return Distrust(
             path, f"can be changed by {who} (mode {stat.S_IMODE(mode):04o})", f"chmod go-w {path}"
         )
 
@@ -152,22 +149,22 @@ def _is_private(gid: int, uid: int) -> bool:
 
 
 class TrustPolicy:
-    """Judge the files of one registry, say what is doubtful once, and refuse it if that is wanted.
+    """Check the files of one registry, and report or refuse those that others can change.
 
     Args:
-        trust: `strict` makes a doubt a problem, `warn` says it once, `off` does not look.
-        on_untrusted: Called with a doubtful file and the reason, once for each file.
+        trust: `strict` makes such a file a problem, `warn` reports it once, `off` does not look.
+        on_untrusted: Called with such a file and the reason, once for each file.
     """
 
     def __init__(self, trust: Trust, on_untrusted: Callable[[str, str], None] | None) -> None:
         self._trust: Trust = trust
         self._on_untrusted = on_untrusted
-        self._told: set[str] = set()
-        self._judge = Judge()
+        self._reported: set[str] = set()
+        self._checker = TrustChecker()
 
     def look_again(self) -> None:
         """Forget what was found about files and directories: a new look at them begins."""
-        self._judge = Judge()
+        self._checker = TrustChecker()
 
     def problems(
         self, paths: Iterable[str], declared_by: str, name: str | None
@@ -176,22 +173,24 @@ class TrustPolicy:
 
         Args:
             paths: The files that it is made from.
-            declared_by: The config file, which the problems are said to be in.
+            declared_by: The database file, which the problems name as their path.
             name: The database; `None` for the defaults.
         """
         if self._trust == "off":
             return ()
         problems: list[Problem] = []
         for path in paths:
-            doubt = self._judge.doubt(path)
-            if doubt is None:
+            distrust = self._checker.distrust(path)
+            if distrust is None:
                 continue
-            if self._on_untrusted is not None and path not in self._told:
-                self._told.add(path)
-                self._on_untrusted(path, str(doubt))
+            if self._on_untrusted is not None and path not in self._reported:
+                self._reported.add(path)
+                self._on_untrusted(path, str(distrust))
             if self._trust == "strict":
-                message = f"the file is not to be trusted: {doubt}"
+                message = f"the file is not to be trusted: {distrust}"
                 problems.append(
-                    Problem(declared_by, "file.untrusted", message, hint=doubt.hint, database=name)
+                    Problem(
+                        declared_by, "file.untrusted", message, hint=distrust.hint, database=name
+                    )
                 )
         return tuple(dict.fromkeys(problems))

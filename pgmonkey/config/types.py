@@ -29,7 +29,9 @@ def invalid(code: str, message: str, hint: str | None = None) -> PydanticCustomE
         hint: What to write instead.
     """
     # The text travels in the context: a template would interpret braces.
-    return PydanticCustomError("pgmonkey", "invalid", {"code": code, "say": message, "hint": hint})
+    return PydanticCustomError(
+        "pgmonkey", "invalid", {"code": code, "message": message, "hint": hint}
+    )
 
 
 def kind(name: str, **more: Any) -> WithJsonSchema:

@@ -1,4 +1,4 @@
-"""Doubts: what a file may say, and is probably not what was meant."""
+"""Warnings: what a file may say, and is probably not what was meant."""
 
 from __future__ import annotations
 
@@ -19,23 +19,20 @@ _MARK: Final = b"\xef\xbb\xbf"
 #: A whole value that a shell would expand. In lower case it may well be a password.
 _VARIABLE: Final = re.compile(r"\$[A-Z_][A-Z0-9_]*")
 _NAME: Final = ("connection_settings", "application_name")
-#: Of what PostgreSQL keeps as a name.
-_LONGEST_NAME: Final = 63
+_LONGEST_NAME: Final = 63  # bytes that PostgreSQL keeps of a name
 
 
-def doubts(configs: Iterable[DatabaseConfig]) -> Iterator[Problem]:
-    """Yield what is doubtful in the files of good databases, and in their defaults.
+def find_warnings(configs: Iterable[DatabaseConfig]) -> Iterator[Problem]:
+    """Yield the warnings about the files of good databases, and about their defaults.
 
-    Costs a look at the bytes of each file; one with a doubt is parsed again, for the place.
-
-    Args:
-        configs: The databases.
+    Reads each file; one with a warning is parsed again, for the position.
     """
     defaults = set()
     for config in configs:
         yield from _of_file(config.path, config.name)
         defaults.add(_defaults_of(config))
-        if len(_application_name(config).encode()) > _LONGEST_NAME:
+        name = config.connection_settings.get("application_name") or ""
+        if len(name.encode()) > _LONGEST_NAME:
             yield _cut(config)
     for path in defaults:
         yield from _of_file(path, None)
@@ -45,11 +42,11 @@ def _of_file(path: str, name: str | None) -> Iterator[Problem]:
     try:
         content = Path(path).read_bytes()
     except OSError:
-        return  # there are no defaults, or it has gone since it was loaded
+        return  # there are no defaults, or the file is gone since it was loaded
     if content.startswith(_MARK):
         yield Problem(
             path,
-            "doubt.byte_order_mark",
+            "warning.byte_order_mark",
             "the file starts with a byte order mark, which is left out",
             line=1,
             column=1,
@@ -60,13 +57,12 @@ def _of_file(path: str, name: str | None) -> Iterator[Problem]:
     if re.search(rb"\$[A-Z_]", content) is None or (document := read_again(path)) is None:
         return
     for key_path, value in _leaves(document.value):
-        if _VARIABLE.fullmatch(value) and (place := document.place(key_path)) is not None:
+        if _VARIABLE.fullmatch(value) and (position := document.position(key_path)) is not None:
             yield Problem(
                 path,
-                "doubt.variable",
+                "warning.variable",
                 "looks like a variable of a shell, and is taken as it is written",
-                line=place.line,
-                column=place.column,
+                *position,
                 key=".".join(map(str, key_path)),
                 hint="${NAME} with braces is a reference to a variable",
                 database=name,
@@ -74,12 +70,9 @@ def _of_file(path: str, name: str | None) -> Iterator[Problem]:
 
 
 def _leaves(value: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
-    if isinstance(value, dict):
-        for key, one in value.items():
+    if isinstance(value, (dict, list)):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(one, (*above, key))
-    elif isinstance(value, list):
-        for index, one in enumerate(value):
-            yield from _leaves(one, (*above, index))
     elif isinstance(value, str):
         yield above, value
 
@@ -89,15 +82,10 @@ def _defaults_of(config: DatabaseConfig) -> str:
     return os.path.join(os.path.dirname(config.path), DEFAULTS_FILE)
 
 
-def _application_name(config: DatabaseConfig) -> str:
-    settings: Any = config.redacted()["connection_settings"]
-    return str(settings.get("application_name") or "")
-
-
 def _cut(config: DatabaseConfig) -> Problem:
     problem = Problem(
         config.path,
-        "doubt.cut",
+        "warning.cut",
         f"PostgreSQL keeps the first {_LONGEST_NAME} bytes of it",
         key=".".join(_NAME),
         hint="choose a shorter one",
@@ -105,6 +93,6 @@ def _cut(config: DatabaseConfig) -> Problem:
     )
     for path in (config.path, _defaults_of(config)):
         document = read_again(path)
-        if document is not None and (place := document.place(_NAME)) is not None:
-            return replace(problem, path=path, line=place.line, column=place.column)
+        if document is not None and (position := document.position(_NAME)) is not None:
+            return replace(problem, path=path, line=position.line, column=position.column)
     return problem

@@ -19,13 +19,14 @@ from pgmonkey.config.secret_files import SecretFileError, Snapshot, SnapshotMove
 from pgmonkey.config.yaml_errors import (
     DEEPEST,
     TOO_DEEP,
+    UNKNOWN,
     KeyPath,
-    Place,
+    Position,
     YamlProblem,
     control_character,
     dotted,
-    place_at,
-    place_of,
+    position_at,
+    position_of,
     syntax_problem,
 )
 from pgmonkey.errors import Problem
@@ -42,12 +43,9 @@ Marks = dict[Any, tuple[Any, Any, Any]]
 
 
 class YamlDocument:
-    """Hold the value of one document, and find the place of any part of it.
+    """Hold the value of one document, and find the position of any part of it.
 
     All scalars are text: the schema types them. Only plain `null`, `~` and nothing are `None`.
-
-    Args:
-        value: Mappings, lists, text and `None`.
     """
 
     __slots__ = ("_marks", "_root", "value")
@@ -57,15 +55,12 @@ class YamlDocument:
         self._root = root
         self._marks = marks
 
-    def place(self, path: KeyPath, *, of_key: bool = False) -> Place | None:
-        """Return where a part of the document starts.
+    def position(self, path: KeyPath, *, of_key: bool = False) -> Position | None:
+        """Return where a part of the document starts; `None` if there is no such part.
 
         Args:
             path: Keys and indexes, from the top.
-            of_key: Whether the place of the key is wanted instead of that of its value.
-
-        Returns:
-            `None` if the document has no such part.
+            of_key: Return the position of the key instead of that of its value.
         """
         marks, mark = self._marks, self._root
         for step in path:
@@ -73,7 +68,7 @@ class YamlDocument:
                 return None
             key_mark, value_mark, marks = marks[step]
             mark = key_mark if of_key else value_mark
-        return place_of(mark)
+        return position_of(mark)
 
 
 def read_yaml(content: bytes) -> YamlDocument:
@@ -92,25 +87,20 @@ def read_yaml(content: bytes) -> YamlDocument:
         raise YamlProblem("config.too_large", f"the file is larger than {LIMIT // 1024} KiB")
     if content.startswith(b"\xef\xbb\xbf"):
         content = content[3:]
+    problem = None
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        offset = error.start
-    else:
-        offset = -1
-    if offset >= 0:
-        raise YamlProblem(
-            "config.encoding",
-            "the file is not UTF-8",
-            place_at(content, offset),
-            "save it as UTF-8",
-        )
-    if (offset := content.find(b"\0")) >= 0:
-        place = place_at(content, offset)
-        raise YamlProblem("config.nul", "the file contains a NUL character", place)
-    composer = _Composer(content)
+        position = position_at(content, error.start)
+        message, hint = "the file is not UTF-8", "save it as UTF-8"
+        problem = YamlProblem("config.encoding", message, position, hint)
+    if problem is None and (offset := content.find(b"\0")) >= 0:
+        position = position_at(content, offset)
+        problem = YamlProblem("config.nul", "the file contains a NUL character", position)
+    if problem is not None:
+        raise problem
     try:
-        return composer.document()
+        return _Composer(content).document()
     except yaml.MarkedYAMLError as error:
         problem = syntax_problem(error, content)
     except yaml.YAMLError as error:
@@ -144,13 +134,13 @@ class _Composer:
             raise YamlProblem(
                 "config.multi_document",
                 "only one document per file; a second one starts here",
-                place_of(event.start_mark),
+                position_of(event.start_mark),
                 "give each database a file of its own",
             )
         return YamlDocument(value, first.start_mark, marks)
 
     def _fail(self, code: str, message: str, event: Any, hint: str | None = None) -> YamlProblem:
-        return YamlProblem(code, message, place_of(event.start_mark), hint, dotted(self._path))
+        return YamlProblem(code, message, position_of(event.start_mark), hint, dotted(self._path))
 
     def _count(self, nodes: int, event: Any) -> None:
         self._nodes += nodes
@@ -261,7 +251,7 @@ class _Composer:
 
     def _twice(self, key: str, event: Any, mark: Any) -> YamlProblem:
         self._path.append(key)  # the event may be an alias
-        first = place_of(mark)
+        first = position_of(mark)
         where = f" (first at {first.line}:{first.column})" if first else ""
         return self._fail(
             "config.duplicate_key", f"the key appears twice{where}", event, "keep one of them"
@@ -287,57 +277,36 @@ class Defaults(NamedTuple):
 
 
 def parse(content: bytes, path: str) -> tuple[YamlDocument | None, tuple[Problem, ...]]:
-    """Parse the bytes of one file; return the document, or what is wrong with it."""
+    """Parse the bytes of one file; return the document, or its problems."""
     try:
         document = read_yaml(content)
     except YamlProblem as error:
-        place = error.place
-        return None, (
-            Problem(
-                path,
-                error.code,
-                str(error),
-                line=place.line if place else None,
-                column=place.column if place else None,
-                key=error.key,
-                hint=error.hint,
-            ),
-        )
+        line, column = error.position or UNKNOWN
+        return None, (Problem(path, error.code, str(error), line, column, error.key, error.hint),)
+    if isinstance(document.value, dict):
+        return document, ()
+    message = "expected a mapping with connection_settings"
     if document.value is None:
-        return None, (
-            Problem(
-                path,
-                "config.empty",
-                "the file is empty; expected a mapping with connection_settings",
-                hint="remove the file if the database is to go",
-            ),
-        )
-    if not isinstance(document.value, dict):
-        got = "a list" if isinstance(document.value, list) else "text"
-        hint = "one database per file" if isinstance(document.value, list) else None
-        place = document.place(()) or Place(1, 1)
-        message = f"expected a mapping with connection_settings, got {got}"
-        return None, (Problem(path, "config.shape", message, place.line, place.column, hint=hint),)
-    return document, ()
+        hint = "remove the file if the database is to go"
+        return None, (Problem(path, "config.empty", f"the file is empty; {message}", hint=hint),)
+    position = document.position(()) or Position(1, 1)
+    if isinstance(document.value, list):
+        message, hint = f"{message}, got a list", "one database per file"
+        return None, (Problem(path, "config.shape", message, *position, hint=hint),)
+    return None, (Problem(path, "config.shape", f"{message}, got text", *position),)
 
 
 def unreadable(path: str, error: SecretFileError, name: str | None = None) -> Problem:
-    """Return the problem of a config file that cannot be read.
-
-    Args:
-        path: The file.
-        error: What reading it came to; it is read as secret files are.
-        name: The database that it declares, if any.
-    """
+    """Return the problem of a database file that cannot be read."""
     code = error.code.replace("secret.", "config.")
     return Problem(path, code, f"the file {error}", hint=error.hint, database=name)
 
 
 def read_again(path: str) -> YamlDocument | None:
-    """Return a file that was loaded before, for the places in it: a config keeps none.
+    """Parse a file again that was loaded before, for its positions: a config keeps none.
 
     Returns:
-        `None` if it has gone since, or is being replaced.
+        `None` if the file is gone, or is being replaced.
     """
     try:
         with Snapshot() as snapshot:

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from pgmonkey.config.legacy import config_of, outcome_of_dict
-from pgmonkey.config.loader import load_file
+from pgmonkey.config.legacy import load_dict
+from pgmonkey.config.loader import config_or_raise, load_file
 from pgmonkey.config.models import CONNECTION_TYPES, ConnectionType
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import ConnectError
@@ -169,14 +169,14 @@ class PGConnectionManager:
             ...     conn.execute("SELECT 1").fetchone()
             (1,)
         """
-        outcome = outcome_of_dict(
+        loaded = load_dict(
             config_data_dictionary,
             resolve_env=resolve_env,
             allow_sensitive_defaults=allow_sensitive_defaults,
         )
         # What raises, below, shows our frames to whoever prints a traceback with locals.
         del config_data_dictionary
-        config = config_of(outcome)
+        config = config_or_raise(loaded, isolate=False)
         wanted = config.connection_type if connection_type is None else _checked(connection_type)
         handle = self._cache.get((config.digest, wanted), Applied(config), wanted)
         return self._reload(handle, config) if force_reload else self._give(handle)

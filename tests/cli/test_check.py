@@ -113,7 +113,7 @@ def test_github_annotations_are_escaped(tmp_path: Path, canary: Canary) -> None:
     )
 
 
-def test_doubts_are_said_and_change_no_exit_code(tmp_path: Path, canary: Canary) -> None:
+def test_warnings_are_printed_and_change_no_exit_code(tmp_path: Path, canary: Canary) -> None:
     """A byte order mark, a shell's variable and a name that is cut are accepted, and said."""
     text = (
         "connection_settings:\n  host: db\n  dbname: orders\n  user: app\n  password: $PASSWORD\n"
@@ -124,25 +124,25 @@ def test_doubts_are_said_and_change_no_exit_code(tmp_path: Path, canary: Canary)
     assert (done.code, done.err) == (0, "")
     lines = [line for line in done.out.splitlines() if not line.startswith("  hint: ")]
     assert [(line.split(": ")[0], line.split("[")[-1]) for line in lines] == [
-        ("./a.yaml:1:1", "doubt.byte_order_mark]"),
-        ("./a.yaml:5:13", "doubt.variable]"),
-        ("./a.yaml:6:21", "doubt.cut]"),
+        ("./a.yaml:1:1", "warning.byte_order_mark]"),
+        ("./a.yaml:5:13", "warning.variable]"),
+        ("./a.yaml:6:21", "warning.cut]"),
     ]
     assert "$PASSWORD" not in done.out
     done = invoke("check", ".", "-o", "github", canary=canary, cwd=tmp_path)
     assert done.out.count("::warning file=./a.yaml,line=") == 3
     done = invoke("check", ".", "-o", "json", canary=canary, cwd=tmp_path)
-    assert [doubt["column"] for doubt in json.loads(done.out)["doubts"]] == [1, 13, 21]
+    assert [one["column"] for one in json.loads(done.out)["warnings"]] == [1, 13, 21]
 
 
-def test_doubts_of_the_defaults_are_said_once(tmp_path: Path, canary: Canary) -> None:
+def test_warnings_about_the_defaults_are_printed_once(tmp_path: Path, canary: Canary) -> None:
     """What `_defaults.yaml` says is a matter of that file, however many databases take it over."""
     for name in ("a", "b"):
         (tmp_path / f"{name}.yaml").write_text(GOOD)
     (tmp_path / "_defaults.yaml").write_text("connection_settings: {password: $SECRET}\n")
     done = invoke("check", ".", canary=canary, cwd=tmp_path)
     assert done.code == 0
-    assert done.out.count("doubt.variable") == 1
+    assert done.out.count("warning.variable") == 1
     assert done.out.startswith("./_defaults.yaml:1:33: connection_settings.password: ")
 
 

@@ -27,13 +27,13 @@ def directory(tmp_path):
 def made(monkeypatch):
     """The names of the databases that were made, in order: what a scan really did."""
     names = []
-    real = loader.Making.outcome
+    real = loader.build_config
 
-    def outcome(self, file=None):
-        names.append(self._name)
-        return real(self, file)
+    def build_config(*args, name, **kwargs):
+        names.append(name)
+        return real(*args, name=name, **kwargs)
 
-    monkeypatch.setattr(loader.Making, "outcome", outcome)
+    monkeypatch.setattr(loader, "build_config", build_config)
     return names
 
 

@@ -13,7 +13,7 @@ import pytest
 from pgmonkey import Registry
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.loader import load_file
-from pgmonkey.config.trust import Judge
+from pgmonkey.config.trust import TrustChecker
 from pgmonkey.errors import ConfigError
 from tests.kit.command import environment
 from tests.kit.secret_volume import SecretVolume
@@ -44,19 +44,19 @@ def directory(tmp_path, secret):
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o444, 0o640, 0o755])
 def test_what_only_its_owner_can_change_is_trusted(secret, mode):
-    """Reading by others is no doubt: Kubernetes and Docker mount secrets like that."""
+    """Reading by others is no reason for distrust: Kubernetes and Docker mount secrets like that."""
     secret.parent.chmod(0o755)
     secret.chmod(mode)
-    assert Judge().doubt(str(secret)) is None
+    assert TrustChecker().distrust(str(secret)) is None
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o646, 0o602, 0o777])
 def test_what_everybody_can_change_is_not(secret, mode):
     """The file, its mode, and the command that helps."""
     secret.chmod(mode)
-    doubt = Judge().doubt(str(secret))
-    assert str(doubt) == f"{secret} can be changed by everybody (mode {mode:04o})"
-    assert doubt.hint == f"chmod go-w {secret}"
+    distrust = TrustChecker().distrust(str(secret))
+    assert str(distrust) == f"{secret} can be changed by everybody (mode {mode:04o})"
+    assert distrust.hint == f"chmod go-w {secret}"
 
 
 def test_a_group_with_members_is_not_trusted(secret):
@@ -65,9 +65,9 @@ def test_a_group_with_members_is_not_trusted(secret):
         pytest.skip("only root gives files to other groups")
     secret.chmod(0o664)
     os.chown(secret, 0, NOBODY)
-    assert "can be changed by its group (mode 0664)" in str(Judge().doubt(str(secret)))
+    assert "can be changed by its group (mode 0664)" in str(TrustChecker().distrust(str(secret)))
     os.chown(secret, 0, 0)
-    assert Judge().doubt(str(secret)) is None  # root's own group
+    assert TrustChecker().distrust(str(secret)) is None  # root's own group
 
 
 def test_what_belongs_to_another_account_is_not_trusted(secret):
@@ -75,27 +75,27 @@ def test_what_belongs_to_another_account_is_not_trusted(secret):
     if os.geteuid() != 0:
         pytest.skip("only root gives files away")
     os.chown(secret, NOBODY, -1)
-    assert str(Judge().doubt(str(secret))) == (
+    assert str(TrustChecker().distrust(str(secret))) == (
         f"{secret} belongs to another account (uid {NOBODY})"
     )
-    assert Judge(uid=NOBODY).doubt(str(secret)) is None
+    assert TrustChecker(uid=NOBODY).distrust(str(secret)) is None
     os.chown(secret, 0, -1)
     os.chown(secret.parent, NOBODY, -1)
-    assert Judge().doubt(str(secret)).place == str(secret.parent)
+    assert TrustChecker().distrust(str(secret)).path == str(secret.parent)
 
 
 def test_every_directory_and_link_on_the_way_counts(tmp_path, secret):
     """A link in a safe directory that leads through an open one is as open as that."""
     link = tmp_path / "link"
     link.symlink_to("secrets/../secrets/password")
-    assert Judge().doubt(str(link)) is None
+    assert TrustChecker().distrust(str(link)) is None
     secret.parent.chmod(0o777)
-    assert Judge().doubt(str(link)).place == str(secret.parent)
+    assert TrustChecker().distrust(str(link)).path == str(secret.parent)
     secret.parent.chmod(0o1777)  # sticky: what others own there is protected
-    assert Judge().doubt(str(link)) is None
+    assert TrustChecker().distrust(str(link)) is None
     if os.geteuid() == 0:
         os.chown(link, NOBODY, -1, follow_symlinks=False)
-        assert Judge().doubt(str(link)).place == str(link)
+        assert TrustChecker().distrust(str(link)).path == str(link)
 
 
 def _circle(path):
@@ -104,10 +104,10 @@ def _circle(path):
 
 
 @pytest.mark.parametrize("make", [Path.unlink, _circle])
-def test_what_cannot_be_looked_at_is_not_doubted(secret, make):
+def test_what_cannot_be_looked_at_is_trusted(secret, make):
     """Reading it says what is wrong."""
     make(secret)
-    assert Judge().doubt(str(secret)) is None
+    assert TrustChecker().distrust(str(secret)) is None
 
 
 LAYOUTS = pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_the_layouts_of_kubernetes_are_trusted(tmp_path, directory_mode, file_mo
     volume.write({"username": "app", "password": "tea"})
     for path in (mount, (mount / "..data").resolve()):
         path.chmod(directory_mode)
-    judge = Judge(read_only=lambda path: path.startswith(str(mount)))
-    assert judge.doubt(str(volume.path("password"))) is None
+    checker = TrustChecker(read_only=lambda path: path.startswith(str(mount)))
+    assert checker.distrust(str(volume.path("password"))) is None
     if not directory_mode & 0o1000:  # the same where it is no mount
-        assert Judge().doubt(str(volume.path("password"))).place == str(mount)
+        assert TrustChecker().distrust(str(volume.path("password"))).path == str(mount)
 
 
 # Started in a mount name space of its own: nothing of it is seen from outside, and it ends with it.

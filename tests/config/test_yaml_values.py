@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgmonkey.config.loader import load_file
-from pgmonkey.config.yaml_errors import Place, YamlProblem
+from pgmonkey.config.yaml_errors import Position, YamlProblem
 from pgmonkey.config.yaml_reader import read_yaml
 
 
@@ -69,8 +69,8 @@ list: [&x y, *x]
 def test_a_merged_value_has_the_place_where_it_is_written():
     """The problem of a merged value points to the anchor."""
     document = read_yaml(b"a: &a\n  port: x\nb:\n  <<: *a\n")
-    assert document.place(("b", "port")) == Place(2, 9)
-    assert document.place(("b", "port"), of_key=True) == Place(2, 3)
+    assert document.position(("b", "port")) == Position(2, 9)
+    assert document.position(("b", "port"), of_key=True) == Position(2, 3)
 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
@@ -79,12 +79,12 @@ def test_byte_order_mark_and_windows_line_ends_are_accepted(bom, end):
     """They change neither values nor places."""
     document = read_yaml(bom + end.join([b"a: x", b"b:", b"  c: y", b""]))
     assert document.value == {"a": "x", "b": {"c": "y"}}
-    assert document.place(("b", "c")) == Place(3, 6)
+    assert document.position(("b", "c")) == Position(3, 6)
 
 
 def test_columns_count_characters():
     """A letter of several bytes is one column."""
-    assert read_yaml("{ä: x, b: y}".encode()).place(("b",)) == Place(1, 11)
+    assert read_yaml("{ä: x, b: y}".encode()).position(("b",)) == Position(1, 11)
 
 
 @pytest.mark.parametrize(

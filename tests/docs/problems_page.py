@@ -46,11 +46,11 @@ _TITLES = {
     "secret": "Secret files",
     "file": "TLS and password files",
     "probe": "The server",
-    "doubt": "Doubts of a check",
+    "warning": "Warnings of a check",
 }
 _NOTES = {
-    "doubt": (
-        "No problems: what `pgmonkey check` says of files that are accepted, with the exit code 0.",
+    "warning": (
+        "No problems: what `pgmonkey check` reports about files that it accepts, with the exit code 0.",
         "",
     ),
 }
@@ -118,13 +118,13 @@ def _sentence(text: str) -> str:
 
 def _examples() -> dict[str, Problem]:
     found: dict[str, Problem] = {}
-    for problem in (*_of_files(), *_of_directories(), *_shown(), *_probed(), *_doubted()):
+    for problem in (*_of_files(), *_of_directories(), *_shown(), *_probed(), *_warned()):
         found.setdefault(problem.code, problem)
     return found
 
 
 def _of_files() -> Iterator[Problem]:
-    """Yield the problems of the files that test them, as if each lay in `registry.d`."""
+    """Yield the problems of the files that test them, as if each were in `registry.d`."""
     files = _BAD.glob("*.bad.yaml")
     for path in sorted(files, key=lambda path: (path.name.split(".")[0] not in _TYPICAL, path)):
         with chdir(_BAD):
@@ -133,7 +133,7 @@ def _of_files() -> Iterator[Problem]:
 
 
 def _of_directories() -> Iterator[Problem]:
-    """Yield what a directory as a whole, or the machine, makes wrong."""
+    """Yield the problems of a whole directory, and of the machine."""
     with tempfile.TemporaryDirectory() as name, chdir(name):
         yield from DirectoryLoader("nowhere").scan().all_problems()
         directory = Path("registry.d")
@@ -174,7 +174,7 @@ def _problems(path: str, *, resolve: bool = True, **environ: str) -> tuple[Probl
 
 
 def _budget() -> Iterator[Problem]:
-    """Yield what is said of pools that keep more open than they may."""
+    """Yield the problems of pools that keep more open than they may."""
     directory = Path("budget", "registry.d")
     directory.mkdir(parents=True)
     for name in ("events", "orders"):
@@ -190,17 +190,17 @@ def _shown() -> Iterator[Problem]:
     for word, (message, hint) in _SHOWN.items():
         yield Problem("registry.d", f"registry.{word}", f"the directory {message}", hint=hint)
         yield Problem("registry.d/orders.yaml", f"config.{word}", f"the file {message}", hint=hint)
-        said = f"secret file /run/secrets/orders/password: {message}"
-        yield Problem("registry.d/orders.yaml", f"secret.{word}", said, **where, hint=hint)
-        said = f"the file that sslkey names {message}"
-        yield Problem("registry.d/orders.yaml", f"file.{word}", said, 7, 11, hint=hint)
-    doubt = "the file is not to be trusted: /etc/shop can be changed by everybody (mode 0777)"
+        message = f"secret file /run/secrets/orders/password: {message}"
+        yield Problem("registry.d/orders.yaml", f"secret.{word}", message, **where, hint=hint)
+        message = f"the file that sslkey names {message}"
+        yield Problem("registry.d/orders.yaml", f"file.{word}", message, 7, 11, hint=hint)
+    message = "the file is not to be trusted: /etc/shop can be changed by everybody (mode 0777)"
     path = "/etc/shop/orders.yaml"
-    yield Problem(path, "file.untrusted", doubt, hint="chmod go-w /etc/shop")
+    yield Problem(path, "file.untrusted", message, hint="chmod go-w /etc/shop")
 
 
 def _probed() -> Iterator[Problem]:
-    """Yield what is said of servers that refuse, or are not there."""
+    """Yield the problems of servers that refuse, or are not there."""
     with tempfile.TemporaryDirectory() as name, chdir(name):
         path = Path("registry.d", "orders.yaml")
         path.parent.mkdir()
@@ -210,11 +210,11 @@ def _probed() -> Iterator[Problem]:
             yield failed_probe(str(path), "orders", error)
 
 
-def _doubted() -> Iterator[Problem]:
-    """Yield what is said of files that are accepted, and that nobody means."""
+def _warned() -> Iterator[Problem]:
+    """Yield the warnings about files that are accepted."""
     with tempfile.TemporaryDirectory() as name, chdir(name):
         path = Path("registry.d", "orders.yaml")
         path.parent.mkdir()
         text = _FILE.replace("${ORDERS_PASSWORD}", "$ORDERS_PASSWORD")
         path.write_text(f"\ufeff{text}  application_name: {'orders-' * 10}\n")
-        yield from check("registry.d", static=True).doubts
+        yield from check("registry.d", static=True).warnings

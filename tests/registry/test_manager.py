@@ -254,9 +254,9 @@ def test_a_cached_call_parses_nothing_and_sees_what_changed(
     config = write_it()
     first = get()
     parsed = []
-    read = loader.outcome_of
+    read = loader.load_bytes
     monkeypatch.setattr(
-        loader, "outcome_of", lambda *args, **kwargs: parsed.append(1) or read(*args, **kwargs)
+        loader, "load_bytes", lambda *args, **kwargs: parsed.append(1) or read(*args, **kwargs)
     )
     assert get() is first
     assert parsed == []

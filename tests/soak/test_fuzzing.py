@@ -11,7 +11,8 @@ from typing import Final
 
 import pytest
 
-from pgmonkey.config.loader import Rules, outcome_of
+from pgmonkey.config.interpolation import LoadOptions
+from pgmonkey.config.loader import load_bytes
 
 SECONDS: Final = float(os.environ.get("SOAK_FUZZ_SECONDS", "2"))
 LARGEST: Final = 256 * 1024  # bytes
@@ -85,9 +86,9 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 def cost(content: bytes) -> float:
     """Load one file; return the processor time it took, in seconds."""
-    rules = Rules(environ={"A": "value"})
+    options = LoadOptions(environ={"A": "value"})
     start = time.thread_time()
-    outcome = outcome_of(content, name="fuzz", path="fuzz.yaml", rules=rules)
+    outcome = load_bytes(content, name="fuzz", path="fuzz.yaml", options=options)
     elapsed = time.thread_time() - start
     assert (outcome.config is None) == bool(outcome.problems)
     return elapsed
