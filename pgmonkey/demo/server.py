@@ -159,11 +159,13 @@ class EmbeddedServer:
 
     def create_role(self, name: str, password: str) -> None:
         """Create a role that may log in. Only a SCRAM verifier of its password is sent."""
-        self._write_password("CREATE ROLE {} LOGIN PASSWORD {}", name, password)
+        with self.connect() as conn:
+            write_password(conn, "CREATE ROLE {} LOGIN PASSWORD {}", name, password)
 
     def set_password(self, name: str, password: str) -> None:
         """Change a role's password. Only a SCRAM verifier of it is sent."""
-        self._write_password("ALTER ROLE {} PASSWORD {}", name, password)
+        with self.connect() as conn:
+            write_password(conn, "ALTER ROLE {} PASSWORD {}", name, password)
 
     def create_database(self, name: str, owner: str) -> None:
         """Create a database that belongs to a role."""
@@ -171,16 +173,6 @@ class EmbeddedServer:
         statement = sql.SQL("CREATE DATABASE {} OWNER {} STRATEGY file_copy")
         with self.connect() as conn:
             conn.execute(statement.format(sql.Identifier(name), sql.Identifier(owner)))
-
-    def _write_password(self, statement: str, role: str, password: str) -> None:
-        # The statement is visible in pg_stat_activity and, if it fails, in the server's log.
-        with self.connect() as conn:
-            verifier = conn.pgconn.encrypt_password(
-                password.encode(), role.encode(), b"scram-sha-256"
-            )
-            conn.execute(
-                sql.SQL(statement).format(sql.Identifier(role), sql.Literal(verifier.decode()))
-            )
 
     def _make_cluster(self) -> None:
         self._directory = self._programs.make_directory()
@@ -270,6 +262,8 @@ class Programs:
     """
 
     def __init__(self, binaries: Path) -> None:
+        #: Where `make_directory` may put a directory, best first.
+        self.places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]  # noqa: S108 - mkdtemp follows
         self._binaries = binaries
         self._account: pwd.struct_passwd | None = None
         if os.geteuid() == 0:
@@ -283,7 +277,7 @@ class Programs:
 
     def make_directory(self) -> Path:
         """Make a temporary directory: short enough for a socket, and open to the account."""
-        for name in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp follows
+        for name in self.places:
             base = Path(name).resolve()
             path = len(os.fsencode(base)) + len("/pgmonkey-12345678/run/.s.PGSQL.12345")
             is_open = all(p.stat().st_mode & stat.S_IXOTH for p in (base, *base.parents))
@@ -376,6 +370,15 @@ class Programs:
             if self._account is not None and error.errno in (errno.EPERM, errno.EINVAL):
                 raise _powerless(error) from None
             raise
+
+
+def write_password(
+    conn: psycopg.Connection[tuple[Any, ...]], statement: str, role: str, password: str
+) -> None:
+    """Run a statement with the placeholders `{}` for a role and for a verifier of its password."""
+    # The statement is visible in pg_stat_activity and, if it fails, in the server's log.
+    verifier = conn.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+    conn.execute(sql.SQL(statement).format(sql.Identifier(role), sql.Literal(verifier.decode())))
 
 
 def wheel_binaries() -> Path:

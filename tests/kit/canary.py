@@ -22,6 +22,7 @@ import base64
 import hashlib
 import itertools
 import logging
+import re
 import secrets
 import threading
 import traceback
@@ -37,6 +38,11 @@ import structlog
 
 import pgmonkey.errors
 
+# A digest is found by how it begins, so that a search takes no longer the more secrets there are.
+_HEX_WIDTH = 12
+_BASE64_WIDTH = 20
+_HEX = re.compile(rf"[0-9a-f]{{{_HEX_WIDTH},}}")
+_BASE64 = re.compile(rf"[A-Za-z0-9+/]{{{_BASE64_WIDTH},}}")
 _PACKAGE = str(Path(pgmonkey.errors.__file__).parent)
 _numbers = itertools.count(1)
 
@@ -51,7 +57,10 @@ class Canary:
     def __init__(self, core: str | None = None) -> None:
         self.core = core or f"canary{secrets.token_hex(8)}"
         self._secrets: list[str] = []
-        self._forms: dict[str, str] = {}
+        self._forms = _forms(self.core)
+        #: By how a digest of a secret begins: the whole digest, and its name.
+        self._digests: dict[str, tuple[str, str]] = {}
+        # Guards the list and the digests while a secret is added.
         self._lock = threading.Lock()
         self._learn(self.core)
 
@@ -71,10 +80,17 @@ class Canary:
 
     def find(self, text: str) -> str | None:
         """Return how a secret is written in the text, or `None`; never the secret itself."""
-        with self._lock:
-            for form, name in self._forms.items():
-                if form in text:
-                    return name
+        # Every secret contains the core, so the forms of the core find each of them.
+        for form, name in self._forms.items():
+            if form in text:
+                return name
+        for runs, width in ((_HEX, _HEX_WIDTH), (_BASE64, _BASE64_WIDTH)):
+            for run in runs.findall(text):
+                for start in range(len(run) - width + 1):
+                    digest = self._digests.get(run[start : start + width])
+                    if digest is not None:
+                        whole, name = digest
+                        return name if whole in run else f"{name}, shortened"
         return None
 
     def check(self, text: str | bytes, where: str = "text") -> None:
@@ -90,28 +106,36 @@ class Canary:
             raise AssertionError(f"a secret leaked into {where}, {form}")
 
     def _learn(self, secret: str) -> None:
+        """Know the digests of a secret by the way each begins."""
         data = secret.encode()
-        forms = {
-            secret: "as it is",
-            secret[::-1]: "reversed",
-            data.hex(): "in hexadecimal",
-            data.hex().upper(): "in hexadecimal",
-            data.hex(" "): "in hexadecimal",
-        }
-        # Within a longer text the encoding depends on where the secret begins: three ways.
-        for shift in range(3):
-            for encode in (base64.b64encode, base64.urlsafe_b64encode):
-                encoded = encode(b"\0" * shift + data).decode()
-                # The first and the last group also hold what stands beside the secret.
-                forms[encoded[4 if shift else 0 : len(encoded) // 4 * 4 - 4]] = "in base64"
+        found = {}
         for name in ("md5", "sha1", "sha256", "blake2b"):
             digest = hashlib.new(name, data, usedforsecurity=False)
-            forms[digest.hexdigest()] = f"as {name}"
-            forms[digest.hexdigest()[:12]] = f"as {name}, shortened"
-            forms[base64.b64encode(digest.digest()).decode()] = f"as {name}"
+            found[digest.hexdigest()[:_HEX_WIDTH]] = digest.hexdigest(), f"as {name}"
+            encoded = base64.b64encode(digest.digest()).decode().rstrip("=")
+            found[encoded[:_BASE64_WIDTH]] = encoded, f"as {name}"
         with self._lock:
             self._secrets.append(secret)
-            self._forms |= forms
+            self._digests |= found
+
+
+def _forms(core: str) -> dict[str, str]:
+    """Return the ways to write the core that show in a longer text, too."""
+    data = core.encode()
+    forms = {
+        core: "as it is",
+        core[::-1]: "reversed",
+        data.hex(): "in hexadecimal",
+        data.hex().upper(): "in hexadecimal",
+        data.hex(" "): "in hexadecimal",
+    }
+    # Within a longer text the encoding depends on the offset of the core: there are three ways.
+    for shift in range(3):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            encoded = encode(b"\0" * shift + data).decode()
+            # The first and the last group also hold what is beside the core.
+            forms[encoded[4 if shift else 0 : len(encoded) // 4 * 4 - 4]] = "in base64"
+    return forms
 
 
 class Sinks:

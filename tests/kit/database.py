@@ -34,14 +34,17 @@ class TemporaryDatabase:
         """Create the role and the database, both with a name that was never used before."""
         name = f"test_{next(_numbers)}"
         password = canary.secret()
-        server.create_role(name, password)
-        server.create_database(name, owner=name)
+        server.create_database_with_owner(name, password)
         return cls(server, canary, name, name, password, server.host, server.port)
 
     def drop(self) -> None:
-        """Remove the database, who is connected to it, and its owner."""
-        self.server.drop_database(self.name)
-        self.server.drop_role(self.user)
+        """End the sessions of the database, and drop it and its owner."""
+        with self.server.connect() as conn:
+            for statement, name in (
+                ("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name),
+                ("DROP ROLE IF EXISTS {}", self.user),
+            ):
+                conn.execute(sql.SQL(statement).format(sql.Identifier(name)))
 
     def parameters(self, **overrides: Any) -> dict[str, Any]:
         """Return what psycopg.connect and `connection_settings` take, the password included."""

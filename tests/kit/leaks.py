@@ -32,13 +32,14 @@ class LeakPlugin:
         self._config = config
         config.stash[session_servers_key] = []
         self._threads: set[threading.Thread] = set()
-        self._processes: set[int] = set()
+        # The children that no test left behind, or that were reported already. Known from one test to
+        # the next, as each look takes milliseconds.
+        self._processes = _children()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Remember what was there."""
+        """Remember the threads that run."""
         self._threads = set(threading.enumerate())
-        self._processes = _children()
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -50,17 +51,19 @@ class LeakPlugin:
         try:
             eventually(lambda: not self._new_threads() and not self._new_processes(), GRACE)
         except AssertionError:
+            processes = self._new_processes()
+            self._processes |= processes
             left = [f"thread {name!r}" for name in self._new_threads()]
-            left += [f"child process {pid}" for pid in self._new_processes()]
+            left += [f"child process {pid}" for pid in processes]
             pytest.fail(f"the test left {', '.join(left)} behind", pytrace=False)
 
     def _new_threads(self) -> list[str]:
         return [t.name for t in threading.enumerate() if t not in self._threads and t.is_alive()]
 
     def _new_processes(self) -> set[int]:
-        expected = set(self._processes)
+        expected = self._processes
         for server in self._config.stash[session_servers_key]:
-            expected |= server.helper_pids
+            expected = expected | server.helper_pids
         return _children() - expected
 
 

@@ -17,6 +17,7 @@ from pgmonkey.demo.server import (
     EmbeddedServer,
     EmbeddedServerError,
     Programs,
+    write_password,
 )
 from tests.kit.ports import free_port
 
@@ -28,6 +29,9 @@ _SIGNALS: Final[Mapping[StopMode, signal.Signals]] = {
     "immediate": signal.SIGQUIT,
 }
 _PAUSE: Final = 0.01  # seconds between two attempts
+# Every test makes a database, 300 files; in memory that takes a tenth of the time.
+_MEMORY: Final = "/dev/shm"
+_ROOM: Final = 2**30  # bytes
 
 
 class PostgresServer(EmbeddedServer):
@@ -46,6 +50,8 @@ class PostgresServer(EmbeddedServer):
         self._settings |= settings or {}
         if binaries is not None:
             self._programs = Programs(binaries)
+        if _memory_is_roomy():
+            self._programs.places.insert(0, _MEMORY)
         self._owner = os.getpid()
 
     @property
@@ -126,6 +132,16 @@ class PostgresServer(EmbeddedServer):
             cursor = conn.execute(statement, params or None)
             return cursor.fetchall() if cursor.description else []
 
+    def create_database_with_owner(self, name: str, password: str) -> None:
+        """Create a database, and a role of the same name that owns it and may log in."""
+        with self.connect() as conn:
+            write_password(conn, "CREATE ROLE {} LOGIN PASSWORD {}", name, password)
+            conn.execute(
+                sql.SQL("CREATE DATABASE {0} OWNER {0} STRATEGY file_copy").format(
+                    sql.Identifier(name)
+                )
+            )
+
     def drop_database(self, name: str) -> None:
         """End the sessions of a database and drop it. Does nothing if it does not exist."""
         self.execute(
@@ -150,3 +166,12 @@ class PostgresServer(EmbeddedServer):
                 f"the embedded PostgreSQL did not stop ({number.name}) within {PATIENCE:.0f} s"
             ) from None
         self._process = None
+
+
+def _memory_is_roomy() -> bool:
+    """Tell whether a few servers have room in memory; a copy of their programs must run there."""
+    try:
+        memory = os.statvfs(_MEMORY)
+    except OSError:
+        return False
+    return memory.f_bavail * memory.f_frsize >= _ROOM and not memory.f_flag & os.ST_NOEXEC

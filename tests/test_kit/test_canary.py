@@ -28,13 +28,15 @@ DISGUISES = {
     "base64 one byte further": base64.b64encode(f"users:{SECRET}".encode()).decode(),
     "md5": hashlib.md5(SECRET.encode()).hexdigest(),
     "sha256": hashlib.sha256(SECRET.encode()).hexdigest(),
+    "base64 of a sha1": base64.b64encode(hashlib.sha1(SECRET.encode()).digest()).decode(),
+    "a blake2b among other digits": f"00ff{hashlib.blake2b(SECRET.encode()).hexdigest()}00ff",
     "short sha256": hashlib.sha256(SECRET.encode()).hexdigest()[:12],
 }
 
 
 @pytest.mark.parametrize("text", DISGUISES.values(), ids=DISGUISES.keys())
 def test_finds_a_secret_in_its_usual_disguises(text):
-    """Whatever a secret is encoded as, it is found, and the finding does not show it."""
+    """A secret is found in each of these encodings, and the message does not show it."""
     with pytest.raises(AssertionError, match="a secret leaked into the page") as caught:
         HOSTILE.check(text, "the page")
     assert HOSTILE.core not in str(caught.value)
