@@ -1,4 +1,4 @@
-"""The command line: the commands by name, and the entry point of `pgmonkey`."""
+"""The command line: its commands, and the entry point of `pgmonkey`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pgmonkey.cli import list as list_
 from pgmonkey.cli.output import run
 from pgmonkey.version import __version__
 
-# These modules import click and the standard library alone; each command imports what it needs
+# These modules import click and the standard library alone. A command imports everything else
 # when it runs, so `pgmonkey --help` and the completion of a word load no driver.
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def app() -> None:
     """Every PostgreSQL database of an application, declared in files, reloaded without losing a query."""

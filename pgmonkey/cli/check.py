@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
@@ -31,11 +29,11 @@ _SUFFIXES: Final = (".yaml", ".yml")
 @click.command("check")
 @click.argument("paths", metavar="[DIR | FILE...]", nargs=-1, type=options.PATH)
 @options.directory_option
-@options.choice(
+@click.option(
     *("-o", "--output"),
-    words=("text", "json", "github"),
+    type=click.Choice(["text", "json", "github"]),
     default="text",
-    text="The format of the problems; github: annotations of a workflow.",
+    help="The format of the problems; github: annotations of a workflow.",
 )
 @click.option(
     "--static",
@@ -43,7 +41,7 @@ _SUFFIXES: Final = (".yaml", ".yml")
     help="Check the files alone: variables, secret files and TLS files may be missing.",
 )
 @click.option("--online", is_flag=True, help="Also connect to each database once.")
-@options.trust("off")
+@options.trust(default="off")
 @options.allow_sensitive_defaults
 def command(
     paths: tuple[Path, ...],
@@ -63,17 +61,44 @@ def command(
         raise click.BadParameter("it cannot be combined with --static", param_hint="--online")
     if static and trust != "off":
         raise click.BadParameter("it cannot be combined with --static", param_hint="--trust")
+    from pgmonkey.config.directory import DirectoryLoader
+    from pgmonkey.config.warnings import find_warnings
+    from pgmonkey.errors import count, sorted_problems, summary
+
     directory, names = _selected(paths, option)
-    report = check(
+    scan = DirectoryLoader(
         directory,
         names=names,
-        static=static,
-        online=online,
+        allow_sensitive_defaults=allow_sensitive_defaults,
+        environ={} if static else None,
         trust=trust,
         on_untrusted=(lambda _, reason: tell(reason)) if trust == "warn" else None,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-    )
-    return report.answer(output)
+    ).scan()
+    problems = scan.all_problems()
+    if static:
+        problems = tuple(one for one in problems if not one.code.startswith(_OF_THIS_MACHINE))
+    if online:
+        problems = sorted_problems((*problems, *_unreachable(scan.configs.values())))
+    warnings = sorted_problems(find_warnings(scan.configs.values()))
+    lines = [str(problem) for problem in (*problems, *warnings)]
+    databases = len(scan.present)
+    if output == "json":
+        report = {
+            "directory": str(directory),
+            "databases": databases,
+            "problems": [problem.as_dict() for problem in problems],
+            "warnings": [warning.as_dict() for warning in warnings],
+        }
+        lines = [as_json(report)]
+    elif output == "github":
+        lines = [_annotation("error", problem) for problem in problems]
+        lines += [_annotation("warning", warning) for warning in warnings]
+    elif not problems and databases and sys.stdout.isatty():
+        lines.append(f"{count(databases, 'database')}, no problems")
+    note = "" if problems or databases else f"{directory} declares no database"
+    if problems and output == "text":
+        note = summary(problems)
+    return Answer("\n".join(lines), ExitCode.PROBLEM if problems else ExitCode.OK, note)
 
 
 def _selected(paths: Sequence[Path], option: Path | None) -> tuple[Path, set[str] | None]:
@@ -87,116 +112,6 @@ def _selected(paths: Sequence[Path], option: Path | None) -> tuple[Path, set[str
     names = {path.stem for path in files}
     # The defaults are checked where they are merged: under every database.
     return directories.pop(), None if "_defaults" in names else names
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Hold what a check found.
-
-    Args:
-        directory: The directory, as it was given.
-        databases: How many databases its files declare, good or bad.
-        problems: What is wrong, in reading order.
-        warnings: What is accepted, and is probably not meant.
-    """
-
-    directory: str
-    databases: int
-    problems: tuple[Problem, ...]
-    warnings: tuple[Problem, ...] = ()
-
-    def answer(self, output: str) -> Answer:
-        """Return the answer of the command.
-
-        Args:
-            output: `text`, `json` or `github`.
-        """
-        text: str = getattr(self, f"as_{output}")()
-        if self.problems:
-            from pgmonkey.errors import summary
-
-            note = summary(self.problems) if output == "text" else ""
-            return Answer(text, ExitCode.PROBLEM, note)
-        if not self.databases:
-            return Answer(text, note=f"{self.directory} declares no database")
-        if output == "text" and sys.stdout.isatty():
-            return Answer("\n".join(filter(None, (text, self._all_is_well()))))
-        return Answer(text)
-
-    def as_text(self) -> str:
-        """Return one problem after the other, for people; empty if there is none."""
-        return "\n".join(map(str, (*self.problems, *self.warnings)))
-
-    def as_json(self) -> str:
-        """Return the report as a JSON document."""
-        return as_json(
-            {
-                "directory": self.directory,
-                "databases": self.databases,
-                "problems": [problem.as_dict() for problem in self.problems],
-                "warnings": [one.as_dict() for one in self.warnings],
-            }
-        )
-
-    def as_github(self) -> str:
-        """Return the problems as annotations of a GitHub workflow; empty if there is none."""
-        errors = (_annotation("error", problem) for problem in self.problems)
-        return "\n".join((*errors, *(_annotation("warning", one) for one in self.warnings)))
-
-    def _all_is_well(self) -> str:
-        from pgmonkey.errors import count
-
-        return f"{count(self.databases, 'database')}, no problems"
-
-
-def check(
-    directory: str | os.PathLike[str],
-    *,
-    names: Collection[str] | None = None,
-    static: bool = False,
-    online: bool = False,
-    trust: Trust = "off",
-    on_untrusted: Callable[[str, str], None] | None = None,
-    allow_sensitive_defaults: bool = False,
-) -> Report:
-    """Find everything that is wrong with the files of a directory.
-
-    Costs a fraction of a millisecond for each file, and connects to nothing unless asked to.
-
-    Args:
-        directory: The directory.
-        names: The databases to check; by default all.
-        static: Judge the files alone: variables, secret files and TLS files may be missing,
-            and the environment is not read.
-        online: Connect to each good database once.
-        trust: `strict`: a file that other accounts can change is a problem, as it is for the
-            service.
-        on_untrusted: Called with such a file and the reason, unless `trust` is `off`.
-        allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and other secrets.
-
-    Example:
-        >>> check("registry.d").problems
-        ()
-    """
-    from pgmonkey.config.directory import DirectoryLoader
-    from pgmonkey.config.warnings import find_warnings
-    from pgmonkey.errors import sorted_problems
-
-    scan = DirectoryLoader(
-        directory,
-        names=names,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        environ={} if static else None,
-        trust=trust,
-        on_untrusted=on_untrusted,
-    ).scan()
-    problems: Iterable[Problem] = scan.all_problems()
-    if static:
-        problems = [one for one in problems if not one.code.startswith(_OF_THIS_MACHINE)]
-    if online:
-        problems = sorted_problems((*problems, *_unreachable(scan.configs.values())))
-    warnings = sorted_problems(find_warnings(scan.configs.values()))
-    return Report(os.fspath(directory), len(scan.present), tuple(problems), warnings)
 
 
 def _unreachable(configs: Collection[DatabaseConfig]) -> list[Problem]:

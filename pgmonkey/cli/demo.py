@@ -20,18 +20,17 @@ if TYPE_CHECKING:
     "--port",
     type=click.IntRange(0, 65535),
     default=9749,
-    show_default=True,
     help="The port of the service; 0: any free one.",
 )
 @click.option(
     "--rotate-every",
     type=click.FloatRange(min=0.1),
     default=20.0,
-    show_default=True,
     help="Seconds between two rotations of a password.",
 )
 @click.option("--duration", type=click.FloatRange(min=0.0), help="Stop after this many seconds.")
-@options.logs("console")
+@options.log_format(default="console")
+@options.log_level
 def command(
     directory: Path,
     port: int,

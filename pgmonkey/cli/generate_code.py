@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from pgmonkey.cli import options
-from pgmonkey.cli.output import Answer
+from pgmonkey.cli.output import Answer, ExitCode
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
-
-Library = Literal["pgmonkey", "psycopg"]
 
 # The programs are written once, for asyncio; `_SYNC` turns them into the others.
 
@@ -148,18 +145,18 @@ _SYNC: Final = (
 @click.command("generate-code")
 @options.config_file
 @options.connection_type
-@options.choice(
+@click.option(
     "--library",
-    words=("pgmonkey", "psycopg"),
+    type=click.Choice(["pgmonkey", "psycopg"]),
     default="pgmonkey",
-    text="The library that the program uses.",
+    help="The library that the program uses.",
 )
 @options.resolve_env
 @options.allow_sensitive_defaults
 def command(
     path: Path,
     connection_type: ConnectionType | None,
-    library: Library,
+    library: str,
     resolve_env: bool,
     allow_sensitive_defaults: bool,
 ) -> Answer:
@@ -167,44 +164,8 @@ def command(
 
     The program holds no secret, only the path of the file.
     """
-    program = generate(
-        path,
-        connection_type,
-        library,
-        resolve_env=resolve_env,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-    )
-    return Answer(program.rstrip("\n"))
-
-
-def generate(
-    path: str | os.PathLike[str],
-    connection_type: ConnectionType | None = None,
-    library: Library = "pgmonkey",
-    *,
-    resolve_env: bool = False,
-    allow_sensitive_defaults: bool = False,
-) -> str:
-    """Return a program that connects as a config file says. It names the file and none of its values.
-
-    Args:
-        path: The config file, as the program names it.
-        connection_type: Another type than the file says.
-        library: The library that the program uses.
-        resolve_env: Let the program resolve the references in the file.
-        allow_sensitive_defaults: Let the program accept `${NAME:-default}` for passwords.
-
-    Raises:
-        ConfigError: The file cannot be read as a config.
-        EnvInterpolationError: The type is a reference that cannot be resolved here.
-
-    Example:
-        >>> "PGConnectionManager()" in generate("orders.yaml", "pool")
-        True
-    """
     from pgmonkey.config.legacy import config_from_dict, load_config
     from pgmonkey.config.models import CONNECTION_TYPES
-    from pgmonkey.errors import PgmonkeyError
 
     declared: Any = load_config(path).get("connection_type", "normal")
     if resolve_env and connection_type is None:
@@ -216,18 +177,18 @@ def generate(
         ).connection_type
     wanted = connection_type or declared
     if wanted not in CONNECTION_TYPES:
-        raise PgmonkeyError(
-            f"{path}: connection_type is a reference: resolve it with --resolve-env, or name the"
-            " type with --connection-type"
+        return Answer(
+            code=ExitCode.PROBLEM,
+            note=f"{path}: connection_type is a reference: resolve it with --resolve-env, or name"
+            " the type with --connection-type",
         )
     pooled = wanted.endswith("pool")
     program = _PROGRAMS[library]["async_pool" if pooled else "async"]
     if not wanted.startswith("async"):
         for asynchronous, synchronous in _SYNC:
             program = program.replace(asynchronous, synchronous)
-    options = ", resolve_env=True" if resolve_env else ""
-    options += ", allow_sensitive_defaults=True" if allow_sensitive_defaults else ""
+    arguments = ", resolve_env=True" if resolve_env else ""
+    arguments += ", allow_sensitive_defaults=True" if allow_sensitive_defaults else ""
     reuse = " Each block borrows a connection." if pooled else ""
-    return program.format(
-        path=repr(os.fspath(path)), type=repr(wanted), options=options, reuse=reuse
-    )
+    text = program.format(path=repr(str(path)), type=repr(wanted), options=arguments, reuse=reuse)
+    return Answer(text.rstrip("\n"))

@@ -30,26 +30,11 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a command returns.
-
-    Args:
-        text: For standard output; nothing is printed if it is empty.
-        code: The exit code.
-        note: For standard error.
-    """
+    """What a command returns: a text for standard output, a note for standard error."""
 
     text: str = ""
     code: ExitCode = ExitCode.OK
     note: str = ""
-
-
-class Failure(Exception):
-    """Report an expected failure: a message for standard error, and an exit code."""
-
-    def __init__(self, message: str, code: ExitCode = ExitCode.PROBLEM) -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = code
 
 
 def tell(text: str) -> None:
@@ -58,26 +43,17 @@ def tell(text: str) -> None:
 
 
 def formatted(output: str, data: Any, rows: Sequence[Sequence[str]]) -> str:
-    """Return an answer in the format of `-o table|json`.
-
-    Args:
-        output: `table` or `json`.
-        data: The answer for JSON.
-        rows: The answer for a table, its titles first.
-    """
+    """Return an answer as `-o` asks: the data as JSON, or the rows as a table."""
     return as_json(data) if output == "json" else table(rows)
 
 
 def as_json(data: Any) -> str:
-    """Return a JSON document for people and programs."""
+    """Return a JSON document."""
     return json.dumps(data, indent=2)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows with their columns aligned, two spaces apart.
-
-    Args:
-        rows: Each with the same number of columns, one line of text each.
+    """Return rows of one line each, with their columns aligned.
 
     Example:
         >>> print(table([("NAME", "TYPE"), ("orders", "pool")]))
@@ -92,12 +68,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def run(app: click.Command, arguments: Sequence[str]) -> int:
-    """Run a command line, print its answer, and return the exit code.
-
-    Args:
-        app: The commands.
-        arguments: The words after the name of the program.
-    """
+    """Run a command line, print its answer, and return the exit code."""
     if "_PGMONKEY_COMPLETE" in os.environ:
         app.main(arguments, "pgmonkey")  # click answers the shell, and exits
     try:
@@ -110,56 +81,57 @@ def run(app: click.Command, arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        tell("interrupted")
-        return ExitCode.INTERRUPTED
+    except KeyboardInterrupt:
+        answer = Answer(code=ExitCode.INTERRUPTED, note="interrupted")
     except Exception as error:
-        failure = error if isinstance(error, Failure) else _expected(error)
+        failure = _failure(error)
         if failure is None:
             raise
-        answer = Answer(code=failure.code, note=failure.message)
+        answer = failure
     if answer.note:
         tell(answer.note)
     return int(answer.code)
 
 
-def _expected(error: Exception) -> Failure | None:
-    """Return the message and exit code of an expected error; `None` for a defect."""
+def _failure(error: Exception) -> Answer | None:
+    """Return the answer for an expected error; `None` for a defect."""
     from pgmonkey import errors
     from pgmonkey.service.client import UnreachableError
 
+    code, note = ExitCode.PROBLEM, str(error)
     match error:
         case errors.ConfigError():
-            lines = [*map(str, error.problems), errors.summary(error.problems)]
-            return Failure("\n".join(lines))
+            note += f"\n{errors.summary(error.problems)}"
         case errors.ConnectError() | errors.CheckoutTimeout():
-            return Failure(str(error), ExitCode.DATABASE_UNREACHABLE)
+            code = ExitCode.DATABASE_UNREACHABLE
         case UnreachableError():
-            return Failure(str(error), ExitCode.SERVICE_UNREACHABLE)
+            code = ExitCode.SERVICE_UNREACHABLE
         case errors.PgmonkeyError():
-            return Failure(str(error))
-        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _EXTRAS:
-            extra = _EXTRAS[(error.name or "").partition(".")[0]]
-            return Failure(f"{error.name} is not installed: pip install 'pgmonkey[{extra}]'")
-        case OSError() if error.filename is not None:
-            return Failure(f"{error.filename}: {error.strerror}")
-        case OSError(errno=errno.EPIPE):  # the reader has gone, as `head` does
+            pass
+        case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in _EXTRAS:
+            extra = _EXTRAS[name.partition(".")[0]]
+            note = f"{name} is not installed: pip install 'pgmonkey[{extra}]'"
+        case OSError(filename=name) if name is not None:
+            note = f"{name}: {error.strerror}"
+        case BrokenPipeError():  # the reader has gone, as `head` does
             _discard_output()
-            return Failure("")
+            note = ""
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EIO):
             _discard_output()
-            return Failure(f"cannot write the answer: {error.strerror}")
-    return None
+            note = f"cannot write the answer: {error.strerror}"
+        case _:
+            return None
+    return Answer(code=code, note=note)
 
 
 def _discard_output() -> None:
-    """Send what standard output still holds to nowhere: the flush at exit would fail again."""
+    """Point standard output to nowhere: the flush of its buffer at exit would fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
 
 
-#: The extra of the package that has a module.
+#: The extra of the package that brings a module.
 _EXTRAS: Final = {
     "starlette": "serve",
     "hypercorn": "serve",

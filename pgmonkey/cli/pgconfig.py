@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from pgmonkey.cli import generate_code, options
-from pgmonkey.cli.output import Answer, Failure
+from pgmonkey.cli.output import Answer, ExitCode
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
@@ -75,7 +75,9 @@ command.add_command(generate_code.command)
 
 @command.command("create")
 @options.config_file
-@options.choice("--type", "kind", words=("pg",), default="pg", text="The kind of database.")
+@click.option(
+    "--type", "kind", type=click.Choice(["pg"]), default="pg", help="The kind of database."
+)
 def create(path: Path, kind: str) -> Answer:
     """Write a new config file to fill in.
 
@@ -87,7 +89,7 @@ def create(path: Path, kind: str) -> Answer:
     except FileExistsError as error:
         if error.filename != str(path):
             raise  # a file is where its directory should be
-        raise Failure(f"{path} exists already and was left as it is") from None
+        return Answer(code=ExitCode.PROBLEM, note=f"{path} exists already and was left as it is")
     test = shlex.join(["pgmonkey", "pgconfig", "test", "--connconfig", str(path)])
     return Answer(f"{path} is written, and only you can read it; fill it in and try it:\n{test}")
 

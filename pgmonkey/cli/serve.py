@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     "address",
     metavar="HOST:PORT",
     default="127.0.0.1:9749",
-    show_default=True,
     help="The address to answer at; port 0: any free one.",
 )
 @click.option(
@@ -59,12 +58,12 @@ if TYPE_CHECKING:
     "--grace",
     type=click.FloatRange(min=0.0),
     default=1.0,
-    show_default=True,
     help="Seconds from the 503 of /readyz to the end of answering.",
 )
-@options.logs("auto")
+@options.log_format(default="auto")
+@options.log_level
 @options.allow_sensitive_defaults
-@options.trust("strict")
+@options.trust(default="strict")
 def command(
     directory: Path,
     address: str,

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pgmonkey.cli import options
-from pgmonkey.cli.output import Answer, ExitCode, Failure, formatted
-
-if TYPE_CHECKING:
-    from pgmonkey.config.explain import Value
+from pgmonkey.cli.output import Answer, ExitCode, formatted
 
 
 @click.command("show")
@@ -34,7 +30,7 @@ def command(
     Secrets are masked.
     """
     from pgmonkey.config.directory import DirectoryLoader
-    from pgmonkey.config.explain import explain
+    from pgmonkey.config.explain import explain, text_of
     from pgmonkey.errors import UnknownDatabaseError
 
     scan = DirectoryLoader(
@@ -43,53 +39,39 @@ def command(
     if scan.directory_ok and name in scan.missing:
         declared = DirectoryLoader(directory).scan().present
         unknown = UnknownDatabaseError.among(declared, name, str(directory))
-        raise Failure(str(unknown), ExitCode.USAGE)
+        return Answer(code=ExitCode.USAGE, note=str(unknown))
     scan.raise_for_problems()
     config = scan.configs[name]
     values = explain(config, directory)
-    data = {"name": name, "path": config.path, **_data(values, sources=sources)}
-    return Answer(formatted(output, data, _rows(values, sources=sources)))
-
-
-def _rows(values: Sequence[Value], *, sources: bool) -> list[tuple[str, ...]]:
-    from pgmonkey.config.explain import text_of
-
-    rows = [("KEY", "VALUE", "SOURCE")]
-    rows += [(one.key, text_of(one.value), str(one.source)) for one in values]
-    return [row if sources else row[:2] for row in rows]
-
-
-def _data(values: Sequence[Value], *, sources: bool) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
+    data: dict[str, Any] = {"name": name, "path": config.path, "settings": {}}
     for value in values:
         section, _, key = value.key.partition(".")
-        if not key:
-            settings[section] = value.value
-            continue
-        shown = _typed(key, value.value) if section == "connection_settings" else value.value
-        settings.setdefault(section, {})[key] = shown
-    if not sources:
-        return {"settings": settings}
-    return {
-        "settings": settings,
-        "sources": {value.key: value.source._asdict() for value in values},
-    }
+        if key:
+            data["settings"].setdefault(section, {})[key] = _typed(section, key, value.value)
+        else:
+            data["settings"][section] = value.value
+    rows = [("KEY", "VALUE", "SOURCE")]
+    rows += [(one.key, text_of(one.value), str(one.source)) for one in values]
+    if sources:
+        data["sources"] = {value.key: value.source._asdict() for value in values}
+        return Answer(formatted(output, data, rows))
+    return Answer(formatted(output, data, [row[:2] for row in rows]))
 
 
-def _typed(key: str, value: Any) -> Any:
-    """Return a connection setting with the type of its keyword; libpq takes them all as text."""
+def _typed(section: str, key: str, value: Any) -> Any:
+    """Return a value with the type of its key; libpq takes every connection setting as text."""
     from pgmonkey.config.libpq import keywords
 
-    kind = keywords()[key].kind if key in keywords() else "text"
-    if not isinstance(value, str) or value.strip("-0123456789,"):
-        return value  # of psycopg, or masked
-    match kind:
+    keyword = keywords().get(key) if section == "connection_settings" else None
+    if keyword is None or not isinstance(value, str) or value.strip("-0123456789,"):
+        return value  # no setting of libpq, or masked
+    match keyword.kind:
         case "integer" | "seconds":
             return int(value)
         case "flag":
             return value == "1"
-        case "port" if "," in value:
-            return [int(port) if port else None for port in value.split(",")]
         case "port":
-            return int(value)
-    return value
+            ports = [int(port) if port else None for port in value.split(",")]
+            return ports if len(ports) > 1 else ports[0]
+        case _:
+            return value

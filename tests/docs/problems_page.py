@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
-from pgmonkey.cli.check import check
 from pgmonkey.errors import Reason
 from pgmonkey.pool.connect_failure import HINTS
 from pgmonkey.errors import ConfigError, ConnectError
 from pgmonkey.config.problems import failed_probe
 from pgmonkey.config.directory import DirectoryLoader
+from pgmonkey.config.warnings import find_warnings
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.problems import CODES
 from pgmonkey.errors import Problem
@@ -217,4 +217,5 @@ def _warned() -> Iterator[Problem]:
         path.parent.mkdir()
         text = _FILE.replace("${ORDERS_PASSWORD}", "$ORDERS_PASSWORD")
         path.write_text(f"\ufeff{text}  application_name: {'orders-' * 10}\n")
-        yield from check("registry.d", static=True).warnings
+        configs = DirectoryLoader("registry.d", environ={}).scan().configs
+        yield from find_warnings(configs.values())
