@@ -8,5 +8,6 @@ pytest_plugins = [
     "tests.kit.leaks",
     "tests.kit.behaviour",
     "tests.kit.fixtures",
+    "tests.kit.manager",
     "tests.kit.alone",
 ]

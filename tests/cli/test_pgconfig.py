@@ -325,7 +325,7 @@ def test_a_generated_program_ends_by_itself(
 def test_a_generated_program_may_accept_sensitive_defaults(
     library: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """B84: `--allow-sensitive-defaults` holds for the program; it does not hold the default."""
+    """`--allow-sensitive-defaults` holds for the program; it does not hold the default."""
     path = tmp_path / "config.yaml"
     env = _with_references(path, database)
     del env["APP_PASSWORD"]

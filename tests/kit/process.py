@@ -1,12 +1,16 @@
-"""A process of a test: it ends with the test, and what it prints is there to be read."""
+"""Processes of a test: programs that end with it, forked children, and interrupts."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import IO, Any, Self, TypeVar
 
 from tests.kit.canary import Canary
@@ -112,3 +116,45 @@ def end(process: subprocess.Popen[Any], number: signal.Signals = signal.SIGTERM)
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()
+
+
+def in_a_child(act: Callable[[], Any], seconds: int = 20) -> Any:
+    """Run a function in a forked child and return its result, or raise what it raised."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        signal.alarm(seconds)  # a child that hangs ends, and its pipe with it
+        try:
+            try:
+                result: Any = (True, act())
+            except BaseException:
+                result = (False, traceback.format_exc())
+            os.write(writing, pickle.dumps(result))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        received = pipe.read()
+    os.waitpid(child, 0)
+    assert received, "the child ended without a result: it hung, or it crashed"
+    good, result = pickle.loads(received)
+    assert good, result
+    return result
+
+
+@contextmanager
+def interrupted_after(seconds: float, error: type[BaseException]) -> Iterator[None]:
+    """Raise in the main thread, from a signal handler, as Ctrl-C does."""
+
+    def throw(_number: int, _frame: FrameType | None) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, throw)
+    # pytest-timeout watches over this test with the same timer.
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, remaining, interval)

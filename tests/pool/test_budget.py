@@ -18,8 +18,8 @@ from pgmonkey.pool.usage import Usage
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
+from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory
-from tests.process.test_fork import in_a_child
 
 NAMES = ("audit", "events", "orders", "reports")
 LIMIT = 6

@@ -16,9 +16,9 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.leaks import session_servers_key
 from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.secure_server import SecureServer
 from tests.kit.server import PostgresServer
 from tests.pool.side import Client, takes, works
-from tests.registry.test_tls_files import SecureServer
 
 pytestmark = pytest.mark.tls
 

@@ -21,10 +21,10 @@ from pgmonkey.pool.connection import age_limit
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
+from tests.kit.process import interrupted_after
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 from tests.pool.side import Client, Make, takes
-from tests.process.test_interrupts import interrupted_after
 
 
 def test_the_error_of_a_busy_pool_says_what_there_is_and_who_holds_it(make: Make) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import os
 import pickle
-import signal
 import threading
-import traceback
-from collections.abc import Callable
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -20,33 +16,9 @@ from pgmonkey.pool import fault_points
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
+from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
-
-
-def in_a_child(act: Callable[[], Any], seconds: int = 20) -> Any:
-    """Run a function in a forked child and return its result, or raise what it raised."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        signal.alarm(seconds)  # a child that hangs ends, and its pipe with it
-        try:
-            try:
-                result: Any = (True, act())
-            except BaseException:
-                result = (False, traceback.format_exc())
-            os.write(writing, pickle.dumps(result))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        received = pipe.read()
-    os.waitpid(child, 0)
-    assert received, "the child ended without a result: it hung, or it crashed"
-    good, result = pickle.loads(received)
-    assert good, result
-    return result
 
 
 def backend(registry: Registry, name: str = "orders") -> int:

@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.events import no_fork
 from pgmonkey.telemetry.multiprocess import MetricFiles
-from tests.process.test_fork import in_a_child
+from tests.kit.process import in_a_child
 
 FORKS = 20
 

@@ -10,9 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from tests.docs.snippets import ROOT, parse
 from tests.kit import TemporaryDatabase
@@ -108,33 +105,6 @@ def plain_environment() -> dict[str, str]:
     """Return what a program needs from the environment, without any `PG*`."""
     kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
     return kept | {"PYTHONPATH": str(ROOT)}
-
-
-def write_config(directory: Path, content: Mapping[str, Any], name: str = "config.yaml") -> Path:
-    """Write a configuration file."""
-    path = directory / name
-    path.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
-    return path
-
-
-def declare(
-    directory: Path,
-    database: TemporaryDatabase,
-    name: str = "config.yaml",
-    connection: Mapping[str, Any] | None = None,
-    **sections: Any,
-) -> Path:
-    """Write the configuration file of a database that exists.
-
-    Args:
-        directory: Where.
-        database: The database.
-        name: The name of the file.
-        connection: More connection settings, or others.
-        sections: The rest of the file.
-    """
-    settings = database.parameters() | dict(connection or {})
-    return write_config(directory, {"connection_settings": settings, **sections}, name)
 
 
 def leave_traces(database: TemporaryDatabase) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.kit import Canary, TemporaryDatabase, eventually
-from tests.recipes.recipe import ENDS_WITHIN, declare, leave_traces, recipe, run, traces
+from tests.kit.manager import declare
+from tests.recipes.recipe import ENDS_WITHIN, leave_traces, recipe, run, traces
 
 WORK = {
     "Normal (Synchronous) Connection": ["version"],
@@ -124,7 +125,7 @@ def left_to_exit() -> str:
 def test_the_clean_up_of_an_async_pool_can_be_left_to_exit(
     directory: Path, database: TemporaryDatabase, outcome: str, attempt: int
 ) -> None:
-    """B20: a program whose async pool is still filling ends by itself, also when it raises."""
+    """A program whose async pool is still filling ends by itself, also when it raises."""
     text = left_to_exit()
     if outcome == "raises":
         text = text.replace("    assert same_pool is pool\n", "    raise LookupError('stop')\n")
@@ -183,7 +184,7 @@ def test_a_server_that_is_not_there_ends_the_program_with_its_reason(
 def test_ctrl_c_ends_the_program_and_rolls_back(
     directory: Path, database: TemporaryDatabase, heading: str
 ) -> None:
-    """B6: an interrupt in the middle of a query undoes the block and ends the program at once."""
+    """An interrupt in the middle of a query undoes the block and ends the program at once."""
     text = recipe("connections", heading)
     begin = text.index("cur.execute('")
     end = text.index("\n", begin)

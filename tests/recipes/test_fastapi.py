@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.kit import TemporaryDatabase, eventually
-from tests.recipes.recipe import ENDS_WITHIN, declare, recipe, run
+from tests.kit.manager import declare
+from tests.recipes.recipe import ENDS_WITHIN, recipe, run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # how the client does its requests is not ours
@@ -142,7 +143,7 @@ def test_the_methods_of_the_class_commit_and_roll_back(
 def test_a_dependency_commits_or_rolls_back_with_its_request(
     program: dict[str, Any], database: TemporaryDatabase, path: str
 ) -> None:
-    """B9: with concurrent requests, those that succeed are committed, those that fail are not."""
+    """With concurrent requests, those that succeed are committed, those that fail are not."""
     numbers = [*range(100, 130), *range(100, 110)]  # the last ten are refused as duplicates
     with TestClient(program["app"], raise_server_exceptions=False) as client:
 
@@ -160,7 +161,7 @@ def test_a_dependency_commits_or_rolls_back_with_its_request(
 def test_a_sync_dependency_is_entered_used_and_left_in_different_threads(
     program: dict[str, Any], database: TemporaryDatabase
 ) -> None:
-    """B9: the connection goes with the request, whichever threads serve it."""
+    """The connection goes with the request, whichever threads serve it."""
     seen: list[set[int]] = []
     inside = program["sync_transaction"]
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.kit import TemporaryDatabase, eventually
-from tests.recipes.recipe import ENDS_WITHIN, declare, recipe, run
+from tests.kit.manager import declare
+from tests.recipes.recipe import ENDS_WITHIN, recipe, run
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_the_methods_of_the_class_commit_and_roll_back(
 def test_a_method_called_inside_a_block_loses_nothing(
     program: dict[str, Any], database: TemporaryDatabase
 ) -> None:
-    """B1: the class's own method inside `with db.pool` is a checkout of its own; both commit."""
+    """The class's own method inside `with db.pool` is a checkout of its own; both commit."""
     db = program["db"]
     with db.pool as conn:
         conn.execute("INSERT INTO users (name) VALUES ('outer-1')")

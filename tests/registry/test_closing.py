@@ -14,7 +14,7 @@ import pytest
 
 from pgmonkey import HandleClosedError, PGConnectionManager
 from tests.kit import ChaosProxy, TemporaryDatabase, aeventually, eventually
-from tests.registry.conftest import Declare
+from tests.kit.manager import Write
 
 
 def no_one(database: TemporaryDatabase) -> None:
@@ -83,7 +83,7 @@ async def test_clear_cache_async_before_a_pool_has_filled(
 
 
 async def test_clear_cache_in_a_running_loop_refuses_and_closes_nothing(config: Path) -> None:
-    """B24: the sync call cannot close this loop's connections, and says what to call."""
+    """The sync call cannot close this loop's connections, and says what to call."""
     async with PGConnectionManager() as manager:
         handle = await manager.get_database_connection(config, "async")
 
@@ -98,7 +98,7 @@ async def test_clear_cache_in_a_running_loop_refuses_and_closes_nothing(config: 
 async def test_others_go_on_while_a_cache_is_being_cleared(
     config: Path, database: TemporaryDatabase
 ) -> None:
-    """B21: a task that asks the manager while another one clears it does not block the loop."""
+    """A task that asks the manager while another one clears it does not block the loop."""
     async with PGConnectionManager() as manager:
 
         async def ask() -> None:
@@ -155,7 +155,7 @@ def test_threads_that_ask_while_others_clear_leave_nothing_behind(
 
 
 def test_leaving_with_closes(config: Path, database: TemporaryDatabase) -> None:
-    """B37: `with PGConnectionManager()` ends with nothing open, also when the block raises."""
+    """`with PGConnectionManager()` ends with nothing open, also when the block raises."""
     with pytest.raises(LookupError), PGConnectionManager() as manager:
         with manager.get_database_connection(config, "pool") as connection:
             connection.execute("SELECT 1")
@@ -164,7 +164,7 @@ def test_leaving_with_closes(config: Path, database: TemporaryDatabase) -> None:
 
 
 async def test_leaving_async_with_closes(config: Path, database: TemporaryDatabase) -> None:
-    """B37: and so does `async with`, sync handles included."""
+    """And so does `async with`, sync handles included."""
     async with PGConnectionManager() as manager:
         manager.get_database_connection(config, "pool")
         async with await manager.get_database_connection(config, "async_pool") as connection:
@@ -176,7 +176,7 @@ async def test_leaving_async_with_closes(config: Path, database: TemporaryDataba
 def test_a_dropped_manager_is_collected_and_its_connections_close(
     config: Path, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B33: twenty dropped managers leave no session behind."""
+    """Twenty dropped managers leave no session behind."""
     seen = []
     for _ in range(20):
         manager = PGConnectionManager()
@@ -195,7 +195,7 @@ def test_a_dropped_manager_is_collected_and_its_connections_close(
 async def test_a_dropped_manager_closes_its_async_connections(
     config: Path, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B33: async connections close on their loop."""
+    """Async connections close on their loop."""
 
     async def use() -> None:
         manager = PGConnectionManager()
@@ -276,9 +276,9 @@ def test_connections_of_a_loop_that_stands_still_close_from_outside(
 
 @pytest.mark.parametrize("connection_type", ["normal", "pool"])
 def test_closing_does_not_wait_for_a_server_that_has_fallen_silent(
-    write: Declare, proxy: ChaosProxy, connection_type: str
+    write: Write, proxy: ChaosProxy, connection_type: str
 ) -> None:
-    """B31: `clear_cache` takes no time of a network that swallows everything."""
+    """`clear_cache` takes no time of a network that swallows everything."""
     config = write(connection={"host": proxy.host, "port": proxy.port})
     manager = PGConnectionManager()
     with manager.get_database_connection(config, connection_type) as connection:

@@ -12,7 +12,7 @@ import pytest
 
 from pgmonkey import PGConnectionManager, ReloadRejectedError
 from tests.kit import CapturedEvents, TemporaryDatabase, aeventually, eventually
-from tests.registry.conftest import Declare
+from tests.kit.manager import Write
 
 PID = "SELECT pg_backend_pid()"
 
@@ -54,9 +54,9 @@ async def test_the_same_async_handle_gets_new_connections(
 
 @pytest.mark.parametrize("connection_type", ["normal", "pool"])
 def test_a_changed_file_moves_the_handle_and_leaves_nothing_behind(
-    manager: PGConnectionManager, write: Declare, database: TemporaryDatabase, connection_type: str
+    manager: PGConnectionManager, write: Write, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B25, B30: the handle that the path gave runs what the file says now; nothing stays cached."""
+    """The handle that the path gave runs what the file says now; nothing stays cached."""
     statement = "SELECT current_setting('application_name')"
     config = write(connection={"application_name": "first"})
     handle = manager.get_database_connection(config, connection_type)
@@ -75,7 +75,7 @@ def test_a_changed_file_moves_the_handle_and_leaves_nothing_behind(
 
 
 def test_the_handle_is_found_however_the_call_is_spelled(
-    manager: PGConnectionManager, write: Declare, monkeypatch: pytest.MonkeyPatch
+    manager: PGConnectionManager, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The path may be relative and the type may come from the file: it is the same handle."""
     config = write(connection_type="pool", description="first")
@@ -90,9 +90,9 @@ def test_the_handle_is_found_however_the_call_is_spelled(
 
 @pytest.mark.parametrize("connection_type", ["normal", "pool"])
 def test_a_refused_login_keeps_the_good_connection(
-    manager: PGConnectionManager, write: Declare, connection_type: str
+    manager: PGConnectionManager, write: Write, connection_type: str
 ) -> None:
-    """B26: what cannot connect replaces nothing; the error has the server's reason."""
+    """What cannot connect replaces nothing; the error has the server's reason."""
     config = write()
     handle = manager.get_database_connection(config, connection_type)
     with handle as connection:
@@ -112,9 +112,9 @@ def test_a_refused_login_keeps_the_good_connection(
 
 @pytest.mark.parametrize("connection_type", ["async", "async_pool"])
 async def test_a_refused_login_keeps_the_good_async_connection(
-    write: Declare, connection_type: str
+    write: Write, connection_type: str
 ) -> None:
-    """B26 for async types."""
+    """The same for async types."""
     config = write()
     async with PGConnectionManager() as manager:
         handle = await manager.get_database_connection(config, connection_type)
@@ -133,7 +133,7 @@ async def test_a_refused_login_keeps_the_good_async_connection(
 def test_a_query_under_way_is_not_disturbed(
     manager: PGConnectionManager, config: Path, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B27: a reload during another thread's query fails neither the query nor its transaction."""
+    """A reload during another thread's query fails neither the query nor its transaction."""
     database.execute("CREATE TABLE public.rows (id int)")
     database.execute(f'GRANT ALL ON public.rows TO "{database.user}"')
     handle = manager.get_database_connection(config, connection_type)
@@ -167,7 +167,7 @@ def test_a_query_under_way_is_not_disturbed(
 def test_a_kept_reference_goes_on_with_the_new_connections(
     manager: PGConnectionManager, config: Path, database: TemporaryDatabase
 ) -> None:
-    """B27: the application that keeps `self.pool` gets the new pool, and clear_cache closes all."""
+    """The application that keeps `self.pool` gets the new pool, and clear_cache closes all."""
     kept = manager.get_database_connection(config, "pool")
     with kept as connection:
         before = connection.execute(PID).fetchone()
@@ -188,7 +188,7 @@ def test_eight_concurrent_reloads_leave_no_connection_behind(
     events: CapturedEvents,
     connection_type: str,
 ) -> None:
-    """B28: they share their results, and what they replaced is closed."""
+    """They share their results, and what they replaced is closed."""
     handle = manager.get_database_connection(config, connection_type)
     with handle:
         pass
@@ -209,7 +209,7 @@ def test_eight_concurrent_reloads_leave_no_connection_behind(
 async def test_eight_concurrent_async_reloads_share_one(
     config: Path, database: TemporaryDatabase, events: CapturedEvents
 ) -> None:
-    """B28 for tasks."""
+    """The same for tasks."""
     async with PGConnectionManager() as manager:
         handle = await manager.get_database_connection(config, "async_pool")
         async with handle:
@@ -240,7 +240,7 @@ def test_a_reload_that_comes_first_opens(
 
 
 def test_another_file_with_equal_contents_is_not_moved_along(
-    manager: PGConnectionManager, write: Declare
+    manager: PGConnectionManager, write: Write
 ) -> None:
     """Equal files share a handle; when one of them changes, the other one's stays what it is."""
     statement = "SELECT current_setting('application_name')"
@@ -261,7 +261,7 @@ def test_another_file_with_equal_contents_is_not_moved_along(
 
 
 def test_a_reload_onto_the_configuration_of_another_handle_loses_neither(
-    manager: PGConnectionManager, write: Declare, database: TemporaryDatabase
+    manager: PGConnectionManager, write: Write, database: TemporaryDatabase
 ) -> None:
     """When a file goes back to values that an older handle still runs, both close with the cache."""
     config = write(description="first")
@@ -297,9 +297,9 @@ def test_a_dictionary_is_reloaded_too(
 
 
 def test_a_rotated_secret_is_taken_up_by_the_handle_that_the_application_keeps(
-    manager: PGConnectionManager, write: Declare, database: TemporaryDatabase, tmp_path: Path
+    manager: PGConnectionManager, write: Write, database: TemporaryDatabase, tmp_path: Path
 ) -> None:
-    """B30: after a rotation, force_reload gives the kept handle the new password; one pool, not two."""
+    """After a rotation, force_reload gives the kept handle the new password; one pool, not two."""
     secret = tmp_path / "password"
     secret.write_text(database.password, encoding="utf-8")
     config = write(connection={"password": {"from_file": str(secret)}})
@@ -359,7 +359,7 @@ async def test_a_reload_inside_of_an_async_block_waits_for_nobody(
 
 @pytest.mark.parametrize("connection_type", ["async", "async_pool"])
 def test_a_reload_that_ends_with_its_loop_replaces_nothing(
-    manager: PGConnectionManager, write: Declare, connection_type: str
+    manager: PGConnectionManager, write: Write, connection_type: str
 ) -> None:
     """What it would have moved to was never proved: the next loop has what ran before."""
     config = write()

@@ -14,7 +14,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
-from tests.registry.test_rotation_under_load import STATEMENT, Load, async_workers, sync_workers
+from tests.registry.load import STATEMENT, Load, async_workers, sync_workers
 
 SIZE = 4
 

@@ -20,7 +20,7 @@ from pgmonkey import (
 )
 from pgmonkey.config import loader
 from tests.kit import Canary, CapturedEvents, ChaosProxy, TemporaryDatabase, eventually
-from tests.registry.conftest import Declare
+from tests.kit.manager import Write
 
 TYPES = ("normal", "pool", "async", "async_pool")
 
@@ -56,7 +56,7 @@ async def test_an_async_type_gives_a_coroutine_of_the_same_handle(
 
 
 def test_the_file_names_the_type_and_the_argument_overrides_it(
-    manager: PGConnectionManager, write: Declare
+    manager: PGConnectionManager, write: Write
 ) -> None:
     """`connection_type` of the file is the default, `normal` if there is none; each type has a handle."""
     pooled = write("pooled.yaml", connection_type="pool")
@@ -105,7 +105,7 @@ def test_twenty_threads_that_ask_first_make_one_pool(
     events: CapturedEvents,
     connection_type: str,
 ) -> None:
-    """B29: single flight: one handle, one pool, and no connection more than its size."""
+    """Single flight: one handle, one pool, and no connection more than its size."""
     barrier = threading.Barrier(20)
 
     def ask(_number: int) -> object:
@@ -146,7 +146,7 @@ async def test_twenty_tasks_that_ask_first_make_one_pool(
 
 @pytest.mark.parametrize("connection_type", ["normal", "async"])
 def test_one_connection_is_made_in_the_call_and_its_error_is_the_servers(
-    manager: PGConnectionManager, write: Declare, connection_type: str
+    manager: PGConnectionManager, write: Write, connection_type: str
 ) -> None:
     """`normal` and `async` raise the server's reason where the handle is asked for, and cache nothing."""
     config = write(connection={"password": "not-the-password"})
@@ -166,9 +166,9 @@ def test_one_connection_is_made_in_the_call_and_its_error_is_the_servers(
 
 
 def test_a_pool_that_cannot_connect_says_so_at_its_first_checkout(
-    manager: PGConnectionManager, write: Declare
+    manager: PGConnectionManager, write: Write
 ) -> None:
-    """B41: the first block raises the server's reason at once instead of a bare timeout."""
+    """The first block raises the server's reason at once instead of a bare timeout."""
     pool = manager.get_database_connection(write(connection={"password": "wrong"}), "pool")
 
     with pytest.raises(ConnectError, match="password authentication failed"), pool:
@@ -176,9 +176,9 @@ def test_a_pool_that_cannot_connect_says_so_at_its_first_checkout(
 
 
 def test_a_silent_server_holds_up_nobody_who_asks_for_another_one(
-    manager: PGConnectionManager, write: Declare, proxy: ChaosProxy
+    manager: PGConnectionManager, write: Write, proxy: ChaosProxy
 ) -> None:
-    """B31: while one configuration is being connected or closed, calls for others go on."""
+    """While one configuration is being connected or closed, calls for others go on."""
     good = write("good.yaml")
     silent = write("silent.yaml", connection={"host": proxy.host, "port": proxy.port}, timeout=40)
     proxy.set("blackhole")
@@ -218,7 +218,7 @@ def test_errors_of_a_file_are_raised_at_the_call_also_for_async_types(
 def test_cache_info_counts_and_says_nothing_of_secrets(
     manager: PGConnectionManager, config: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """B34: one entry for each handle, whose name differs from process to process."""
+    """One entry for each handle, whose name differs from process to process."""
     assert manager.cache_info == {"size": 0, "connection_types": {}}
     manager.get_database_connection(config, "normal")
     manager.get_database_connection(config, "pool")
@@ -232,7 +232,7 @@ def test_cache_info_counts_and_says_nothing_of_secrets(
 
 
 def test_a_cached_call_parses_nothing_and_sees_what_changed(
-    manager: PGConnectionManager, write: Declare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    manager: PGConnectionManager, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A repeated call reads no YAML; a changed file, variable or secret file gives a new handle."""
     secret = tmp_path / "secret"
@@ -276,7 +276,7 @@ def test_a_cached_call_parses_nothing_and_sees_what_changed(
 
 
 def test_going_back_to_old_values_goes_back_to_the_old_handle(
-    manager: PGConnectionManager, write: Declare
+    manager: PGConnectionManager, write: Write
 ) -> None:
     """The key is what the file says, so an edit that is undone gives the handle from before."""
     config = write()
@@ -292,7 +292,7 @@ def test_going_back_to_old_values_goes_back_to_the_old_handle(
 def test_a_file_that_is_removed_after_start_breaks_no_open_handle(
     manager: PGConnectionManager, config: Path, connection_type: str
 ) -> None:
-    """B32: the handle goes on, and the same call goes on giving it; another manager says what is wrong."""
+    """The handle goes on, and the same call goes on giving it; another manager says what is wrong."""
     handle = manager.get_database_connection(config, connection_type)
     config.unlink()
 
@@ -304,7 +304,7 @@ def test_a_file_that_is_removed_after_start_breaks_no_open_handle(
 
 
 def test_a_secret_file_that_is_gone_for_a_moment_breaks_no_open_handle(
-    manager: PGConnectionManager, write: Declare, database: TemporaryDatabase, tmp_path: Path
+    manager: PGConnectionManager, write: Write, database: TemporaryDatabase, tmp_path: Path
 ) -> None:
     """While a secret is being replaced, the call gives what it gave before."""
     secret = tmp_path / "password"
@@ -317,7 +317,7 @@ def test_a_secret_file_that_is_gone_for_a_moment_breaks_no_open_handle(
 
 
 def test_references_stay_verbatim_unless_asked_for(
-    manager: PGConnectionManager, write: Declare, monkeypatch: pytest.MonkeyPatch
+    manager: PGConnectionManager, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without `resolve_env` the text is what the file says; with it, what the variable says."""
     monkeypatch.setenv("APP_NAME", "resolved")
@@ -331,7 +331,7 @@ def test_references_stay_verbatim_unless_asked_for(
 
 
 def test_a_sensitive_default_is_refused_until_it_is_allowed(
-    manager: PGConnectionManager, write: Declare, database: TemporaryDatabase
+    manager: PGConnectionManager, write: Write, database: TemporaryDatabase
 ) -> None:
     """`${NAME:-default}` of a password needs `allow_sensitive_defaults`."""
     config = write(connection={"password": "${NOT_SET_ANYWHERE:-" + database.password + "}"})
@@ -359,7 +359,7 @@ def test_the_old_wrapper_is_unwrapped_with_a_warning(
 
 
 def test_twenty_threads_that_cannot_connect_get_an_error_each(
-    manager: PGConnectionManager, write: Declare, database: TemporaryDatabase
+    manager: PGConnectionManager, write: Write, database: TemporaryDatabase
 ) -> None:
     """All hear the server's reason; the server is asked once or twice, not twenty times."""
     config = write(connection={"password": "not-the-password"})

@@ -18,9 +18,9 @@ from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
+from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
-from tests.process.test_fork import in_a_child
 
 
 def serves(registry: Registry) -> bool:

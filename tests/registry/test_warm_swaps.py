@@ -17,7 +17,7 @@ from pgmonkey.pool.target import Applied
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
-from tests.registry.test_rotation_under_load import Load, Peak, async_workers, sync_workers
+from tests.registry.load import Load, Peak, async_workers, sync_workers
 
 SIZE = 4
 

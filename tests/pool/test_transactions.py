@@ -1,4 +1,4 @@
-"""Transactions and sharing: rows B1 to B11 of what 4.0 did wrong."""
+"""Transactions, and handles that threads and tasks share, through the API of 4.0."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from pgmonkey import NestedCheckoutError, PGConnectionManager
 from tests.kit import TemporaryDatabase, aeventually, eventually
+from tests.kit.manager import Write
 from tests.recipes.recipe import recipe
-from tests.regressions.conftest import Write
 
 Rows = Callable[[], list[int]]
 
@@ -25,7 +25,7 @@ Rows = Callable[[], list[int]]
 def test_nested_with_on_a_pool_in_one_thread_loses_nothing(
     manager: PGConnectionManager, write: Write, rows: Rows
 ) -> None:
-    """B1: the outer block keeps its connection and its transaction; both commit."""
+    """The outer block keeps its connection and its transaction; both commit."""
     pool = manager.get_database_connection(write(), "pool")
     with pool as outer:
         outer.execute("INSERT INTO rows VALUES (1)")
@@ -42,7 +42,7 @@ def test_nested_with_on_a_pool_in_one_thread_loses_nothing(
 def test_a_nested_block_that_fails_takes_nothing_else_with_it(
     manager: PGConnectionManager, write: Write, rows: Rows
 ) -> None:
-    """B1: each block has its own outcome."""
+    """Each block has its own outcome."""
     pool = manager.get_database_connection(write(), "pool")
     with pool as outer:
         outer.execute("INSERT INTO rows VALUES (1)")
@@ -54,7 +54,7 @@ def test_a_nested_block_that_fails_takes_nothing_else_with_it(
 
 
 async def test_nested_async_with_in_one_task_loses_nothing(write: Write, rows: Rows) -> None:
-    """B2: the same for an async pool in one task."""
+    """In one task, too, the outer block keeps its connection and its transaction; both commit."""
     async with PGConnectionManager() as manager:
         pool = await manager.get_database_connection(write(), "async_pool")
         async with pool as outer:
@@ -69,7 +69,7 @@ async def test_nested_async_with_in_one_task_loses_nothing(write: Write, rows: R
 
 
 async def test_a_child_task_never_runs_on_its_parents_connection(write: Write, rows: Rows) -> None:
-    """B3: each child has its own; one that outlives the block cannot touch another's work."""
+    """Each child task has its own connection; one that outlives the block cannot touch another's work."""
     async with PGConnectionManager() as manager:
         pool = await manager.get_database_connection(write(), "async_pool")
         started, go = asyncio.Event(), asyncio.Event()
@@ -104,7 +104,7 @@ async def test_a_child_task_never_runs_on_its_parents_connection(write: Write, r
 def test_two_threads_on_one_normal_handle_do_not_disturb_each_other(
     manager: PGConnectionManager, write: Write, rows: Rows
 ) -> None:
-    """B4: they take turns; the failure of one undoes nothing of the other."""
+    """The threads take turns; the failure of one undoes nothing of the other."""
     handle = manager.get_database_connection(write(), "normal")
     inside, release = threading.Event(), threading.Event()
 
@@ -135,7 +135,7 @@ def test_two_threads_on_one_normal_handle_do_not_disturb_each_other(
 async def test_ten_tasks_on_one_async_handle_do_not_disturb_each_other(
     write: Write, rows: Rows
 ) -> None:
-    """B4: of ten tasks, those that fail leave nothing, and those that don't lose nothing."""
+    """Those that fail leave nothing behind, and the others lose nothing."""
     async with PGConnectionManager() as manager:
         handle = await manager.get_database_connection(write(), "async")
 
@@ -157,7 +157,7 @@ async def test_ten_tasks_on_one_async_handle_do_not_disturb_each_other(
 def test_a_single_connection_stays_open_between_blocks(
     manager: PGConnectionManager, write: Write, connection_type: str
 ) -> None:
-    """B5: three blocks use one backend; the cached handle is connected when it is given."""
+    """Three blocks use one backend; the cached handle is connected when it is given."""
     config = write()
 
     async def pids() -> set[int]:
@@ -193,7 +193,7 @@ def test_an_interruption_rolls_back_and_the_next_transaction_commits_nothing_of_
     connection_type: str,
     interruption: type[BaseException],
 ) -> None:
-    """B6: whatever ends a transaction but success undoes it, in a block and in `transaction()`."""
+    """Whatever ends a transaction except success rolls it back, in a block and in `transaction()`."""
     handle = manager.get_database_connection(write(), connection_type)
     for borrowed in (handle, handle.transaction()):
         with pytest.raises(interruption), borrowed as connection:
@@ -213,7 +213,7 @@ def test_ctrl_c_during_a_query_rolls_back(
     database: TemporaryDatabase,
     connection_type: str,
 ) -> None:
-    """B6: a real SIGINT in the middle of a query ends it, undoes the block, and loses no connection."""
+    """A real SIGINT in the middle of a query ends it, undoes the block, and loses no connection."""
     handle = manager.get_database_connection(write(), connection_type)
 
     def interrupt() -> None:
@@ -237,7 +237,7 @@ def test_ctrl_c_during_a_query_rolls_back(
 async def test_a_cancelled_task_rolls_back(
     write: Write, rows: Rows, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B6: cancelling a task in the middle of a query undoes its block."""
+    """Cancelling a task in the middle of a query undoes its block."""
     async with PGConnectionManager() as manager:
         handle = await manager.get_database_connection(write(), connection_type)
 
@@ -261,7 +261,7 @@ async def test_a_cancelled_task_rolls_back(
 def test_an_inner_transaction_is_a_savepoint_on_every_type(
     manager: PGConnectionManager, write: Write, rows: Rows, connection_type: str
 ) -> None:
-    """B7: a failing outer transaction undoes the inner one; a failing inner one undoes only itself."""
+    """A failing outer transaction undoes the inner one; a failing inner one undoes only itself."""
     handle = manager.get_database_connection(write(), connection_type)
     with contextlib.suppress(LookupError), handle.transaction() as connection:
         connection.execute("INSERT INTO rows VALUES (1)")
@@ -281,7 +281,7 @@ def test_an_inner_transaction_is_a_savepoint_on_every_type(
 def test_a_cursor_outside_of_a_block_commits_on_every_type(
     manager: PGConnectionManager, write: Write, rows: Rows, connection_type: str
 ) -> None:
-    """B8: `handle.cursor()` is a checkout of its own, with one rule: success commits."""
+    """`handle.cursor()` is a checkout of its own, with one rule: success commits."""
     handle = manager.get_database_connection(write(), connection_type)
     with handle.cursor() as cursor:
         cursor.execute("INSERT INTO rows VALUES (1)")
@@ -296,7 +296,7 @@ def test_a_cursor_outside_of_a_block_commits_on_every_type(
 async def test_an_async_cursor_outside_of_a_block_commits(
     write: Write, rows: Rows, connection_type: str
 ) -> None:
-    """B8 for async types."""
+    """The same for async types."""
     async with PGConnectionManager() as manager:
         handle = await manager.get_database_connection(write(), connection_type)
         async with handle.cursor() as cursor:
@@ -313,7 +313,7 @@ async def test_an_async_cursor_outside_of_a_block_commits(
 def test_a_generator_may_be_entered_used_and_left_in_three_threads(
     manager: PGConnectionManager, write: Write, rows: Rows, connection_type: str
 ) -> None:
-    """B9: frameworks run a `yield` dependency like that; its outcome is that of its block."""
+    """Frameworks run a `yield` dependency like that; it commits if its block succeeds."""
     handle = manager.get_database_connection(write(), connection_type)
 
     def dependency() -> Iterator[Any]:
@@ -342,7 +342,7 @@ def test_a_generator_may_be_entered_used_and_left_in_three_threads(
 def test_the_callers_own_exception_arrives_when_the_connection_is_dead(
     manager: PGConnectionManager, write: Write, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B10: neither the failed rollback nor the lost connection takes its place."""
+    """The caller gets it, not the failed rollback nor the lost connection."""
     handle = manager.get_database_connection(write(), connection_type)
     with pytest.raises(LookupError, match="mine"), handle as connection:
         connection.execute("SELECT 1")
@@ -361,7 +361,7 @@ def test_the_callers_own_exception_arrives_when_the_connection_is_dead(
 def test_the_block_has_all_of_psycopg(
     manager: PGConnectionManager, write: Write, connection_type: str
 ) -> None:
-    """B11: row factories, server-side cursors, pipelines, isolation levels, COPY: nothing is hidden."""
+    """Row factories, server-side cursors, pipelines, isolation levels, COPY: all work."""
     from psycopg.rows import dict_row
 
     handle = manager.get_database_connection(write(), connection_type)
@@ -385,7 +385,7 @@ def test_the_block_has_all_of_psycopg(
 def test_a_helper_that_borrows_for_itself_inside_a_block(
     manager: PGConnectionManager, write: Write, rows: Rows, connection_type: str
 ) -> None:
-    """B1: on a pool the documented class works inside its own block; one connection says why not."""
+    """On a pool the documented class works inside its own block; one connection says why not."""
     namespace: dict[str, Any] = {}
     exec(recipe("flask", "Database Class for Flask"), namespace)
     db = namespace["Database"](write())

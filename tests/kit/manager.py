@@ -1,24 +1,49 @@
-"""What the regression tests share: the four connection types, asked through the older API."""
+"""Configuration files, and the API of 4.0 that serves them: what its tests share."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pgmonkey import PGConnectionManager
-from tests.kit import TemporaryDatabase
-from tests.recipes.recipe import declare
+from tests.kit.database import TemporaryDatabase
 
 TYPES = ("normal", "pool", "async", "async_pool")
 SIZES = {"min_size": 1, "max_size": 4}
 
 Write = Callable[..., Path]
-#: Runs statements, one block for each inner list, and returns the last row of each block.
-Ask = Callable[..., list[Any]]
+
+
+def write_config(directory: Path, content: Mapping[str, Any], name: str = "config.yaml") -> Path:
+    """Write a configuration file."""
+    path = directory / name
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def declare(
+    directory: Path,
+    database: TemporaryDatabase,
+    name: str = "config.yaml",
+    connection: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Path:
+    """Write the configuration file of a database that exists.
+
+    Args:
+        directory: Where.
+        database: The database.
+        name: The name of the file.
+        connection: More connection settings, or others.
+        sections: The rest of the file.
+    """
+    settings = database.parameters() | dict(connection or {})
+    return write_config(directory, {"connection_settings": settings, **sections}, name)
 
 
 @pytest.fixture
@@ -37,6 +62,12 @@ def write(tmp_path: Path, database: TemporaryDatabase) -> Write:
         return declare(tmp_path, database, name, **content)
 
     return write
+
+
+@pytest.fixture
+def config(write: Write) -> Path:
+    """A configuration file whose pools have from one to four connections."""
+    return write()
 
 
 @pytest.fixture

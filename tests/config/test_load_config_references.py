@@ -1,4 +1,4 @@
-"""References and secrets: rows B70 to B78 of what 4.0 did wrong, through the older API."""
+"""References and secrets, through the API of 4.0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 from pgmonkey import EnvInterpolationError, PGConnectionManager, load_config, redact_config
 from tests.kit import Canary, TemporaryDatabase
-from tests.recipes.recipe import declare
+from tests.kit.manager import declare
 
 Load = Callable[..., Any]
 
@@ -52,7 +52,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     ],
 )
 def test_references_do_what_a_shell_user_expects(load: Load, text: str, expected: str) -> None:
-    """B70, B72: empty takes the default, defaults nest, `$${` is a literal `${`."""
+    """Empty takes the default, defaults nest, `$${` is a literal `${`."""
     assert load(text) == expected
 
 
@@ -60,13 +60,13 @@ def test_references_do_what_a_shell_user_expects(load: Load, text: str, expected
     "text", ["${UNSET:?m}", "${ A }", "${A", "${A:+x}", "${A:=x}", "${1A}", "${}", "${A $A"]
 )
 def test_a_malformed_reference_is_never_sent_to_a_server(load: Load, text: str) -> None:
-    """B71: it is an EnvInterpolationError that names the key, not a password that is wrong."""
+    """It raises an EnvInterpolationError that names the key."""
     with pytest.raises(EnvInterpolationError, match="connection_settings.password"):
         load(text, "password")
 
 
 def test_references_are_resolved_wherever_they_stand(load: Load, tmp_path: Path) -> None:
-    """B73: in lists, and inside of `from_file` and `from_env`."""
+    """References in lists, and inside `from_file` and `from_env`, are resolved."""
     os.environ["NAME_OF"] = "A"
     (tmp_path / "secret").write_text("from-file\n", encoding="utf-8")
     try:
@@ -91,7 +91,7 @@ def test_references_are_resolved_wherever_they_stand(load: Load, tmp_path: Path)
 def test_a_default_is_refused_on_everything_that_is_secret(
     load: Load, key: str, value: Any
 ) -> None:
-    """B74: also under names and in shapes that 4.0 let through; and allowed when asked for."""
+    """Under any name and in any shape; `allow_sensitive_defaults` allows it."""
     with pytest.raises(EnvInterpolationError, match="default"):
         load(value, key)
     assert load(value, key, allow_sensitive_defaults=True) in ("x", ["x"])
@@ -115,7 +115,7 @@ def test_a_default_is_refused_on_everything_that_is_secret(
     ],
 )
 def test_redaction_masks_secrets_in_every_shape(config: Any) -> None:
-    """B75: nested, in lists, inside of URLs and connection strings, beside keys that are no text."""
+    """Secrets are masked when nested, in lists, inside of URLs and connection strings, beside keys that are no text."""
     assert "SECRET" not in repr(redact_config(config))
 
 
@@ -132,7 +132,7 @@ def test_redaction_masks_secrets_in_every_shape(config: Any) -> None:
 def test_a_secret_file_loses_one_newline_and_nothing_else(
     load: Load, tmp_path: Path, content: bytes, expected: str
 ) -> None:
-    """B76: what is in the file is the password."""
+    """Everything else in the file is the password, white space included."""
     (tmp_path / "secret").write_bytes(content)
     assert load({"from_file": "secret"}, "password") == expected
 
@@ -143,7 +143,7 @@ def test_a_secret_file_loses_one_newline_and_nothing_else(
 def test_a_secret_file_that_cannot_be_a_secret_is_refused(
     load: Load, tmp_path: Path, content: bytes
 ) -> None:
-    """B76: empty, with a byte order mark, binary, or huge: an EnvInterpolationError without its bytes."""
+    """An empty, binary or huge file, or one with a byte order mark, raises; its bytes are not shown."""
     (tmp_path / "secret").write_bytes(content)
     with pytest.raises(EnvInterpolationError) as caught:
         load({"from_file": "secret"}, "password")
@@ -155,7 +155,7 @@ def test_a_secret_file_that_cannot_be_a_secret_is_refused(
 def test_a_reference_to_what_is_no_file_is_refused_at_once(
     load: Load, tmp_path: Path, target: Any
 ) -> None:
-    """B76: null, a list, a number (a file descriptor!), a directory, and a pipe that nobody writes to."""
+    """So is null, a list, a number (a file descriptor!), a directory, and a pipe that nobody writes to."""
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(EnvInterpolationError, match="connection_settings.password"):
         load({"from_file": target}, "password")
@@ -164,7 +164,7 @@ def test_a_reference_to_what_is_no_file_is_refused_at_once(
 def test_no_object_that_a_program_holds_shows_the_password(
     tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """B77: neither the handle nor what hangs on it has the password in plain sight."""
+    """Neither the handle nor what hangs on it has the password in plain sight."""
     config = declare(tmp_path, database)
     with PGConnectionManager() as manager:
         handle = manager.get_database_connection(config, "pool")
@@ -191,7 +191,7 @@ def test_no_object_that_a_program_holds_shows_the_password(
 
 
 def test_all_missing_variables_are_named_at_once(load: Load, tmp_path: Path) -> None:
-    """B78: one run is enough to see what is not set."""
+    """One error names every variable that is not set."""
     path = tmp_path / "config.yaml"
     path.write_text(
         "connection_settings: {host: '${UNSET_1}', user: '${UNSET_2}', dbname: {from_env: UNSET_3}}\n",
@@ -207,7 +207,7 @@ def test_all_missing_variables_are_named_at_once(load: Load, tmp_path: Path) -> 
 def test_the_type_may_come_from_a_reference(
     tmp_path: Path, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B82: `connection_type: '${CT:-pool}'` is resolved before it is looked at."""
+    """`connection_type: '${CT:-pool}'` is resolved first."""
     monkeypatch.delenv("CT", raising=False)
     config = declare(tmp_path, database, connection_type="${CT:-pool}")
     with PGConnectionManager() as manager:

@@ -1,4 +1,4 @@
-"""Connection and session settings on all four types: rows B50 to B56 and B60 of what 4.0 did wrong."""
+"""Connection and session settings on all four types, through the API of 4.0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from pgmonkey import ConfigError, ConnectError, PGConnectionManager
 from pgmonkey.config.libpq import keywords
 from tests.kit import Canary, TemporaryDatabase, eventually
-from tests.regressions.conftest import TYPES, Write, ask
+from tests.kit.manager import TYPES, Write, ask
 
 SECTION = {
     "normal": "sync_settings",
@@ -27,7 +27,7 @@ all_types = pytest.mark.parametrize("connection_type", TYPES)
 def test_session_settings_are_in_force_from_the_first_query_and_after_a_rollback(
     write: Write, connection_type: str
 ) -> None:
-    """B52: they are part of the session, not of a transaction that can be rolled back."""
+    """Session settings are in force from the first query, and a rollback does not undo them."""
     config = write(**{SECTION[connection_type]: {"statement_timeout": "5s", "jit": False}})
 
     first, after = ask(
@@ -53,7 +53,7 @@ def test_session_settings_are_in_force_from_the_first_query_and_after_a_rollback
 def test_a_setting_that_the_server_refuses_fails_the_connection_by_its_name(
     write: Write, connection_type: str, name: str, value: str, said: str
 ) -> None:
-    """B50, B51: a misspelt name, a wrong value, a value out of range, one that needs a superuser."""
+    """The error names the setting: misspelt, wrong, out of range, or for superusers only."""
     config = write(**{SECTION[connection_type]: {name: value}})
 
     with pytest.raises(ConnectError, match=said) as caught:
@@ -67,7 +67,7 @@ def test_a_setting_that_the_server_refuses_fails_the_connection_by_its_name(
 def test_a_connection_is_handed_out_idle(
     write: Write, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B53: no transaction is open, so the server's idle-in-transaction timeout ends nothing."""
+    """No transaction is open, so the server's idle-in-transaction timeout ends nothing."""
     config = write(
         **{
             SECTION[connection_type]: {
@@ -88,7 +88,7 @@ def test_a_connection_is_handed_out_idle(
 def test_search_path_is_a_list_of_schemas(
     write: Write, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B54: `app, public` is two schemas; quoted ones and `$user` mean what they mean in SQL."""
+    """`app, public` is two schemas; quoted ones and `$user` mean what they mean in SQL."""
     database.execute("CREATE SCHEMA app")
     database.execute('CREATE SCHEMA "odd, name"')
     database.execute(f'GRANT USAGE ON SCHEMA app, "odd, name" TO "{database.user}"')
@@ -105,7 +105,7 @@ def test_search_path_is_a_list_of_schemas(
 
 @all_types
 def test_awkward_values_arrive_as_they_are_written(write: Write, connection_type: str) -> None:
-    """B55: spaces, quotes, backslashes and null; a setting with a dot; sections of the other side."""
+    """Spaces, quotes, backslashes, null and settings with a dot arrive unchanged."""
     other = "async_settings" if SECTION[connection_type] == "sync_settings" else "sync_settings"
     hostile = 'it\'s a \\ "test" -c geqo=off'
     config = write(
@@ -136,7 +136,7 @@ def test_awkward_values_arrive_as_they_are_written(write: Write, connection_type
 def test_autocommit_holds_on_every_type(
     write: Write, connection_type: str, written: Any, expected: bool
 ) -> None:
-    """B56: with autocommit on, statements that cannot run in a transaction run."""
+    """With autocommit on, statements that cannot run in a transaction run."""
     config = write(connection={"autocommit": written})
     statement = "VACUUM pg_catalog.pg_type"
 
@@ -210,7 +210,7 @@ HARMLESS: dict[str, Any] = {
 
 @all_types
 def test_every_connection_setting_is_accepted(write: Write, connection_type: str) -> None:
-    """B60: all of libpq's keywords that work against this server, at once."""
+    """One file uses all of libpq's keywords that work with this server."""
     settings = {key: value for key, value in HARMLESS.items() if key in keywords()}
     statement = "SELECT current_setting('application_name'), current_setting('geqo')"
 
@@ -221,7 +221,7 @@ def test_every_connection_setting_is_accepted(write: Write, connection_type: str
 
 @pytest.mark.parametrize("name", sorted(keywords().keys() - HARMLESS.keys()))
 def test_the_other_connection_settings_reach_libpq(name: str, tmp_path: Path) -> None:
-    """B60: those that need more than a plain server are passed on, none is dropped."""
+    """Keywords that need more than a plain server are passed to libpq, none is dropped."""
     from pgmonkey.config.legacy import config_from_dict
 
     content = {"connection_settings": {name: "1" if name != "port" else "5432"}}
@@ -245,7 +245,7 @@ def test_the_other_connection_settings_reach_libpq(name: str, tmp_path: Path) ->
 def test_what_a_setting_demands_is_enforced(
     write: Write, connection_type: str, settings: dict[str, str], said: str
 ) -> None:
-    """B60: a server that does not meet a security setting is refused; 4.0 dropped them and connected."""
+    """A server that does not meet a security setting is refused."""
     config = write(
         connection=settings,
         pool_settings={"timeout": 1, "max_size": 2},
@@ -259,7 +259,7 @@ def test_what_a_setting_demands_is_enforced(
 def test_a_misspelt_keyword_connects_to_no_other_server(
     write: Write, monkeypatch: pytest.MonkeyPatch, database: TemporaryDatabase
 ) -> None:
-    """B60: `hosst` is an error with a suggestion, and `PGHOST` does not take its place."""
+    """`hosst` is an error with a suggestion, and `PGHOST` does not take its place."""
     monkeypatch.setenv("PGHOST", database.host)
     config = write(connection={"host": None, "hosst": "db.example"})
 
@@ -271,7 +271,7 @@ def test_a_misspelt_keyword_connects_to_no_other_server(
 def test_nothing_of_the_session_is_left_for_the_next_borrower_by_a_rollback(
     write: Write, connection_type: str
 ) -> None:
-    """B45: what a block set inside its transaction and rolled back is gone with it."""
+    """What a block set inside its transaction and rolled back is gone with it."""
     first, second = ask(
         write(),
         connection_type,

@@ -1,4 +1,4 @@
-"""Files and dictionaries: rows B12 and B60 to B65 of what 4.0 did wrong."""
+"""Configuration files, through the API of 4.0."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 
 from pgmonkey import ConfigError, PGConnectionManager, load_config
 from tests.kit import TemporaryDatabase
-from tests.recipes.recipe import declare, plain_environment
-from tests.regressions.conftest import TYPES, Write, ask
+from tests.kit.manager import TYPES, Write, ask, declare
+from tests.recipes.recipe import plain_environment
 
 
 @pytest.mark.parametrize("connection_type", TYPES)
 def test_interpolated_numbers_and_booleans_have_their_types(
     write: Write, connection_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B12: 5 is less than 20, times are numbers, and `false` is false, wherever they come from."""
+    """`min_size` 5 is less than `max_size` 20, times are numbers, and `false` is false, wherever they come from."""
     for name, value in {
         "POOL_MIN": "5",
         "POOL_MAX": "20",
@@ -81,7 +81,7 @@ def test_interpolated_numbers_and_booleans_have_their_types(
 def test_a_bad_file_is_one_error_that_names_file_and_place(
     tmp_path: Path, text: str, said: str, connection_type: str
 ) -> None:
-    """B61, B62: no AttributeError, KeyError or TypeError of somebody else's; nothing is ignored."""
+    """A ConfigError, never a bare KeyError or TypeError; no mistake is ignored."""
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
 
@@ -95,7 +95,7 @@ def test_a_bad_file_is_one_error_that_names_file_and_place(
 
 
 def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
-    """B61, B78: one run is enough to mend a file."""
+    """One error lists every problem of the file."""
     path = tmp_path / "config.yaml"
     path.write_text(
         "connection_settings:\n  hosst: a\n  port: many\npool_settings: {min_size: no}\n"
@@ -109,7 +109,7 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
 
 
 def test_scalars_are_what_they_look_like(tmp_path: Path) -> None:
-    """B63: no octal, no underscores, no sexagesimal numbers, no `yes`; duplicates are refused."""
+    """No octal, no underscores, no sexagesimal numbers, no `yes`; duplicates are refused."""
     path = tmp_path / "config.yaml"
     path.write_text(
         "connection_settings:\n"
@@ -125,7 +125,7 @@ def test_scalars_are_what_they_look_like(tmp_path: Path) -> None:
 
 
 def test_a_file_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
-    """B64: a name with an umlaut is read in a C locale too."""
+    """A name with an umlaut is read in a C locale too."""
     path = tmp_path / "config.yaml"
     path.write_text("connection_settings: {application_name: größe}\n", encoding="utf-8")
     program = (
@@ -147,7 +147,7 @@ def test_a_file_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
 def test_secret_files_are_relative_to_their_configuration(
     tmp_path: Path, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B64: `from_file: password` lies beside the file, wherever the program was started."""
+    """`from_file: password` lies beside the file, wherever the program was started."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "password").write_text(f"{database.password}\n", encoding="utf-8")
     config = declare(tmp_path, database, connection={"password": {"from_file": "password"}})
@@ -159,7 +159,7 @@ def test_secret_files_are_relative_to_their_configuration(
 
 
 def test_sections_beside_the_old_wrapper_are_not_thrown_away(tmp_path: Path) -> None:
-    """B65: what stands beside `postgresql:` counts."""
+    """Sections beside `postgresql:` are read."""
     path = tmp_path / "config.yaml"
     path.write_text(
         "postgresql:\n  connection_settings: {host: h}\npool_settings: {max_size: 3}\n",
@@ -173,7 +173,7 @@ def test_sections_beside_the_old_wrapper_are_not_thrown_away(tmp_path: Path) -> 
 
 
 def test_the_wheels_own_places_hold_nothing_but_the_package() -> None:
-    """B90: CSV libraries are no requirement of everybody."""
+    """The wheel requires no CSV library."""
     import tomllib
 
     from tests.docs.snippets import ROOT

@@ -1,4 +1,4 @@
-"""Connections that died: rows B40 to B45 of what 4.0 did wrong."""
+"""Connections that died are replaced without a failed block, through the API of 4.0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from pgmonkey import PGConnectionManager
 from tests.kit import TemporaryDatabase, eventually
-from tests.regressions.conftest import Write
+from tests.kit.manager import Write
 
 
 def settle(handle) -> None:
@@ -24,7 +24,7 @@ def settle(handle) -> None:
 def test_a_disconnect_is_repaired_by_the_next_block(
     manager: PGConnectionManager, write: Write, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B40: the cache goes on serving a handle that works."""
+    """The cached handle works again in the next block."""
     config = write()
     handle = manager.get_database_connection(config, connection_type)
     for _ in range(3):
@@ -40,7 +40,7 @@ def test_a_disconnect_is_repaired_by_the_next_block(
 def test_a_disconnect_is_repaired_by_the_next_async_block(
     write: Write, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B40 for async types."""
+    """The same for async types."""
     config = write()
 
     async def main() -> None:
@@ -63,7 +63,7 @@ def test_a_disconnect_is_repaired_by_the_next_async_block(
 def test_after_a_server_restart_no_request_fails_or_waits(
     manager: PGConnectionManager, write: Write, database: TemporaryDatabase, check: bool, idle: int
 ) -> None:
-    """B42, B44: dead idle connections cost no error and no backoff, with the check and without."""
+    """Dead idle connections cost no error and no backoff, with the check and without."""
     config = write(
         pool_settings={
             "min_size": idle,
@@ -90,7 +90,7 @@ def test_after_a_server_restart_no_request_fails_or_waits(
 def test_the_check_leaves_no_transaction_open(
     manager: PGConnectionManager, write: Write, connection_type: str
 ) -> None:
-    """B43: a checked connection is idle: its transaction's properties can be set."""
+    """A checked connection is idle, so its transaction's properties can be set."""
     handle = manager.get_database_connection(write(check_on_checkout=True), connection_type)
     for _ in range(2):
         with handle as connection:

@@ -1,7 +1,4 @@
-"""Cache, processes and loops: rows B20 to B37 of what 4.0 did wrong.
-
-B20 is in tests/recipes; B21, B24 to B34 and B37 are in tests/registry.
-"""
+"""Handles of a manager after forks, in several event loops, and after they were closed."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ import pytest
 
 from pgmonkey import PGConnectionManager
 from tests.kit import TemporaryDatabase, aeventually, eventually
-from tests.recipes.recipe import declare, leave_traces, recipe, run, traces
-from tests.regressions.conftest import Write
+from tests.kit.manager import Write, declare
+from tests.recipes.recipe import leave_traces, recipe, run, traces
 
 PRELOADED = """
 import os
@@ -74,7 +71,7 @@ with db.pool as conn:
 def test_workers_forked_after_the_pool_was_opened(
     tmp_path: Path, database: TemporaryDatabase
 ) -> None:
-    """B22: as under `gunicorn --preload`: each worker connects anew; the master's sessions live on."""
+    """Each worker connects anew; the master's sessions live on."""
     leave_traces(database)
     sizes = {"min_size": 2, "max_size": 8}  # four threads with two connections each
     declare(tmp_path, database, pool_settings=sizes)
@@ -117,7 +114,7 @@ if __name__ == '__main__':
 def test_multiprocessing_with_fork(
     tmp_path: Path, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B22: children that are forked inside a block leave the parent's transaction alone."""
+    """Children that are forked inside a block leave the parent's transaction alone."""
     leave_traces(database)
     declare(tmp_path, database)
 
@@ -159,7 +156,7 @@ print('done', flush=True)
 
 
 def test_an_async_pool_after_a_fork(tmp_path: Path, database: TemporaryDatabase) -> None:
-    """B22: parent and child each go on, in loops of their own."""
+    """Parent and child each go on, in loops of their own."""
     leave_traces(database)
     declare(tmp_path, database)
 
@@ -173,7 +170,7 @@ def test_an_async_pool_after_a_fork(tmp_path: Path, database: TemporaryDatabase)
 def test_a_second_event_loop_grows_and_repairs_its_pool(
     write: Write, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """B23: each `asyncio.run` has connections of its own, grows to max_size, survives a disconnect."""
+    """Each `asyncio.run` has connections of its own, grows to max_size, survives a disconnect."""
     manager = PGConnectionManager()
     config = write(async_pool_settings={"min_size": 2, "max_size": 4})
     wanted = 4 if connection_type == "async_pool" else 1
@@ -208,7 +205,7 @@ def test_a_second_event_loop_grows_and_repairs_its_pool(
 def test_two_loops_at_once_have_connections_of_their_own(
     write: Write, database: TemporaryDatabase
 ) -> None:
-    """B23: two threads that run a loop each share the handle, but no connection."""
+    """Two threads that run a loop each share the handle, but no connection."""
     from concurrent.futures import ThreadPoolExecutor
 
     manager = PGConnectionManager()
@@ -234,7 +231,7 @@ def test_two_loops_at_once_have_connections_of_their_own(
 def test_a_closed_handle_opens_again(
     manager: PGConnectionManager, write: Write, connection_type: str
 ) -> None:
-    """B35: after `close()`, the handle and the next call for it work."""
+    """After `close()`, the handle and the next call for it work."""
     config = write()
     handle = manager.get_database_connection(config, connection_type)
     with handle:
@@ -256,7 +253,7 @@ def test_the_names_of_4_0_open_and_close(
     connection_type: str,
     database: TemporaryDatabase,
 ) -> None:
-    """B35: `connect()` and `disconnect()` do what they say, and say what they are called now."""
+    """`connect()` and `disconnect()` work, and warn with their new names."""
     handle = manager.get_database_connection(write(), connection_type)
     with pytest.warns(DeprecationWarning, match=r"handle\.close\(\)") as warned:
         handle.disconnect()
@@ -274,7 +271,7 @@ async def test_the_names_of_4_0_open_and_close_async_types(
     connection_type: str,
     database: TemporaryDatabase,
 ) -> None:
-    """B35 for async types, which are awaited."""
+    """So do those of async types, which are awaited."""
     handle = await manager.get_database_connection(write(), connection_type)
     with pytest.warns(DeprecationWarning, match=r"handle\.close\(\)"):
         await handle.disconnect()
@@ -289,7 +286,7 @@ async def test_the_names_of_4_0_open_and_close_async_types(
 def test_opening_a_pool_warns_of_nothing(
     manager: PGConnectionManager, write: Write, connection_type: str
 ) -> None:
-    """B36: no DeprecationWarning of psycopg_pool reaches the application."""
+    """No DeprecationWarning of psycopg_pool reaches the application."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with manager.get_database_connection(write(), connection_type) as connection:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,29 +24,13 @@ from pgmonkey.pool.generation import Generation
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
+from tests.kit.process import interrupted_after
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 
 
 class Stop(BaseException):
     """What a framework throws into a thread; no `Exception`, as Ctrl-C is none."""
-
-
-@contextmanager
-def interrupted_after(seconds: float, error: type[BaseException]) -> Iterator[None]:
-    """Raise in the main thread, from a signal handler, as Ctrl-C does."""
-
-    def throw(_number: int, _frame: FrameType | None) -> None:
-        raise error
-
-    before = signal.signal(signal.SIGALRM, throw)
-    # pytest-timeout watches over this test with the same timer.
-    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, remaining, interval)
 
 
 @pytest.mark.parametrize("size", [1, 3])

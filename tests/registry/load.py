@@ -1,0 +1,135 @@
+"""Load on a registry while it reloads: workers, what they saw, and how many connections there were."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from pgmonkey import Registry
+from tests.kit.database import TemporaryDatabase
+
+WORKERS = 16
+
+
+@dataclass
+class Load:
+    """Collect what the workers of a test did and saw."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    errors: list[BaseException] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+    #: The application_name that every checkout which starts now must see.
+    expected: str = ""
+    outdated: list[tuple[str, str]] = field(default_factory=list)
+
+    def check(self, expected: str, seen: str) -> None:
+        """Note a checkout that saw an older generation than was reported when it began."""
+        if expected and int(seen.removeprefix("app-")) < int(expected.removeprefix("app-")):
+            self.outdated.append((expected, seen))
+
+
+class Peak:
+    """Sample, as another role, how many server connections a database has."""
+
+    def __init__(self, database: TemporaryDatabase) -> None:
+        self._database = database
+        self._stop = threading.Event()
+        self.highest = 0
+        self.samples = 0
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with self._database.server.connect() as connection:
+            connection.autocommit = True
+            while not self._stop.is_set():
+                row = connection.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE usename = %s",
+                    [self._database.user],
+                ).fetchone()
+                assert row is not None
+                self.highest = max(self.highest, row[0])
+                self.samples += 1
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+STATEMENT = (
+    "INSERT INTO done SELECT %s FROM pg_sleep(%s)"
+    " RETURNING (SELECT current_setting('application_name'))"
+)
+
+
+def sync_workers(
+    registry: Registry, load: Load, seconds: float
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    handle = registry.get("orders")
+
+    def work() -> None:
+        while not load.stop.is_set():
+            number = next(load.numbers)
+            expected = load.expected
+            try:
+                with handle as connection:
+                    row = connection.execute(STATEMENT, [number, seconds]).fetchone()
+            except BaseException as error:
+                load.errors.append(error)
+            else:
+                load.committed.append(number)
+                assert row is not None
+                load.check(expected, row[0])
+
+    threads = [threading.Thread(target=work) for _ in range(WORKERS)]
+
+    def start() -> None:
+        for thread in threads:
+            thread.start()
+
+    def finish() -> None:
+        load.stop.set()
+        for thread in threads:
+            thread.join()
+
+    return start, finish
+
+
+def async_workers(
+    registry: Registry, load: Load, seconds: float
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    handle: Any = registry.get("orders")
+
+    async def work() -> None:
+        while not load.stop.is_set():
+            number = next(load.numbers)
+            expected = load.expected
+            try:
+                async with handle as connection:
+                    cursor = await connection.execute(STATEMENT, [number, seconds])
+                    row = await cursor.fetchone()
+            except BaseException as error:
+                load.errors.append(error)
+            else:
+                load.committed.append(number)
+                load.check(expected, row[0])
+
+    async def main() -> None:
+        await asyncio.gather(*(work() for _ in range(WORKERS)))
+        await handle.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+
+    def finish() -> None:
+        load.stop.set()
+        thread.join()
+
+    return thread.start, finish
