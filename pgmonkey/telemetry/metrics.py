@@ -9,10 +9,10 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
 
 import prometheus_client
 import psycopg
@@ -23,16 +23,16 @@ from prometheus_client.samples import Sample
 
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.multiprocess import MetricFiles, Workers
-from pgmonkey.telemetry.status import OUTCOMES, STATES, merged_databases, merged_pools
-from pgmonkey.telemetry.timings import BUCKETS, NOTHING, Durations
+from pgmonkey.telemetry.status import OUTCOMES, STATES
+from pgmonkey.telemetry.timings import BUCKETS, Durations
 from pgmonkey.version import __version__
 
 if TYPE_CHECKING:
     from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus
 
 Status = TypeVar("Status")
-#: Value of a metric, or its values by those of its own label; `None`: it has no series now.
-Reading = float | Durations | Mapping[str, float] | None
+#: Value of a metric, or its values by those of its own label.
+_Reading = float | Durations | Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Row(Generic[Status]):
         name: The name in a scrape.
         kind: What Prometheus calls it; `histograms=False` makes a summary of a pool's histogram.
         help: One line for people.
-        read: Returns its value, given a status record.
+        read: Returns its value, given a status record; `None`: it has no series now.
         label: Its own label, beside those of its part of the table.
         workers: How the values of several processes become one; see `Workers`.
     """
@@ -51,37 +51,16 @@ class Row(Generic[Status]):
     name: str
     kind: Literal["gauge", "counter", "histogram"]
     help: str
-    read: Callable[[Status], Reading]
+    read: Callable[[Status], _Reading | None]
     label: str | None = None
     workers: Workers = "sum"
 
 
-class _Process(NamedTuple):
-    """Status of all registries of this process that export to one place."""
-
-    registries: tuple[RegistryStatus, ...]
-    databases: tuple[DatabaseStatus, ...]
-    pools: tuple[PoolStatus, ...]
-
-    @classmethod
-    def of(cls, registries: Iterable[HasStatus]) -> _Process:
-        statuses = tuple(one.status() for one in registries if not one.closed)
-        databases = [database for status in statuses for database in status.databases]
-        pools = (
-            pool
-            for database in databases
-            for pool in database.pools
-            # One that never could connect was not opened, but its failures matter most.
-            if pool.opened or pool.requests or pool.connect_attempts
-        )
-        return cls(statuses, tuple(merged_databases(databases)), tuple(merged_pools(pools)))
-
-
-def _open_handles(process: _Process) -> dict[str, float]:
+def _open_handles(registries: Sequence[RegistryStatus]) -> dict[str, float]:
     types = ("normal", "pool", "async", "async_pool")
     opened = Counter(
         pool.connection_type
-        for registry in process.registries
+        for registry in registries
         for database in registry.databases
         for pool in database.pools
         if pool.opened
@@ -89,9 +68,8 @@ def _open_handles(process: _Process) -> dict[str, float]:
     return {connection_type: opened[connection_type] for connection_type in types}
 
 
-def _reload_durations(process: _Process) -> Durations | None:
-    durations = [registry.reload_durations for registry in process.registries]
-    return sum(durations, NOTHING) if durations else None
+def _declared(registries: Sequence[RegistryStatus]) -> int:
+    return len({one.name for registry in registries for one in registry.databases if one.state})
 
 
 def _states(database: DatabaseStatus) -> dict[str, float] | None:
@@ -110,32 +88,31 @@ _VERSIONS: Final = {
     "libpq": str(psycopg.pq.version()),
 }
 # fmt: off
-_BUILD: Final[tuple[Row[_Process], ...]] = (
+_BUILD: Final[tuple[Row[Sequence[RegistryStatus]], ...]] = (
     Row("pgmonkey_build_info", "gauge", "Versions, as labels.",
         lambda _: 1, workers="max"),
 )
-_PROCESS: Final[tuple[Row[_Process], ...]] = (
+_PROCESS: Final[tuple[Row[Sequence[RegistryStatus]], ...]] = (
     Row("pgmonkey_cache_size", "gauge", "Open handles.",
         _open_handles, label="type"),
     Row("pgmonkey_registry_databases", "gauge", "Declared databases.",
-        lambda p: sum(one.state is not None for one in p.databases), workers="max"),
-    Row("pgmonkey_config_last_reload_successful", "gauge",
-        "Whether everything that the files say is applied.",
-        lambda p: min((one.last_reload_successful for one in p.registries), default=None),
-        workers="min"),
-    Row("pgmonkey_config_last_reload_success_timestamp_seconds", "gauge",
-        "When everything that the files said was last applied.",
-        lambda p: min((one.last_reload_success_at or 0.0 for one in p.registries), default=None),
-        workers="min"),
-    Row("pgmonkey_reload_duration_seconds", "histogram", "Time from a change seen to its being applied.",
-        _reload_durations),
-    Row("pgmonkey_watcher_up", "gauge", "Whether changes of files are seen; absent with watch=False.",
-        lambda p: min((one.watching for one in p.registries if one.watched), default=None),
-        workers="min"),
-    Row("pgmonkey_watcher_errors_total", "counter", "Errors of the operating system's file events.",
-        lambda p: sum(one.watcher_errors for one in p.registries)),
+        _declared, workers="max"),
     Row("pgmonkey_events_dropped_total", "counter", "Events that could not be written to the log.",
         lambda _: events.dropped()),
+)
+_REGISTRIES: Final[tuple[Row[RegistryStatus], ...]] = (
+    Row("pgmonkey_config_last_reload_successful", "gauge",
+        "Whether everything that the files say is applied.",
+        lambda r: r.last_reload_successful, workers="min"),
+    Row("pgmonkey_config_last_reload_success_timestamp_seconds", "gauge",
+        "When everything that the files said was last applied.",
+        lambda r: r.last_reload_success_at or 0.0, workers="min"),
+    Row("pgmonkey_reload_duration_seconds", "histogram", "Time from a change seen to its being applied.",
+        lambda r: r.reload_durations),
+    Row("pgmonkey_watcher_up", "gauge", "Whether changes of files are seen; absent with watch=False.",
+        lambda r: r.watching if r.watched else None, workers="min"),
+    Row("pgmonkey_watcher_errors_total", "counter", "Errors of the operating system's file events.",
+        lambda r: r.watcher_errors),
 )
 _DATABASES: Final[tuple[Row[DatabaseStatus], ...]] = (
     Row("pgmonkey_database_state", "gauge", "1 for the state of the database, 0 for the other states.",
@@ -198,6 +175,7 @@ _POOLS: Final[tuple[Row[PoolStatus], ...]] = (
 TABLE: Final[tuple[tuple[tuple[str, ...], tuple[Row[Any], ...]], ...]] = (
     (tuple(_VERSIONS), _BUILD),
     ((), _PROCESS),
+    ((), _REGISTRIES),
     (("database",), _DATABASES),
     (("database", "type"), _POOLS),
 )
@@ -240,33 +218,67 @@ class RegistryCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric that has a series now."""
-        process = _Process.of([one for ref in self._registries if (one := ref()) is not None])
-        described: tuple[list[tuple[dict[str, str], Any]], ...] = (
-            [(_VERSIONS, process)],
-            [({}, process)],
-            [({"database": one.name}, one) for one in process.databases],
+        registries = [one for ref in self._registries if (one := ref()) is not None]
+        statuses = [one.status() for one in registries if not one.closed]
+        databases = [database for status in statuses for database in status.databases]
+        described: tuple[list[tuple[tuple[str, ...], Any]], ...] = (
+            [(tuple(_VERSIONS.values()), statuses)],
+            [((), statuses)],
+            [((), status) for status in statuses],
+            [((database.name,), database) for database in databases],
             [
-                ({"database": one.database, "type": one.connection_type}, one)
-                for one in process.pools
+                ((pool.database, pool.connection_type), pool)
+                for database in databases
+                for pool in database.pools
+                # One that never could connect was not opened, but its failures matter most.
+                if pool.opened or pool.requests or pool.connect_attempts
             ],
         )
         for (scope, rows), series in zip(TABLE, described, strict=True):
+            labels = {key: dict(zip(scope, key, strict=True)) for key, _ in series}
             for row in rows:
                 kind: str = row.kind
                 if kind == "histogram" and scope and not self.histograms:
                     kind = "summary"
                 metric = Metric(row.name.removesuffix("_total"), row.help, kind)
-                for labels, status in series:
-                    metric.samples += _samples(row, kind, labels, row.read(status))
+                for key, reading in _readings(row, series).items():
+                    metric.samples += _samples(row, kind, labels[key], reading)
                 if metric.samples:
                     yield metric
 
 
+def _readings(
+    row: Row[Any], series: Iterable[tuple[tuple[str, ...], Any]]
+) -> dict[tuple[str, ...], _Reading]:
+    """Return the readings of a metric by the labels of their series.
+
+    Where two registries of a process declare the same database, their values become one as those
+    of two workers do.
+    """
+    found: dict[tuple[str, ...], Any] = {}
+    for key, status in series:
+        reading = row.read(status)
+        if reading is not None:
+            found[key] = _combined(row.workers, found[key], reading) if key in found else reading
+    return found
+
+
+def _combined(workers: Workers, one: Any, other: Any) -> Any:
+    if workers == "worst":
+        return max(
+            one, other, key=lambda states: tuple(states.values())
+        )  # the worst state is first
+    if isinstance(one, Mapping):
+        cases = {**one, **other}
+        return {case: _combined(workers, one.get(case, 0), other.get(case, 0)) for case in cases}
+    if workers == "sum":
+        return one + other
+    return max(one, other) if workers == "max" else min(one, other)
+
+
 def _samples(
-    row: Row[Any], kind: str, labels: dict[str, str], reading: Reading
+    row: Row[Any], kind: str, labels: dict[str, str], reading: _Reading
 ) -> Iterable[Sample]:
-    if reading is None:
-        return ()
     if isinstance(reading, Durations):
         buckets = (
             Sample(f"{row.name}_bucket", {**labels, "le": bound}, total)

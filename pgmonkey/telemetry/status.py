@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 from pgmonkey.errors import Problem
 from pgmonkey.telemetry.timings import Durations
@@ -158,54 +158,3 @@ class RegistryStatus(NamedTuple):
     last_reload_successful: bool
     last_reload_success_at: float | None
     reload_durations: Durations
-
-
-def merged_databases(databases: Iterable[DatabaseStatus]) -> list[DatabaseStatus]:
-    """Return one record for each name: two registries may declare the same database."""
-    found: dict[str, DatabaseStatus] = {}
-    for one in databases:
-        found[one.name] = _merged_database(found.get(one.name, one), one)
-    return list(found.values())
-
-
-def _merged_database(one: DatabaseStatus, other: DatabaseStatus) -> DatabaseStatus:
-    if one is other:
-        return one
-    states = {one.state, other.state}
-    modified = [when for when in (one.secret_modified, other.secret_modified) if when is not None]
-    return replace(
-        one,
-        state=next((state for state in STATES if state in states), None),
-        version=max(one.version, other.version),
-        stale=one.stale or other.stale,
-        outcomes=_added(one.outcomes, other.outcomes),
-        secret_modified=max(modified, default=None),
-        config_hash=max(one.config_hash, other.config_hash),
-        probe=one.probe if other.probe is None or other.probe.up else other.probe,
-    )
-
-
-def merged_pools(pools: Iterable[PoolStatus]) -> list[PoolStatus]:
-    """Return one record for each name and type, of all registries together."""
-    found: dict[tuple[str, str], PoolStatus] = {}
-    for one in pools:
-        key = (one.database, one.connection_type)
-        found[key] = _merged_pool(found[key], one) if key in found else one
-    return list(found.values())
-
-
-def _merged_pool(one: PoolStatus, other: PoolStatus) -> PoolStatus:
-    changes: dict[str, Any] = {}
-    for name in one._fields:
-        a, b = getattr(one, name), getattr(other, name)
-        if isinstance(a, Mapping):
-            changes[name] = _added(a, b)
-        elif name in ("longest_checkout", "version", "opened"):
-            changes[name] = max(a, b)
-        elif isinstance(a, (int, Durations)):
-            changes[name] = a + b
-    return one._replace(**changes)
-
-
-def _added(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
-    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}

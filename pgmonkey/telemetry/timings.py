@@ -27,10 +27,6 @@ class Durations:
         )
 
 
-#: No duration measured.
-NOTHING: Final = Durations(0, 0.0, (0,) * (len(BUCKETS) + 1))
-
-
 class Timings:
     """Add up durations. One thread at a time records, or its owner holds a lock."""
 
@@ -39,7 +35,7 @@ class Timings:
     def __init__(self) -> None:
         self._count = 0
         self._sum = 0.0
-        self._buckets = list(NOTHING.buckets)
+        self._buckets = [0] * (len(BUCKETS) + 1)
 
     def record(self, *durations: float) -> None:
         """Record durations; many at once cost a fraction of what they cost one by one."""

@@ -445,6 +445,7 @@ def test_a_registry_that_is_dropped_stops_its_probes(
 def test_two_registries_of_one_directory_are_one_series(
     registry: Registry,
     registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
     numbers: prometheus_client.CollectorRegistry,
 ) -> None:
     """Where two registries declare the same database their numbers are added; no series is double."""
@@ -462,6 +463,14 @@ def test_two_registries_of_one_directory_are_one_series(
         assert value("pgmonkey_pool_requests_total", POOL) == 3
         assert value("pgmonkey_pool_connections_max", POOL) == 4
         assert value("pgmonkey_pool_wait_seconds_count", POOL) == 3
+        assert value("pgmonkey_registry_databases") == 2
+        assert value("pgmonkey_database_state", ORDERS | {"state": "ready"}) == 1
+        registry_dir.declare("orders", database, pool_settings={"max_sise": 2})
+        other.reload()
+        assert value("pgmonkey_database_state", ORDERS | {"state": "ready"}) == 0
+        assert value("pgmonkey_database_state", ORDERS | {"state": "stale"}) == 1
+        assert value("pgmonkey_config_stale", ORDERS) == 1
+        assert value("pgmonkey_config_last_reload_successful") == 0
 
 
 def test_a_registry_that_does_not_watch_has_no_watcher_to_be_down(

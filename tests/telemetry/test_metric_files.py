@@ -30,7 +30,7 @@ def samples(registry):
 def requests():
     return samples(files)["pgmonkey_pool_requests_total", (("database", "orders"), ("type", "pool"))]
 
-registry = Registry(argv[0], metrics=here, histograms=True)
+registry = Registry(argv[0], metrics=here)
 handle = registry.get("orders")
 """
 
@@ -38,7 +38,7 @@ handle = registry.get("orders")
 def test_the_files_hold_what_a_scrape_of_the_process_shows(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, tmp_path: Path
 ) -> None:
-    """With histograms on, after swaps and written again and again, every sample is the same."""
+    """After swaps, and written again and again, every sample is the same."""
     program = """
 for number in range(3):
     with handle, handle:
