@@ -1,7 +1,7 @@
-"""Status as JSON: the shapes of /api/v1, which the status page and `pgmonkey status` show.
+"""The JSON of /api/v1, which the status page and `pgmonkey status` show.
 
-The shapes are made of status records and events alone, which hold no secret. Keys are added within
-a version of the API; none is renamed or removed.
+It is made of status records and events alone, which hold no secret. Keys are added within a version
+of the API; none is renamed or removed.
 """
 
 from __future__ import annotations
@@ -11,28 +11,24 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from pgmonkey.config.explain import Value
 from pgmonkey.errors import Problem
 from pgmonkey.registry.reloader import ReloadReport
 from pgmonkey.telemetry.events import Event
 from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus
 from pgmonkey.version import __version__
 
-#: Characters that a foreign text may have: the message of a server can be of any length.
+#: Characters of a foreign text that are shown: the message of a server can have any length.
 LONGEST_TEXT: Final = 300
 
-# What would rearrange a line or end up in a terminal as a command.
+# Characters that could rearrange a line, or control a terminal.
 _CONTROL: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+"
 )
 
 
 def overview(status: RegistryStatus) -> dict[str, Any]:
-    """Return the body of /api/v1/databases.
-
-    Args:
-        status: The registry's status.
-    """
-    databases = [_summary(one) for one in status.databases if one.state]
+    """Return the body of /api/v1/databases."""
     return {
         "at": time.time(),
         "pgmonkey": __version__,
@@ -44,20 +40,14 @@ def overview(status: RegistryStatus) -> dict[str, Any]:
             "last_reload_success_at": status.last_reload_success_at,
             "problems": _problems(status.problems),
         },
-        "databases": databases,
+        "databases": [_summary(one) for one in status.databases if one.state],
     }
 
 
 def details(
-    database: DatabaseStatus, settings: Iterable[Mapping[str, Any]], events: Iterable[Event]
+    database: DatabaseStatus, values: Iterable[Value], events: Iterable[Event]
 ) -> dict[str, Any]:
-    """Return the body of /api/v1/databases/NAME.
-
-    Args:
-        database: Its status.
-        settings: Its effective values, redacted, with their sources.
-        events: The events of the process; those of other databases are left out.
-    """
+    """Return the body of /api/v1/databases/NAME, with those of the events that name it."""
     return {
         "at": time.time(),
         "pgmonkey": __version__,
@@ -72,7 +62,9 @@ def details(
             for pool in database.pools
             for one in sorted(pool.checkouts, key=lambda checkout: -checkout.seconds)
         ],
-        "settings": list(settings),
+        "settings": [
+            {"key": one.key, "value": one.value, "source": one.source._asdict()} for one in values
+        ],
         "reloads": [
             {
                 "outcome": record.outcome,
@@ -84,7 +76,7 @@ def details(
         ],
         "reload_outcomes": dict(database.outcomes),
         "events": [
-            event_shape(event)
+            _event(event)
             for event in reversed(list(events))
             if event.fields.get("database") == database.name
         ],
@@ -92,22 +84,13 @@ def details(
 
 
 def event_list(events: Iterable[Event], after: int = 0) -> dict[str, Any]:
-    """Return the body of /api/v1/events, newest first.
-
-    Args:
-        events: The events of the process.
-        after: Only those with a higher number.
-    """
-    shown = [event_shape(event) for event in events if event.id > after]
+    """Return the body of /api/v1/events, newest first: events with a number above `after`."""
+    shown = [_event(event) for event in events if event.id > after]
     return {"at": time.time(), "pgmonkey": __version__, "events": shown[::-1]}
 
 
 def reload_result(report: ReloadReport) -> dict[str, Any]:
-    """Return the body of POST /-/reload.
-
-    Args:
-        report: What the reload came to.
-    """
+    """Return the body of POST /-/reload."""
     return {
         "applied": list(report.applied),
         "rejected": [
@@ -121,23 +104,14 @@ def reload_result(report: ReloadReport) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """Return a text of somebody else's as one line of bounded length, without control characters.
-
-    Args:
-        text: Such as the message of a server. Secrets are scrubbed from it already.
-    """
+    """Return a foreign text as one line of bounded length, without control characters."""
     line = _CONTROL.sub(" ", text).strip()
-    return (
-        line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    )
+    if len(line) > LONGEST_TEXT:
+        line = line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return line
 
 
-def event_shape(event: Event) -> dict[str, Any]:
-    """Return one event as JSON.
-
-    Args:
-        event: The event.
-    """
+def _event(event: Event) -> dict[str, Any]:
     return {
         "id": event.id,
         "at": event.at,
@@ -179,7 +153,7 @@ def _summary(database: DatabaseStatus) -> dict[str, Any]:
 
 
 def _error(database: DatabaseStatus) -> dict[str, str | None] | None:
-    """Return why connects fail now: in one word, in the words of the server, and what to do."""
+    """Return why connects fail now: the reason, the server's message and a hint."""
     found = [
         (database.last_error_reason, database.last_error, database.last_error_hint),
         *(
@@ -196,7 +170,7 @@ def _error(database: DatabaseStatus) -> dict[str, str | None] | None:
 def _pool(pool: PoolStatus) -> dict[str, Any]:
     return {
         "connection_type": pool.connection_type,
-        "generation": pool.version,
+        "version": pool.version,
         "opened": pool.opened,
         "idle": pool.idle,
         "used": pool.used,

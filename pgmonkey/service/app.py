@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 import prometheus_client
@@ -13,13 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from pgmonkey.config.explain import Value, explain
 from pgmonkey.errors import UnknownDatabaseError
-from pgmonkey.registry.prober import Prober
 from pgmonkey.registry.registry import Registry
 from pgmonkey.service.api import details, event_list, overview
 from pgmonkey.service.middleware import Guard
@@ -52,32 +52,15 @@ def status_app(registry: Registry, *, hosts: Iterable[str] | None = None) -> ASG
 
 
 def application(routes: Iterable[BaseRoute]) -> Starlette:
-    """Return an application with fixed answers for unknown paths and methods.
-
-    Args:
-        routes: Its routes. No slash is added to a path or removed from it.
-    """
-    app = Starlette(
-        routes=list(routes),
-        exception_handlers={HTTPException: _refuse},
-        middleware=[Middleware(GZipMiddleware, minimum_size=_SMALL, compresslevel=1)],
-    )
+    """Return an application of these routes. Large answers are compressed."""
+    compress = Middleware(GZipMiddleware, minimum_size=_SMALL, compresslevel=1)
+    app = Starlette(routes=list(routes), middleware=[compress])
     app.router.redirect_slashes = False
     return app
 
 
-async def _refuse(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    text = {404: "not found", 405: "method not allowed"}.get(error.status_code, "refused")
-    return PlainTextResponse(f"{text}\n", error.status_code, error.headers)
-
-
 def status_routes(registry: Registry) -> list[BaseRoute]:
-    """Return the routes of the status page and of its data. None of them waits for a database.
-
-    Args:
-        registry: The registry to show.
-    """
+    """Return the routes of the status page and of its data. None of them waits for a database."""
     page = StatusPage()
 
     # Each runs in a thread: a registry of a thousand databases takes milliseconds to describe.
@@ -86,19 +69,27 @@ def status_routes(registry: Registry) -> list[BaseRoute]:
         status = registry.status()
         return _html(page.overview(_root(request), overview(status), event_list(_events(status))))
 
+    def report_of(request: Request) -> tuple[dict[str, Any], tuple[Value, ...]]:
+        name = request.path_params["name"]
+        database = next((one for one in registry.status().databases if one.name == name), None)
+        if database is None:
+            raise HTTPException(404)
+        values: tuple[Value, ...] = ()
+        with suppress(UnknownDatabaseError):  # removed since
+            config = registry.config(name)
+            # While the files cannot be used, the values in use do not come from them.
+            values = explain(config, registry.path, sources=not database.stale) if config else ()
+        return details(database, values, events.recent()), values
+
     def show_database(request: Request) -> Response:
-        database = _find(registry, request)
-        values = _values(registry, database)
-        report = details(database, _settings(values), events.recent())
+        report, values = report_of(request)
         return _html(page.database(_root(request), str(registry.path), report, values))
 
     def list_databases(_request: Request) -> Response:
         return JSONResponse(overview(registry.status()))
 
     def describe_database(request: Request) -> Response:
-        database = _find(registry, request)
-        values = _values(registry, database)
-        return JSONResponse(details(database, _settings(values), events.recent()))
+        return JSONResponse(report_of(request)[0])
 
     def list_events(request: Request) -> Response:
         after = request.query_params.get("after", "0")
@@ -127,15 +118,10 @@ class Readiness:
     Ready means: every required database that was declared at the start was reached at least once.
     A later outage changes nothing, because a database that is down must not take every pod out of
     service. Only the end of the process does.
-
-    Args:
-        registry: Whose databases count.
-        prober: Knows why a database was not reached.
     """
 
-    def __init__(self, registry: Registry, prober: Prober) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._prober = prober
         self._awaited = {one.name for one in registry.status().databases if one.required}
         #: Set when the process begins to shut down.
         self.stopping = False
@@ -154,15 +140,20 @@ class Readiness:
                     "required": one.required,
                     "reached": one.reached,
                     "state": one.state,
-                    "reason": self._reason(one),
+                    "reason": _reason(one),
                 }
                 for one in databases
             },
         }
 
-    def _reason(self, database: DatabaseStatus) -> str | None:
-        result = self._prober.results.get(database.name)
-        return result.reason if result else (None if database.reached else "not_probed")
+
+def _reason(database: DatabaseStatus) -> str | None:
+    """Return why the last probe failed: in one word, never a text of the server."""
+    if database.state == "failed":
+        return "config"
+    if database.probe is None and not database.reached:
+        return "not_probed"
+    return database.last_error_reason
 
 
 class _Scrapes:
@@ -196,13 +187,7 @@ class _Scrapes:
 def probe_routes(
     registry: Registry, readiness: Readiness, metrics: prometheus_client.CollectorRegistry
 ) -> list[BaseRoute]:
-    """Return the routes for Kubernetes and Prometheus. None of them waits for a database.
-
-    Args:
-        registry: The registry that is served.
-        readiness: Decides the answer of /readyz.
-        metrics: What /metrics exports.
-    """
+    """Return the routes for Kubernetes and Prometheus. None of them waits for a database."""
 
     async def healthz(_request: Request) -> Response:
         watching = registry.watching
@@ -226,29 +211,6 @@ def _root(request: Request) -> str:
 
 def _html(text: str) -> Response:
     return HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
-
-
-def _find(registry: Registry, request: Request) -> DatabaseStatus:
-    name = request.path_params["name"]
-    for database in registry.status().databases:
-        if database.name == name:
-            return database
-    raise HTTPException(404)
-
-
-def _values(registry: Registry, database: DatabaseStatus) -> tuple[Value, ...]:
-    try:
-        config = registry.config(database.name)
-    except UnknownDatabaseError:  # removed since
-        config = None
-    if config is None:
-        return ()
-    # While the files cannot be used, the values in use do not come from them.
-    return explain(config, registry.path, sources=not database.stale)
-
-
-def _settings(values: Iterable[Value]) -> list[dict[str, Any]]:
-    return [{"key": one.key, "value": one.value, "source": one.source._asdict()} for one in values]
 
 
 def _events(status: RegistryStatus) -> list[events.Event]:

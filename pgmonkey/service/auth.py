@@ -29,21 +29,13 @@ class TokenError(PgmonkeyError):
 
 
 class TokenFile:
-    """The file of the token that a reload needs. It is read at each request: it may be rotated.
-
-    Args:
-        path: The file, read like every secret file.
-    """
+    """The file of the token that a reload needs. It is read at each request: it may be rotated."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.path.abspath(path)  # noqa: PTH100 - links are followed when it is read
 
     def read(self) -> str:
-        """Return the token.
-
-        Raises:
-            TokenError: The file cannot be read, or is empty.
-        """
+        """Return the token, or raise `TokenError` if the file cannot be read, or is empty."""
         try:
             content, _ = from_one_snapshot(lambda snapshot: snapshot.read_bytes(self._path))
             return text_of(content)
@@ -64,12 +56,7 @@ class _Denial(NamedTuple):
 
 
 class ReloadEndpoint:
-    """Answer POST /-/reload.
-
-    Args:
-        registry: What to reload.
-        token: The token that a request needs; `None` refuses every request.
-    """
+    """Answer POST /-/reload. Without a token file every request is refused."""
 
     def __init__(self, registry: Registry, token: TokenFile | None) -> None:
         self._registry = registry
@@ -77,11 +64,7 @@ class ReloadEndpoint:
         self._quiet_until = 0.0
 
     def answer(self, request: Request) -> Response:
-        """Reload, and report the result. Runs in a thread: it waits for the probes.
-
-        Args:
-            request: The request; its body is not read.
-        """
+        """Reload, and report the result. Runs in a thread: it waits for the probes."""
         denial = self._denial(request)
         if denial is None:
             return JSONResponse(reload_result(self._registry.reload()))

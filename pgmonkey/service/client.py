@@ -1,4 +1,4 @@
-"""The client of a running service: what `pgmonkey status` and `pgmonkey reload` ask."""
+"""The client of a running service, for `pgmonkey status` and `pgmonkey reload`."""
 
 from __future__ import annotations
 
@@ -12,27 +12,24 @@ from urllib.parse import urlsplit
 
 from pgmonkey.errors import PgmonkeyError
 
-_PATIENCE: Final = 10.0  # seconds to connect, and between two pieces of an answer
-_RELOAD_PATIENCE: Final = 120.0  # seconds: a reload waits for its probes
+_TIMEOUT: Final = 10.0  # seconds to connect, and between two pieces of an answer
+_RELOAD_TIMEOUT: Final = 120.0  # seconds: a reload waits for its probes
 _LARGEST: Final = 64 * 1024 * 1024  # bytes
 
 
 class UnreachableError(PgmonkeyError):
-    """Report that nothing answers at the service's address."""
+    """No service answers at the address."""
 
 
 class RefusedError(PgmonkeyError):
-    """Report that the service answers, but not with what was asked for."""
+    """The service answers with an error."""
 
 
 class ServiceClient:
     """Ask a running service. Proxies are not used, and redirects not followed.
 
-    Args:
-        url: Its address, such as `http://127.0.0.1:9749`; a path is where it is mounted.
-
-    Raises:
-        ValueError: It is no such address.
+    The address is such as `http://127.0.0.1:9749`, with the path that it is mounted at; others raise
+    `ValueError`.
     """
 
     def __init__(self, url: str) -> None:
@@ -51,36 +48,19 @@ class ServiceClient:
         self._path = parts.path.rstrip("/")
 
     def overview(self) -> dict[str, Any]:
-        """Return what /api/v1/databases says.
-
-        Raises:
-            UnreachableError, RefusedError: There is no answer, or another one.
-        """
-        return self._ask("GET", "/api/v1/databases", {}, _PATIENCE)
+        """Return the body of /api/v1/databases, or raise `UnreachableError` or `RefusedError`."""
+        return self._ask("GET", "/api/v1/databases", {}, _TIMEOUT)
 
     def reload(self, token: str | None) -> dict[str, Any]:
-        """Let the service look at its files, and return what came of it.
-
-        Args:
-            token: What its token file says.
-
-        Raises:
-            UnreachableError, RefusedError: There is no answer, or another one.
-        """
+        """Reload and return the result, or raise `UnreachableError` or `RefusedError`."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return self._ask("POST", "/-/reload", headers, _RELOAD_PATIENCE)
+        return self._ask("POST", "/-/reload", headers, _RELOAD_TIMEOUT)
 
     def _ask(
-        self, method: str, path: str, headers: dict[str, str], patience: float
+        self, method: str, path: str, headers: dict[str, str], timeout: float
     ) -> dict[str, Any]:
-        connection: http.client.HTTPConnection
-        host, port = self._address
-        if self._secure:
-            connection = http.client.HTTPSConnection(
-                host, port, timeout=patience, context=ssl.create_default_context()
-            )
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=patience)
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(*self._address, timeout=timeout)
         try:
             connection.request(method, self._path + path, headers=headers)
             answer = connection.getresponse()
@@ -114,4 +94,4 @@ def _reason(error: Exception) -> str:
         case OSError() if isinstance(error.errno, int) and error.errno > 0:
             return os.strerror(error.errno)
         case _:
-            return "the answer is no HTTP"
+            return "the answer is not HTTP"

@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Bytes of the request line's target, of all headers together, and of a body; number of headers.
+#: Bytes of path and query, of all headers together, and of a body; number of headers.
 LONGEST_TARGET: Final = 2048
 LARGEST_HEAD: Final = 16 * 1024
 LARGEST_BODY: Final = 64 * 1024
@@ -26,20 +26,16 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
 }
 
-Refusal = tuple[int, str]
+Refusal = tuple[int, str]  # status and text
 
 
 class Guard:
     """Refuse requests for other hosts and beyond the limits; add the headers of every answer.
 
     An attacker can let a name of his own resolve to this machine (DNS rebinding); a browser would
-    then let the pages of that name read the answers. So the hosts are listed.
-
-    Args:
-        app: The application.
-        hosts: More names or IP addresses that a request's `Host` may have, beside `localhost`,
-            loopback addresses and the address that it was sent to. `None`: any host.
-        open_paths: Paths that are answered at any IP address: the kubelet's probes use the pod's.
+    then let the pages of that name read the answers. So a request's `Host` must be `localhost`, a
+    loopback address, the address that it was sent to, or one of `hosts` (`None`: any). `open_paths`
+    are answered at any IP address, because the kubelet's probes use the pod's.
     """
 
     def __init__(
@@ -61,13 +57,14 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = refusal_of(scope) or self._refusal_of_host(scope)
+        refusal = _refusal_of_size(scope) or self._refusal_of_host(scope)
         if refusal is None:
             await self._app(scope, receive, send_with_headers)
             return
         status, text = refusal
         # The bytes that follow on the connection may belong to the request that was refused.
-        answer = PlainTextResponse(f"{text}\n", status, {"Connection": "close"})
+        close = {"Connection": "close"} if scope["http_version"] < "2" else None
+        answer = PlainTextResponse(f"{text}\n", status, close)
         await answer(scope, receive, send_with_headers)
 
     def _refusal_of_host(self, scope: Scope) -> Refusal | None:
@@ -89,12 +86,7 @@ class Guard:
         return 421, "unknown address; --allow-host ADDRESS allows it"
 
 
-def refusal_of(scope: Scope) -> Refusal | None:
-    """Return status and text if a request exceeds a limit, else `None`.
-
-    Args:
-        scope: The request.
-    """
+def _refusal_of_size(scope: Scope) -> Refusal | None:
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     target = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
     if target > LONGEST_TARGET:

@@ -1,7 +1,7 @@
-"""The status page: what an operator sees of a registry, as HTML that needs no JavaScript.
+"""The status page, as HTML that needs no JavaScript.
 
-The same templates serve the first view and every update: the script asks for the page again and
-takes over what differs.
+The same templates serve the first view and every update: the script requests the page again and
+applies the differences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pgmonkey.config.explain import Value, text_of
 
 _HERE: Final = Path(__file__).parent
 
-#: What the page may load and do: its own style, its own script, and asking for itself again.
+#: The content security policy: its own style and script, and requests to its own host.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -35,10 +35,9 @@ ASSETS: Final[Mapping[str, tuple[bytes, str]]] = {
     )
 }
 
-#: How many events the overview shows.
-_EVENTS: Final = 12
-#: What an event says elsewhere on the page already.
-_SAID: Final = frozenset({"database", "connection_type", "problems"})
+_EVENTS: Final = 12  # on the overview
+#: Fields of an event that the page shows elsewhere.
+_SHOWN: Final = frozenset({"database", "connection_type", "problems"})
 
 _STATES: Final = {
     "failed": "its file was never valid",
@@ -62,25 +61,22 @@ class StatusPage:
             lstrip_blocks=True,
         )
         environment.filters.update(
-            clock=_clock,
-            iso=_iso,
+            clock=lambda at: datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S"),
+            iso=lambda at: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
             seconds=spoken,
             ago=_ago,
-            said=_said,
-            number=_number,
-            below=_below,
+            words=_words,
+            number=lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
+            below=lambda text, directory: text.replace(f"{directory}/", ""),
         )
         environment.globals.update(states=_STATES)
         self._overview = environment.get_template("overview.html")
         self._database = environment.get_template("database.html")
 
     def overview(self, root: str, report: Mapping[str, Any], events: Mapping[str, Any]) -> str:
-        """Return the page of all databases.
+        """Return the page of all databases, of the bodies of /api/v1/databases and /api/v1/events.
 
-        Args:
-            root: The path that the application is mounted at; empty at the top.
-            report: The body of /api/v1/databases.
-            events: The body of /api/v1/events.
+        `root` is the path that the application is mounted at.
         """
         databases = report["databases"]
         counts = {state: sum(one["state"] == state for one in databases) for state in _STATES}
@@ -96,13 +92,9 @@ class StatusPage:
     def database(
         self, root: str, registry: str, report: Mapping[str, Any], values: Iterable[Value]
     ) -> str:
-        """Return the page of one database.
+        """Return the page of one database, of the body of /api/v1/databases/NAME and its values.
 
-        Args:
-            root: The path that the application is mounted at; empty at the top.
-            registry: The registry's directory: files below it are shown without it.
-            report: The body of /api/v1/databases/NAME.
-            values: Its effective values.
+        Paths below the registry's directory are shown without it.
         """
         sections: dict[str, list[tuple[str, str, str]]] = {}
         for value in values:
@@ -113,33 +105,16 @@ class StatusPage:
         )
 
 
-def _clock(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-
-
 def _ago(at: float) -> str:
     passed = max(0.0, time.time() - at)
     return "just now" if passed < 2 else f"{spoken(round(passed))} ago"
 
 
-def _below(text: str, directory: str) -> str:
-    """Return a text with the paths of a directory's files as seen from there."""
-    return text.replace(f"{directory}/", "")
-
-
-def _number(value: float) -> str:
-    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def _said(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the fields of an event as words."""
     shown = []
     for name, value in fields.items():
-        if name in _SAID:
+        if name in _SHOWN:
             continue
         if isinstance(value, float):
             text = spoken(value)

@@ -59,11 +59,7 @@ class ServiceOptions:
 class Service:
     """Serve one registry over HTTP and probe its databases, until `stop`.
 
-    Args:
-        registry: The registry to serve. The caller closes it.
-        listener: The listening socket.
-        metrics: What /metrics exports; the results of the probes are added.
-        options: How to answer.
+    The caller closes the registry.
     """
 
     def __init__(
@@ -77,7 +73,7 @@ class Service:
         options = options or ServiceOptions()
         self._registry = registry
         self._prober = Prober(registry)
-        self.readiness = Readiness(registry, self._prober)
+        self.readiness = Readiness(registry)
         self._grace = options.grace
         self._stop = asyncio.Event()
         self._stop_answering = asyncio.Event()
@@ -201,14 +197,9 @@ def note_signals() -> list[int]:
 
 
 def on_signals(service: Service, stop: Callable[[], None], noted: list[int]) -> None:
-    """Let SIGTERM and SIGINT stop, a second one at once, and SIGHUP reload.
+    """Let SIGTERM and SIGINT call `stop`, a second one end at once, and SIGHUP reload.
 
-    Called on the loop of the main thread.
-
-    Args:
-        service: The service that SIGHUP reloads.
-        stop: Called at the first SIGTERM or SIGINT.
-        noted: The result of `note_signals`. If there was a signal, `stop` is called now.
+    Called on the loop of the main thread. If a signal was noted before, `stop` is called now.
     """
     loop = asyncio.get_running_loop()
 
@@ -235,18 +226,9 @@ def serve(
     allow_sensitive_defaults: bool = False,
     trust: Trust = "strict",
 ) -> None:
-    """Serve a registry until SIGTERM or SIGINT.
+    """Serve the registry of a directory until SIGTERM or SIGINT.
 
-    Args:
-        directory: The registry's directory.
-        listener: The listening socket.
-        options: How to answer.
-        noted: The result of `note_signals`.
-        allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
-        trust: What to do with a database whose files other accounts can change.
-
-    Raises:
-        RegistryConfigError: The directory or a file has problems.
+    `noted` is the result of `note_signals`. Raises `RegistryConfigError` if a file has problems.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError):  # as many as there may be

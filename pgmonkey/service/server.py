@@ -109,19 +109,11 @@ class Listener(socket.socket):
 
 
 def listen(address: str) -> Listener:
-    """Return a socket that listens at `HOST:PORT`.
-
-    Args:
-        address: Such as `127.0.0.1:9749`, `[::1]:9749`, `0.0.0.0:9749`; port 0 is any free one.
+    """Return a socket that listens at `HOST:PORT`, such as `[::1]:9749`; port 0 is any free one.
 
     Raises:
-        ValueError: It is no address.
+        ValueError: It is not an address.
         ServiceError: The address cannot be used.
-
-    Example:
-        >>> with listen("127.0.0.1:0") as listener:
-        ...     listener.getsockname()[0]
-        '127.0.0.1'
     """
     match = _LISTEN.fullmatch(address)
     if match is None or int(match["port"]) > 65535:
@@ -140,25 +132,14 @@ def listen(address: str) -> Listener:
 
 
 def url_of(listener: socket.socket, scheme: str = "http") -> str:
-    """Return the address to open, without a path.
-
-    Args:
-        listener: The listening socket.
-        scheme: `http` or `https`.
-    """
+    """Return the address to open, without a path."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to look
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class HttpServer:
-    """Answer on one listening socket.
-
-    Args:
-        app: The ASGI application.
-        listener: The listening socket. It is closed at the end.
-        certificate: What to encrypt with; without one nothing is encrypted.
-    """
+    """Answer on one listening socket, encrypted if there is a certificate."""
 
     def __init__(
         self, app: ASGIApp, listener: Listener, certificate: Certificate | None = None
@@ -168,11 +149,7 @@ class HttpServer:
         self._config = _Config(listener, certificate)
 
     async def run(self, stop: Callable[[], Awaitable[object]]) -> None:
-        """Answer until `stop` returns. Then requests in progress have 3 s to finish.
-
-        Args:
-            stop: Such as the `wait` of an event.
-        """
+        """Answer until `stop` returns. Then requests in progress have 3 s to finish."""
         ending = asyncio.Event()
         app: Any = self._answer  # Starlette's types of messages are wider than Hypercorn's
         serving = asyncio.create_task(
@@ -182,6 +159,8 @@ class HttpServer:
         sweeping = asyncio.create_task(self._sweep())
         try:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()  # it could not start
             # Closing a socket that is accepting loses the client (CPython issue 109564).
             self.listener.accepting = False
             for _ in range(_TURNS):
@@ -198,7 +177,9 @@ class HttpServer:
                 connection.end()
             sweeping.cancel()
             stopping.cancel()
-            await serving
+            await asyncio.wait({serving}, timeout=_FINISH)
+            if not serving.cancel() and (error := serving.exception()):
+                _log.debug("a connection failed at the end: %r", error)
 
     async def _sweep(self) -> None:
         while True:

@@ -17,14 +17,9 @@ class CertificateError(PgmonkeyError):
 
 
 class Certificate:
-    """Hold a certificate and its key; handshakes that begin after a change get the new one.
+    """A certificate with its chain, and its key that is not encrypted, both files in PEM form.
 
-    Args:
-        certificate: The file of the certificate, with its chain, in PEM form.
-        key: The file of its private key, not encrypted.
-
-    Raises:
-        CertificateError: They cannot be read, or do not belong together.
+    Raises `CertificateError` if they cannot be read, or do not belong together.
     """
 
     def __init__(self, certificate: str | os.PathLike[str], key: str | os.PathLike[str]) -> None:
@@ -53,8 +48,11 @@ class Certificate:
     ) -> None:
         connection.context = self._newest
 
-    def _look(self) -> tuple[Signature | None, ...]:
-        return tuple(map(_signature, self.paths))
+    def _look(self) -> list[Signature] | None:
+        try:
+            return [signature_of(os.stat(path)) for path in self.paths]  # noqa: PTH116 - as there
+        except OSError:
+            return None
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -76,10 +74,3 @@ class Certificate:
                 " and not encrypted"
             ) from None
         return context
-
-
-def _signature(path: str) -> Signature | None:
-    try:
-        return signature_of(os.stat(path))  # noqa: PTH116 - as the signature's own module does
-    except OSError:
-        return None

@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
@@ -52,7 +53,7 @@ def test_a_path_that_is_not_there(serve: Serve, orders: TemporaryDatabase) -> No
     service = serve()
     for path in NOWHERE:
         answer = send(service.url, request(f"GET {path} HTTP/1.1", "Connection: close"))
-        assert (path, answer.status, answer.body) == (path, 404, b"not found\n")
+        assert (path, answer.status, answer.body) == (path, 404, b"Not Found")
 
 
 def test_a_method_that_is_not_allowed(serve: Serve, orders: TemporaryDatabase) -> None:
@@ -62,7 +63,7 @@ def test_a_method_that_is_not_allowed(serve: Serve, orders: TemporaryDatabase) -
     paths = ("/", "/metrics", "/databases/orders", "/api/v1/databases", "/assets/page.css")
     for method, path in itertools.product(methods, paths):
         answer = send(service.url, request(f"{method} {path} HTTP/1.1", "Connection: close"))
-        assert (answer.status, answer.body) == (405, b"method not allowed\n")
+        assert (answer.status, answer.body) == (405, b"Method Not Allowed")
         assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
     answer = send(service.url, request("GET /-/reload HTTP/1.1", "Connection: close"))
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
@@ -276,6 +277,20 @@ def test_clients_that_send_a_byte_of_body_after_their_answer(
                 client.sendall(b"x")
         assert service.get("/healthz").status == 200
         eventually(lambda: files(service) <= before + 3, 20)
+
+
+def test_http2_is_answered_and_refused_alike(serve: Serve, orders: TemporaryDatabase) -> None:
+    """The limits of requests hold for HTTP/2; a client that goes on after its end logs nothing."""
+    service = serve()
+    with httpx.Client(http1=False, http2=True, base_url=service.url) as client:
+        answer = client.get("/healthz")
+        assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
+        assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 421
+        assert client.post("/-/reload", content=b"x" * 40_000).status_code == 403
+        with suppress(httpx.RemoteProtocolError):  # the answer comes before the body's end
+            assert client.post("/-/reload", content=b"x" * 900_000).status_code == 413
+    assert service.get("/healthz").status == 200
+    assert "rror" not in service.text
 
 
 @pytest.mark.slow
