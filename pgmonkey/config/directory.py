@@ -31,27 +31,16 @@ if TYPE_CHECKING:
 
 
 class Scan(NamedTuple):
-    """Hold what the files of a directory say at one moment.
-
-    Args:
-        directory: The directory.
-        watched_directories: Where a change can change the answer.
-        directory_ok: Whether the directory could be read. If not, nothing was deleted.
-        general: What is wrong beyond one database: the directory, a file's name, the defaults.
-        configs: The good databases, by name.
-        problems: What is wrong with the others, by name.
-        present: The names that have a file, good or bad.
-        missing: The names that were asked for and have no file.
-    """
+    """Hold what the files of a directory say at one moment."""
 
     directory: str
-    watched_directories: frozenset[str]
-    directory_ok: bool
-    general: tuple[Problem, ...]
+    watched_directories: frozenset[str]  # a change in one of them can change the scan
+    directory_ok: bool  # if not, the directory could not be read, and nothing was deleted
+    general: tuple[Problem, ...]  # of the directory, of file names, of the defaults
     configs: Mapping[str, DatabaseConfig] = MappingProxyType({})
     problems: Mapping[str, tuple[Problem, ...]] = MappingProxyType({})
-    present: frozenset[str] = frozenset()
-    missing: frozenset[str] = frozenset()
+    present: frozenset[str] = frozenset()  # the names that have a file, good or bad
+    missing: frozenset[str] = frozenset()  # the names that were asked for and have no file
 
     def all_problems(self) -> tuple[Problem, ...]:
         """Return every problem once, in reading order.

@@ -1,4 +1,4 @@
-"""Durations: how long something takes, as people write it."""
+"""Durations: parse them as people write them, and format them for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 _WRITTEN: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) *([A-Za-z]*)")
 _SECONDS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_LONGEST: Final = 3650 * 86400.0  # ten years: above it somebody mistook the unit
+_LONGEST: Final = 3650 * 86400.0  # ten years: a longer one has the wrong unit
 
 EXPECTED: Final = (
     "expected a duration such as 500ms, 30s, 5min, 2h or 1d (a bare number is seconds)"
@@ -16,12 +16,7 @@ EXPECTED: Final = (
 
 
 class DurationError(ValueError):
-    """Report a text that is no duration. The message never holds the text.
-
-    Args:
-        message: What was expected.
-        hint: What to write instead.
-    """
+    """Report a text that is no duration. The message never holds the text."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)

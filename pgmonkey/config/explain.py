@@ -17,19 +17,12 @@ Steps = tuple[str, ...]
 
 
 class Source(NamedTuple):
-    """Say where one value comes from.
-
-    Args:
-        path: The file that has it; `None` for a default of pgmonkey.
-        line: The line of the value, counted from 1.
-        column: The column.
-        references: What the file refers to: variables, defaults of references, secret files.
-    """
+    """Say where one value comes from: a position, or a default of pgmonkey."""
 
     path: str | None = None
     line: int | None = None
     column: int | None = None
-    references: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()  # variables, defaults and secret files, in words
 
     def __str__(self) -> str:
         if self.path is None:
@@ -38,13 +31,7 @@ class Source(NamedTuple):
 
 
 class Value(NamedTuple):
-    """Hold one effective value, with secrets masked.
-
-    Args:
-        key: The dotted key.
-        value: Text, a number, a boolean or `None`.
-        source: Where it comes from.
-    """
+    """Hold one effective value with its dotted key and its source, secrets masked."""
 
     key: str
     value: Any
@@ -109,7 +96,7 @@ def _written(tree: Any, path: Steps) -> tuple[bool, Any]:
 
 
 def _references(value: Any) -> Iterator[str]:
-    """Yield what a value refers to, in words; never what is found there."""
+    """Yield the references of a value in words; never the values behind them."""
     match value:
         case str() if has_reference(value):
             yield from dict.fromkeys(_variables(parse_template(value)))

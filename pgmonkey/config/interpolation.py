@@ -41,19 +41,12 @@ class UnsetVariableError(LookupError):
 
 
 class Variable(NamedTuple):
-    """Describe one reference inside a text.
-
-    Args:
-        name: The variable.
-        default: What replaces it when it is unset; `None` when there is no default.
-        empty_is_unset: Whether an empty value counts as unset (`:-`, `:?`).
-        message: The message for when it is unset (`:?`), or `None`.
-    """
+    """Describe one reference inside a text."""
 
     name: str
-    default: Template | None = None
-    empty_is_unset: bool = False
-    message: str | None = None
+    default: Template | None = None  # replaces it when it is unset
+    empty_is_unset: bool = False  # an empty value counts as unset (`:-`, `:?`)
+    message: str | None = None  # for when it is unset (`:?`)
 
 
 Template = tuple["str | Variable", ...]
@@ -209,21 +202,17 @@ HOW_TO_RESOLVE: Final = "pass --resolve-env, or resolve_env=True in a program"
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """Say how files are read.
+    """Say how files are read."""
 
-    Args:
-        resolve: Whether references are replaced.
-        isolate: Whether libpq's environment variables are kept out, and host, dbname and user
-            are required: a registry. The older API leaves gaps to libpq.
-        allow_sensitive_defaults: Whether sensitive keys may have a default.
-        environ: The environment.
-        variables: The variables in it that libpq reads and that are to be kept out.
-    """
-
+    #: Whether references are replaced.
     resolve: bool = True
+    #: Whether libpq's environment variables are kept out, and host, dbname and user are required:
+    #: a registry. The older API leaves gaps to libpq.
     isolate: bool = True
+    #: Whether sensitive keys may have a default.
     allow_sensitive_defaults: bool = False
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    #: The variables of the environment that libpq reads and that are to be kept out.
     variables: frozenset[str] = frozenset()
 
 
@@ -234,41 +223,25 @@ class _Dropped:
 _DROPPED: Final = _Dropped()
 
 
+@dataclass(slots=True)
 class Resolution:
     """Replace the references of one document, wrap its secrets, and collect its problems.
 
-    It keeps the variables and files that the values depend on: with them a reload can tell
-    whether anything changed.
-
-    Args:
-        options: How files are read.
-        snapshot: Reads the secret files.
-        directory: The directory that relative paths start at.
+    It keeps the variables and files that the values depend on, so that a reload can tell whether
+    anything changed. Relative paths start at the directory.
     """
 
-    __slots__ = (
-        "_directory",
-        "_options",
-        "_snapshot",
-        "external",
-        "files",
-        "modified",
-        "problems",
-        "variables",
-    )
-
-    def __init__(self, options: LoadOptions, snapshot: Snapshot, directory: str) -> None:
-        self._options = options
-        self._snapshot = snapshot
-        self._directory = directory
-        self.problems: list[KeyProblem] = []
-        #: The paths of values that came from outside of the file.
-        self.external: set[KeyPath] = set()
-        self.variables: dict[str, str | None] = {}
-        #: The secret files, by path; `None` for one that could not be read.
-        self.files: dict[str, SourceFile | None] = {}
-        #: When the newest secret file was modified, in unix seconds.
-        self.modified: float | None = None
+    options: LoadOptions
+    snapshot: Snapshot
+    directory: str
+    problems: list[KeyProblem] = field(default_factory=list)
+    #: The paths of values that came from outside of the file.
+    external: set[KeyPath] = field(default_factory=set)
+    variables: dict[str, str | None] = field(default_factory=dict)
+    #: The secret files, by path; `None` for one that could not be read.
+    files: dict[str, SourceFile | None] = field(default_factory=dict)
+    #: When the newest secret file was modified, in unix seconds.
+    modified: float | None = None
 
     def document(self, document: Mapping[str, Any], *, keep_nulls: bool = False) -> dict[str, Any]:
         """Return the document with references replaced, secrets wrapped and nulls left out."""
@@ -297,13 +270,13 @@ class Resolution:
 
     def _value(self, value: Any, path: KeyPath, sensitive: bool) -> Any:
         if isinstance(value, str):
-            if self._options.resolve and has_reference(value):
+            if self.options.resolve and has_reference(value):
                 value = self._text(value, path, sensitive)
             elif "\0" in value:
                 value = self._no_nul(path)
             return Secret(value) if sensitive and isinstance(value, str) else value
         if isinstance(value, dict):
-            if self._options.resolve and value.keys() & _KINDS:
+            if self.options.resolve and value.keys() & _KINDS:
                 text = self._reference(value, path)
                 return Secret(text) if sensitive and isinstance(text, str) else text
             return self._mapping(value, path, sensitive)
@@ -317,7 +290,7 @@ class Resolution:
         return value
 
     def _mapping(self, value: dict[str, Any], path: KeyPath, sensitive: bool) -> Any:
-        if not self._options.resolve and value.keys() <= _KINDS and value:
+        if not self.options.resolve and value.keys() <= _KINDS and value:
             return self._drop(
                 path,
                 "reference.unresolved",
@@ -337,7 +310,7 @@ class Resolution:
         return self._drop(path, "config.nul", "the value contains a NUL character")
 
     def _lookup(self, name: str) -> str | None:
-        value = self.variables[name] = self._options.environ.get(name)
+        value = self.variables[name] = self.options.environ.get(name)
         return value
 
     def _text(self, text: str, path: KeyPath, sensitive: bool) -> str | _Dropped:
@@ -362,7 +335,7 @@ class Resolution:
         return self._checked(value, path)
 
     def _has_forbidden_default(self, template: Template, path: KeyPath) -> bool:
-        options = self._options
+        options = self.options
         if options.allow_sensitive_defaults or (options.isolate and path[-1] in _PATHS):
             return False
         if not options.isolate:  # the older API forbids a default only where it is used
@@ -406,12 +379,12 @@ class Resolution:
         return self._checked(text, path)
 
     def _from_file(self, target: str, written: str, inside: KeyPath) -> str | _Dropped:
-        path = os.path.join(self._directory, target)
+        path = os.path.join(self.directory, target)
         self.files[path] = None
         if "\0" in path:
             return self._no_nul(inside)
         try:
-            content, status, file = read_source(self._snapshot, path, LIMIT)
+            content, status, file = read_source(self.snapshot, path, LIMIT)
             text = text_of(content)
         except SecretFileError as error:
             hint = error.hint or _FILE_HINTS.get(error.code)

@@ -1,8 +1,7 @@
-"""A JSON Schema (draft 7) of a database file, for editors and validators.
+"""The JSON Schema (draft 7) of a database file, for editors and validators.
 
-It is made from the models, and looks at one file alone: `_defaults.yaml` may hold any part of
-what a database needs, so no key is required, and what must hold between two values, or on this
-machine, is left to `pgmonkey check`.
+It is made from the models. No key is required, because `_defaults.yaml` may hold any part of a
+database. `pgmonkey check` checks the rules between values, and the files on this machine.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ def _value(found: Mapping[str, Any]) -> Schema:
 
 
 def _written(hint: Mapping[str, Any]) -> Schema:
-    """Return how a kind of value is written; the title says it in words."""
+    """Return the schema of a kind of value; its title describes it in words."""
     kind = hint.get("kind", "choice")
     match kind:
         case "choice":
@@ -161,7 +160,7 @@ def _written(hint: Mapping[str, Any]) -> Schema:
 
 
 def _text(hint: Mapping[str, Any]) -> Schema:
-    """Return what is text: to YAML it may be a number or a boolean."""
+    """Return the schema of text, which may be a number or a boolean to YAML."""
     text: Schema = {
         "title": "the path of a file" if hint["kind"] == "file" else "text",
         "type": ["string", "number", "boolean"],

@@ -17,7 +17,7 @@ from pgmonkey.config.loader import (
     read_file,
     unwrapped,
 )
-from pgmonkey.config.models import SECTIONS, typed_value
+from pgmonkey.config.models import typed_value
 from pgmonkey.config.problems import KeyProblem, Positions, schema_problem
 from pgmonkey.config.redaction import RedactedDict, Secret
 from pgmonkey.config.secret_files import Snapshot, SnapshotMovedError, from_one_snapshot
@@ -53,31 +53,19 @@ def config_from_dict(
         >>> config_from_dict({"connection_settings": {"host": "db", "port": 5432}}).name
         'dict'
     """
-    result = load_dict(
-        mapping,
-        resolve_env=resolve_env,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        name=name,
-        environ=environ,
-    )
+    options = load_options(resolve_env, allow_sensitive_defaults, environ, isolate=False)
+    result = load_dict(mapping, options, name=name)
     del mapping  # what raises, below, has no secret in its frames
     return config_or_raise(result, isolate=False)
 
 
 def load_dict(
-    mapping: Mapping[str, Any],
-    *,
-    resolve_env: bool = False,
-    allow_sensitive_defaults: bool = False,
-    name: str = "dict",
-    environ: Mapping[str, str] | None = None,
+    mapping: Mapping[str, Any], options: LoadOptions, *, name: str = "dict"
 ) -> LoadResult:
     """Make a config from a dictionary, or find its problems; raises nothing.
 
-    For a caller whose own frames must not hold the dictionary when something is raised. The
-    arguments are those of `config_from_dict`.
+    For a caller whose own frames must not hold the dictionary when something is raised.
     """
-    options = load_options(resolve_env, allow_sensitive_defaults, environ, isolate=False)
     path = f"<{name}>"
     problems: list[KeyProblem] = []
     tree = _as_text(mapping, (), problems)
@@ -138,7 +126,7 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
         tree, found = _resolved(tree, os.path.dirname(path), options)
         if found:
             return nothing, positions.problems(found)
-    result = _typed(tree, found, resolved=options.resolve)
+    result = RedactedDict(_plain(tree, (), found, resolved=options.resolve))
     return result, positions.problems(found)
 
 
@@ -193,23 +181,8 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _typed(tree: dict[str, Any], found: list[KeyProblem], *, resolved: bool) -> RedactedDict:
-    """Return plain values that print without secrets, each with the type of its key."""
-    result = RedactedDict()
-    for key, value in tree.items():
-        if key in SECTIONS and isinstance(value, dict):
-            result[key] = RedactedDict(
-                {
-                    name: _plain(item, (key, name), found, resolved=resolved)
-                    for name, item in value.items()
-                }
-            )
-        else:
-            result[key] = _plain(value, (key,), found, resolved=resolved)
-    return result
-
-
 def _plain(value: Any, path: KeyPath, found: list[KeyProblem], *, resolved: bool) -> Any:
+    """Return a value with the type of its key; printed, it shows no secret."""
     if isinstance(value, Secret):
         return value.reveal()
     if isinstance(value, dict):

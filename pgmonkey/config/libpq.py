@@ -1,4 +1,4 @@
-"""Connection settings: the keywords of libpq, their kinds, and what they are sent as."""
+"""The parameters of libpq, and how the environment is kept out of them."""
 
 from __future__ import annotations
 
@@ -9,120 +9,141 @@ from typing import Final, Literal, NamedTuple
 
 from psycopg import pq
 
-Kind = Literal["text", "choice", "integer", "flag", "port", "seconds", "file"]
+Kind = Literal["text", "choice", "integer", "flag", "port", "seconds", "file", "host", "database"]
 
-#: The environment variables that libpq turns into session settings whatever it is told.
+#: The environment variables that libpq always turns into session settings.
 SESSION_VARIABLES: Final = ("PGDATESTYLE", "PGGEQO", "PGTZ")
 #: A path that cannot exist: libpq looks there for a password file and finds none, silently.
 NO_FILE: Final = "/dev/null/none"
 CONNECT_TIMEOUT: Final = 10  # seconds
 PREPARE_THRESHOLD: Final = 5  # executions, psycopg's own default
 
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
-    "channel_binding": ("disable", "prefer", "require"),
-    "gssencmode": ("disable", "prefer", "require"),
-    "sslnegotiation": ("postgres", "direct"),
-    "sslcertmode": ("disable", "allow", "require"),
-    "target_session_attrs": (
-        "any",
-        "read-write",
-        "read-only",
-        "primary",
-        "standby",
-        "prefer-standby",
-    ),
-    "load_balance_hosts": ("disable", "random"),
-    "ssl_min_protocol_version": ("", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
-    "ssl_max_protocol_version": ("", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
-}
-_INTEGERS: Final = frozenset(
-    {"keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"}
-)
-_FLAGS: Final = frozenset({"keepalives", "sslcompression", "sslsni", "gssdelegation"})
-FILES: Final = frozenset({"sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile"})
 
-# What libpq does when it hears nothing, for the keywords that have an environment variable, no
-# built-in default, and no use for an empty text.
-_NEUTRAL: Final[Mapping[str, str]] = {
-    "passfile": NO_FILE,
-    "sslcertmode": "allow",
-    "connect_timeout": str(CONNECT_TIMEOUT),
-    # Every method: libpq takes no empty list. It knows OAuth since version 18.
-    "require_auth": "password,md5,gss,sspi,scram-sha-256,none"
-    + (",oauth" if pq.version() >= 180000 else ""),
-    "min_protocol_version": "3.0",
-    "max_protocol_version": "3.0",
-}
-# Those that an empty text neutralises: each one was tried against a server.
-_EMPTY: Final = frozenset(
-    {
-        "application_name",
-        "client_encoding",
-        "dbname",
-        "gsslib",
-        "host",
-        "hostaddr",
-        "options",
-        "password",
-        "requirepeer",
-        "sslcert",
-        "sslcrl",
-        "sslcrldir",
-        "sslkey",
-        "sslrootcert",
-        "ssl_max_protocol_version",
-        "user",
-    }
-)
+class _Known(NamedTuple):
+    """Say about a parameter of libpq what libpq does not say itself."""
 
-_DESCRIPTIONS: Final[Mapping[str, tuple[str, str]]] = {
-    "host": (
+    description: str = ""
+    example: str = ""
+    kind: Kind = "text"  # the form of its values
+    choices: tuple[str, ...] = ()
+    #: The value with which libpq does what it does by default. Only for a parameter with an
+    #: environment variable and no built-in default. Each empty one was tried against a server.
+    neutral: str | None = None
+
+
+_MODES: Final = ("disable", "prefer", "require")
+_PROTOCOLS: Final = ("", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+# Every method: libpq takes no empty list. It knows OAuth since version 18.
+_EVERY_METHOD: Final = "password,md5,gss,sspi,scram-sha-256,none" + (
+    ",oauth" if pq.version() >= 180000 else ""
+)
+_SESSION_ATTRIBUTES: Final = (
+    "any",
+    "read-write",
+    "read-only",
+    "primary",
+    "standby",
+    "prefer-standby",
+)
+_KNOWN: Final[Mapping[str, _Known]] = {
+    "host": _Known(
         "The server: a name, an address, a socket directory; or a list of them.",
         "db.example",
+        "host",
+        neutral="",
     ),
-    "hostaddr": ("The server's IP address, to avoid looking the name up.", "192.0.2.10"),
-    "port": (
+    "hostaddr": _Known(
+        "The server's IP address, to avoid looking the name up.", "192.0.2.10", "host", neutral=""
+    ),
+    "port": _Known(
         "The server's port, from 1 to 65535; with several hosts one for all or one each.",
         "5432",
+        "port",
     ),
-    "dbname": ("The name of the database on the server.", "orders"),
-    "user": ("The role to log in as.", "orders_app"),
-    "password": ("The password; better from a file than in this one.", "${ORDERS_PASSWORD}"),
-    "passfile": ("A password file in libpq's own format.", "/run/secrets/pgpass"),
-    "service": ("The name of a service in libpq's own service file.", "orders"),
-    "connect_timeout": (
+    "dbname": _Known("The name of the database on the server.", "orders", "database", neutral=""),
+    "user": _Known("The role to log in as.", "orders_app", neutral=""),
+    "password": _Known(
+        "The password; better from a file than in this one.", "${ORDERS_PASSWORD}", neutral=""
+    ),
+    "passfile": _Known(
+        "A password file in libpq's own format.", "/run/secrets/pgpass", "file", neutral=NO_FILE
+    ),
+    "service": _Known("The name of a service in libpq's own service file.", "orders"),
+    "connect_timeout": _Known(
         "How long one attempt to connect may take: a duration, in whole seconds, at least 2 s.",
         "10",
+        "seconds",
+        neutral=str(CONNECT_TIMEOUT),
     ),
-    "client_encoding": ("The encoding of the session.", "UTF8"),
-    "options": (
+    "client_encoding": _Known("The encoding of the session.", "UTF8", neutral=""),
+    "options": _Known(
         "Command-line options for the session; for settings there are sections.",
         "-c geqo=off",
+        neutral="",
     ),
-    "application_name": (
-        "The name shown in pg_stat_activity; the server cuts it at 63 bytes.",
-        "orders",
+    "application_name": _Known(
+        "The name shown in pg_stat_activity; the server cuts it at 63 bytes.", "orders", neutral=""
     ),
-    "sslmode": ("Whether TLS is used, and how the server is verified.", "verify-full"),
-    "sslrootcert": (
+    "sslmode": _Known(
+        "Whether TLS is used, and how the server is verified.",
+        "verify-full",
+        "choice",
+        ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    ),
+    "sslrootcert": _Known(
         "The certificates of trusted authorities: a file (relative to this one), or `system`.",
         "/run/secrets/orders/ca.crt",
+        "file",
+        neutral="",
     ),
-    "sslcert": ("The file with the client's certificate.", "/run/secrets/orders/tls.crt"),
-    "sslkey": ("The file with the client's private key.", "/run/secrets/orders/tls.key"),
-    "sslpassword": ("The passphrase of the private key.", "${KEY_PASSPHRASE}"),
-    "sslcrl": ("The file with revoked certificates.", "/run/secrets/orders/crl.pem"),
-    "channel_binding": ("Whether SCRAM is bound to the TLS channel.", "require"),
-    "require_auth": ("The authentication methods that are acceptable.", "scram-sha-256"),
-    "target_session_attrs": ("Which of several servers is acceptable.", "read-write"),
-    "load_balance_hosts": ("In which order several hosts are tried.", "random"),
-    "keepalives": ("Whether TCP keepalives are sent.", "1"),
-    "keepalives_idle": ("Seconds of silence before a TCP keepalive is sent.", "60"),
-    "keepalives_interval": ("Seconds between TCP keepalives that get no answer.", "15"),
-    "keepalives_count": ("How many lost TCP keepalives end a connection.", "5"),
-    "tcp_user_timeout": ("Milliseconds that sent data may stay unacknowledged.", "10000"),
+    "sslcert": _Known(
+        "The file with the client's certificate.", "/run/secrets/orders/tls.crt", "file", neutral=""
+    ),
+    "sslkey": _Known(
+        "The file with the client's private key.", "/run/secrets/orders/tls.key", "file", neutral=""
+    ),
+    "sslpassword": _Known("The passphrase of the private key.", "${KEY_PASSPHRASE}"),
+    "sslcrl": _Known(
+        "The file with revoked certificates.", "/run/secrets/orders/crl.pem", "file", neutral=""
+    ),
+    "channel_binding": _Known(
+        "Whether SCRAM is bound to the TLS channel.", "require", "choice", _MODES
+    ),
+    "require_auth": _Known(
+        "The authentication methods that are acceptable.", "scram-sha-256", neutral=_EVERY_METHOD
+    ),
+    "target_session_attrs": _Known(
+        "Which of several servers is acceptable.", "read-write", "choice", _SESSION_ATTRIBUTES
+    ),
+    "load_balance_hosts": _Known(
+        "In which order several hosts are tried.", "random", "choice", ("disable", "random")
+    ),
+    "keepalives": _Known("Whether TCP keepalives are sent.", "1", "flag"),
+    "keepalives_idle": _Known(
+        "Seconds of silence before a TCP keepalive is sent.", "60", "integer"
+    ),
+    "keepalives_interval": _Known(
+        "Seconds between TCP keepalives that get no answer.", "15", "integer"
+    ),
+    "keepalives_count": _Known("How many lost TCP keepalives end a connection.", "5", "integer"),
+    "tcp_user_timeout": _Known(
+        "Milliseconds that sent data may stay unacknowledged.", "10000", "integer"
+    ),
+    "gssencmode": _Known(kind="choice", choices=_MODES),
+    "sslnegotiation": _Known(kind="choice", choices=("postgres", "direct")),
+    "sslcertmode": _Known(kind="choice", choices=("disable", "allow", "require"), neutral="allow"),
+    "ssl_min_protocol_version": _Known(kind="choice", choices=_PROTOCOLS),
+    "ssl_max_protocol_version": _Known(kind="choice", choices=_PROTOCOLS, neutral=""),
+    "sslcompression": _Known(kind="flag"),
+    "sslsni": _Known(kind="flag"),
+    "gssdelegation": _Known(kind="flag"),
+    "min_protocol_version": _Known(neutral="3.0"),
+    "max_protocol_version": _Known(neutral="3.0"),
+    "gsslib": _Known(neutral=""),
+    "requirepeer": _Known(neutral=""),
+    "sslcrldir": _Known(neutral=""),
 }
+FILES: Final = frozenset(name for name, known in _KNOWN.items() if known.kind == "file")
 
 _SETTING: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*")
 _ESCAPED: Final = re.compile(r"([\\\s])")
@@ -130,22 +151,12 @@ _WORD: Final = re.compile(r"(?:\\.|[^\\\s])+", re.DOTALL)
 
 
 class Keyword(NamedTuple):
-    """Describe one connection keyword of libpq.
-
-    Args:
-        name: The keyword.
-        kind: What its values look like.
-        variable: The environment variable that would fill it, or `None`.
-        neutral: The value that keeps the environment out; `None` if there is none.
-        choices: Its values, where they are few.
-        description: What it does, for the reference page.
-        example: A value.
-    """
+    """Describe one parameter of the installed libpq."""
 
     name: str
+    variable: str | None  # the environment variable that would fill it
+    neutral: str | None  # the value that keeps the environment out, if there is one
     kind: Kind
-    variable: str | None
-    neutral: str | None
     choices: tuple[str, ...]
     description: str
     example: str
@@ -153,41 +164,28 @@ class Keyword(NamedTuple):
 
 @cache
 def keywords() -> Mapping[str, Keyword]:
-    """Return the keywords of the libpq in use, by name."""
-    return {keyword.name: keyword for keyword in _keywords()}
+    """Return the parameters of the installed libpq, by name."""
+    return {keyword.name: keyword for keyword in map(_keyword, pq.Conninfo.get_defaults())}
 
 
-def _keywords() -> Iterator[Keyword]:
-    for option in pq.Conninfo.get_defaults():
-        name = option.keyword.decode()
-        compiled = option.compiled.decode() if option.compiled is not None else None
-        description, example = _DESCRIPTIONS.get(name, (f"libpq's `{name}`.", ""))
-        yield Keyword(
-            name=name,
-            kind=_kind(name),
-            variable=option.envvar.decode() if option.envvar is not None else None,
-            neutral=_NEUTRAL.get(name, compiled or ("" if name in _EMPTY else compiled)),
-            choices=_CHOICES.get(name, ()),
-            description=description,
-            example=example,
-        )
-
-
-def _kind(name: str) -> Kind:
-    kinds: tuple[tuple[Kind, Iterable[str]], ...] = (
-        ("choice", _CHOICES),
-        ("integer", _INTEGERS),
-        ("flag", _FLAGS),
-        ("port", ("port",)),
-        ("seconds", ("connect_timeout",)),
-        ("file", FILES),
+def _keyword(option: pq.ConninfoOption) -> Keyword:
+    name = option.keyword.decode()
+    known = _KNOWN.get(name, _Known())
+    compiled = option.compiled.decode() if option.compiled is not None else None
+    return Keyword(
+        name,
+        option.envvar.decode() if option.envvar is not None else None,
+        compiled if known.neutral is None else known.neutral or compiled or "",
+        known.kind,
+        known.choices,
+        known.description or f"libpq's `{name}`.",
+        known.example,
     )
-    return next((kind for kind, names in kinds if name in names), "text")
 
 
 @cache
 def isolation() -> Mapping[str, str]:
-    """Return what keeps the environment out of every keyword that a configuration leaves open."""
+    """Return the values that keep the environment out of parameters that a file leaves open."""
     return {
         keyword.name: keyword.neutral
         for keyword in keywords().values()
@@ -209,13 +207,14 @@ def libpq_variables(environ: Mapping[str, str]) -> frozenset[str]:
 def intruders(given: Iterable[str], variables: frozenset[str]) -> Iterator[tuple[str, str | None]]:
     """Yield the environment variables that no explicit value can keep out.
 
+    With `service`, the values of the service must be used, so no other can be passed explicitly.
+
     Args:
-        given: The keywords that the configuration sets. With `service`, the service's own values
-            must come through, so that nothing else can be passed explicitly.
-        variables: What `libpq_variables` returned.
+        given: The parameters that the configuration sets.
+        variables: The result of `libpq_variables`.
 
     Yields:
-        The variable, and the keyword that would override it, if there is one.
+        The variable, and the parameter that would override it, if there is one.
     """
     if not variables:
         return

@@ -39,17 +39,11 @@ MOVING: Final = KeyProblem(
 
 
 class LoadResult(NamedTuple):
-    """Hold the config of one file, or its problems.
-
-    Args:
-        config: The config, or `None` if there are problems.
-        problems: All of them, in reading order.
-        sources: What the config was made from; `None` if the file was no document at all.
-    """
+    """Hold the config of one file, or its problems in reading order."""
 
     config: DatabaseConfig | None = None
     problems: tuple[Problem, ...] = ()
-    sources: Sources | None = None
+    sources: Sources | None = None  # `None` if the file was no document at all
 
 
 def load_file(
@@ -87,7 +81,7 @@ def load_file(
     """
     options = load_options(resolve, allow_sensitive_defaults, environ, isolate=isolate)
     under = None if defaults is None else os.fspath(defaults)
-    # What raises, below, has none of the file's text in its frames: a traceback shows locals.
+    # The frames that raise hold none of the file's text: a traceback may show locals.
     return config_or_raise(_load_path(os.fspath(path), under, options), isolate=isolate)
 
 

@@ -1,8 +1,8 @@
 """The keys of a database file: type, default, meaning, and what a change of each does.
 
-A key is declared here, and nowhere else. Validation, digests, changed keys, redaction, the JSON
-schema and the reference page walk these declarations. Secrets are wrapped before they come here,
-so that no error of pydantic holds one.
+A key is declared here, and nowhere else: validation, digests, changed keys, redaction, the JSON
+schema and the reference page walk these declarations. Secrets are wrapped before validation, so
+no error of pydantic holds one.
 """
 
 from __future__ import annotations
@@ -146,33 +146,31 @@ def _threshold(value: Any) -> int | None:
 def _keyword_type(keyword: Keyword) -> Any:
     """Return the annotation of one parameter of libpq, whose values are text to it."""
     name = keyword.name
-    key = Key(
-        keyword.description,
-        keyword.example or None,
-        default=CONNECT_TIMEOUT if name == "connect_timeout" else None,
-    )
-    sensitive = is_sensitive(name)
+    default = CONNECT_TIMEOUT if name == "connect_timeout" else None
+    key = Key(keyword.description, keyword.example or None, default=default)
     validator: Any = Strict()
-    schema = kind("file" if keyword.kind == "file" else "text")
-    if keyword.choices:
-        validator = one_of(keyword.choices)
-        schema = kind("choice", enum=[choice for choice in keyword.choices if choice])
-    elif name in ("host", "hostaddr"):
-        validator, schema = BeforeValidator(_hosts), kind("texts", url=False)
-    elif name == "dbname":
-        validator, schema = BeforeValidator(_database_name), kind("text", url=False)
-    elif keyword.kind == "integer":
-        validator = BeforeValidator(lambda value: str(to_integer(value, _LOWEST, _HIGHEST)))
-        schema = kind("integer", minimum=_LOWEST, maximum=_HIGHEST)
-    elif keyword.kind == "flag":
-        return Annotated[Flag, AfterValidator(lambda value: "1" if value else "0"), key]
-    elif keyword.kind == "port":
-        validator, schema = BeforeValidator(_ports), kind("ports")
-    elif keyword.kind == "seconds":
-        validator, schema = BeforeValidator(_connect_timeout), kind("duration", zero=True)
-    elif sensitive and keyword.kind == "text":
-        schema = kind("text", sensitive=True)
-    if sensitive:
+    match keyword.kind:
+        case "choice":
+            validator = one_of(keyword.choices)
+            schema = kind("choice", enum=[choice for choice in keyword.choices if choice])
+        case "integer":
+            validator = BeforeValidator(lambda value: str(to_integer(value, _LOWEST, _HIGHEST)))
+            schema = kind("integer", minimum=_LOWEST, maximum=_HIGHEST)
+        case "flag":
+            return Annotated[Flag, AfterValidator(lambda value: "1" if value else "0"), key]
+        case "port":
+            validator, schema = BeforeValidator(_ports), kind("ports")
+        case "seconds":
+            validator, schema = BeforeValidator(_connect_timeout), kind("duration", zero=True)
+        case "host":
+            validator, schema = BeforeValidator(_hosts), kind("texts", url=False)
+        case "database":
+            validator, schema = BeforeValidator(_database_name), kind("text", url=False)
+        case "file":
+            schema = kind("file")
+        case _:
+            schema = kind("text", sensitive=is_sensitive(name))
+    if is_sensitive(name):
         return Annotated[InstanceOf[Secret], schema, key]
     return Annotated[str, validator, schema, key]
 
@@ -180,21 +178,15 @@ def _keyword_type(keyword: Keyword) -> Any:
 def _connection_section() -> Any:
     fields = {name: _keyword_type(keyword) for name, keyword in keywords().items()}
     fields["autocommit"] = Annotated[
-        Flag,
-        Key(
-            "Whether each statement is its own transaction; false by default.",
-            "true",
-            default=False,
-        ),
+        Flag, Key("Whether each statement is its own transaction.", "true", default=False)
     ]
     fields["prepare_threshold"] = Annotated[
         int | None,
         BeforeValidator(_threshold),
         kind("integer", minimum=0, maximum=1_000_000),
         Key(
-            "After how many executions a statement is prepared on the server; "
-            f"{PREPARE_THRESHOLD} by default, null for never.",
-            "5",
+            "After how many executions a statement is prepared on the server; null for never.",
+            "10",
             default=PREPARE_THRESHOLD,
         ),
     ]
@@ -222,69 +214,38 @@ class PoolSettings:
     min_size: Annotated[
         int,
         Integer(0, 1000),
-        Key(
-            "How many connections the pool keeps open; 1 by default, never more than max_size.",
-            "2",
-            "resize",
-        ),
+        Key("How many connections the pool keeps open; at most max_size.", "2", "resize"),
     ] = 1
     max_size: Annotated[
         int,
         Integer(1, 1000),
-        Key(
-            "How many connections the pool opens at most; 10 by default, or min_size if that is "
-            "larger.",
-            "10",
-            "resize",
-        ),
+        Key("How many connections the pool opens at most; min_size if larger.", "10", "resize"),
     ] = 10
     timeout: Annotated[
         Seconds,
-        Key(
-            "How long a checkout may wait; by default the timeout of the database.",
-            "5s",
-            "nothing",
-        ),
+        Key("How long a checkout may wait; by default the database's timeout.", "5s", "nothing"),
     ] = 30.0
     check_on_checkout: Annotated[
         Flag,
         Key(
-            "Whether the server is asked for a sign of life at each checkout; by default what "
-            "the database says.",
-            "true",
-            "nothing",
+            "Whether each checkout pings the server; by default as the database.", "true", "nothing"
         ),
     ] = False
     max_waiting: Annotated[
         int,
         Integer(0, 1_000_000),
-        Key(
-            "How many clients may wait for a connection; the next one fails at once. 0 is no "
-            "limit.",
-            "50",
-            "nothing",
-        ),
+        Key("How many clients may wait; the next one fails at once. 0: no limit.", "50", "nothing"),
     ] = 0
     max_idle: Annotated[
         Seconds,
-        Key(
-            "How long a connection above min_size stays unused before it is closed.",
-            "10min",
-            "new_pool",
-        ),
+        Key("How long a connection above min_size may stay unused.", "10min", "new_pool"),
     ] = 600.0
     max_lifetime: Annotated[
-        Seconds,
-        Key("How old a connection may become; an older one is replaced.", "1h", "reconnect"),
+        Seconds, Key("How old a connection may become before it is replaced.", "1h", "reconnect")
     ] = 3600.0
     reconnect_timeout: Annotated[
         SecondsOrZero,
-        Key(
-            "How long the pool tries to replace a connection before it gives up and starts "
-            "again with short pauses.",
-            "5s",
-            "new_pool",
-        ),
+        Key("How long retries have growing pauses before they start over.", "5s", "new_pool"),
     ] = 5.0
     num_workers: Annotated[
         int,
@@ -304,12 +265,7 @@ class DatabaseFile:
 
     connection_type: Annotated[
         Annotated[ConnectionType, one_of(CONNECTION_TYPES)],
-        Key(
-            "What a handle is if the code does not say: one connection (normal, async) or a pool "
-            "of them (pool, async_pool).",
-            "pool",
-            "nothing",
-        ),
+        Key("What `get(name)` returns if the code does not say.", "pool", "nothing"),
     ] = "normal"
     description: Annotated[
         Text,
@@ -317,41 +273,25 @@ class DatabaseFile:
         Key("What the database is for; on the status page.", "orders", "nothing"),
     ] = ""
     connection_settings: Annotated[
-        ConnectionSection,
-        Key("Where the database is and how to log in.", effect="reconnect"),
+        ConnectionSection, Key("Where the database is and how to log in.", effect="reconnect")
     ]
-    pool_settings: Annotated[PoolSettings, Key("The pool of connection type pool.")] = (
-        PoolSettings()
-    )
-    async_pool_settings: Annotated[PoolSettings, Key("The pool of connection type async_pool.")] = (
+    pool_settings: Annotated[PoolSettings, Key("The pool of type pool.")] = PoolSettings()
+    async_pool_settings: Annotated[PoolSettings, Key("The pool of type async_pool.")] = (
         PoolSettings()
     )
     sync_settings: Annotated[
         SessionSettings,
-        Key(
-            "Session settings of normal and pool, sent when a connection is made.",
-            {"statement_timeout": "30s"},
-            "reconnect",
-        ),
+        Key("Session settings of normal and pool.", {"statement_timeout": "30s"}, "reconnect"),
     ] = field(default_factory=dict)
     async_settings: Annotated[
         SessionSettings,
-        Key(
-            "Session settings of async and async_pool, sent when a connection is made.",
-            {"statement_timeout": "30s"},
-            "reconnect",
-        ),
+        Key("Session settings of async and async_pool.", {"statement_timeout": "30s"}, "reconnect"),
     ] = field(default_factory=dict)
     timeout: Annotated[
         Seconds, Key("How long a checkout may wait, for all types.", "5s", "nothing")
     ] = 30.0
     check_on_checkout: Annotated[
-        Flag,
-        Key(
-            "Whether the server is asked for a sign of life at each checkout, for all types.",
-            "true",
-            "nothing",
-        ),
+        Flag, Key("Whether each checkout pings the server, for all types.", "true", "nothing")
     ] = False
     pooler: Annotated[
         Annotated[Pooler, one_of(get_args(Pooler))],
@@ -373,19 +313,16 @@ class DatabaseFile:
     ] = False
     required: Annotated[
         Flag,
-        Key(
-            "Whether the service is ready only once this database was reached.", "false", "nothing"
-        ),
+        Key("Whether the service is ready only once it reached this database.", "false", "nothing"),
     ] = True
     leak_detection: Annotated[
-        SecondsOrOff,
-        Key("After how long a checkout is reported as leaked; off by default.", "30s", "nothing"),
+        SecondsOrOff, Key("After how long a checkout is reported as leaked.", "30s", "nothing")
     ] = None
     leak_stack: Annotated[
         Flag,
         Key(
-            "Whether each checkout keeps the stack of its borrower, so that a leak is reported "
-            "with it; costs some microseconds each time.",
+            "Whether the report of a leak has the stack of its borrower; costs some microseconds "
+            "for each checkout.",
             "true",
             "nothing",
         ),
@@ -393,8 +330,7 @@ class DatabaseFile:
     drain_timeout: Annotated[
         Seconds,
         Key(
-            "How long a replaced pool may take to drain before its holders are reported; nothing "
-            "is cut.",
+            "After how long the holders of replaced connections are reported; nothing is cut.",
             "60s",
             "nothing",
         ),
@@ -402,20 +338,15 @@ class DatabaseFile:
     max_connections: Annotated[
         Annotated[int, Integer(1, 1_000_000)] | None,
         Key(
-            "How many connections this process has to the server (host and port) at most when "
-            "this database opens another one, over all databases; no limit by default. Best "
-            "written once, in _defaults.yaml.",
+            "How many connections this process may have to the server (host and port), of all "
+            "databases, when this one opens another. Best written in _defaults.yaml.",
             "80",
             "nothing",
         ),
     ] = None
     revision: Annotated[
         Annotated[Text, AfterValidator(mask_urls)] | None,
-        Key(
-            "The version of the secrets, so that the fleet can be compared; not secret.",
-            "2024-05-01",
-            "nothing",
-        ),
+        Key("The version of the secrets, to compare a fleet; not secret.", "7", "nothing"),
     ] = None
 
 

@@ -1,9 +1,10 @@
-"""The files that connection settings name: certificates, keys, password files."""
+"""Read the files that connection settings name: certificates, keys, password files."""
 
 from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pgmonkey.config.libpq import FILES
@@ -21,35 +22,26 @@ _HINTS: Final = {
 }
 
 
+@dataclass(slots=True)
 class NamedFiles:
-    """Read the files that the settings of one connection name, and judge them as libpq will.
+    """Read the files that the settings of one connection name, and check them as libpq will.
 
-    Args:
-        snapshot: Reads them.
-        directory: What relative paths are relative to.
-        isolate: Whether paths are made absolute and what is wrong is collected, as for a registry;
-            elsewhere libpq looks in the working directory and says so when it connects, as ever.
+    Relative paths start at the directory. With `isolate`, as for a registry, paths are made
+    absolute and problems are collected; otherwise libpq looks in the working directory and
+    reports problems when it connects.
     """
 
-    __slots__ = ("_directory", "_isolate", "_snapshot", "contents", "files", "problems")
-
-    def __init__(self, snapshot: Snapshot, directory: str, *, isolate: bool) -> None:
-        self._snapshot = snapshot
-        self._directory = directory
-        self._isolate = isolate
-        #: What they hold, by the keys that name them.
-        self.contents: dict[str, bytes] = {}
-        #: How they looked, by path; `None` in place of one that could not be read.
-        self.files: dict[str, SourceFile | None] = {}
-        self.problems: list[KeyProblem] = []
+    snapshot: Snapshot
+    directory: str
+    isolate: bool
+    #: The contents, by the keys that name the files.
+    contents: dict[str, bytes] = field(default_factory=dict)
+    #: The files as sources, by path; `None` for one that could not be read.
+    files: dict[str, SourceFile | None] = field(default_factory=dict)
+    problems: list[KeyProblem] = field(default_factory=list)
 
     def read(self, connection: Any) -> None:
-        """Read the files, and make their paths absolute.
-
-        Args:
-            connection: The section of a resolved document, changed in place; anything else that
-                a file may say instead of it is left to the schema.
-        """
+        """Read the files of a resolved section, and make their paths absolute in place."""
         if not isinstance(connection, dict):
             return
         for key in FILES & connection.keys():
@@ -69,12 +61,12 @@ class NamedFiles:
                     )
                 )
                 continue
-            if self._isolate:
-                path = os.path.join(os.path.abspath(self._directory), path)
+            if self.isolate:
+                path = os.path.join(os.path.abspath(self.directory), path)
                 connection[key] = Secret(path) if isinstance(value, Secret) else path
             self.files[path] = None
             try:
-                content, status, self.files[path] = read_source(self._snapshot, path, _LIMIT)
+                content, status, self.files[path] = read_source(self.snapshot, path, _LIMIT)
             except SecretFileError as error:
                 self._find(key, error)
                 continue
@@ -85,7 +77,7 @@ class NamedFiles:
                 self._find(key, SecretFileError("secret.no_certificate", "contains no certificate"))
 
     def _find(self, key: str, error: SecretFileError) -> None:
-        if self._isolate:
+        if self.isolate:
             code = error.code.replace("secret.", "file.")
             message = f"the file that {key} names {error}"
             hint = error.hint or _HINTS.get(code)
@@ -106,10 +98,10 @@ def _shared(key: str, status: os.stat_result) -> SecretFileError | None:
     if key == "sslkey":
         # Its owner alone; what belongs to root may also be read by the group.
         forbidden = stat.S_IRWXO | (stat.S_IRWXG if status.st_uid else stat.S_IWGRP | stat.S_IXGRP)
-        said = "libpq refuses it"
+        then = "libpq refuses it"
     elif key == "passfile":
         forbidden = stat.S_IRWXG | stat.S_IRWXO
-        said = "libpq ignores it"
+        then = "libpq ignores it"
     else:
         return None
     if not mode & forbidden:
@@ -120,6 +112,6 @@ def _shared(key: str, status: os.stat_result) -> SecretFileError | None:
         hint += "; in Kubernetes: defaultMode: 0440, with an fsGroup"
     return SecretFileError(
         "secret.shared",
-        f"is open to others (mode {stat.S_IMODE(mode):04o}, owned by {owner}): {said}",
+        f"is open to others (mode {stat.S_IMODE(mode):04o}, owned by {owner}): {then}",
         hint,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -110,54 +111,26 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 class KeyProblem(NamedTuple):
-    """Describe what is wrong with one part of a document, before its position is known.
-
-    Args:
-        path: Keys and indexes from the top of the document.
-        code: The stable code of the problem.
-        message: What is wrong; without values.
-        hint: What to do about it.
-        at_key: Whether the key is wrong, not its value.
-        show: Whether the value may be shown, if it is neither sensitive nor from outside.
-        beside: Another part that it does not agree with; the message gives its position.
-    """
+    """Describe what is wrong with one part of a document, before its position is known."""
 
     path: KeyPath
     code: str
-    message: str
+    message: str  # without values
     hint: str | None = None
-    at_key: bool = False
-    show: bool = False
-    beside: KeyPath = ()
+    at_key: bool = False  # the key is wrong, not its value
+    show: bool = False  # the value may be shown, if it is neither sensitive nor from outside
+    beside: KeyPath = ()  # another part that it does not agree with
 
 
+@dataclass(frozen=True, slots=True)
 class Positions:
-    """Find the file, line and column of the problems of one database.
+    """Find the file, line and column of the problems of one database."""
 
-    Args:
-        name: The name of the database.
-        path: The name of the file.
-        document: The parsed file; `None` if there is no file.
-        defaults: The document that is merged under it.
-        wrapped: Whether it may have the `postgresql:` wrapper of old files.
-    """
-
-    __slots__ = ("_defaults", "_document", "_name", "_path", "_wrapped")
-
-    def __init__(
-        self,
-        name: str,
-        path: str,
-        document: YamlDocument | None = None,
-        defaults: Defaults | None = None,
-        *,
-        wrapped: bool = False,
-    ) -> None:
-        self._name = name
-        self._path = path
-        self._document = document
-        self._defaults = defaults
-        self._wrapped = wrapped
+    name: str
+    path: str
+    document: YamlDocument | None = None  # `None` if there is no file
+    defaults: Defaults | None = None  # merged under it
+    wrapped: bool = False  # it may have the `postgresql:` wrapper of old files
 
     def problems(self, found: Iterable[KeyProblem]) -> tuple[Problem, ...]:
         """Return problems with their positions, each once, in reading order."""
@@ -173,27 +146,27 @@ class Positions:
                 message += f" ({found.beside[-1]} at {file}{beside.line}:{beside.column})"
         line, column = position or self._nearest(found.path) or UNKNOWN
         key = dotted(found.path)
-        return Problem(path, found.code, message, line, column, key, found.hint, self._name)
+        return Problem(path, found.code, message, line, column, key, found.hint, self.name)
 
     def _find(self, path: KeyPath, *, of_key: bool = False) -> tuple[str, Position | None]:
         """Return the file that has a part, and its position there."""
-        if self._document is None or not path:
-            return self._path, None
-        position = self._document.position(path, of_key=of_key)
-        if position is None and self._wrapped:  # inside the old wrapper
-            position = self._document.position(("postgresql", *path), of_key=of_key)
-        if position is None and self._defaults is not None:
-            position = self._defaults.document.position(path, of_key=of_key)
+        if self.document is None or not path:
+            return self.path, None
+        position = self.document.position(path, of_key=of_key)
+        if position is None and self.wrapped:  # inside the old wrapper
+            position = self.document.position(("postgresql", *path), of_key=of_key)
+        if position is None and self.defaults is not None:
+            position = self.defaults.document.position(path, of_key=of_key)
             if position is not None:
-                return self._defaults.path, position
-        return self._path, position
+                return self.defaults.path, position
+        return self.path, position
 
     def _nearest(self, path: KeyPath) -> Position | None:
         """Return the position of the closest part around a path that the file has."""
-        if self._document is None:
+        if self.document is None:
             return None
         while path := path[:-1]:
-            position = self._document.position(path, of_key=True)
+            position = self.document.position(path, of_key=True)
             if position is not None:
                 return position
         return None

@@ -1,4 +1,4 @@
-"""Secrets: the type that holds one, the keys that name one, and the masking of both."""
+"""Secrets: the type that holds one, the keys of secrets, and how text is masked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXACT: Final = frozenset(
 )
 _PARTS: Final = ("token", "secret", "credential", "passwd", "api_key")
 _REFERENCES: Final = frozenset({"from_env", "from_file"})
-#: A secret of fewer characters is masked only where it stands as a word.
+#: A secret of fewer characters is masked only where it is a whole word.
 SHORT: Final = 4
 
 # The password of `scheme://user:password@host`. It may hold an "@" itself, hence the greedy match
@@ -37,14 +37,10 @@ _CONTROL: Final = re.compile(
 
 
 class Secret:
-    """Hold one sensitive text that is shown nowhere.
+    """Hold one sensitive text, and never show it.
 
-    It prints as a mask, and refuses what would carry the value away unseen: hashing, iteration,
-    pickling. A comparison takes the same time wherever the difference is. Copies are the object
-    itself.
-
-    Args:
-        value: The text.
+    It prints as a mask and cannot be hashed, iterated or pickled. A comparison takes the same
+    time wherever the difference is. A copy is the object itself.
 
     Example:
         >>> print(Secret("tea"), Secret("tea").reveal())
@@ -114,9 +110,9 @@ def is_sensitive(key: str) -> bool:
 def redact_config(config: Any) -> Any:
     """Return a copy of a configuration with every secret masked.
 
-    Masked are the values of sensitive keys at any depth, lists included, and what such keys name
-    inside of URLs, connection strings and options in any value. `None` and `""` stay, and so does a reference
-    (`from_env`, `from_file`), which only says where the value is.
+    Masks the values of sensitive keys at any depth, and passwords and sensitive parameters inside
+    of URLs, connection strings and options. `None`, `""` and references (`from_env`, `from_file`)
+    stay.
 
     Args:
         config: A mapping, a list or a single value; it is not changed.
@@ -171,15 +167,15 @@ def _masked(match: re.Match[str]) -> str:
 
 
 def scrub(text: str, secrets: Iterable[Secret]) -> str:
-    """Return foreign text that is safe to show: an error of libpq, of a driver, of the system.
+    """Return an error text of libpq or of the system in one line, without secrets.
 
-    Known secrets are masked, as they are and as they look when they were quoted; so are the
-    passwords inside URLs. Lines become sentences, and control characters spaces: it is one line.
+    Masks the known secrets, also in their quoted forms, and the passwords inside URLs. Lines
+    become sentences, and control characters become spaces.
 
     Args:
-        text: What somebody else wrote.
-        secrets: The secrets that may be in it. One of fewer than 4 characters is masked where it
-            stands as a word: everywhere else the masks would give it away.
+        text: The text.
+        secrets: The secrets that may be in it. One of fewer than 4 characters is masked only
+            where it is a whole word: elsewhere the masks would give it away.
     """
     values = sorted({secret.reveal() for secret in secrets} - {""}, key=len, reverse=True)
     for value in values:

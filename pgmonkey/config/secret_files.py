@@ -1,4 +1,4 @@
-"""Secret files: read safely, and all of one directory from one snapshot of it."""
+"""Read secret files safely, and all files of one directory from one snapshot of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Signature = tuple[int, int, int, int, int]
 
 
 class SecretFileError(Exception):
-    """Report a file that cannot serve as a secret. The message never holds what is in it.
+    """Report a file that cannot be used as a secret. The message never holds its content.
 
     Args:
         code: The stable code of the problem, such as `secret.missing`.
@@ -38,33 +38,22 @@ class SecretFileError(Exception):
 
 
 class SnapshotMovedError(Exception):
-    """Report that a directory was replaced while it was read: what was read so far is void."""
+    """Report that a directory was replaced while it was read: discard what was read so far."""
 
 
 def signature_of(status: os.stat_result) -> Signature:
-    """Return what changes when a file is replaced, rewritten, or given other permissions.
-
-    Programs that copy files set the time of modification as they like, but not that of the
-    change of the inode.
-    """
-    return (
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-        status.st_ino,
-        status.st_dev,
-    )
+    """Return numbers that change when a file is replaced, rewritten, or its mode changes."""
+    # Programs that copy files may set the time of modification, but not that of the inode.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
 class Snapshot:
-    """Read files such that all files of one directory come from one state of it.
+    """Read all files of one directory from one state of it. A context manager.
 
     Kubernetes changes all files of a volume by replacing the link `..data`. The directory behind
-    that link is opened once, and every file of the volume is read through it: an old user is
-    never paired with a new password. If the directory is removed between two reads,
+    that link is opened once, and every file of the volume is read through it, so an old user is
+    never paired with a new password. If that directory is removed between two reads,
     `SnapshotMovedError` asks the caller to begin again with a new snapshot.
-
-    Use it as a context manager; it holds one file descriptor for each directory.
     """
 
     __slots__ = ("_directories",)
@@ -117,7 +106,7 @@ class Snapshot:
                 raise
         if self._moved(directory or ".", parent):
             raise SnapshotMovedError
-        # A file beside the volume's own, as in a directory that only looks like one.
+        # A file beside those of the volume.
         return os.open(path, _FLAGS)
 
     def _directory(self, directory: str) -> tuple[int, bool]:
@@ -142,13 +131,10 @@ class Snapshot:
 
 
 def from_one_snapshot(look: Callable[[Snapshot], T]) -> T:
-    """Return what a look at some files gives; it begins again if one of their directories moved.
-
-    Args:
-        look: Reads what it needs through the snapshot that it is given.
+    """Call a function with a snapshot, again with a new one if a directory moved meanwhile.
 
     Raises:
-        SnapshotMovedError: A directory never stands still: it moved 8 times.
+        SnapshotMovedError: A directory moved 8 times.
     """
     for _ in range(_TRIES):
         with suppress(SnapshotMovedError), Snapshot() as snapshot:
@@ -169,7 +155,7 @@ def _read(descriptor: int, size: int, limit: int) -> bytes:
 
 
 def text_of(content: bytes) -> str:
-    """Return what a secret file says: UTF-8, without its one trailing newline.
+    """Return the text of a secret file: UTF-8, without one trailing newline.
 
     Raises:
         SecretFileError: It is empty, not UTF-8, starts with a byte order mark, or holds a NUL
@@ -195,7 +181,7 @@ def text_of(content: bytes) -> str:
 
 
 def _described(number: int) -> SecretFileError:
-    """Return what the system says about a file, in our own words."""
+    """Return an error of the system in our own words."""
     code, message, hint = _WORDS.get(
         number, ("secret.unreadable", f"cannot be read ({os.strerror(number)})", None)
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter, itemgetter
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 from pgmonkey.config.libpq import (
     CONNECT_TIMEOUT,
@@ -31,24 +31,9 @@ from pgmonkey.config.models import (
     inherited,
 )
 from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
-from pgmonkey.config.sources import keyed_digest
+from pgmonkey.config.sources import Sources, keyed_digest
 
 __all__ = ["CONNECTION_TYPES", "ConnectionType", "DatabaseConfig", "PoolSettings"]
-
-
-class Provenance(Protocol):
-    """Know what a config was made from; the loader's part, which reads files."""
-
-    @property
-    def directories(self) -> frozenset[str]:
-        """The directories of the secret files and TLS files."""
-
-    @property
-    def modified(self) -> float | None:
-        """The newest modification of the secret files, in unix seconds."""
-
-    def is_current(self) -> bool:
-        """Tell whether making the config again would give the same one."""
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
@@ -74,7 +59,7 @@ class DatabaseConfig(DatabaseFile):
     _single: PoolSettings
     _files_digest: bytes
     _isolate: bool
-    _sources: Provenance
+    _sources: Sources
 
     def __init__(
         self,
@@ -83,7 +68,7 @@ class DatabaseConfig(DatabaseFile):
         name: str,
         path: str,
         isolate: bool,
-        sources: Provenance,
+        sources: Sources,
         files: bytes = b"",
     ) -> None:
         put = object.__setattr__
@@ -91,7 +76,7 @@ class DatabaseConfig(DatabaseFile):
             put(self, key, getattr(file, key))
         put(self, "name", name)
         put(self, "path", path)
-        put(self, "_single", single(file))
+        put(self, "_single", effective(_SINGLE, ("min_size", "max_size"), inherited(file)))
         put(self, "_isolate", isolate)
         put(self, "_sources", sources)
         put(self, "_files_digest", files)
@@ -100,7 +85,7 @@ class DatabaseConfig(DatabaseFile):
         put(self, "digest", keyed_digest(rest.encode(), after=self.connect_digest))
 
     def __copy__(self) -> Self:
-        return self  # nothing of it ever changes
+        return self  # it never changes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -131,13 +116,13 @@ class DatabaseConfig(DatabaseFile):
 
     @property
     def account(self) -> bytes:
-        """What tells the account that it logs in with from others, in this process."""
+        """A digest that identifies the account of its logins, in this process."""
         parts = (self.connection_settings.get(key, "") for key in _ACCOUNT)
         return keyed_digest("\0".join(_clear(part) for part in parts).encode())
 
     @property
     def server(self) -> str:
-        """What tells its server from others: host and port, or the service."""
+        """The name of its server: host and port, or the service."""
         connection = self.connection_settings
         host = connection.get("host") or connection.get("hostaddr")
         if not host and (service := connection.get("service")):
@@ -146,13 +131,13 @@ class DatabaseConfig(DatabaseFile):
 
     @property
     def wants_primary(self) -> bool:
-        """Whether a standby is of no use to it."""
+        """Whether it needs a primary."""
         return self.connection_settings.get("target_session_attrs") in ("read-write", "primary")
 
     def connect_kwargs(self, connection_type: ConnectionType) -> dict[str, Any]:
         """Return everything for `psycopg.connect(**kwargs)`, with the secrets in clear.
 
-        Built anew for each call and to be dropped at once: nothing keeps a password.
+        Drop it at once: nothing keeps a password.
 
         Args:
             connection_type: Decides between `sync_settings` and `async_settings`.
@@ -214,9 +199,9 @@ class DatabaseConfig(DatabaseFile):
         return self._sources.modified
 
     def is_current(self) -> bool:
-        """Tell whether the files and variables it was made from still say the same.
+        """Tell whether the files and variables that it was made from are unchanged.
 
-        Costs one look (`stat`) at each file. A config file that has gone changes nothing.
+        Costs one `stat` of each file. A database file that is gone counts as unchanged.
         """
         return self._sources.is_current()
 
@@ -285,7 +270,9 @@ class DatabaseConfig(DatabaseFile):
 _TOP: Final = [key for key in KEYS if key not in SECTIONS]
 _connect: Final = attrgetter(*(key for key in _TOP if effect_of(key) != "nothing"))
 _rest: Final = attrgetter(*(key for key in _TOP if effect_of(key) == "nothing"))
-#: What tells the account that a config logs in with.
+# The pool of `normal` and `async`: one connection, opened when it is needed.
+_SINGLE: Final = PoolSettings(min_size=0, max_size=1)
+#: The settings that identify the account of a login.
 _ACCOUNT: Final = ("host", "hostaddr", "port", "service", "user")
 
 
@@ -293,14 +280,6 @@ _ACCOUNT: Final = ("host", "hostaddr", "port", "service", "user")
 def written(settings: PoolSettings) -> str:
     """Return the settings as text, for digests."""
     return repr(settings)
-
-
-def single(file: DatabaseFile) -> PoolSettings:
-    """Return the pool that `normal` and `async` are: one connection, opened when it is needed."""
-    return effective(_SINGLE, ("min_size", "max_size"), inherited(file))
-
-
-_SINGLE: Final = PoolSettings(min_size=0, max_size=1)
 
 
 def _clear(value: Any) -> Any:

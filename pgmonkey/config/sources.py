@@ -1,4 +1,4 @@
-"""The sources of a config: the files and variables it was made from, and whether they changed."""
+"""The files and variables that a config was made from, and whether they changed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,12 @@ from pgmonkey.config.secret_files import (
     signature_of,
 )
 
-# With a key that nobody knows, a digest cannot be tried against a list of passwords.
+# The key is random, so a digest cannot be tried against a list of passwords.
 _KEY: Final = secrets.token_bytes(32)
 
 
 def keyed_digest(content: bytes, *, after: bytes = b"") -> bytes:
-    """Return 16 bytes that are equal for equal contents, in this process only.
-
-    Args:
-        content: What is compared.
-        after: Another digest that goes in first.
-    """
+    """Return 16 bytes that are equal for equal contents (after equal digests), in this process."""
     return hashlib.blake2b(after + b"|" + content, key=_KEY, digest_size=16).digest()
 
 
@@ -54,12 +49,12 @@ Statuses = dict[str, "Signature | None"]
 
 
 class SourceFile:
-    """Remember how one file looked when it was read.
+    """Remember the status and a digest of one file when it was read.
 
     Args:
         path: The file.
-        content: What it held; only a keyed digest is kept.
-        status: What the system said about it.
+        content: Its content; only a keyed digest is kept.
+        status: Its status.
         read_at: When it was read, in unix nanoseconds; before the status was taken.
         limit: How much of it is read to compare it, in bytes.
     """
@@ -76,7 +71,7 @@ class SourceFile:
         self._settled = _settled(max(status.st_mtime_ns, status.st_ctime_ns), read_at)
 
     def is_confirmed_by(self, newer: SourceFile) -> bool:
-        """Tell whether the file still held the same; if so, remember how it looked then."""
+        """Tell whether a newer look found the same content; if so, keep the newer status."""
         if newer._digest != self._digest:
             return False
         self._signature = newer._signature
@@ -84,14 +79,14 @@ class SourceFile:
         return True
 
     def looks_like(self, signature: Signature | None) -> bool:
-        """Tell whether a look at the file proves that its content is the same."""
+        """Tell whether a signature proves that the content is the same."""
         return self._settled and signature == self._signature
 
     def unchanged(self, statuses: Statuses) -> bool:
-        """Tell whether the file holds what it held; reads it only if it looks different.
+        """Tell whether the content is the same; reads the file only if its status differs.
 
         Args:
-            statuses: The looks taken in this round, by path.
+            statuses: The signatures taken in this round, by path.
         """
         path = self.path
         if path not in statuses:
@@ -109,26 +104,17 @@ class SourceFile:
 def read_source(
     snapshot: Snapshot, path: str, limit: int
 ) -> tuple[bytes, os.stat_result, SourceFile]:
-    """Read a file, and remember how it looked.
-
-    Args:
-        snapshot: Reads it.
-        path: The file.
-        limit: How large it may be, in bytes.
-
-    Raises:
-        SecretFileError, SnapshotMovedError: As `Snapshot.read_bytes` does.
-    """
+    """Read a file as `Snapshot.read_bytes` does, and remember it as a source."""
     read_at = time.time_ns()
     content, status = snapshot.read_bytes(path, limit)
     return content, status, SourceFile(path, content, status, read_at, limit)
 
 
 class Sources:
-    """Remember what a config was made from.
+    """Remember the files and variables of one config.
 
     Args:
-        file: The config file; `None` if there is none.
+        file: The database file; `None` if there is none.
         files: Its secret files and TLS files; `None` in place of one that could not be read.
         variables: The environment variables it refers to, with their values; digests are kept.
         environ: The environment.
@@ -159,10 +145,9 @@ class Sources:
         return tuple(file.path for file in self._files if file is not None)
 
     def is_current(self) -> bool:
-        """Tell whether making the config again would give the same one.
+        """Tell whether loading again would give the same config.
 
-        Costs one look at each file. A file that has gone changes nothing: what was loaded from it
-        is all there is.
+        Costs one `stat` of each file. A file that is gone counts as unchanged.
         """
         statuses: Statuses = {}
         file = self._file
@@ -204,7 +189,7 @@ def _look(path: str) -> Signature | None:
         status = os.stat(path)
     except OSError:
         return None
-    # A file that became a directory or a pipe must be looked at again.
+    # A file that became a directory or a pipe must be read again, for the error.
     return signature_of(status) if stat.S_ISREG(status.st_mode) else None
 
 

@@ -1,4 +1,4 @@
-"""Trust in files: who else could change them, and with them where credentials are sent."""
+"""Trust in files: other accounts that could change a file could redirect credentials."""
 
 from __future__ import annotations
 
@@ -18,15 +18,9 @@ _MOST_LINKS: Final = 40  # as the system has it
 
 
 class Distrust(NamedTuple):
-    """Say why a file is not trusted.
+    """Say why a file is not trusted."""
 
-    Args:
-        path: The file, link or directory that others can change.
-        reason: Why they can.
-        hint: What to do about it.
-    """
-
-    path: str
+    path: str  # the file, link or directory that others can change
     reason: str
     hint: str
 

@@ -1,4 +1,4 @@
-"""The types of values: how the text of a file becomes a number, a flag, a duration, a name."""
+"""The types of values: how the text of a file becomes a number, a flag or a duration."""
 
 from __future__ import annotations
 
@@ -21,13 +21,7 @@ _OFF: Final = frozenset({"off", "none", "no", "false"})
 
 
 def invalid(code: str, message: str, hint: str | None = None) -> PydanticCustomError:
-    """Return what a validator raises: a finding, in the shape of an error of pydantic.
-
-    Args:
-        code: The stable code of the problem.
-        message: What was expected.
-        hint: What to write instead.
-    """
+    """Return the error that a validator raises, with the code, message and hint of a problem."""
     # The text travels in the context: a template would interpret braces.
     return PydanticCustomError(
         "pgmonkey", "invalid", {"code": code, "message": message, "hint": hint}
@@ -35,7 +29,7 @@ def invalid(code: str, message: str, hint: str | None = None) -> PydanticCustomE
 
 
 def kind(name: str, **more: Any) -> WithJsonSchema:
-    """Name what a value looks like; `schema.py` says how that is written in JSON Schema."""
+    """Name the kind of a value; json_schema.py translates it to JSON Schema."""
     return WithJsonSchema({"kind": name, **more})
 
 
@@ -48,7 +42,7 @@ def to_text(value: Any) -> str:
 
 
 def to_flag(value: Any) -> bool:
-    """Return what a value that must be true or false says."""
+    """Return the flag that a value must be."""
     word = value.lower() if isinstance(value, str) else ""
     if word in _TRUE:
         return True
@@ -79,12 +73,7 @@ def _number(text: str, low: int, high: int) -> int:
 
 
 def to_seconds(value: Any, *, zero: bool = False) -> float:
-    """Return the seconds of a value that must be a duration.
-
-    Args:
-        value: The value.
-        zero: Whether it may be zero.
-    """
+    """Return the seconds of a value that must be a duration; zero only where it is allowed."""
     if not isinstance(value, str):
         raise invalid("config.type", EXPECTED)
     try:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from pgmonkey.config.legacy import load_dict
-from pgmonkey.config.loader import config_or_raise, load_file
+from pgmonkey.config.loader import config_or_raise, load_file, load_options
 from pgmonkey.config.models import CONNECTION_TYPES, ConnectionType
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import ConnectError
@@ -169,11 +169,8 @@ class PGConnectionManager:
             ...     conn.execute("SELECT 1").fetchone()
             (1,)
         """
-        loaded = load_dict(
-            config_data_dictionary,
-            resolve_env=resolve_env,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-        )
+        options = load_options(resolve_env, allow_sensitive_defaults, None, isolate=False)
+        loaded = load_dict(config_data_dictionary, options)
         # What raises, below, shows our frames to whoever prints a traceback with locals.
         del config_data_dictionary
         config = config_or_raise(loaded, isolate=False)
