@@ -10,7 +10,7 @@ PgmonkeyError
 ├── WrongSideError              `with` on an async handle, or the reverse (also a TypeError)
 ├── NestedCheckoutError         a `normal` or `async` handle inside its own block
 ├── ConnectError                the server could not be reached (also a psycopg.OperationalError)
-│   └── ReloadRejectedError     force_reload: the probe failed, the old generation keeps serving
+│   └── ReloadRejectedError     force_reload: the probe failed, the old connections keep serving
 ├── CheckoutTimeout             no connection within the timeout (also a psycopg_pool.PoolTimeout)
 └── TooManyWaiting              max_waiting was reached (also a psycopg_pool.TooManyRequests)
 """
@@ -56,7 +56,7 @@ Reason = Literal[
     "other",
 ]
 
-#: Waiting does not mend these: somebody has to change a file or the server.
+#: The reasons that go away only when a file or the server is changed.
 LASTING: Final[frozenset[Reason]] = frozenset({"auth", "hba", "no_database", "tls", "setting"})
 
 
@@ -69,7 +69,7 @@ class Problem:
     the file, nor the length of either.
 
     Args:
-        path: The file, as it was named to the loader.
+        path: The file.
         code: The stable name of the kind of problem, such as `config.type`.
         message: What is wrong and what was expected, in one line.
         line: The line, counted from 1; `None` when the problem has no line (a missing file).
@@ -162,12 +162,12 @@ class UnknownDatabaseError(PgmonkeyError, KeyError):
 
     @classmethod
     def among(cls, names: Collection[str], name: str, directory: str) -> Self:
-        """Make the error that says which names are near.
+        """Return the error for an unknown name, with similar names.
 
         Args:
-            names: Those that are declared.
-            name: What was asked for.
-            directory: That of the registry.
+            names: The declared names.
+            name: The unknown name.
+            directory: The directory of the registry.
         """
         from difflib import get_close_matches  # only when something is wrong
 
@@ -193,7 +193,10 @@ class WrongSideError(PgmonkeyError, TypeError):
 
 
 class NestedCheckoutError(PgmonkeyError):
-    """Report a block of a one-connection handle inside another one of the same thread or task."""
+    """Report a block inside another block of the same `normal` or `async` handle.
+
+    The handle has one connection, and the outer block of this thread or task uses it.
+    """
 
 
 class ConnectError(PgmonkeyError, psycopg.OperationalError):
@@ -275,7 +278,7 @@ class CheckoutTimeout(PgmonkeyError, psycopg_pool.PoolTimeout):
 
 
 class TooManyWaiting(PgmonkeyError, psycopg_pool.TooManyRequests):
-    """Report that `max_waiting` clients wait already."""
+    """Report a checkout while `max_waiting` others already wait."""
 
 
 def _composed(database: str, message: str, hint: str) -> str:

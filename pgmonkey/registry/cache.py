@@ -1,4 +1,4 @@
-"""The cache of handles: one for each key, of the registry as of the manager."""
+"""The handles of a registry or a manager: one for each key."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ Handle = SyncDatabase | AsyncDatabase
 
 
 def make_handle(applied: Applied, connection_type: ConnectionType, budget: Budget) -> Handle:
-    """Return a new handle of the right side; it connects to nothing."""
+    """Return a new sync or async handle; it does not connect."""
     if connection_type in ("async", "async_pool"):
         return AsyncDatabase(applied, connection_type, budget)
     return SyncDatabase(applied, connection_type, budget)
 
 
 class HandleCache:
-    """Keep one handle for each key, for as long as the cache lives.
+    """Keep one handle for each key.
 
     The registry's keys are (name, type), those of `PGConnectionManager` (digest, type).
 
     Args:
-        max_connections: Server connections allowed at a time, over all handles; default: any
-            number.
+        max_connections: Server connections allowed at a time, over all handles; default: no
+            limit.
     """
 
     def __init__(self, max_connections: int | None = None) -> None:
         self.budget = Budget(max_connections)
         self._handles: dict[Hashable, Handle] = {}
-        #: What the registry's `get` gives for a name alone. Read without a lock.
+        #: The handle that `Registry.get(name)` returns, by name. Read without a lock.
         self.defaults: dict[str, Handle] = {}
         # Guards `_handles`. Nothing is connected or closed while it is held.
         self._lock = threading.Lock()
@@ -69,7 +69,7 @@ class HandleCache:
             return list(self._handles.values())
 
     def of(self, name: str) -> list[Handle]:
-        """Return the handles of one database, of whatever type."""
+        """Return the handles of one database, of every type."""
         return [handle for handle in self.all() if handle.name == name]
 
     def remove(self, handle: Handle) -> None:
@@ -79,10 +79,10 @@ class HandleCache:
                 del self._handles[key]
 
     def move(self, handle: Handle, key: tuple[bytes, str]) -> None:
-        """Let a handle be found under another key, if it is here at all.
+        """Move a handle to another key, if it is in the cache.
 
-        The handle that is found under that key now stays in the cache, so that it is closed with
-        it, but under a key that nobody looks up.
+        A handle that has that key already gets a random one: it stays in the cache, to be closed
+        with it, but is not found any more.
         """
         with self._lock:
             old = next((old for old, one in self._handles.items() if one is handle), None)
@@ -94,7 +94,7 @@ class HandleCache:
             self._handles[key] = handle
 
     def drop_all(self) -> list[Handle]:
-        """Empty the cache and return what was in it, to be closed."""
+        """Empty the cache and return its handles, to be closed."""
         with self._lock:
             handles = list(self._handles.values())
             self._handles.clear()
@@ -102,23 +102,23 @@ class HandleCache:
         return handles
 
     def forget(self) -> None:
-        """Start anew in a child process: the parent may have held the lock, and has its places."""
+        """Take a new lock and a new budget in a forked child."""
         self._lock = threading.Lock()
         self.budget.forget()
 
 
 def close_handles(handles: list[Handle], owner: str) -> None:
-    """Close handles for good, from any thread; those of loops close as their loops turn.
+    """Close handles for good, from any thread; those of event loops close when their loops run.
 
-    A loop of this thread that stands still, between two `run_until_complete`, is turned here.
+    A loop of this thread that is not running, between two `run_until_complete`, is run here.
 
     Args:
-        handles: What to close.
-        owner: What was closed, for the error of later uses.
+        handles: The handles.
+        owner: The name of the registry or manager, for the error of later uses.
     """
     sides = _shut(handles, owner)
     if asyncio._get_running_loop() is not None:
-        return  # no other loop can be turned in this thread
+        return  # no other loop can run in this thread
     for side in sides:
         loop = side.loop()
         if side.thread == threading.get_ident() and loop is not None and not loop.is_closed():
@@ -134,16 +134,16 @@ async def close_handles_async(handles: list[Handle], owner: str) -> None:
 
 
 def _shut(handles: list[Handle], owner: str) -> list[LoopSide]:
-    """Tell all handles before one is waited for; return their sides.
+    """Begin to close all handles before waiting for one; return their sides.
 
-    Whoever waits may be cancelled, or interrupted by Ctrl-C, and nobody else has the rest any more.
+    The wait may be cancelled or interrupted, and the cache does not have the other handles any more.
     """
     sides: list[LoopSide] = []
 
     def shut(handle: Handle) -> None:
         sides.extend(handle.shut(closed_error(handle, owner)))
 
-    with ExitStack() as stack:  # an interrupt of one is raised when the others have been told
+    with ExitStack() as stack:  # an interrupt of one is raised after the others have begun
         for handle in handles:
             stack.callback(shut, handle)
         close_stranded()
@@ -151,5 +151,5 @@ def _shut(handles: list[Handle], owner: str) -> list[LoopSide]:
 
 
 def closed_error(handle: Handle, owner: str) -> HandleClosedError:
-    """Return the error for a use of this handle after its owner was closed."""
+    """Return the error for using this handle after its owner was closed."""
     return HandleClosedError(f"{handle.name}: the {owner} of this handle was closed")

@@ -1,4 +1,4 @@
-"""An entry: one declared database, what its file says, what runs, and what came of it."""
+"""The state of one declared database: what its file says, what is applied, and its reloads."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _REMEMBERED: Final = 20
 
 
 class Rejection(NamedTuple):
-    """Say why the files of a database are not in force.
+    """Why the files of a database are not applied.
 
     Args:
-        problems: What is wrong in the files, or what the probe came to.
-        reason: Why the probe failed, or `None`.
+        problems: The problems of the files, or of the failed probe.
+        reason: Why the probe failed; `None` if the files have problems.
     """
 
     problems: tuple[Problem, ...] = ()
@@ -46,43 +46,42 @@ class Rejection(NamedTuple):
 class Entry:
     """Keep the state of one declared database.
 
-    Changed only by the reload that holds `reloading`; read by anybody, at any time.
+    Changed only by the reload that holds `reloading`; may be read at any time.
 
     Args:
         name: The name of the database.
-        applied: What is in force, or `None` if the files were never good.
-        rejection: Why the files are not in force, or `None` when they are.
+        applied: The configuration in use, or `None` if the files were never valid.
+        rejection: Why the files are not applied, or `None` when they are.
     """
 
     name: str
     applied: Applied | None = None
     rejection: Rejection | None = None
-    #: Whether the file was removed, and none that can be used came back: nothing is in force.
+    #: Whether the file was removed, and no valid one came back.
     removed: bool = False
     #: Whether the server was reached at least once.
     reached: bool = False
     #: Why the last background probe failed, or `None`.
     last_error: ConnectError | None = None
-    #: What came of that probe, or `None` before the first one.
+    #: The result of that probe, or `None` before the first one.
     probe: ProbeStatus | None = None
     outcomes: Counter[str] = field(default_factory=Counter)
-    #: What the last reloads came to, oldest first.
+    #: The last reloads, oldest first.
     history: tuple[ReloadRecord, ...] = ()
     _hashed: tuple[Applied, int] | None = None
-    #: What the files say now, good or not yet proved; the newest wins.
+    #: The newest configuration in the files, until it is applied.
     wanted: DatabaseConfig | None = None
-    #: When the change that `wanted` came with was seen, on the monotonic clock.
+    #: When `wanted` was found, on the monotonic clock.
     wanted_since: float = 0.0
     #: When a failed probe is due again, on the monotonic clock, and how long the pause was.
     retry_at: float | None = None
     pause: float = 0.0
-    # Held while one reload of this database runs, probe included: newer ones wait here, and
-    # find on their turn that the newest was applied already. No checkout ever waits for it.
+    # Held while one reload of this database runs, probe included: newer ones wait, and then find
+    # that the newest configuration was applied already. No checkout waits for it.
     reloading: threading.Lock = field(default_factory=threading.Lock)
-    # Guards the step from what is wanted to what is in force: a look at the files changes
-    # `wanted`, `rejection` and `removed` under it, and a reload commits under it what is still
-    # wanted then. Else a removal that comes during a probe would be undone by it. Never held
-    # while probing.
+    # Guards `wanted`, `rejection` and `removed`, which a look at the files changes, and the step
+    # in which a reload applies what is still wanted. Without it, a reload could undo a removal
+    # that came during its probe. Never held while probing.
     deciding: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -92,12 +91,12 @@ class Entry:
 
     @property
     def declared(self) -> bool:
-        """Tell whether there is a file of this name, be it good or bad."""
+        """Tell whether a file of this name exists, valid or not."""
         return not self.removed or self.rejection is not None
 
     @property
     def public_hash(self) -> int:
-        """48 bits of what is in force and not secret; 0 if nothing is. Worked out once."""
+        """48 bits of the public part of the configuration in use; 0 without one. Computed once."""
         applied = self.applied
         if applied is None or self.removed:
             return 0
@@ -107,7 +106,7 @@ class Entry:
         return hashed[1]
 
     def ended(self, outcome: str, at: float, details: tuple[str, ...] = ()) -> None:
-        """Note what came of a reload.
+        """Record the result of a reload.
 
         Args:
             outcome: applied, rejected or removed.
@@ -120,7 +119,7 @@ class Entry:
         self.outcomes[outcome] += 1
 
     def settle(self) -> None:
-        """Note that the files are in force."""
+        """Record that the files are applied."""
         self.rejection = None
         self.retry_at = None
         self.pause = 0.0
@@ -130,8 +129,8 @@ class Entry:
 
         Args:
             now: The monotonic clock.
-            lasting: Whether waiting alone will not mend it: then the pauses grow longer, for a
-                server may lock an account that is tried too often.
+            lasting: Whether only a change of the file or the server helps. Then the pauses grow
+                longer, because a server may lock an account that fails too often.
 
         Returns:
             Seconds from now.
@@ -146,7 +145,7 @@ class Entry:
         """Return the state of the database as plain values.
 
         Args:
-            pools: What its handles say of theirs.
+            pools: The pools of its handles.
         """
         config = self.applied.config if self.applied else None
         state = None
@@ -180,7 +179,7 @@ class Entry:
             outcomes=dict(self.outcomes),
             last_reload=last.outcome if last else None,
             last_reload_at=last.at if last else None,
-            # Of what runs, and of what is to run but is not proved yet: the alert is about that one.
+            # Also of a configuration that is not applied yet: the alert is about that one.
             secret_modified=max(
                 (
                     modified

@@ -1,4 +1,4 @@
-"""The manager: the library API of pgmonkey 4.0, on the same handles as the registry."""
+"""The library API of pgmonkey 4.0, with the same handles as the registry."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class _Given(NamedTuple):
-    """Remember what a call gave last: the handle, and the configuration as it was read then."""
+    """What a call returned last: the handle, and the configuration that was read for it."""
 
     config: DatabaseConfig
     handle: Handle
 
 
 class PGConnectionManager:
-    """Give a handle for a configuration file or dictionary, the same one every time.
+    """Return a handle for a configuration file or dictionary, the same one every time.
 
-    The API of pgmonkey 4.0. A service with several databases is better off with `Registry`,
-    which knows them by name and reloads them by itself; this reads a file when it is asked.
+    This is the API of pgmonkey 4.0. Use `Registry` in new code and with several databases: it
+    knows them by name and reloads changed files itself; a manager reads a file in each call.
 
-    A manager that is dropped closes its connections, unless somebody still holds the handle.
+    A manager that is dropped closes its connections, unless the program still holds the handle.
 
     Example:
         >>> manager = PGConnectionManager()
@@ -49,9 +49,9 @@ class PGConnectionManager:
 
     def __init__(self) -> None:
         self._cache = HandleCache()
-        #: By the arguments of a call: what a repeated call gets without parsing anything.
+        #: By the arguments of a call: what a repeated call returns without parsing.
         self._calls: dict[tuple[Any, ...], _Given] = {}
-        #: By path and connection type: whose connections `force_reload` replaces.
+        #: By path and connection type: the handle whose connections `force_reload` replaces.
         self._last: dict[tuple[str, ConnectionType], Handle] = {}
         # Guards `_last` and the removals from `_calls`. Nothing is connected, closed or waited
         # for while it is held.
@@ -66,18 +66,18 @@ class PGConnectionManager:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
     ) -> Any:
-        """Return the handle of a configuration file; for async types, a coroutine that gives it.
+        """Return the handle of a configuration file; for async types, a coroutine that returns it.
 
-        `normal` and `async` connect here and raise the server's reason; pools begin to fill
-        and do not wait. A call that finds the file, its secrets and its variables unchanged
-        costs microseconds.
+        `normal` and `async` connect in this call and raise the server's reason; pools begin to
+        fill and do not wait. A call costs microseconds when the file, its secrets and its
+        variables have not changed.
 
         Args:
             config_file_path: A YAML file.
-            connection_type: `normal`, `pool`, `async` or `async_pool`; default: what the file
-                says, or `normal`.
-            force_reload: Replace the connections of the handle that this path gave last with
-                what the file says now. What does not connect replaces nothing.
+            connection_type: `normal`, `pool`, `async` or `async_pool`; default: the type that the
+                file declares, or `normal`.
+            force_reload: Connect again, with what the file says now, the handle that this path
+                returned last. If that fails, the old connections keep serving.
             resolve_env: Resolve `${NAME}`, `from_env` and `from_file`.
             allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
 
@@ -110,7 +110,7 @@ class PGConnectionManager:
             isolate=False,
         )
         wanted = wanted or config.connection_type
-        # Not resolved: the target of a link moves with each update of a Kubernetes volume.
+        # Not resolved: the target of a link changes with each update of a Kubernetes volume.
         place = (str(Path(path).absolute()), wanted)
         with self._lock:
             handle = self._choose(place, config, wanted, force_reload=force_reload)
@@ -129,14 +129,14 @@ class PGConnectionManager:
         *,
         force_reload: bool,
     ) -> Handle:
-        """Return the handle that a call gives: the one of this config, or the one to reload."""
+        """Return the handle for this config, or the one to reload."""
         last = self._last.get(place)
         if (
             force_reload
             and last is not None
             and last.target.gone is None
-            # Two files with equal contents share a handle. When one of them changes, the other
-            # one's holders must stay where they are.
+            # Two files with equal contents share a handle. When one of them changes, users of the
+            # other one must keep their settings.
             and (
                 last.target.applied.config.digest == config.digest
                 or not any(other is last for where, other in self._last.items() if where != place)
@@ -158,7 +158,7 @@ class PGConnectionManager:
         Args:
             config_data_dictionary: The sections of a configuration file.
             connection_type: As there.
-            force_reload: Replace the connections of the handle that an equal dictionary gave.
+            force_reload: Replace the connections of the handle that an equal dictionary returned.
             resolve_env: As there.
             allow_sensitive_defaults: As there.
 
@@ -171,7 +171,7 @@ class PGConnectionManager:
         """
         options = load_options(resolve_env, allow_sensitive_defaults, None, isolate=False)
         loaded = load_dict(config_data_dictionary, options)
-        # What raises, below, shows our frames to whoever prints a traceback with locals.
+        # An error below may be printed with the locals of this frame.
         del config_data_dictionary
         config = config_or_raise(loaded, isolate=False)
         wanted = config.connection_type if connection_type is None else _checked(connection_type)
@@ -203,7 +203,7 @@ class PGConnectionManager:
         return handle
 
     def _forget(self, handle: Handle) -> None:
-        """Drop a handle that could not connect at all, so that it does not count as cached."""
+        """Drop a handle that could not connect, so that it does not count as cached."""
         with self._lock:
             if handle.is_open():
                 return
@@ -226,7 +226,7 @@ class PGConnectionManager:
         return await self._open_async(handle)
 
     def _moved(self, handle: Handle) -> None:
-        """Let a handle be found by the configuration that it runs now."""
+        """Make a handle known by the configuration that it runs now."""
         with self._lock:
             self._cache.move(handle, (handle.target.applied.config.digest, handle.connection_type))
 
@@ -234,8 +234,8 @@ class PGConnectionManager:
     def cache_info(self) -> dict[str, Any]:
         """Return how many handles are cached, and their types.
 
-        The names in `connection_types` say nothing about a configuration: they come from a
-        hash with a key that this process alone has.
+        The names in `connection_types` reveal nothing about a configuration: they are hashes with
+        a random key of this process.
 
         Example:
             >>> PGConnectionManager().cache_info
@@ -254,8 +254,8 @@ class PGConnectionManager:
         """Close every cached handle and forget it. From async code, use `clear_cache_async`.
 
         Raises:
-            RuntimeError: connections belong to the loop that runs in this thread, which could
-                only close them after this call; nothing was closed.
+            RuntimeError: connections belong to the event loop that runs in this thread, which
+                could close them only after this call. Nothing was closed.
         """
         try:
             here = asyncio.get_running_loop()
@@ -274,7 +274,7 @@ class PGConnectionManager:
         close_handles(self._drop_all(), "manager's cache")
 
     async def clear_cache_async(self) -> None:
-        """Close every cached handle and forget it, and wait for those of the running loop."""
+        """Close every cached handle and forget it; wait for those of the running loop."""
         await close_handles_async(self._drop_all(), "manager's cache")
 
     def _drop_all(self) -> list[Handle]:
@@ -284,7 +284,7 @@ class PGConnectionManager:
             return self._cache.drop_all()
 
     def _forget_locks(self) -> None:
-        """Take new locks, in a child process whose parent may have held them."""
+        """Take new locks in a forked child: the parent may have held them."""
         self._lock = threading.Lock()
         self._cache.forget()
 

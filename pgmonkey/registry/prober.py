@@ -23,12 +23,12 @@ _FIRST_PAUSE: Final = 1.0
 #: How many probes run at once; a slow database holds up one of them.
 _WORKERS: Final = 4
 _TICK: Final = 0.5  # seconds until a name that came with a reload is noticed
-#: Seconds for which a probe waits, where the other databases left no connection.
+#: Seconds that a probe waits for a connection when the other databases use all that are allowed.
 _ROOM: Final = 1.0
 
 
 class Probed(Protocol):
-    """What a prober needs of a registry; a `Registry` is one."""
+    """The part of a `Registry` that a `Prober` uses."""
 
     @property
     def closed(self) -> bool:
@@ -43,11 +43,11 @@ class Probed(Protocol):
 
 
 def probe(entry: Entry, budget: Budget) -> None:
-    """Connect to a database once, and note whether its server was reached.
+    """Connect to a database once, and record in its entry whether its server was reached.
 
     Args:
-        entry: The database, where the outcome is noted.
-        budget: The connections that all databases may have together, of which this is one.
+        entry: The database.
+        budget: The limit over all databases; the probe counts against it.
     """
     if entry.applied is None or entry.removed:
         entry.probe = ProbeStatus(up=False, seconds=0.0)  # nothing to connect with
@@ -78,7 +78,7 @@ def probe(entry: Entry, budget: Budget) -> None:
 
 
 class ProbeResult(NamedTuple):
-    """Say what came of the last probe of one database.
+    """The result of the last probe of one database.
 
     Args:
         database: Its name.
@@ -99,12 +99,12 @@ class ProbeResult(NamedTuple):
 class Prober:
     """Probe every database of a registry, a few at a time, in threads of its own.
 
-    A probe is one connection that is closed at once. A database that was reached is probed
-    again after the interval, another one sooner; both with jitter, so that many processes don't
-    probe in step. Nobody waits for a probe: `results` is what came of the last ones.
+    A probe makes one connection and closes it. A database that was reached is probed again
+    after the interval, one that was not sooner; both with jitter, so that many processes don't
+    probe at the same moment. `results` has the last results and waits for nothing.
 
     Args:
-        registry: Whose databases to probe.
+        registry: The registry.
         interval: Seconds between two probes of a database that was reached.
     """
 
@@ -115,7 +115,7 @@ class Prober:
         self._due: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
         self._running: set[str] = set()
-        # Guards the four above; never held while probing.
+        # Guards `_results`, `_due`, `_pauses` and `_running`. Never held while probing.
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [
@@ -125,7 +125,7 @@ class Prober:
 
     @property
     def results(self) -> Mapping[str, ProbeResult]:
-        """What came of the last probe of each database that was probed, by name."""
+        """The result of the last probe of each database, by name."""
         with self._lock:
             return dict(self._results)
 
@@ -135,7 +135,7 @@ class Prober:
             thread.start()
 
     def stop(self) -> None:
-        """Start no probe any more. One that runs ends by itself, at the latest at its timeout."""
+        """Start no more probes. One that runs ends by itself, at the latest at its timeout."""
         self._stop.set()
 
     def join(self, timeout: float) -> None:
@@ -150,7 +150,7 @@ class Prober:
 
     def _work(self) -> None:
         while not self._stop.is_set():
-            registry = self._registry()  # a registry that nobody holds any more must not live on
+            registry = self._registry()  # weak: the prober does not keep a registry alive
             if registry is None or registry.closed:
                 return
             name, pause = self._take(registry.names)
@@ -167,7 +167,7 @@ class Prober:
             del registry
 
     def _take(self, names: Iterable[str]) -> tuple[str | None, float]:
-        """Return the name that is due, or how long to wait until one may be."""
+        """Return the name to probe now, or the seconds to wait until one is due."""
         now = time.monotonic()
         with self._lock:
             for gone in self._due.keys() - set(names):
@@ -202,7 +202,7 @@ class Prober:
 def _result(status: DatabaseStatus) -> ProbeResult:
     probe = status.probe
     assert probe is not None  # it was probed just now
-    # What has no configuration in force has nothing to connect with.
+    # Without a valid configuration there was nothing to connect with.
     reason: Reason | Literal["config"] | None
     reason = "config" if status.state == "failed" else status.last_error_reason
     return ProbeResult(

@@ -1,4 +1,4 @@
-"""The registry: the named databases of one directory, and their handles."""
+"""The named databases of one directory, and their handles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from pgmonkey.registry.cache import Handle, HandleCache, close_handles, close_ha
 from pgmonkey.registry.prober import probe
 from pgmonkey.registry.reloader import Reloader, ReloadReport
 from pgmonkey.registry.upkeep import Upkeep
-from pgmonkey.registry.watcher import Source, file_events
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.metrics import ensure_files, export, write_files
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
@@ -32,32 +31,31 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """Serve every PostgreSQL database that a directory declares, by name.
+    """Give access by name to every PostgreSQL database that a directory declares.
 
-    Reading the directory reports every problem of every file at once; nothing connects before
-    the first checkout. From then on the directory and the secret files are watched, and a
-    changed database is swapped without a failed query. One thread for the registry, two for
-    each sync database in use.
+    Make one for the whole application. It reads and checks every file, and connects to nothing
+    before the first checkout. Then it watches the directory and the secret files, and moves a
+    changed database to its new settings without a failed query. It costs one thread, and two
+    more for each sync database in use.
 
     Args:
         path: The directory.
-        names: Only these databases are read, watched and counted; default: all.
-        strict: Raise if any file has a problem; else serve the good ones, and `get` of a bad
-            one raises its problems.
+        names: Read, watch and count only these databases; default: all.
+        strict: Raise if any file has a problem. If false, serve the good databases; `get` of a
+            bad one raises its problems.
         allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
-        watch: Watch the files; without it, only `reload` looks at them.
-        rescan_interval: Seconds after which the files are looked at even if no event came.
-        metrics: The `prometheus_client` registry that the numbers are exported to, or `None`.
+        watch: Watch the files; if false, only `reload` reads them again.
+        rescan_interval: Seconds after which the files are read again even without a file event.
+        metrics: The `prometheus_client` registry that gets the metrics, or `None`.
         histograms: Export waits, uses and connects as histograms with 9 buckets; else as summaries
             with count and sum only.
-        probe_interval: Seconds between two background probes of a database, one connection each
-            that is closed at once, for `pgmonkey_up`; default: no probes.
-        trust: What becomes of a database if other accounts can change its file, its secrets or
-            its TLS files: `strict` makes it a problem, `warn` says it in an event, `off` does
-            not look.
+        probe_interval: Seconds between two background probes of a database, for `pgmonkey_up`.
+            Each makes one connection and closes it. Default: no probes.
+        trust: What to do if other accounts can change a file of a database, its secrets or its
+            TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
         max_connections: Server connections that this process may have at a time over all
-            databases, probes and replaced pools included; default: any number. A checkout that
-            needs one more waits its `timeout`.
+            databases, probes and replaced pools included; default: no limit. A checkout that
+            needs one more waits for it, up to its `timeout`.
 
     Raises:
         RegistryConfigError: the directory or a file has problems, or the databases keep more
@@ -85,10 +83,9 @@ class Registry:
         probe_interval: float | None = None,
         trust: Trust = "warn",
         max_connections: int | None = None,
-        _source: Source = file_events,
     ) -> None:
         if probe_interval is not None and probe_interval <= 0:
-            raise ValueError(f"probe_interval is seconds, more than 0, not {probe_interval!r}")
+            raise ValueError(f"probe_interval must be more than 0 seconds, not {probe_interval!r}")
         self.path = Path(path)
         self._loader = DirectoryLoader(
             self.path,
@@ -113,7 +110,6 @@ class Registry:
             self,
             self._reloader,
             watch=watch,
-            source=_source,
             rescan_interval=rescan_interval,
             probe_interval=probe_interval,
         )
@@ -136,20 +132,21 @@ class Registry:
         connection_type: ConnectionType | None = None,
         force_reload: bool = False,
     ) -> Database:
-        """Return the handle of a database. Costs nanoseconds, connects to nothing.
+        """Return the handle of a database. It costs nanoseconds and does not connect.
 
-        It is the same object every time, over every reload.
+        It is the same object every time, before and after a reload.
 
         Args:
             name: The name: the stem of the file.
-            connection_type: Another type than the file says; one handle for each type.
-            force_reload: Replace the connections, though nothing may have changed: a sync
-                handle at once, an async one when it is awaited.
+            connection_type: Another type than the file declares. Each type has its own handle.
+            force_reload: Replace the connections even if nothing changed: those of a sync
+                handle at once, those of an async handle when it is awaited.
 
         Raises:
             UnknownDatabaseError: no file declares the name.
-            ConfigError: the file has problems, and never was good.
-            ReloadRejectedError: `force_reload` could not connect; the old connections go on.
+            ConfigError: the file has problems and never had a valid version.
+            ReloadRejectedError: `force_reload` could not connect; the old connections keep
+                serving.
 
         Example:
             >>> registry.get("orders") is registry.get("orders")
@@ -225,16 +222,16 @@ class Registry:
 
     @property
     def watching(self) -> bool:
-        """Tell whether changes of the files are seen as they happen."""
+        """Tell whether the files are watched now."""
         return self._upkeep.watching
 
     # Reload
 
     def reload(self) -> ReloadReport:
-        """Read the files now, apply what differs, and say what came of it.
+        """Read the files now, apply the differences, and return a report.
 
-        Works from any thread. It waits for the probes of sync and async databases, but never
-        for an event loop: each loop swaps at its next turn, at the latest at its next checkout.
+        Works from any thread. It waits for the probes, but never for an event loop: each loop
+        replaces its connections at its next turn, at the latest at its next checkout.
 
         Example:
             >>> registry.reload().rejected
@@ -243,9 +240,9 @@ class Registry:
         return self._reloader.reload()
 
     async def areload(self) -> ReloadReport:
-        """Do what `reload` does, without holding up the running loop.
+        """Do what `reload` does, without blocking the running loop.
 
-        It waits until the pools of that loop have moved, too.
+        It also waits until the pools of that loop have replaced their connections.
 
         Example:
             >>> asyncio.run(registry.areload()).applied
@@ -262,14 +259,15 @@ class Registry:
     def wait_drained(self, timeout: float = 30.0) -> bool:
         """Wait until no connection of an older configuration is left, in any thread or loop.
 
-        It blocks; on an event loop, `await asyncio.to_thread(registry.wait_drained, 10)`.
+        Call it before an old password or host is taken away. It blocks; in async code, use
+        `await asyncio.to_thread(registry.wait_drained, 10)`.
 
         Args:
             timeout: Seconds.
 
         Returns:
-            False if checkouts were still out at the end, which `status()` names, or an event
-            loop that has older connections did not turn.
+            False if an older connection is still checked out (`status()` names the holders), or
+            if an event loop that has older connections did not run meanwhile.
 
         Example:
             >>> registry.wait_drained(10)
@@ -286,7 +284,7 @@ class Registry:
         return True
 
     def probe(self, name: str) -> DatabaseStatus:
-        """Connect to a database once, outside its pool, and note whether it was reached.
+        """Connect to a database once, outside its pool, and record whether it was reached.
 
         Args:
             name: The name of a declared database.
@@ -307,7 +305,7 @@ class Registry:
     # Status
 
     def status(self) -> RegistryStatus:
-        """Return what is declared, what runs and what happened, without waiting for anything.
+        """Return the state of every database as plain values. It waits for nothing.
 
         Example:
             >>> [database.name for database in registry.status().databases]
@@ -322,7 +320,7 @@ class Registry:
         )
 
     def config(self, name: str) -> DatabaseConfig | None:
-        """Return the configuration of a database that is in force; `None` if none ever was.
+        """Return the configuration in use; `None` if the database never had a valid one.
 
         Args:
             name: The name of a declared database.
@@ -339,20 +337,20 @@ class Registry:
             raise self._unknown(name)
         return entry.applied.config if entry.applied else None
 
-    # What handles and processes tell
+    # Called by handles and after a fork
 
     def _ensure_running(self) -> None:
-        """Start what is to run, unless it does: a forked child starts its own here."""
+        """Start the background threads unless they run; a forked child starts its own here."""
         self._upkeep.ensure_running()
         if self._exported and not self._closed:
             ensure_files()
 
     def _refused(self) -> None:
-        """Look at the files now: a login was refused, and a rotation may be the reason."""
+        """Read the files now: a login was refused, perhaps because its password was rotated."""
         self._upkeep.look_soon()
 
     def _forget(self) -> None:
-        """Start anew in a child process."""
+        """Take new locks and threads in a forked child."""
         self._upkeep.forget()
         self._cache.forget()
         self._reloader.forget()
@@ -360,10 +358,10 @@ class Registry:
     # The end
 
     def close(self) -> None:
-        """Close every handle for good. Checkouts in progress end undisturbed.
+        """Close every handle for good. Checkouts in progress finish.
 
-        Connections of an event loop close at the loop's next turn; `async with registry` or
-        `await registry.aclose()` waits for that.
+        Connections of an event loop close at the loop's next turn; to wait for that, use
+        `async with registry` or `await registry.aclose()`.
         """
         try:
             self._end()
@@ -381,7 +379,7 @@ class Registry:
         if self._closed:
             return
         if self._exported:
-            write_files()  # what it has counted stays
+            write_files()  # keeps the counts of this registry
         self._closed = True
         self._reloader.stop()
         self._upkeep.stop()

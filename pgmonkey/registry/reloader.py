@@ -1,4 +1,4 @@
-"""The reloader: compares what the files say with what runs, and applies the differences."""
+"""Compare the files with the configurations in use, and apply the differences."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.registry.cache import Handle, HandleCache
 
-#: Seconds after which a file that reads badly is read again: it may have been half written.
+#: Seconds after which an invalid file is read again: it may have been half written.
 _SETTLE: Final = 0.15
-#: Reloads with a probe that run at once; a slow database holds up one place only.
+#: Reloads with a probe that run at once; a slow database blocks only one of them.
 _PARALLEL: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadReport:
-    """Say what a reload came to.
+    """The result of a reload: the names of the databases, by what happened to them.
 
     Args:
-        applied: Names whose new configuration is in force.
-        rejected: Names whose files cannot be used, with the problems; the last good
-            configuration goes on serving. A failed probe has one problem, `probe.<reason>`.
-        unchanged: Names whose files say what runs already.
-        removed: Names whose file is gone.
+        applied: Their new configuration is in use.
+        rejected: Their files cannot be used, with the problems; the last good configuration
+            keeps serving. A failed probe is one problem, `probe.<reason>`.
+        unchanged: Their files match the configuration in use.
+        removed: Their file was removed.
     """
 
     applied: tuple[str, ...] = ()
@@ -57,12 +57,12 @@ class ReloadReport:
 
 
 class Reloader:
-    """Keep the entries of a registry in step with its files.
+    """Apply the files of a registry to its databases.
 
     Args:
         path: The directory.
-        loader: What reads its files.
-        cache: Where the handles are.
+        loader: Reads its files.
+        cache: The handles of the registry.
     """
 
     def __init__(self, path: Path, loader: DirectoryLoader, cache: HandleCache) -> None:
@@ -76,8 +76,7 @@ class Reloader:
         self._timing = threading.Lock()
         self.last_success_at: float | None = None
         self._directories: frozenset[str] = frozenset()
-        # Held while the files are read and compared: one look at a time, whoever asked for it.
-        # No checkout ever waits for it.
+        # Held while the files are read and compared: one look at a time. No checkout waits for it.
         self._looking = threading.Lock()
         self._places = threading.Semaphore(_PARALLEL)
         self._stopped = False
@@ -86,7 +85,7 @@ class Reloader:
         """Read the directory for the first time.
 
         Args:
-            strict: Raise if anything is wrong; else only if the directory cannot be read.
+            strict: Raise for any problem; if false, only if the directory cannot be read.
 
         Raises:
             RegistryConfigError: with every problem of every file.
@@ -109,22 +108,22 @@ class Reloader:
         return scan
 
     def watched_directories(self) -> frozenset[str]:
-        """Return the directories that the files of the last look lie in."""
+        """Return the directories of the files that were read last."""
         return self._directories
 
     @property
     def successful(self) -> bool:
-        """Tell whether all that the files say is in force."""
+        """Tell whether all files are applied."""
         return not self.problems and not any(entry.stale for entry in list(self.entries.values()))
 
     # Looking at the files
 
     def look(self) -> None:
-        """Look at the files and apply what differs, without waiting for the probes."""
+        """Read the files and apply the differences, without waiting for the probes."""
         self._look(time.monotonic())
 
     def reload(self) -> ReloadReport:
-        """Look at the files, apply what differs, wait for the probes, and report."""
+        """Read the files, apply the differences, wait for the probes, and return a report."""
         unchanged, removed, changed, runners = self._look(time.monotonic(), again=True)
         for runner in runners:
             runner.join()
@@ -148,11 +147,11 @@ class Reloader:
     def _look(
         self, seen: float, *, again: bool = False
     ) -> tuple[list[str], list[str], set[str], list[threading.Thread]]:
-        """Compare the files with what runs, and set going what they ask for.
+        """Compare the files with the configurations in use, and begin to apply the differences.
 
         Args:
             seen: When the change was seen, on the monotonic clock.
-            again: Try failed probes again, though their pause is not over.
+            again: Repeat failed probes even if their pause is not over.
         """
         with events.held_back(), self._looking:
             scan = self._settled_scan()
@@ -179,13 +178,13 @@ class Reloader:
             for entry in changed:
                 if (thread := self._set_going(entry)) is not None:
                     runners.append(thread)
-                # A new one is seen from here on, when it is in force or rejected: nobody may find
-                # the name of a database that there is no telling anything of yet.
+                # A new database is visible from here on, when it is applied or rejected: before,
+                # there is no state to report.
                 self.entries[entry.name] = entry
         return unchanged, removed, {entry.name for entry in changed}, runners
 
     def _settled_scan(self) -> Scan:
-        """Read the files; once more a moment later, if one reads badly that did not before."""
+        """Read the files; read them again a moment later if there are new problems."""
         scan = self._loader.scan()
         news = any(
             (entry := self.entries.get(name)) is None
@@ -199,17 +198,17 @@ class Reloader:
         return scan
 
     def _differs(self, entry: Entry, config: DatabaseConfig, seen: float, *, again: bool) -> bool:
-        """Note what the files want, and tell whether that is anything to do."""
+        """Record what the files say, and tell whether there is anything to apply."""
         with entry.deciding:
             if entry.wanted is not None and entry.wanted.digest == config.digest:
-                return again  # else its probe is under way, or waits for its next try
+                return again  # if false, its probe is running or waits for its next try
             if (
                 entry.wanted is None
                 and not entry.removed
                 and entry.applied is not None
                 and entry.applied.config.digest == config.digest
             ):
-                if entry.stale:  # a bad file was mended to what runs
+                if entry.stale:  # an invalid file was mended to the configuration in use
                     entry.settle()
                 return False
             entry.wanted = config
@@ -217,7 +216,7 @@ class Reloader:
         return True
 
     def _set_going(self, entry: Entry) -> threading.Thread | None:
-        """Apply what an entry wants: here if no connection is needed, else in a thread."""
+        """Apply the new configuration: here if no probe is needed, else in a thread."""
         needs_probe = any(handle.is_open() for handle in self._cache.of(entry.name))
         if not needs_probe and entry.reloading.acquire(blocking=False):
             with events.held_back():
@@ -235,7 +234,7 @@ class Reloader:
         )
         try:
             thread.start()
-        except RuntimeError as error:  # no thread can be had: what runs goes on
+        except RuntimeError as error:  # no thread can be started: the old one keeps serving
             with events.held_back(), entry.deciding:
                 if (config := entry.wanted) is not None:
                     self._reject_probe(entry, config, _unexpected(config, error))
@@ -244,23 +243,23 @@ class Reloader:
 
     def _apply_in_turn(self, entry: Entry) -> None:
         more = True
-        while more:  # what one step has to say is not kept until the next one is through
+        while more:  # the events of one step are not held back until the next one ends
             with events.held_back(), entry.reloading, self._places:
                 more = self._apply(entry)
 
     # Applying
 
     def _apply(self, entry: Entry) -> bool:
-        """Bring one database to what its files want. The caller holds `entry.reloading`.
+        """Apply the newest configuration of one database. The caller holds `entry.reloading`.
 
         Returns:
-            Whether to look again: the files may want something else by now.
+            Whether to call again: the files may have changed meanwhile.
         """
         if (config := entry.wanted) is None or self._stopped:
             return False
         try:
             self._carry_out(entry, config)
-        except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: tried again
+        except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: retried
             if not isinstance(error, ConnectError):
                 error = _unexpected(config, error)
             with entry.deciding:
@@ -270,13 +269,13 @@ class Reloader:
         return True
 
     def _carry_out(self, entry: Entry, config: DatabaseConfig) -> None:
-        """Prepare every handle, then swap every handle: all or none of them moves.
+        """Prepare every handle, then swap every handle: all of them or none.
 
-        If the files want something else by then, what was prepared is dropped.
+        If the files have changed meanwhile, drop what was prepared.
         """
         handles = self._cache.of(entry.name)
         applied = self._next(entry, config, handles)
-        # Each candidate is of its own handle, which the type checker cannot see.
+        # Each candidate belongs to the handle beside it; the type checker cannot see that.
         prepared: list[tuple[Any, Any]] = []
         try:
             prepared.extend((handle, handle.prepare(applied)) for handle in handles)
@@ -287,14 +286,14 @@ class Reloader:
             handles_now = self._cache.of(entry.name)
             if entry.wanted is not config or handles_now != handles or self._stopped:
                 _drop(prepared)
-            # Each is told, though one may refuse: it was opened or closed since, and what
-            # there is to replace is prepared anew.
+            # All are swapped even if one refuses because it was opened or closed meanwhile: then
+            # everything is prepared again.
             elif all([_swap(handle, candidate) for handle, candidate in prepared]):  # noqa: C419 - all are called, also after one that refuses
                 entry.wanted = None
                 self._accept(entry, applied)
 
     def _next(self, entry: Entry, config: DatabaseConfig, handles: list[Handle]) -> Applied:
-        """Return the version that follows all that were given out for this database."""
+        """Return the version that follows all versions of this database so far."""
         newest = max(
             (handle.target.applied for handle in handles),
             key=lambda applied: applied.version,
@@ -313,7 +312,7 @@ class Reloader:
         entry.settle()
         changed = tuple(applied.config.changed_keys(before.config)) if before else ("*",)
         entry.ended("applied", time.time(), changed)
-        self._cache.budget.wake()  # max_connections may be another one now
+        self._cache.budget.wake()  # max_connections may have changed
         with self._timing:
             self._durations.record(time.monotonic() - entry.wanted_since)
         if before is not None and before.config.connection_type != applied.config.connection_type:
@@ -334,7 +333,7 @@ class Reloader:
         known = entry.rejection
         entry.rejection = Rejection((problem,), error.reason)
         if known is not None and known.problems == (problem,):
-            return  # the same again: it was said
+            return  # the same problem again: it was reported
         entry.ended("rejected", time.time(), (str(problem),))
         events.emit(
             "database.probe_failed",
@@ -353,7 +352,7 @@ class Reloader:
                 return
             entry.rejection = Rejection(problems)
             entry.ended("rejected", time.time(), tuple(map(str, problems)))
-            if entry.removed:  # what came back cannot be used: its handles say so
+            if entry.removed:  # an invalid file came back: its handles report that
                 self.shut_removed(entry)
             self._emit_rejected(entry.name, problems)
 
@@ -384,22 +383,22 @@ class Reloader:
             events.emit("config.removed", database=entry.name)
 
     def shut_removed(self, entry: Entry) -> None:
-        """Close the connections of a database whose file is gone; checkouts in progress end."""
+        """Close the connections of a database whose file was removed; checkouts finish."""
         reason = "its file was removed from the registry"
         if entry.rejection is None:
             reason += "; when it comes back, this handle works again"
         else:
-            reason += ", and what came back cannot be used:\n" + "\n".join(
+            reason += ", and the file that came back cannot be used:\n" + "\n".join(
                 str(problem) for problem in entry.rejection.problems
             )
         for handle in self._cache.of(entry.name):
             handle.shut(DatabaseRemovedError(f"{entry.name}: {reason}"))
 
     def force(self, name: str, handle: Handle) -> None:
-        """Replace the generation of a handle with the configuration that is in force.
+        """Replace the connections of a handle, with the same configuration.
 
         Raises:
-            ReloadRejectedError: the probe failed; the old generation keeps serving.
+            ReloadRejectedError: the probe failed; the old connections keep serving.
         """
         entry = self.entries[name]
         if isinstance(handle, AsyncDatabase):
@@ -411,13 +410,13 @@ class Reloader:
                 entry.applied = handle.target.applied
 
     def stop(self) -> None:
-        """Apply nothing any more: the registry was closed. What is being probed is dropped."""
+        """Apply nothing any more, because the registry was closed. Drop what is being probed."""
         self._stopped = True
 
-    # What is due
+    # Periodic work
 
     def tick(self) -> None:
-        """Try failed probes whose pause is over, and look for checkouts that last too long."""
+        """Repeat failed probes whose pause is over, and report checkouts that last too long."""
         now = time.monotonic()
         for entry in list(self.entries.values()):
             if entry.retry_at is not None and now >= entry.retry_at:
@@ -427,17 +426,17 @@ class Reloader:
             handle.patrol(now)
 
     def forget(self) -> None:
-        """Take new locks, in a child process whose parent may have held them."""
+        """Take new locks in a forked child: the parent may have held them."""
         self._looking = threading.Lock()
         self._places = threading.Semaphore(_PARALLEL)
         self._timing = threading.Lock()
-        # What the parent has counted, the parent exports.
+        # The parent exports its own counts.
         self._durations = Timings()
         for entry in self.entries.values():
             entry.reloading = threading.Lock()
             entry.outcomes = Counter()
             entry.deciding = threading.Lock()
-            if entry.wanted is not None:  # whoever was at it in the parent is not here
+            if entry.wanted is not None:  # the thread that applied it is not in the child
                 entry.retry_at = 0.0
 
     # Status
@@ -470,7 +469,7 @@ class Reloader:
 
 
 def _swap(handle: Any, candidate: Any) -> bool:
-    """Let a handle move, and tell whether it did; one that was closed for good has no need to."""
+    """Swap a handle to its candidate; return false if it must be prepared again."""
     if isinstance(handle.target.gone, DatabaseRemovedError):
         handle.target.gone = None  # its file came back
     return handle.swap_to(candidate) or handle.target.gone is not None
@@ -482,5 +481,5 @@ def _drop(prepared: list[tuple[Any, Any]]) -> None:
 
 
 def _unexpected(config: DatabaseConfig, error: Exception) -> ConnectError:
-    """Return what is reported of a reload that failed for another reason than its connect."""
+    """Return the error of a reload that failed for another reason than its connect."""
     return classify(error, config.secrets).error(config.name)

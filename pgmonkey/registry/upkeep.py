@@ -1,4 +1,4 @@
-"""The upkeep of a registry: the threads that watch its files and probe its databases."""
+"""The background threads of a registry: they watch its files and probe its databases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pgmonkey.registry.prober import Probed, Prober
-from pgmonkey.registry.watcher import Source, Watcher
+from pgmonkey.registry.watcher import Watcher
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Maintained(Probed, Protocol):
-    """What the upkeep needs of a registry; a `Registry` is one."""
+    """The part of a `Registry` that `Upkeep` uses."""
 
     path: Path
 
@@ -27,15 +27,14 @@ class Maintained(Probed, Protocol):
 class Upkeep:
     """Run the threads of one registry until it is closed, dropped, or the process ends.
 
-    They start with the registry and, in a forked child, which inherits no thread, with the first
-    checkout there. A registry that nobody holds any more is not kept alive by them.
+    They start with the registry, and again in a forked child at its first checkout: a child
+    inherits no threads. They hold the registry weakly, so that it can be dropped.
 
     Args:
-        registry: Whose threads they are.
-        reloader: What looks at its files.
-        watch: Whether the files are watched.
-        source: Where file events come from.
-        rescan_interval: Seconds after which the files are looked at even if no event came.
+        registry: The registry.
+        reloader: Reads the files of the registry.
+        watch: Whether to watch the files.
+        rescan_interval: Seconds after which the files are read again even without a file event.
         probe_interval: Seconds between two background probes of a database, or `None`.
     """
 
@@ -45,22 +44,20 @@ class Upkeep:
         reloader: Reloader,
         *,
         watch: bool,
-        source: Source,
         rescan_interval: float,
         probe_interval: float | None,
     ) -> None:
         self._registry = weakref.ref(registry)
         self._reloader = reloader
         self._watch = watch
-        self._source = source
         self._rescan_interval = rescan_interval
         self._next_rescan = 0.0
         self._probe_interval = probe_interval
         self._watcher: Watcher | None = None
         self._prober: Prober | None = None
-        # Guards the start of the two. Never held while waiting.
+        # Guards the start of the watcher and the prober. Never held while waiting.
         self._lock = threading.Lock()
-        #: In a child process that has not used a database yet: the process that it comes from.
+        #: The pid of the parent, in a forked child that has not used a database yet.
         self._forked_from: list[int] = []
         #: Set when the threads are to end.
         self.stopping = threading.Event()
@@ -68,34 +65,34 @@ class Upkeep:
 
     @property
     def watched(self) -> bool:
-        """Tell whether changes are to be seen as they happen; not in a child that is idle yet."""
+        """Tell whether the files should be watched; false in a forked child until its first use."""
         return self._watch and not self._forked_from
 
     @property
     def watching(self) -> bool:
-        """Tell whether changes are seen as they happen."""
+        """Tell whether the files are watched now."""
         watcher = self._watcher
         return watcher is not None and watcher.alive
 
     @property
     def polling(self) -> bool:
-        """Tell whether the files are looked at all the time, for no events are to be had."""
+        """Tell whether the watcher polls the files because it gets no file events."""
         watcher = self._watcher
         return watcher is not None and watcher.polling
 
     @property
     def watcher_errors(self) -> int:
-        """Return how often no events were to be had."""
+        """Return how often the watcher could not get file events."""
         watcher = self._watcher
         return watcher.errors if watcher is not None else 0
 
     def ensure_running(self) -> None:
-        """Start the threads that are to run, unless they do."""
+        """Start the threads unless they run."""
         registry = self._registry()
         if registry is None:
             return
         if self._forked_from:
-            with suppress(IndexError):  # another thread has said it
+            with suppress(IndexError):  # another thread has emitted it
                 parent = self._forked_from.pop()
                 events.emit(
                     "fork.detected", path=str(registry.path), pid=os.getpid(), parent=parent
@@ -112,23 +109,22 @@ class Upkeep:
         with self._lock:
             if self._watcher is not None:
                 return
-            this = weakref.ref(self)  # no cycle: what is dropped closes its connections at once
+            this = weakref.ref(self)  # no cycle: a dropped registry closes its connections at once
             watcher = self._watcher = Watcher(
                 self._reloader.watched_directories,
                 lambda: (upkeep := this()) is not None and upkeep._look(),
                 lambda: (upkeep := this()) is not None and upkeep._tick(),
-                self._source,
             )
             self._next_rescan = time.monotonic() + self._rescan_interval
         watcher.start()
 
     def look_soon(self) -> None:
-        """Look at the files now, in a thread, if they are watched."""
+        """Read the files now, in a thread, if they are watched."""
         if self._watch:
             threading.Thread(target=self._look, name="pgmonkey-look", daemon=True).start()
 
     def _look(self) -> bool:
-        """Look at the files; tell whether there is a registry that wants it."""
+        """Read the files; return false if the registry is gone."""
         if not self._is_wanted():
             return False
         self._next_rescan = time.monotonic() + self._rescan_interval
@@ -136,7 +132,7 @@ class Upkeep:
         return True
 
     def _tick(self) -> bool:
-        """Do what is due; tell whether there is a registry that wants it."""
+        """Do the periodic work; return false if the registry is gone."""
         if not self._is_wanted():
             return False
         if time.monotonic() >= self._next_rescan:
@@ -149,14 +145,14 @@ class Upkeep:
         return registry is not None and not registry.closed
 
     def forget(self) -> None:
-        """Start anew in a child process: threads are not inherited."""
+        """Forget the threads in a forked child, which does not inherit them."""
         self._lock = threading.Lock()
         self._forked_from = [os.getppid()]
         self._watcher = None
         self._prober = None
 
     def stop(self) -> None:
-        """Let the threads end, and wait a moment for the watcher."""
+        """End the threads; wait up to a second for the watcher."""
         self.stopping.set()
         if self._prober is not None:
             self._prober.stop()

@@ -1,4 +1,4 @@
-"""The watcher: a thread that says when to look at the files again. What it sees is only a hint."""
+"""A thread that says when to read the files again. File events are hints: content counts."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import watchfiles
 
 from pgmonkey.telemetry import events
 
-#: Milliseconds: how often watchfiles looks whether something came, how long it goes on
-#: collecting while more comes, and how long it waits before it lets the tick run.
+#: Milliseconds: how often watchfiles looks for events, how long it collects further ones, and
+#: how long it waits before the periodic work runs.
 _STEP: Final = 10
 _DEBOUNCE: Final = 100
 _TICK: Final = 500
 
 
-class Source(Protocol):
-    """Yield a batch of file events, or an empty batch at every tick; a fake one in tests."""
-
-    def __call__(self, directories: Iterable[str], stop: threading.Event) -> Iterable[object]:
-        """Watch these directories until `stop` is set."""
-
-
 def file_events(directories: Iterable[str], stop: threading.Event) -> Iterable[object]:
-    """Yield what watchfiles sees in these directories, not below them and not filtered.
+    """Yield a batch of events of these directories, or an empty one twice a second.
 
-    A Kubernetes update never names the files that a reader opens, so names say nothing.
+    Events are not filtered by name: a Kubernetes update never names the files that are read.
     """
     return watchfiles.watch(
         *directories,
@@ -47,14 +40,12 @@ def file_events(directories: Iterable[str], stop: threading.Event) -> Iterable[o
 class Watcher:
     """Call `on_change` when something may have changed, and `on_tick` twice a second.
 
-    Both callables return False to end the thread: that is how a registry which was dropped
-    stops its watcher.
+    Both return False to end the thread, when the registry is gone.
 
     Args:
-        directories: Asked for the directories to watch, whenever the watch is armed.
-        on_change: Look at the files.
-        on_tick: Do what is due.
-        source: Where file events come from.
+        directories: Returns the directories to watch.
+        on_change: Reads the files.
+        on_tick: Does the periodic work.
     """
 
     def __init__(
@@ -62,23 +53,21 @@ class Watcher:
         directories: Callable[[], frozenset[str]],
         on_change: Callable[[], bool],
         on_tick: Callable[[], bool],
-        source: Source = file_events,
     ) -> None:
         self._directories = directories
         self._on_change = on_change
         self._on_tick = on_tick
-        self._source = source
         self._stop = threading.Event()
         self._lost: frozenset[str] = frozenset()
         self._armed = False
-        #: Whether file events are not to be had, so that the files are looked at every tick.
+        #: Whether the files are read at every tick, because there are no file events.
         self.polling = False
         self.errors = 0
         self._thread = threading.Thread(target=self._run, name="pgmonkey-watcher", daemon=True)
 
     @property
     def alive(self) -> bool:
-        """Tell whether changes are being seen."""
+        """Tell whether the thread runs."""
         return self._thread.is_alive()
 
     def start(self) -> None:
@@ -86,7 +75,7 @@ class Watcher:
         self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """Stop the thread and wait for it, unless it is the one that calls.
+        """Stop the thread and wait for it, unless called from that thread.
 
         Args:
             timeout: Seconds.
@@ -103,17 +92,17 @@ class Watcher:
             return
 
     def _watch(self) -> None:
-        """Watch until the directories are others, or something goes wrong."""
+        """Watch until the directories change or the watch fails."""
         wanted = self._directories()
         watched = _identities(wanted)
         self._report_lost(frozenset(wanted - watched.keys()))
         try:
             if not watched:
                 raise _NothingToWatch
-            for number, batch in enumerate(self._source(sorted(watched), self._stop)):
+            for number, batch in enumerate(file_events(sorted(watched), self._stop)):
                 if number == 0 or batch:
-                    # The first look comes when the watch is armed: what happened before it
-                    # was armed made no event.
+                    # The files are read once when the watch has begun: a change before that made
+                    # no event.
                     self._call(self._on_change)
                 self._call(self._on_tick)
                 if self.polling:
@@ -159,10 +148,10 @@ class _NothingToWatch(Exception):
 
 
 def _identities(directories: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return device and inode of each directory that is there.
+    """Return device and inode of each directory that exists.
 
-    A directory that was made again, and a symlink that points elsewhere now, keep their path
-    and send no event: the identity tells.
+    A directory that was deleted and made again, or a symlink with a new target, keeps its path and
+    sends no event; device and inode differ.
     """
     found = {}
     for directory in directories:

@@ -16,6 +16,7 @@ import prometheus_client
 import pytest
 
 from pgmonkey import Registry
+from pgmonkey.registry import watcher
 from pgmonkey.registry.reloader import Reloader
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
@@ -252,16 +253,18 @@ def test_a_lost_event_is_made_good_by_the_rescan(
     database: TemporaryDatabase,
     events: CapturedEvents,
     numbers: Numbers,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a source that never reports a change, the rescan finds it."""
+    """When no file event ever comes, the rescan finds the change."""
 
     def silent(_directories: Iterable[str], stop: threading.Event) -> Iterator[tuple[()]]:
         while not stop.is_set():
             stop.wait(0.02)
             yield ()
 
+    monkeypatch.setattr(watcher, "file_events", silent)
     registry_dir.write("orders", text(database, "first"))
-    with Registry(registry_dir, metrics=numbers, rescan_interval=0.2, _source=silent) as registry:
+    with Registry(registry_dir, metrics=numbers, rescan_interval=0.2) as registry:
         assert application_name(registry) == "first"
         registry_dir.write("orders", text(database, "second"))
 
@@ -275,14 +278,16 @@ def test_without_file_events_the_directory_is_polled_and_the_event_says_so(
     database: TemporaryDatabase,
     events: CapturedEvents,
     numbers: Numbers,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No inotify instance left: changes are found by looking, also two within one second."""
 
     def exhausted(_directories: Iterable[str], _stop: threading.Event) -> Iterator[Any]:
         raise RuntimeError("Too many open files (os error 24)")
 
+    monkeypatch.setattr(watcher, "file_events", exhausted)
     registry_dir.write("orders", text(database, "first"))
-    with Registry(registry_dir, metrics=numbers, _source=exhausted) as registry:
+    with Registry(registry_dir, metrics=numbers) as registry:
         events.wait("watch.degraded", mode="polling")
         assert registry.status().polling
         for name in ("second", "third!"):

@@ -21,6 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pgmonkey import Registry
 from pgmonkey.errors import Reason
+from pgmonkey.registry import watcher
 from pgmonkey.telemetry.metrics import export
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
@@ -489,6 +490,7 @@ def test_a_watcher_that_has_ended_is_down(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     numbers: prometheus_client.CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """When the thread that watches ends by a defect, `pgmonkey_watcher_up` is 0."""
     registry_dir.declare("orders", database)
@@ -496,7 +498,8 @@ def test_a_watcher_that_has_ended_is_down(
     def source(_directories: Any, _stop: Any) -> Any:
         raise LookupError("a defect")
 
-    with Registry(registry_dir, metrics=numbers, _source=source):
+    monkeypatch.setattr(watcher, "file_events", source)
+    with Registry(registry_dir, metrics=numbers):
         eventually(lambda: numbers.get_sample_value("pgmonkey_watcher_up") == 0)
 
 
