@@ -264,10 +264,8 @@ def _readings(
 
 
 def _combined(workers: Workers, one: Any, other: Any) -> Any:
-    if workers == "worst":
-        return max(
-            one, other, key=lambda states: tuple(states.values())
-        )  # the worst state is first
+    if workers == "worst":  # the states are in their order, the worst first
+        return max(one, other, key=lambda states: tuple(states.values()))
     if isinstance(one, Mapping):
         cases = {**one, **other}
         return {case: _combined(workers, one.get(case, 0), other.get(case, 0)) for case in cases}

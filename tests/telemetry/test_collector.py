@@ -23,8 +23,10 @@ from pgmonkey import Registry
 from pgmonkey.errors import Reason
 from pgmonkey.registry import watcher
 from pgmonkey.telemetry.metrics import export
+from tests.kit import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
+from tests.kit.prometheus import check_metrics
 from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.secret_volume import SecretVolume
 
@@ -220,6 +222,26 @@ def test_the_output_parses_as_openmetrics(
     assert buckets == sorted(buckets)
     assert buckets[-1] == 1
     assert families["pgmonkey_pool_requests"].type == "counter"
+
+
+@pytest.mark.prometheus
+@pytest.mark.parametrize("histograms", [True, False])
+def test_promtool_finds_nothing_wrong_with_a_scrape(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    numbers: prometheus_client.CollectorRegistry,
+    canary: Canary,
+    histograms: bool,
+) -> None:
+    """Names, kinds and help of all metrics pass `promtool check metrics`; no secret is in them."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=numbers, histograms=histograms) as registry:
+        with registry.get("orders"):
+            pass
+        registry.probe("orders")
+        text = prometheus_client.generate_latest(numbers).decode()
+    canary.check(text, "a scrape")
+    check_metrics(text)
 
 
 def test_without_histograms_a_duration_is_a_count_and_a_sum(
