@@ -35,7 +35,7 @@ def secrets(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("output", ["text", "github"])
-def test_nothing_is_said_when_all_is_well(output: str, secrets: Path, canary: Canary) -> None:
+def test_nothing_is_printed_without_problems(output: str, secrets: Path, canary: Canary) -> None:
     """The repository's own registry is good: exit code 0, and not a byte of output."""
     environment = {"PGMONKEY_DEMO_SECRETS": str(secrets)}
     done = invoke("check", _ROOT / "registry.d", "-o", output, canary=canary, env=environment)
@@ -114,7 +114,7 @@ def test_github_annotations_are_escaped(tmp_path: Path, canary: Canary) -> None:
 
 
 def test_warnings_are_printed_and_change_no_exit_code(tmp_path: Path, canary: Canary) -> None:
-    """A byte order mark, a shell's variable and a name that is cut are accepted, and said."""
+    """A byte order mark, a shell's variable and a name that is cut are accepted, with a warning."""
     text = (
         "connection_settings:\n  host: db\n  dbname: orders\n  user: app\n  password: $PASSWORD\n"
     )
@@ -151,18 +151,18 @@ def test_trust_is_judged_as_the_service_judges_it(tmp_path: Path, canary: Canary
     (tmp_path / "orders.yaml").write_text(GOOD)
     (tmp_path / "orders.yaml").chmod(0o666)
     assert invoke("check", tmp_path, canary=canary).code == 0
-    said = f"{tmp_path}/orders.yaml can be changed by everybody (mode 0666)"
+    reason = f"{tmp_path}/orders.yaml can be changed by everybody (mode 0666)"
     done = invoke("check", tmp_path, "--trust", "warn", canary=canary)
-    assert (done.code, done.out, done.err) == (0, "", f"{said}\n")
+    assert (done.code, done.out, done.err) == (0, "", f"{reason}\n")
     done = invoke("check", tmp_path, "--trust", "strict", canary=canary)
     assert (done.code, done.err) == (1, "1 problem in 1 file\n")
-    assert f"the file is not to be trusted: {said}  [file.untrusted]" in done.out
+    assert f"the file is not to be trusted: {reason}  [file.untrusted]" in done.out
     (tmp_path / "orders.yaml").chmod(0o644)
     done = invoke("check", tmp_path, "--trust", "strict", canary=canary)
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
-def test_a_directory_without_databases_is_said(tmp_path: Path, canary: Canary) -> None:
+def test_a_directory_without_databases_is_reported(tmp_path: Path, canary: Canary) -> None:
     """A check that had nothing to look at says so: perhaps it is the wrong directory."""
     (tmp_path / "readme.txt").write_text("")
     done = invoke("check", tmp_path, canary=canary)
@@ -224,7 +224,7 @@ def test_files_are_checked_as_files_of_their_registry(tmp_path: Path, canary: Ca
 
 
 def test_a_directory_that_is_not_there_is_a_problem(tmp_path: Path, canary: Canary) -> None:
-    """It is said in a line, with code 1; the directory may also come from the environment."""
+    """It is a problem, with code 1; the directory may also come from the environment."""
     done = invoke("check", canary=canary, env={"PGMONKEY_REGISTRY": str(tmp_path / "nowhere")})
     assert done.code == 1
     assert done.out == (

@@ -61,7 +61,7 @@ def test_create_writes_for_the_owner_alone(tmp_path: Path, canary: Canary) -> No
 
 
 def test_create_never_overwrites(config: Path, canary: Canary) -> None:
-    """A file that is there is left as it is, which is said, with code 1."""
+    """An existing file is left as it is, with a message and code 1."""
     before = config.read_bytes()
     done = invoke("pgconfig", "create", "--connconfig", config, canary=canary)
     assert (done.code, done.out) == (1, "")
@@ -143,14 +143,14 @@ def test_a_failure_is_two_lines_in_a_process_too(
 
 
 @pytest.mark.parametrize("connection_type", TYPES)
-def test_nobody_there_is_exit_code_4(
+def test_no_server_is_exit_code_4(
     connection_type: str,
     tmp_path: Path,
     database: TemporaryDatabase,
     proxy: ChaosProxy,
     canary: Canary,
 ) -> None:
-    """A refused connection is said at once, not after the pool's timeout, with code 4."""
+    """A refused connection is reported at once, not after the pool's timeout, with code 4."""
     proxy.set("refuse")
     path = _write(tmp_path / "config.yaml", database, connection={"port": proxy.port})
     began = time.monotonic()
@@ -230,7 +230,7 @@ def test_references_are_resolved_when_asked(
     assert (done.code, done.err) == (0, "")
 
 
-def test_references_that_nobody_resolves_are_said(
+def test_references_that_are_not_resolved_are_reported(
     tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
     """Without `--resolve-env` the hint names the option, not only the argument of the library."""
@@ -302,7 +302,7 @@ def test_generated_programs_run_as_they_are(
 def test_a_generated_program_ends_by_itself(
     connection_type: str, library: str, tmp_path: Path, config: Path, canary: Canary
 ) -> None:
-    """As a process with every warning an error, it ends with code 0, soon and without a word."""
+    """As a process with every warning an error, it ends soon, with code 0 and without a warning."""
     made = invoke(
         "pgconfig", "generate-code", "--connconfig", config, "--connection-type", connection_type,
         "--library", library, canary=canary,

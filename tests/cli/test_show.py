@@ -85,7 +85,7 @@ def test_list_shows_bad_files_too(registry: Path, canary: Canary) -> None:
 
 
 def test_list_of_a_missing_directory_is_a_problem(tmp_path: Path, canary: Canary) -> None:
-    """Said in a line, with code 1."""
+    """The directory is a problem, with code 1."""
     done = invoke("list", tmp_path / "nowhere", canary=canary)
     assert (done.code, done.out) == (1, "")
     assert "the directory does not exist" in done.err

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import signal
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -57,7 +59,7 @@ def test_a_table_of_the_databases(
 
 
 def test_watching_goes_on_without_the_service(service: Serving, canary: Canary) -> None:
-    """With --watch the table comes again; a lost service is said; Ctrl-C ends it with 130."""
+    """--watch prints the table again, reports a lost service, and ends with 130 at Ctrl-C."""
     with Running("status", "--url", service.url, "--watch", canary=canary) as watching:
         watching.wait_for(r"(?s)NAME.*NAME")
         service.send(signal.SIGTERM)
@@ -78,14 +80,27 @@ def test_a_service_that_is_not_there(canary: Canary) -> None:
         assert invoke("status", "--url", wrong, canary=canary).code == 2
 
 
-def test_something_else_answers(service: Serving, canary: Canary) -> None:
-    """An answer that is none of a service's is said with its status, and the code is 1."""
-    done = invoke("status", "--url", f"{service.url}/elsewhere", canary=canary)
+class SomethingElse(BaseHTTPRequestHandler):
+    """A server that knows no request, and says nothing about them."""
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing to standard error."""
+
+
+def test_something_else_answers(canary: Canary) -> None:
+    """An answer that is not of a service is reported with its status, and the code is 1."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), SomethingElse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/elsewhere"
+        done = invoke("status", "--url", url, canary=canary)
+        server.shutdown()
+        thread.join()
     assert done.code == 1
-    assert done.err == f"{service.url}/elsewhere/api/v1/databases answered 404\n"
+    assert done.err == f"{url}/api/v1/databases answered 501\n"
 
 
-def test_a_reload_says_what_came_of_it(
+def test_a_reload_reports_its_result(
     service: Serving,
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
