@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pgmonkey.config.interpolation import Template, Variable, has_reference, parse_template
 from pgmonkey.config.models import INHERITED, NULLABLE, SECTIONS
-from pgmonkey.config.redaction import Secret, mask_urls, scrub
+from pgmonkey.config.redaction import mask_urls, scrub
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.config.yaml_reader import DEFAULTS_FILE, read_again
 
@@ -48,19 +48,20 @@ def explain(
         directory: The directory of its registry.
         sources: Look in its file where each comes from; without, all look like defaults.
     """
-    places = _Places(config.path, str(Path(directory) / DEFAULTS_FILE)) if sources else None
+    positions = _Positions(config.path, str(Path(directory) / DEFAULTS_FILE)) if sources else None
     return tuple(
+        # Scrubbed once more: control characters must not reach a terminal.
         Value(
             ".".join(path),
-            _shown(value, config.secrets),
-            places.source(path) if places else Source(),
+            scrub(value, config.secrets) if isinstance(value, str) else value,
+            positions.source(path) if positions else Source(),
         )
         for path, value in _leaves(config.redacted())
     )
 
 
-class _Places:
-    """Find the place of a value in the file of a database, or in the defaults under it."""
+class _Positions:
+    """Find the position of a value in the file of a database, or in the defaults under it."""
 
     def __init__(self, path: str, defaults: str) -> None:
         self._documents = [
@@ -129,16 +130,8 @@ def _leaves(settings: Mapping[str, Any], above: Steps = ()) -> Iterator[tuple[St
             yield (*above, key), value
 
 
-def _shown(value: Any, secrets: tuple[Secret, ...]) -> Any:
-    return scrub(value, secrets) if isinstance(value, str) else value
-
-
 def text_of(value: Any) -> str:
-    """Return a value as people read it.
-
-    Args:
-        value: One of a configuration's.
-    """
+    """Return a value of a configuration as people read it."""
     match value:
         case None | "":
             return "-"

@@ -82,10 +82,6 @@ def expand(template: Template, lookup: Lookup) -> str:
 
     Values are inserted as they are: a `${` inside one is not interpolated.
 
-    Args:
-        template: The parsed text.
-        lookup: Returns the value of a variable, or `None` if it is not set.
-
     Raises:
         UnsetVariableError: A variable is not set and has no default.
     """

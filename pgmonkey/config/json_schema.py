@@ -12,6 +12,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from pgmonkey.config.models import INHERITED, SECTIONS, DatabaseFile
+from pgmonkey.config.types import FALSE, OFF, TRUE
 
 Schema = dict[str, Any]
 
@@ -28,9 +29,6 @@ _ZERO: Final = r"[0.]+"
 _UNIT: Final = "(?:[ ]*(?:ms|s|min|h|d))?"
 _URL: Final = "^(?!postgres(?:ql)?://)"
 _ANY_URL: Final = "^(?![^$]*://)"
-# A parser of YAML 1.2 leaves `yes` and `off` as text, one of 1.1 makes them booleans.
-_FLAGS: Final = ("true", "false", "yes", "no", "on", "off", "1", "0")
-_OFF: Final = ("off", "none", "no", "false")
 _LONGEST: Final = 10 * 365 * 86400  # seconds
 
 
@@ -140,7 +138,7 @@ def _written(hint: Mapping[str, Any]) -> Schema:
                 "type": ["boolean", "string", "integer"],
                 "minimum": 0,
                 "maximum": 1,
-                "pattern": f"^(?:{_words(_FLAGS)})$",
+                "pattern": f"^(?:{_words(TRUE + FALSE)})$",
             }
         case "duration" | "duration_or_off":
             return _duration(zero=hint.get("zero", False), off=kind == "duration_or_off")
@@ -187,7 +185,7 @@ def _duration(*, zero: bool, off: bool) -> Schema:
         schema["title"] += ", or off"
         schema["type"] = ["string", "number", "boolean"]
         schema["not"] = {"const": True}
-        schema["pattern"] = rf"^(?:[ ]*{pattern}[ ]*|{_words(_OFF)})$"
+        schema["pattern"] = rf"^(?:[ ]*{pattern}[ ]*|{_words(OFF)})$"
     return schema
 
 

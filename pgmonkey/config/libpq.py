@@ -19,16 +19,19 @@ CONNECT_TIMEOUT: Final = 10  # seconds
 PREPARE_THRESHOLD: Final = 5  # executions, psycopg's own default
 
 
-class _Known(NamedTuple):
-    """Say about a parameter of libpq what libpq does not say itself."""
+class Keyword(NamedTuple):
+    """Describe one parameter of libpq."""
 
     description: str = ""
     example: str = ""
     kind: Kind = "text"  # the form of its values
-    choices: tuple[str, ...] = ()
-    #: The value with which libpq does what it does by default. Only for a parameter with an
-    #: environment variable and no built-in default. Each empty one was tried against a server.
+    #: The value with which libpq does what it does by default, so that the environment is kept
+    #: out. Declared for parameters that have no built-in default; each empty one was tried
+    #: against a server.
     neutral: str | None = None
+    choices: tuple[str, ...] = ()
+    name: str = ""
+    variable: str | None = None  # the environment variable that would fill it
 
 
 _MODES: Final = ("disable", "prefer", "require")
@@ -37,129 +40,95 @@ _PROTOCOLS: Final = ("", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 _EVERY_METHOD: Final = "password,md5,gss,sspi,scram-sha-256,none" + (
     ",oauth" if pq.version() >= 180000 else ""
 )
-_SESSION_ATTRIBUTES: Final = (
-    "any",
-    "read-write",
-    "read-only",
-    "primary",
-    "standby",
-    "prefer-standby",
-)
-_KNOWN: Final[Mapping[str, _Known]] = {
-    "host": _Known(
+_SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_SERVERS: Final = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+_KNOWN: Final[Mapping[str, Keyword]] = {
+    "host": Keyword(
         "The server: a name, an address, a socket directory; or a list of them.",
         "db.example",
         "host",
-        neutral="",
+        "",
     ),
-    "hostaddr": _Known(
-        "The server's IP address, to avoid looking the name up.", "192.0.2.10", "host", neutral=""
-    ),
-    "port": _Known(
+    "hostaddr": Keyword("The server's IP address, without a lookup.", "192.0.2.10", "host", ""),
+    "port": Keyword(
         "The server's port, from 1 to 65535; with several hosts one for all or one each.",
         "5432",
         "port",
     ),
-    "dbname": _Known("The name of the database on the server.", "orders", "database", neutral=""),
-    "user": _Known("The role to log in as.", "orders_app", neutral=""),
-    "password": _Known(
-        "The password; better from a file than in this one.", "${ORDERS_PASSWORD}", neutral=""
-    ),
-    "passfile": _Known(
-        "A password file in libpq's own format.", "/run/secrets/pgpass", "file", neutral=NO_FILE
-    ),
-    "service": _Known("The name of a service in libpq's own service file.", "orders"),
-    "connect_timeout": _Known(
+    "dbname": Keyword("The name of the database on the server.", "orders", "database", ""),
+    "user": Keyword("The role to log in as.", "orders_app", "text", ""),
+    "password": Keyword("The password; better not in this file.", "${DB_PASSWORD}", "text", ""),
+    "passfile": Keyword("A password file of libpq.", "/run/secrets/pgpass", "file", NO_FILE),
+    "service": Keyword("The name of a service in libpq's service file.", "orders"),
+    "connect_timeout": Keyword(
         "How long one attempt to connect may take: a duration, in whole seconds, at least 2 s.",
         "10",
         "seconds",
-        neutral=str(CONNECT_TIMEOUT),
+        str(CONNECT_TIMEOUT),
     ),
-    "client_encoding": _Known("The encoding of the session.", "UTF8", neutral=""),
-    "options": _Known(
-        "Command-line options for the session; for settings there are sections.",
-        "-c geqo=off",
-        neutral="",
+    "client_encoding": Keyword("The encoding of the session.", "UTF8", "text", ""),
+    "options": Keyword("Command-line options for the session.", "-c geqo=off", "text", ""),
+    "application_name": Keyword(
+        "The name in pg_stat_activity; the server cuts it at 63 bytes.", "orders", "text", ""
     ),
-    "application_name": _Known(
-        "The name shown in pg_stat_activity; the server cuts it at 63 bytes.", "orders", neutral=""
-    ),
-    "sslmode": _Known(
+    "sslmode": Keyword(
         "Whether TLS is used, and how the server is verified.",
         "verify-full",
         "choice",
-        ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+        choices=_SSL_MODES,
     ),
-    "sslrootcert": _Known(
+    "sslrootcert": Keyword(
         "The certificates of trusted authorities: a file (relative to this one), or `system`.",
-        "/run/secrets/orders/ca.crt",
+        "/run/secrets/ca.crt",
         "file",
-        neutral="",
+        "",
     ),
-    "sslcert": _Known(
-        "The file with the client's certificate.", "/run/secrets/orders/tls.crt", "file", neutral=""
+    "sslcert": Keyword("The client's certificate.", "/run/secrets/tls.crt", "file", ""),
+    "sslkey": Keyword("The client's private key.", "/run/secrets/tls.key", "file", ""),
+    "sslpassword": Keyword("The passphrase of the private key.", "${KEY_PASSPHRASE}"),
+    "sslcrl": Keyword("The revoked certificates.", "/run/secrets/crl.pem", "file", ""),
+    "channel_binding": Keyword(
+        "Whether SCRAM is bound to the TLS channel.", "require", "choice", choices=_MODES
     ),
-    "sslkey": _Known(
-        "The file with the client's private key.", "/run/secrets/orders/tls.key", "file", neutral=""
+    "require_auth": Keyword(
+        "The acceptable authentication methods.", "scram-sha-256", "text", _EVERY_METHOD
     ),
-    "sslpassword": _Known("The passphrase of the private key.", "${KEY_PASSPHRASE}"),
-    "sslcrl": _Known(
-        "The file with revoked certificates.", "/run/secrets/orders/crl.pem", "file", neutral=""
+    "target_session_attrs": Keyword(
+        "Which of several servers is acceptable.", "read-write", "choice", choices=_SERVERS
     ),
-    "channel_binding": _Known(
-        "Whether SCRAM is bound to the TLS channel.", "require", "choice", _MODES
+    "load_balance_hosts": Keyword(
+        "The order in which several hosts are tried.",
+        "random",
+        "choice",
+        choices=("disable", "random"),
     ),
-    "require_auth": _Known(
-        "The authentication methods that are acceptable.", "scram-sha-256", neutral=_EVERY_METHOD
+    "keepalives": Keyword("Whether TCP keepalives are sent.", "1", "flag"),
+    "keepalives_idle": Keyword("Seconds of silence before a TCP keepalive.", "60", "integer"),
+    "keepalives_interval": Keyword("Seconds between unanswered TCP keepalives.", "15", "integer"),
+    "keepalives_count": Keyword("Lost TCP keepalives that end a connection.", "5", "integer"),
+    "tcp_user_timeout": Keyword(
+        "Milliseconds that sent data may be unacknowledged.", "10000", "integer"
     ),
-    "target_session_attrs": _Known(
-        "Which of several servers is acceptable.", "read-write", "choice", _SESSION_ATTRIBUTES
-    ),
-    "load_balance_hosts": _Known(
-        "In which order several hosts are tried.", "random", "choice", ("disable", "random")
-    ),
-    "keepalives": _Known("Whether TCP keepalives are sent.", "1", "flag"),
-    "keepalives_idle": _Known(
-        "Seconds of silence before a TCP keepalive is sent.", "60", "integer"
-    ),
-    "keepalives_interval": _Known(
-        "Seconds between TCP keepalives that get no answer.", "15", "integer"
-    ),
-    "keepalives_count": _Known("How many lost TCP keepalives end a connection.", "5", "integer"),
-    "tcp_user_timeout": _Known(
-        "Milliseconds that sent data may stay unacknowledged.", "10000", "integer"
-    ),
-    "gssencmode": _Known(kind="choice", choices=_MODES),
-    "sslnegotiation": _Known(kind="choice", choices=("postgres", "direct")),
-    "sslcertmode": _Known(kind="choice", choices=("disable", "allow", "require"), neutral="allow"),
-    "ssl_min_protocol_version": _Known(kind="choice", choices=_PROTOCOLS),
-    "ssl_max_protocol_version": _Known(kind="choice", choices=_PROTOCOLS, neutral=""),
-    "sslcompression": _Known(kind="flag"),
-    "sslsni": _Known(kind="flag"),
-    "gssdelegation": _Known(kind="flag"),
-    "min_protocol_version": _Known(neutral="3.0"),
-    "max_protocol_version": _Known(neutral="3.0"),
-    "gsslib": _Known(neutral=""),
-    "requirepeer": _Known(neutral=""),
-    "sslcrldir": _Known(neutral=""),
+    "gssencmode": Keyword(kind="choice", choices=_MODES),
+    "sslnegotiation": Keyword(kind="choice", choices=("postgres", "direct")),
+    "sslcertmode": Keyword("", "", "choice", "allow", ("disable", "allow", "require")),
+    "ssl_min_protocol_version": Keyword(kind="choice", choices=_PROTOCOLS),
+    "ssl_max_protocol_version": Keyword("", "", "choice", "", _PROTOCOLS),
+    "sslcompression": Keyword(kind="flag"),
+    "sslsni": Keyword(kind="flag"),
+    "gssdelegation": Keyword(kind="flag"),
+    "min_protocol_version": Keyword(neutral="3.0"),
+    "max_protocol_version": Keyword(neutral="3.0"),
+    "gsslib": Keyword(neutral=""),
+    "requirepeer": Keyword(neutral=""),
+    "sslcrldir": Keyword(neutral=""),
 }
 FILES: Final = frozenset(name for name, known in _KNOWN.items() if known.kind == "file")
 
 _SETTING: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*")
 _ESCAPED: Final = re.compile(r"([\\\s])")
+_WITH_BACKSLASH: Final = r"\\\1"
 _WORD: Final = re.compile(r"(?:\\.|[^\\\s])+", re.DOTALL)
-
-
-class Keyword(NamedTuple):
-    """Describe one parameter of the installed libpq."""
-
-    name: str
-    variable: str | None  # the environment variable that would fill it
-    neutral: str | None  # the value that keeps the environment out, if there is one
-    kind: Kind
-    choices: tuple[str, ...]
-    description: str
-    example: str
 
 
 @cache
@@ -170,16 +139,13 @@ def keywords() -> Mapping[str, Keyword]:
 
 def _keyword(option: pq.ConninfoOption) -> Keyword:
     name = option.keyword.decode()
-    known = _KNOWN.get(name, _Known())
+    known = _KNOWN.get(name, Keyword())
     compiled = option.compiled.decode() if option.compiled is not None else None
-    return Keyword(
-        name,
-        option.envvar.decode() if option.envvar is not None else None,
-        compiled if known.neutral is None else known.neutral or compiled or "",
-        known.kind,
-        known.choices,
-        known.description or f"libpq's `{name}`.",
-        known.example,
+    return known._replace(
+        name=name,
+        variable=option.envvar.decode() if option.envvar is not None else None,
+        neutral=compiled if known.neutral is None else known.neutral or compiled or "",
+        description=known.description or f"libpq's `{name}`.",
     )
 
 
@@ -241,11 +207,7 @@ def session_options(settings: Iterable[tuple[str, str]]) -> str:
         >>> print(session_options([("search_path", "app, public")]))
         -c search_path=app,\ public
     """
-    return " ".join(f"-c {name}={_ESCAPED.sub(_escape, value)}" for name, value in settings)
-
-
-def _escape(match: re.Match[str]) -> str:
-    return "\\" + match.group()
+    return " ".join(f"-c {name}={_ESCAPED.sub(_WITH_BACKSLASH, value)}" for name, value in settings)
 
 
 def _plain(word: str) -> str:

@@ -113,13 +113,7 @@ def load_bytes(
 ) -> LoadResult:
     """Make a config from the bytes of one file, or find its problems.
 
-    Args:
-        content: The file.
-        name: The name of the database.
-        path: The file's name, for problems and for relative paths.
-        options: How to read it.
-        defaults: The document that is merged under it.
-        file: How the file looked when it was read.
+    Relative paths start at the directory of the path; the defaults are merged under the file.
     """
     document, problems = parse(content, path)
     if document is None:
@@ -180,16 +174,7 @@ def build_config(
     options: LoadOptions,
     file: SourceFile | None = None,
 ) -> LoadResult:
-    """Resolve, validate and check a document whose defaults are merged in.
-
-    Args:
-        tree: The document.
-        positions: Finds the positions of its problems.
-        name: The name of the database.
-        path: The file's name; relative paths start at its directory.
-        options: How to read it.
-        file: How the file looked when it was read.
-    """
+    """Resolve, validate and check a document whose defaults are merged in."""
 
     def look(snapshot: Snapshot) -> tuple[Resolution, NamedFiles, dict[str, Any]]:
         directory = os.path.dirname(path)

@@ -57,19 +57,12 @@ Effect = Literal["reconnect", "new_pool", "resize", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Annotate the field of one key, for the schema, the reference page and reloads.
-
-    Args:
-        description: What the key is for, in one or two sentences.
-        example: A value, as it is written in a file.
-        effect: What a change does; `None` for a section whose own keys say it.
-        default: The default, where the field has none of its own.
-    """
+    """Annotate the field of one key, for the schema, the reference page and reloads."""
 
     description: str
-    example: Any = None
-    effect: Effect | None = None
-    default: Any = None
+    example: Any = None  # as it is written in a file
+    effect: Effect | None = None  # of a change; `None` for a section whose own keys say it
+    default: Any = None  # where the field has none of its own
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         schema: dict[str, Any] = handler(core_schema)
@@ -98,14 +91,9 @@ def _ports(value: Any) -> str:
         raise invalid("config.type", "expected an integer from 1 to 65535")
     if len(items) > _MOST_HOSTS:
         raise invalid("config.range", f"expected at most {_MOST_HOSTS} ports")
-    return ",".join(
-        "" if item == "" and len(items) > 1 else str(to_integer(_stripped(item), 1, 65535))
-        for item in items
-    )
-
-
-def _stripped(value: Any) -> Any:
-    return value.strip(" ") if isinstance(value, str) else value
+    if len(items) == 1:
+        return _ports(items[0])
+    return ",".join("" if item == "" else _ports(item) for item in items)
 
 
 def _hosts(value: Any) -> str:
@@ -381,18 +369,14 @@ SECTIONS: Final = frozenset(key for key in KEYS if _is_section(_hints(DatabaseFi
 POOL_KEYS: Final = tuple(_hints(PoolSettings))
 #: The sections of pools.
 _POOLS: Final = [key for key in KEYS if _hints(DatabaseFile)[key].__origin__ is PoolSettings]
-#: What a pool takes from its database if its own section does not say.
+#: The keys that a pool takes from its database if its own section does not give them.
 INHERITED: Final = tuple(key for key in POOL_KEYS if key in KEYS)
 #: Returns the values of those keys of a file.
 inherited: Final = attrgetter(*INHERITED)
 
 
 def hints_of(path: KeyPath) -> Hints:
-    """Return the annotations of the keys that may be at a path; none where any key is fine.
-
-    Args:
-        path: `()` for the top of a file, or the name of a section.
-    """
+    """Return the annotations of the keys at the top or in a section; none where any key is fine."""
     if not path:
         return _hints(DatabaseFile)
     if len(path) == 1 and path[0] in SECTIONS:
@@ -431,11 +415,7 @@ _VALIDATOR: Final = TypeAdapter(DatabaseFile).validator
 
 
 def validate(tree: Mapping[str, Any]) -> DatabaseFile | Sequence[Details]:
-    """Validate a resolved document whose secrets are wrapped.
-
-    Returns:
-        The file with the effective settings of its pools, or everything that is wrong with it.
-    """
+    """Return a resolved document as a file with effective pool settings, or all errors of it."""
     try:
         file: DatabaseFile = _VALIDATOR.validate_python(tree)
     except ValidationError as error:
@@ -451,12 +431,12 @@ def validate(tree: Mapping[str, Any]) -> DatabaseFile | Sequence[Details]:
 def effective(
     section: PoolSettings, given: tuple[str, ...], below: tuple[Any, ...]
 ) -> PoolSettings:
-    """Return the settings of a pool with what the file leaves open filled in.
+    """Return the settings of a pool with the keys filled in that its section does not give.
 
     Args:
-        section: What its section says.
+        section: The validated section.
         given: The keys that are in the section.
-        below: What the database says, for the keys of `INHERITED`.
+        below: The values of the database for the keys of `INHERITED`.
     """
     filled = dict(zip(INHERITED, below, strict=True))
     if "max_size" not in given:
@@ -467,15 +447,7 @@ def effective(
 
 
 def typed_value(path: KeyPath, value: Any) -> tuple[Any, Details | None]:
-    """Return the value of one key with the type of that key; as it is where any text is fine.
-
-    Args:
-        path: The key, with its section.
-        value: Text, or a list.
-
-    Returns:
-        The typed value, and what is wrong with it, if anything.
-    """
+    """Return the value of one key with the type of that key, or an error of pydantic."""
     adapter = _adapter(path)
     if adapter is None:
         return value, None

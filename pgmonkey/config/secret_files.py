@@ -23,13 +23,7 @@ Signature = tuple[int, int, int, int, int]
 
 
 class SecretFileError(Exception):
-    """Report a file that cannot be used as a secret. The message never holds its content.
-
-    Args:
-        code: The stable code of the problem, such as `secret.missing`.
-        message: What is wrong, without the path.
-        hint: What to do about it.
-    """
+    """Report a file that cannot be used as a secret. The message holds no path and no content."""
 
     def __init__(self, code: str, message: str, hint: str | None = None) -> None:
         super().__init__(message)

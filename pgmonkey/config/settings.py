@@ -42,14 +42,6 @@ class DatabaseConfig(DatabaseFile):
 
     It has an attribute for each key of a file. Only the loader makes one. It prints without its
     settings; `redacted` shows them.
-
-    Args:
-        file: What the file says, with the effective settings of its pools.
-        name: The name of the database.
-        path: The path of the file.
-        isolate: Whether libpq's environment variables are kept out.
-        sources: What it was made from.
-        files: A digest of the contents of its TLS files.
     """
 
     name: str
@@ -57,8 +49,8 @@ class DatabaseConfig(DatabaseFile):
     connect_digest: bytes
     digest: bytes
     _single: PoolSettings
-    _files_digest: bytes
-    _isolate: bool
+    _files_digest: bytes  # of the contents of its TLS files
+    _isolate: bool  # libpq's environment variables are kept out
     _sources: Sources
 
     def __init__(
@@ -218,13 +210,7 @@ class DatabaseConfig(DatabaseFile):
         return shown
 
     def changed_keys(self, other: DatabaseConfig) -> dict[str, Effect]:
-        """Return the dotted keys whose values differ in another config, and what each change does.
-
-        Never returns the values.
-
-        Args:
-            other: The config that was in force before.
-        """
+        """Return the dotted keys whose values differ in another config, and what a change does."""
         ours, theirs = dict(self._leaves()), dict(other._leaves())
         changed = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
         if self._files_digest != other._files_digest:

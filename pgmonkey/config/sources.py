@@ -8,6 +8,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from pgmonkey.config.secret_files import (
@@ -137,7 +138,9 @@ class Sources:
         self._names = tuple(variables)
         self._values = _digest(variables.values()) if variables else b""
         self.modified = modified
-        self.directories = _directories(files) if files else _NOWHERE
+        self.directories = _shared(
+            frozenset(os.path.abspath(os.path.dirname(path)) for path in files)
+        )
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -172,16 +175,10 @@ def _same_or_gone(file: SourceFile, statuses: Statuses) -> bool:
     return file.unchanged(statuses) or not os.path.lexists(file.path)
 
 
-_NOWHERE: Final[frozenset[str]] = frozenset()
-_known_directories: Final[dict[frozenset[str], frozenset[str]]] = {}
-
-
-def _directories(paths: Mapping[str, object]) -> frozenset[str]:
-    """Return the directories of files; equal sets are one object, as many databases share them."""
-    found = frozenset(os.path.abspath(os.path.dirname(path)) for path in paths)
-    if len(_known_directories) > 10_000:
-        _known_directories.clear()
-    return _known_directories.setdefault(found, found)
+@lru_cache(maxsize=10_000)
+def _shared(directories: frozenset[str]) -> frozenset[str]:
+    """Return one object for equal sets: many databases have the same."""
+    return directories
 
 
 def _look(path: str) -> Signature | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Annotated, Any, Final
 
@@ -15,9 +16,10 @@ from pgmonkey.config.libpq import is_setting_name
 from pgmonkey.config.redaction import Secret
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,12}")
-_TRUE: Final = frozenset({"true", "yes", "on", "1"})
-_FALSE: Final = frozenset({"false", "no", "off", "0"})
-_OFF: Final = frozenset({"off", "none", "no", "false"})
+# A parser of YAML 1.2 leaves `yes` and `off` as text, one of 1.1 makes them booleans.
+TRUE: Final = ("true", "yes", "on", "1")
+FALSE: Final = ("false", "no", "off", "0")
+OFF: Final = ("off", "none", "no", "false")
 
 
 def invalid(code: str, message: str, hint: str | None = None) -> PydanticCustomError:
@@ -44,9 +46,9 @@ def to_text(value: Any) -> str:
 def to_flag(value: Any) -> bool:
     """Return the flag that a value must be."""
     word = value.lower() if isinstance(value, str) else ""
-    if word in _TRUE:
+    if word in TRUE:
         return True
-    if word in _FALSE:
+    if word in FALSE:
         return False
     raise invalid("config.type", "expected true or false")
 
@@ -88,7 +90,7 @@ def to_seconds(value: Any, *, zero: bool = False) -> float:
 
 
 def _to_seconds_or_off(value: Any) -> float | None:
-    if isinstance(value, str) and value.lower() in _OFF:
+    if isinstance(value, str) and value.lower() in OFF:
         return None
     return to_seconds(value)
 
@@ -112,39 +114,32 @@ def one_of(choices: tuple[str, ...]) -> BeforeValidator:
     def choice(value: Any) -> str:
         if isinstance(value, str) and value in known:
             return value
-        listed = ", ".join(filter(None, choices))
-        near = _near(value, choices) if isinstance(value, str) else None
-        raise invalid(
-            "config.choice",
-            f"expected one of {listed}",
-            f'did you mean "{near}"?' if near else None,
-        )
+        from difflib import get_close_matches  # only when something is wrong
+
+        word = value.lower() if isinstance(value, str) else ""
+        near = get_close_matches(word, choices, 1, 0.6)
+        hint = f'did you mean "{near[0]}"?' if near else None
+        raise invalid("config.choice", f"expected one of {', '.join(filter(None, choices))}", hint)
 
     return BeforeValidator(choice)
 
 
-def _near(word: str, choices: tuple[str, ...]) -> str | None:
-    from difflib import get_close_matches  # only when something is wrong
-
-    return next(iter(get_close_matches(word.lower(), choices, 1, 0.6)), None)
-
-
+@dataclass(frozen=True, slots=True)
 class Integer:
     """Annotate an integer with its bounds, for the validation and for the schema."""
 
-    def __init__(self, low: int, high: int) -> None:
-        self._low = low
-        self._high = high
+    low: int
+    high: int
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return no_info_before_validator_function(
-            partial(to_integer, low=self._low, high=self._high), handler(source)
+            partial(to_integer, low=self.low, high=self.high), handler(source)
         )
 
     def __get_pydantic_json_schema__(self, _schema: Any, _handler: Any) -> dict[str, Any]:
-        return {"kind": "integer", "minimum": self._low, "maximum": self._high}
+        return {"kind": "integer", "minimum": self.low, "maximum": self.high}
 
 
 Text = Annotated[str, Strict(), kind("text")]

@@ -52,15 +52,7 @@ def position_at(content: bytes, offset: int) -> Position:
 
 
 class YamlProblem(Exception):
-    """Report text that is no acceptable YAML. The message never quotes the text.
-
-    Args:
-        code: The stable code of the problem, such as `config.syntax`.
-        message: What is wrong.
-        position: Where.
-        hint: What to do about it.
-        key: The dotted key, if it is known.
-    """
+    """Report text that is no acceptable YAML. The message never quotes the text."""
 
     def __init__(
         self,

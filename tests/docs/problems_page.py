@@ -15,9 +15,9 @@ from pgmonkey.config.problems import failed_probe
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.warnings import find_warnings
 from pgmonkey.config.loader import load_file
-from pgmonkey.config.problems import CODES
 from pgmonkey.errors import Problem
 from pgmonkey.config.secret_files import LIMIT
+from tests.docs.problem_codes import CODES
 from tests.docs.snippets import ROOT
 
 _BAD = ROOT / "tests" / "configs"
@@ -25,7 +25,7 @@ _BEGINNING = """\
 # Problems
 
 A problem has a stable code: programs and alerts may rely on it. The message beside it is for people, and may become
-better. This page is made from the catalogue in the code and from the files that test it (`make docs-reference`).
+better. This page is made from the catalogue of codes and from the files that test them (`make docs-reference`).
 
 In text a problem is one line and, where there is something to do, a hint:
 
