@@ -23,10 +23,10 @@ from pgmonkey.pool.database import Borrowed, BorrowedCursor, Database, wrong_sid
 from pgmonkey.pool.dialer import Dialer
 from pgmonkey.pool.generation import Candidate, Generation
 from pgmonkey.pool.limits import LONGEST_FAREWELL, Budget, Gate
+from pgmonkey.pool.loop_resources import close_stranded
 from pgmonkey.pool.loop_side import Forcing, LoopSide
 from pgmonkey.pool.refusal import checkout_timeout, guard
 from pgmonkey.pool.seeds import LONGEST_WARMING
-from pgmonkey.pool.stranded import close_stranded
 from pgmonkey.pool.target import Applied
 from pgmonkey.pool.usage import FOLD_AT, Usage
 
@@ -108,8 +108,8 @@ class AsyncCheckout(Checkout):
                 generation.dialer.lose()
                 handle.usage.errors["other"] += 1
                 if not isinstance(error, _FORESEEN):
-                    # An interrupt on the way from the pool to the block: the pool counts a
-                    # connection as out that nobody has, or that it was about to hand over.
+                    # Interrupted between the pool and the block: the pool counts a connection as
+                    # checked out that no block has, or that it was about to hand over.
                     await side.replace_later(generation, "interrupted")
                 raise
             asked = monotonic()
@@ -178,7 +178,7 @@ class AsyncCheckout(Checkout):
         return True
 
     async def _lose(self) -> None:
-        """Give up a generation whose pool may count a connection as out that nobody has.
+        """Give up a generation whose pool may count a connection as checked out that no block has.
 
         An interrupt, or a second cancellation, came on the way from the block to the pool. The
         connection is not closed here: the pool may have given it to the next one already.
@@ -221,7 +221,7 @@ async def _end(connection: AsyncPooledConnection, *, failed: bool) -> None:
 
 
 async def _reset(connection: AsyncPooledConnection, *, autocommit: bool) -> None:
-    """Give a connection back as the next borrower shall find it; drop it if that fails."""
+    """Reset the session of a connection for its next borrower; close it if that fails."""
     if connection.closed:
         return
     try:
@@ -233,7 +233,7 @@ async def _reset(connection: AsyncPooledConnection, *, autocommit: bool) -> None
 
 
 class AsyncDatabase(Database):
-    """Be the handle of an `async` or `async_pool` database, in any number of event loops.
+    """The handle of an `async` or `async_pool` database, in any number of event loops.
 
     It costs no thread; each loop that uses it has a pool of its own.
     """
@@ -419,13 +419,13 @@ class AsyncDatabase(Database):
                 # The login was good, or this error would not have come: each loop makes room.
                 if error.reason != "too_many_connections":
                     raise
-            here = threading.get_ident()  # whoever reloads from a loop has it stand still
+            here = threading.get_ident()  # a loop whose thread reloads cannot run now
             deadline = monotonic() + 2 * LONGEST_WARMING
             try:
                 making = [side.make_ready_soon(applied) for side in sides if side.thread != here]
                 for made in making:
                     made.wait(max(0.0, deadline - monotonic()))
-            except BaseException:  # an interrupt: nobody gets the candidate who could drop it
+            except BaseException:  # interrupted: the caller does not get the candidate
                 self.drop(candidate)
                 raise
         return candidate
@@ -476,7 +476,7 @@ class AsyncDatabase(Database):
             raise ReloadRejectedError(
                 error.text, database=self.name, reason=error.reason, hint=error.hint
             ) from None
-        except BaseException:  # cancelled: nobody will ever hear whether it connects
+        except BaseException:  # cancelled: no caller will get the result
             if forcing.waiting == 1:
                 self._take_back(side, forcing)
             raise

@@ -1,8 +1,12 @@
-"""A checkout: a client's hold on one connection, from entering `with` to leaving it."""
+"""One borrowed connection, from entering `with` to leaving it.
+
+Also lost checkouts: the borrower was interrupted before it could give the connection back.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from sys import _getframe
 from threading import get_ident
 from types import CodeType, FrameType, MethodType
@@ -97,7 +101,7 @@ class Checkout:
         self.handle.loose.append(self)
 
     def reclaim(self) -> bool:
-        """Take the connection back from a checkout that nobody can end any more.
+        """Take the connection back from a lost checkout.
 
         Returns:
             Whether that was done.
@@ -161,7 +165,7 @@ class _Unbound:
 
 
 class EnterHalf:
-    """Be `__enter__` or `__aenter__` of a handle: each look-up begins or completes a checkout.
+    """`__enter__` or `__aenter__` of a handle: each look-up begins or completes a checkout.
 
     `with` looks up both halves on the spot, one right after the other, in one thread. So the
     first look-up makes a checkout and the second one binds to it: the block then owns its
@@ -197,7 +201,7 @@ class EnterHalf:
 
 
 class ExitHalf:
-    """Be `__exit__` or `__aexit__` of a handle; see `EnterHalf`."""
+    """`__exit__` or `__aexit__` of a handle; see `EnterHalf`."""
 
     __slots__ = ()
 
@@ -237,3 +241,44 @@ def loose(handle: Any) -> Any:
         return handle.loose.pop()
     except IndexError:
         raise RuntimeError(f"{handle!r} was not entered") from None
+
+
+def abandoned(checkouts: set[Any]) -> list[Any]:
+    """Return the lost checkouts: they hold a connection, and only our set refers to them.
+
+    The interpreter may raise an interrupt between the last line of a block and the first one of
+    its `__exit__`. Python code cannot catch that, and the checkout would hold its connection for
+    ever. But a block that can still end refers to its checkout. So a checkout that only our set
+    refers to has no block any more; if its connection is not referred to either, it is taken back.
+
+    Args:
+        checkouts: Those of a generation.
+    """
+    if not _COUNTS_ARE_EXACT:
+        return []
+    return [one for one, *counts in _references(checkouts) if counts == _OURS]
+
+
+def _references(checkouts: Iterable[Any]) -> list[tuple[Any, int, int]]:
+    return [
+        (one, sys.getrefcount(one), sys.getrefcount(one.connection))
+        for one in set(checkouts)
+        if one.connection is not None
+    ]
+
+
+class _Sample:
+    """A sample: how many references an object has by itself differs between Python versions."""
+
+    def __init__(self) -> None:
+        self.connection = object()
+
+
+def _of_a_sample() -> list[int]:
+    sample = {_Sample()}
+    return list(_references(sample)[0][1:])
+
+
+_OURS: Final = _of_a_sample()
+#: Without the interpreter's lock a count is a guess.
+_COUNTS_ARE_EXACT: Final = getattr(sys, "_is_gil_enabled", lambda: True)()

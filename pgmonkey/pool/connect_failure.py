@@ -1,4 +1,4 @@
-"""Why a connection could not be made: libpq's text, read once, as a reason from a short list."""
+"""Classify why a connection could not be made: one of a few reasons, from libpq's text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connection classes of our pools: psycopg's own, counted by the gate."""
+"""The connection classes of our pools: psycopg's own, counted against the limits."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class _Pooled:
 
 
 class PooledConnection(_Pooled, psycopg.Connection[TupleRow]):
-    """Be the `psycopg.Connection` that a `normal` or `pool` handle hands out."""
+    """The `psycopg.Connection` that a `normal` or `pool` handle hands out."""
 
     @classmethod
     def connect(  # type: ignore[override]  # psycopg's own arguments pass through
@@ -187,7 +187,7 @@ class PooledConnection(_Pooled, psycopg.Connection[TupleRow]):
 
 
 class AsyncPooledConnection(_Pooled, psycopg.AsyncConnection[TupleRow]):
-    """Be the `psycopg.AsyncConnection` that an `async` or `async_pool` handle hands out."""
+    """The `psycopg.AsyncConnection` that an `async` or `async_pool` handle hands out."""
 
     @classmethod
     async def connect(  # type: ignore[override]  # psycopg's own arguments pass through

@@ -1,4 +1,4 @@
-"""The public face of a handle: one database, for the life of the registry."""
+"""The public class of a handle: one database, for the life of the registry."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import TupleRow
 
 from pgmonkey.errors import WrongSideError
-from pgmonkey.pool.abandonment import abandoned
-from pgmonkey.pool.checkout import REPORTED, Checkout
+from pgmonkey.pool.checkout import REPORTED, Checkout, abandoned
 from pgmonkey.pool.generation import Generation
 from pgmonkey.pool.limits import Budget, Gate, Share
 from pgmonkey.pool.target import Applied, Target
@@ -34,7 +33,7 @@ Async_co = TypeVar("Async_co", covariant=True)
 
 
 class Block(Protocol[Sync_co, Async_co]):
-    """Be what a block is made of: `with` on the sync side, `async with` on the other."""
+    """Context manager of `connection()`, `transaction()` and `cursor()`: `with` or `async with`."""
 
     def __enter__(self) -> Sync_co: ...
     def __exit__(
@@ -61,13 +60,12 @@ BorrowedCursor: TypeAlias = Block[Cursor[Any], AsyncCursor[Any]]
 
 
 class Database(ABC):
-    """Hand out connections of one database; stay the same object over every reload.
+    """Borrow connections of one database; the object stays the same over every reload.
 
-    `registry.get(name)` returns it at once and connects to nothing: the first checkout does.
-    A handle of type `normal` or `pool` is used with `with`, one of type `async` or
-    `async_pool` with `async with`. Each block is a checkout of its own, in any number of
-    threads or tasks at once, also nested. What it yields is psycopg's own connection:
-    committed when the block succeeds, rolled back when it raises.
+    `registry.get(name)` returns it at once; the first checkout connects. Use a handle of type
+    `normal` or `pool` with `with`, one of type `async` or `async_pool` with `async with`. Each
+    block is a checkout of its own, in any number of threads or tasks, also nested. It yields
+    psycopg's own connection: committed when the block succeeds, rolled back when it raises.
 
     Attributes:
         name: The name of the database.
@@ -134,14 +132,14 @@ class Database(ABC):
 
     @abstractmethod
     def connection(self, timeout: float | None = None) -> Borrowed:
-        """Borrow a connection, with a deadline of your own.
+        """Borrow a connection, with your own timeout.
 
         Args:
             timeout: Seconds to wait for the connection; default: the configured `timeout`.
 
         Raises:
             CheckoutTimeout: no connection within the timeout.
-            ConnectError: the server refuses, for a reason that waiting does not mend.
+            ConnectError: the server refuses, for a reason that waiting does not change.
 
         Example:
             >>> with registry.get("orders").connection(timeout=2) as conn:
@@ -155,12 +153,12 @@ class Database(ABC):
     ) -> Borrowed:
         """Borrow a connection with a transaction open on it.
 
-        The same as a checkout with `conn.transaction()` inside: needed where `autocommit` is
-        on, or where BEGIN shall be sent at once.
+        The same as a checkout with `conn.transaction()` inside. Use it when `autocommit` is on,
+        or to send BEGIN at once.
 
         Args:
             timeout: Seconds to wait for the connection; default: the configured `timeout`.
-            force_rollback: Roll back at the end also on success.
+            force_rollback: Roll back at the end, even on success.
 
         Example:
             >>> with registry.get("orders").transaction(force_rollback=True) as conn:
@@ -185,7 +183,7 @@ class Database(ABC):
 
     @abstractmethod
     def open(self, timeout: float | None = None) -> Awaitable[Database]:
-        """Connect now instead of at the first checkout; `await` it on an async handle.
+        """Connect now, not at the first checkout; `await` it on an async handle.
 
         Args:
             timeout: Seconds to wait; default: the configured `timeout`.
@@ -208,12 +206,12 @@ class Database(ABC):
         """
 
     def connect(self) -> Awaitable[Database]:
-        """Do what `open` does: the name that it had in pgmonkey 4.0."""
+        """Do what `open` does, under its name in pgmonkey 4.0."""
         warnings.warn("handle.connect() is handle.open() now", DeprecationWarning, stacklevel=2)
         return self.open()
 
     def disconnect(self) -> Awaitable[None]:
-        """Do what `close` does: the name that it had in pgmonkey 4.0."""
+        """Do what `close` does, under its name in pgmonkey 4.0."""
         warnings.warn("handle.disconnect() is handle.close() now", DeprecationWarning, stacklevel=2)
         return self.close()
 
@@ -222,7 +220,7 @@ class Database(ABC):
         """Open an async handle."""
 
     def status(self) -> PoolStatus:
-        """Return what the pools of this handle do at this moment, without waiting for anything.
+        """Return the numbers of the pools of this handle. It waits for nothing.
 
         Example:
             >>> registry.get("orders").status().used
@@ -235,7 +233,7 @@ class Database(ABC):
         return self._status(durations, ended, queued, *self._parts())
 
     def is_open(self) -> bool:
-        """Tell whether there is a generation, in any loop."""
+        """Tell whether a pool is open, in any loop."""
         return bool(self._parts()[0])
 
     def has_room(self) -> bool:
@@ -243,12 +241,12 @@ class Database(ABC):
         return any(gate.count < gate.limit for gate in self._parts()[2])
 
     def is_draining(self) -> bool:
-        """Tell whether an older connection is left, in any loop, at our end or at the server's."""
+        """Tell whether a connection of an older version is left, here or at the server."""
         _, retired, gates = self._parts()
         return bool(retired) or any(gate.lingers() for gate in gates)
 
     def reclaim(self, generation: Generation[Any]) -> None:
-        """Take back the connections of checkouts that nobody can end any more, and report them."""
+        """Take back the connections of lost checkouts, and report them."""
         for one in abandoned(generation.checkouts):
             if one.reclaim():
                 self.usage.leaks += 1

@@ -1,4 +1,4 @@
-"""A dialer: how one generation makes its server connections."""
+"""Make the server connections of one generation."""
 
 from __future__ import annotations
 
@@ -125,13 +125,13 @@ class Dialer:
         """Let the worker of the pool go on with its work: a client went away while it waited.
 
         The pool may have given it a connection in the same moment, which that worker takes
-        back; while it waits for the budget, nobody else would ever get that connection.
+        back; while that worker waits for the budget, no other client would get the connection.
         """
         self._lost += 1
         self._gate.wake()
 
     def _given_up(self) -> Callable[[], bool]:
-        """Return what tells that the worker of the pool shall not wait for a slot any longer.
+        """Return a function that tells whether the worker of the pool should stop waiting for a slot.
 
         Without anybody who waits for it, a connection that the budget does not allow now is not
         worth a worker that does nothing else.
@@ -161,7 +161,7 @@ class Dialer:
             return None
 
     def stop(self) -> None:
-        """Make no connection any more, and let go whoever waits to make one."""
+        """Make no more connections, and end the wait of those who want to make one."""
         self.retired = True
         self._gate.wake()
 
@@ -175,7 +175,7 @@ class Dialer:
         return self.dial(slot)
 
     def _not_now(self) -> ConnectError:
-        """Return what a pool is told that shall not connect; nobody else sees it."""
+        """Return the error for a pool that must not connect; only the pool sees it."""
         why = "this generation is retired" if self.retired else "max_connections leaves none for it"
         return ConnectError(why, database=self.config.name)
 
@@ -265,7 +265,7 @@ class Dialer:
     def _met(
         self, failure: ConnectFailure | None, began: float, slot: Slot | None, *, probe: bool
     ) -> None:
-        """Record what came of a connect, and raise its failure."""
+        """Record the result of a connect, and raise its failure."""
         now = monotonic()
         self._gate.count_attempt(failure, now - began)
         if failure is None:

@@ -1,4 +1,4 @@
-"""A generation: the pool made from one config, and the checkouts that it has out."""
+"""The pool of one handle that was made from one configuration, and its checkouts."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Generation(Generic[PoolT]):
         self.resets = applied.config.reset_on_return
         #: Whether a checkout must be looked at before it may wait.
         self.guarded = self.single or self.crowd is not None
-        #: Whether the next checkout that ends shall close its connection, to make room.
+        #: Whether the next checkout that ends closes its connection, to make room.
         self.gives_up = False
         self.retired = False
         self.retired_at = 0.0

@@ -24,7 +24,7 @@ from pgmonkey.pool.usage import FOLD_AT, Usage
 
 
 class Nothing(Awaitable[Any]):
-    """Be what `open` and `close` of a sync handle return: all is done, there is nothing to await."""
+    """The result of `open` and `close` of a sync handle; awaiting it is an error that says why."""
 
     __slots__ = ("_handle",)
 
@@ -110,8 +110,8 @@ class SyncCheckout(Checkout):
                 handle.let_go(self, generation)
                 handle.usage.errors["other"] += 1
                 if got or not isinstance(error, Exception):
-                    # An interrupt on the way from the pool to the block: the pool counts a
-                    # connection as out that nobody has, or that it was about to hand over.
+                    # Interrupted between the pool and the block: the pool counts a connection as
+                    # checked out that no block has, or that it was about to hand over.
                     handle.replace_later(generation, "interrupted")
                 raise
             asked = monotonic()
@@ -176,7 +176,7 @@ class SyncCheckout(Checkout):
         return True
 
     def _lose(self) -> None:
-        """Give up a generation whose pool may count a connection as out that nobody has.
+        """Give up a generation whose pool may count a connection as checked out that no block has.
 
         An interrupt came on the way from the block to the pool. The connection is not closed
         here: the pool may have given it to the next one already.
@@ -218,7 +218,7 @@ def _end(connection: PooledConnection, *, failed: bool) -> None:
 
 
 def _reset(connection: PooledConnection, *, autocommit: bool) -> None:
-    """Give a connection back as the next borrower shall find it; drop it if that fails."""
+    """Reset the session of a connection for its next borrower; close it if that fails."""
     if connection.closed:
         return
     try:
@@ -230,7 +230,7 @@ def _reset(connection: PooledConnection, *, autocommit: bool) -> None:
 
 
 class SyncDatabase(SyncSide):
-    """Be the handle of a `normal` or `pool` database.
+    """The handle of a `normal` or `pool` database.
 
     Each of its pools costs two threads; a handle that was never used costs none.
     """

@@ -1,4 +1,4 @@
-"""A host lookup: the addresses of a name, with the deadline that the system's resolver lacks."""
+"""Look up the addresses of a host name, with a timeout, which the system's resolver lacks."""
 
 from __future__ import annotations
 

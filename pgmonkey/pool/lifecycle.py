@@ -1,4 +1,4 @@
-"""The life of generations: first, current, retired, drained. What waits is in the handles."""
+"""The steps of a generation that sync and async handles share: first, current, retired, drained."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Lifecycle(ABC, Generic[PoolT]):
 
         Args:
             dialer: What tried.
-            failure: What came of it.
+            failure: Its failure.
             asked: Whether the server was asked, or said so before.
         """
         if failure.reason == "auth" and asked:
@@ -118,7 +118,7 @@ class Lifecycle(ABC, Generic[PoolT]):
         full = self.share.explain(config)
         why = full or f"all {self.gate.count} connections are in use"
         return ConnectError(
-            f"{why}, so that none is left to try the new configuration with",
+            f"{why}, so none is left to probe the new configuration",
             database=self.name,
             reason="too_many_connections",
             hint="the reload is tried again; shorten the transactions"
@@ -177,7 +177,7 @@ class Lifecycle(ABC, Generic[PoolT]):
         generation: Generation[PoolT],
         now: float,
     ) -> bool:
-        """Tell whether the server shall be asked for a sign of life before this checkout."""
+        """Tell whether to ping the server before this checkout."""
         return generation.pings or now - connection.returned_at >= LONG_IDLE
 
     def count_replaced(self, generation: Generation[PoolT]) -> None:

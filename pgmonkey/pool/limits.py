@@ -159,7 +159,7 @@ class Gate:
             usage.failures[failure.reason] += 1
 
     def note(self, failure: ConnectFailure | None) -> float | None:
-        """Note what came of a connect of the generation in force.
+        """Record the result of a connect of the current generation.
 
         Args:
             failure: Why it failed, or `None`.
@@ -213,7 +213,7 @@ class Gate:
         self.wake()
 
     def leave(self, slot: Slot) -> None:
-        """Give a slot back and wake whoever waits for one."""
+        """Give a slot back and wake those who wait for one."""
         if slot in self._slots:
             self._opening.discard(slot)
             self._slots.discard(slot)
@@ -228,7 +228,7 @@ class Gate:
                 self._wakers.pop()()
 
     def abandon(self) -> None:
-        """Close every connection at once, in whatever state: nobody can use them any more."""
+        """Close every connection at once, in any state: they cannot be used any more."""
         for slot in self._slots.copy():
             connection = slot.connection() if slot.connection is not None else None
             if connection is not None:
@@ -243,7 +243,7 @@ class Gate:
     def linger(self, farewell: _Farewell) -> None:
         """Keep a slot until the server has let go of its connection."""
         self._farewells.append(farewell)
-        self.wake()  # whoever waits must look at it now and then
+        self.wake()  # those who wait must look at it now and then
         if self.share is not None:
             self.share.budget.linger(self)
 
@@ -299,7 +299,7 @@ class Gate:
                 left = self._patience(deadline)
                 if not refused() and left != 0.0:
                     waker.wait(left)
-            except BaseException:  # Ctrl-C: nobody gets the slot
+            except BaseException:  # Ctrl-C: the caller does not get the slot
                 if slot is not None:
                     slot.release()
                 raise
@@ -395,7 +395,7 @@ class _LoopWaker:
         self._woken = woken
 
     def __call__(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits there
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.wake)
 
     def wake(self) -> None:
@@ -421,7 +421,7 @@ class Budget:
         self.limit = limit
         self._slots: set[Slot] = set()
         self._servers: dict[str, set[Slot]] = {}
-        #: The servers of the probes that wait for a place, which nobody else may take.
+        #: The servers of the probes that wait: the next free places are theirs.
         self._claims: list[str] = []
         self._wakers: list[Callable[[], object]] = []
         #: The gates with connections that the server has yet to let go.
@@ -519,7 +519,7 @@ class Budget:
     def linger(self, gate: Gate) -> None:
         """Look after a gate whose server has yet to let go of a connection."""
         self._lingering.add(gate)
-        self.wake()  # whoever waits must look at it now and then
+        self.wake()  # those who wait must look at it now and then
 
     def lingers(self) -> bool:
         """Tell whether a server has yet to let go of a connection that was closed."""
@@ -537,11 +537,11 @@ class Budget:
 
 
 class Share:
-    """Be what one handle sees of a budget.
+    """The part of a budget that one handle uses.
 
     Args:
         budget: The budget of its registry.
-        target: What the handle shall run; says how many its server may have.
+        target: The configuration of the handle; it has the limit of its server.
         holder: The name and the type of the handle, for those who have to wait for it.
     """
 

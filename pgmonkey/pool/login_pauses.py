@@ -1,4 +1,4 @@
-"""Login pauses: a login that the server refuses is not repeated at once, whoever asks for it."""
+"""Do not repeat a refused login at once, in any pool of the process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LoginPauses:
             now: The monotonic clock.
 
         Returns:
-            `None` if the caller shall try; else what the server said the last time.
+            `None` if the caller may try now; else the failure of the last try.
         """
         if account not in self._accounts:
             return None
@@ -62,7 +62,7 @@ class LoginPauses:
             if now < known.until:
                 return failure
             known.claimed = True
-            known.until = now + known.pause  # nobody else tries meanwhile
+            known.until = now + known.pause  # no other caller tries meanwhile
             return None
 
     def is_paused(self, account: bytes, login: bytes, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""A loop side: the generations of an async handle in one event loop."""
+"""The generations of an async handle in one event loop."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec
 
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool import fault_points
-from pgmonkey.pool.closing import close_estate, close_generation, hang_up
 from pgmonkey.pool.connection import LONGEST_PING, AsyncPool, AsyncPooledConnection
 from pgmonkey.pool.dialer import Dialer
-from pgmonkey.pool.estate import Estate
 from pgmonkey.pool.generation import Generation, make_async_pool
 from pgmonkey.pool.lifecycle import Lifecycle
-from pgmonkey.pool.loop_task import loop_task
+from pgmonkey.pool.loop_resources import (
+    LoopResources,
+    close_generation,
+    close_resources,
+    close_soon,
+    hang_up,
+    loop_task,
+)
 from pgmonkey.pool.refusal import checkout_timeout
 from pgmonkey.pool.seeds import gather_async, give_up_an_idle_one
-from pgmonkey.pool.stranded import close_soon
 from pgmonkey.pool.target import Applied
 
 if TYPE_CHECKING:
@@ -41,14 +45,14 @@ _SETTLING_TURNS: Final = 20
 
 
 class _Ready(NamedTuple):
-    """Be a generation that is being made, or made, for a configuration to be published."""
+    """A generation that is made before its configuration is published."""
 
     applied: Applied
     making: asyncio.Task[Generation[AsyncPool] | None]
 
 
 class Forcing:
-    """Be a forced reload that is under way.
+    """A forced reload that is running.
 
     Args:
         before: The configuration that it replaces.
@@ -96,8 +100,8 @@ class LoopSide(Lifecycle[AsyncPool]):
         self._told_at = 0.0
         # Until when somebody waits for the first connection, on the monotonic clock.
         self._wanted_until = 0.0
-        self._estate = Estate(self.loop, self.gate, self.open_generations)
-        self._finalizer = weakref.finalize(handle, close_estate, self._estate)
+        self._resources = LoopResources(self.loop, self.gate, self.open_generations)
+        self._finalizer = weakref.finalize(handle, close_resources, self._resources)
         self._finalizer.atexit = False
 
     def move_soon(self) -> None:
@@ -107,7 +111,7 @@ class LoopSide(Lifecycle[AsyncPool]):
     def make_ready_soon(self, applied: Applied) -> threading.Event:
         """Make the next generation at the next turn of the loop; from any thread.
 
-        Whoever comes to the loop before the configuration is published has the old one.
+        Checkouts in the loop before the configuration is published get the old one.
 
         Args:
             applied: What is about to be published.
@@ -127,8 +131,8 @@ class LoopSide(Lifecycle[AsyncPool]):
             if self._ready is not None:
                 self._keep(self._throw_away, self._ready)
             making = loop_task(self._next, applied, 0.0)
-            self._estate.keep(making, connects=True)
-            # Whoever moves reads the error.
+            self._resources.keep(making, connects=True)
+            # The move reads the error.
             making.add_done_callback(lambda task: task.cancelled() or task.exception())
             making.add_done_callback(lambda _: done.set())
             self._ready = _Ready(applied, making)
@@ -173,12 +177,12 @@ class LoopSide(Lifecycle[AsyncPool]):
         def shut() -> None:
             self._keep(self._end, self._take_down())
 
-        close_soon(self._estate, shut)
+        close_soon(self._resources, shut)
 
     def abandon(self) -> None:
         """Let go of everything: the loop is closed."""
         self._finalizer.detach()  # it would keep what is left of it for as long as the handle
-        self._estate.abandon()
+        self._resources.abandon()
 
     def _soon(self, act: Callable[[], object]) -> bool:
         loop = self.loop()
@@ -192,7 +196,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         self, work: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Task[None]:
         task = loop_task(work, *args, **kwargs)
-        self._estate.keep(task)
+        self._resources.keep(task)
         return task
 
     async def move_now(self) -> None:
@@ -288,9 +292,9 @@ class LoopSide(Lifecycle[AsyncPool]):
         """Begin to move to the newest configuration; all who wait for it share one task."""
         if self._moving is None or self._moving.done():
             self._moving = loop_task(self._move)
-            self._estate.keep(self._moving, connects=True)
+            self._resources.keep(self._moving, connects=True)
             self._moving.set_name(f"pgmonkey-move-{self.name}")
-            # Whoever waits reads the error; when nobody does, it was recorded by the gate.
+            # Those who wait read the error; without any, the gate has recorded it.
             self._moving.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._moving
 
@@ -326,7 +330,7 @@ class LoopSide(Lifecycle[AsyncPool]):
                 continue
             if generation is None:
                 if self.target.applied is applied:
-                    return  # whoever has time left asks again
+                    return  # a client with time left asks again
             elif old is None:
                 if self.publish_first(generation):
                     return
@@ -377,7 +381,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             settings = generation.settings
             await generation.pool.resize(settings.min_size, settings.max_size)
         except BaseException:
-            if self._estate.is_over():
+            if self._resources.is_over():
                 pass  # no task can be had there, and what is open is closed all the same
             elif generation is not None:  # its pool may be open, and has more to close
                 await asyncio.shield(self._keep(self._close_pool, generation))
@@ -472,7 +476,7 @@ class LoopSide(Lifecycle[AsyncPool]):
             await self._bury(old)
         if self._ready is not None:
             await self._throw_away(self._ready)
-        # The pool's worker and scheduler end at the loop's next turns; whoever closes a handle
+        # The pool's worker and scheduler end at the loop's next turns; the caller of `close`
         # may end its loop right after.
         moving = self._moving
         if moving is not None and not moving.done():

@@ -1,4 +1,4 @@
-"""Seeds: the connections that a new generation starts from, made before it replaces another."""
+"""Make the first connections of a new generation, before it replaces another one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONGEST_WARMING: Final = 0.2
 def are_too_few(
     side: Lifecycle[Any], applied: Applied, current: Generation[Any], ready: int
 ) -> bool:
-    """Tell whether a candidate shall have one more connection before the swap.
+    """Tell whether a candidate needs one more connection before the swap.
 
     It has as many as there are clients now, but only one may be the bigger half: the clients have
     the old ones until the swap, and only the new ones after it.
@@ -146,7 +146,7 @@ def _one_more(
             if error.reason != "too_many_connections":
                 raise
     # No place is left, on the server, in the budget, or beside what retired generations still
-    # hold: one connection of the current generation makes room, and nobody else may take it.
+    # hold: one connection of the current generation makes room, and only this probe may take it.
     current.dialer.held = current.gives_up = True
     try:
         with side.share.budget.claim(dialer.server):

@@ -1,4 +1,4 @@
-"""The sync side: the generations of a sync handle, from the first to the last."""
+"""The generations of a sync handle, from the first to the last."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _close_all(generations: set[Generation[SyncPool]]) -> None:
 def _let_it_settle(generation: Generation[SyncPool], number: int) -> None:
     """Wait until the pool's worker has taken in the connections that it starts from.
 
-    A client that came before it would make the pool grow by one that nobody needs.
+    A client that came before it would make the pool grow by one that is not needed.
     """
     pause = threading.Event()
     for _ in range(_SETTLING_LOOKS):
@@ -185,7 +185,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                     continue
                 if generation is None:
                     if self.target.applied is applied:
-                        return  # whoever has time left asks again
+                        return  # a client with time left asks again
                     continue
                 if self.publish_first(generation, overtaken):
                     return
@@ -212,7 +212,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
 
         Args:
             applied: What to connect with.
-            overtaken: Tells whether nobody waits for it any more.
+            overtaken: Tells whether no client waits for it any more.
             left: Seconds for which room is waited for.
 
         Returns:
@@ -337,7 +337,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
                 ) from None
 
     def drop(self, candidate: Candidate[SyncPool]) -> None:
-        """Throw a candidate away that shall not be committed."""
+        """Throw away a candidate that is not committed."""
         if candidate.generation is not None:
             self.discard(candidate.generation)
 
@@ -437,7 +437,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
     def bury_overdue(self, now: float) -> None:
         """Close retired generations that have nothing out and are there still.
 
-        Whoever retired them was interrupted before the end.
+        The call that retired them was interrupted before the end.
 
         Args:
             now: The monotonic clock.

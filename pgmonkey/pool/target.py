@@ -1,4 +1,4 @@
-"""The target of a handle: what it shall run."""
+"""The configuration that a handle should run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Applied(NamedTuple):
         return Applied(config, self.version + 1, self.since if same else self.version + 1)
 
     def forced(self, config: DatabaseConfig) -> Applied:
-        """Return what follows when connections shall be made anew, changed or not."""
+        """Return the next version, with new connections even if nothing changed."""
         return Applied(config, self.version + 1, self.version + 1)
 
 
 class Target:
-    """Hold what a handle shall run, and why it is of no use any more, if so.
+    """Hold the configuration that a handle should run, and why the handle is closed, if so.
 
     Each field is replaced by one assignment, and read without a lock.
     """

@@ -1,4 +1,4 @@
-"""Usage: what a handle has counted, over all its generations."""
+"""The counters of a handle, over all its generations."""
 
 from __future__ import annotations
 

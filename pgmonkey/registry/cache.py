@@ -13,7 +13,7 @@ from pgmonkey.errors import HandleClosedError
 from pgmonkey.pool.async_handle import AsyncDatabase
 from pgmonkey.pool.handle import SyncDatabase
 from pgmonkey.pool.limits import Budget
-from pgmonkey.pool.stranded import close_stranded
+from pgmonkey.pool.loop_resources import close_stranded
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType

@@ -63,7 +63,7 @@ def probe(entry: Entry, budget: Budget) -> None:
         slot = gate.wait(lambda: False, server=config.server, timeout=_ROOM)
         if slot is None:
             raise ConnectError(
-                f"{share.explain()}, so that none is left to probe it",
+                f"{share.explain()}, so none is left for the probe",
                 database=entry.name,
                 reason="too_many_connections",
                 hint="raise max_connections",
