@@ -15,7 +15,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -198,29 +198,30 @@ class HttpServer:
 
         async def send_in_time(message: Message) -> None:
             try:
-                async with asyncio.timeout(_READ_TIMEOUT):
-                    await send(message)
+                for piece in _pieces(message):
+                    async with asyncio.timeout(_READ_TIMEOUT):
+                        await send(piece)
             except TimeoutError:
                 _log.debug("connection of %s ended: it does not read", scope["client"][0])
                 connection.end()
                 raise
 
-        async def send_in_pieces(message: Message) -> None:
-            body = memoryview(message.get("body", b""))
-            while len(body) > _PIECE:
-                await send_in_time({**message, "body": bytes(body[:_PIECE]), "more_body": True})
-                body = body[_PIECE:]
-            await send_in_time({**message, "body": bytes(body)} if body else message)
-
         connection.requests.add(request)
         try:
-            await self._app(scope, receive, send_in_pieces)
+            await self._app(scope, receive, send_in_time)
         except Exception:
             if not connection.ended:
                 raise
         finally:
             connection.requests.discard(request)
             connection.idle_since = time.monotonic()
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    body = message.get("body", b"")
+    for start in range(0, len(body) - _PIECE, _PIECE):
+        yield {**message, "body": body[start : start + _PIECE], "more_body": True}
+    yield {**message, "body": body[-(len(body) % _PIECE or _PIECE) :]} if body else message
 
 
 class _Config(Config):

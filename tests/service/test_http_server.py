@@ -9,6 +9,7 @@ import ssl
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,14 +17,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import prometheus_client
 import psutil
 import pytest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from pgmonkey import Registry
+from pgmonkey.service.app import Readiness, application, probe_routes
 from pgmonkey.service.server import HttpServer, listen, url_of
 from pgmonkey.service.tls import Certificate
-from tests.kit import eventually
+from tests.kit import RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.certificates import Authority
 from tests.service.mounted import answering
 from tests.service.raw import read, request
@@ -316,3 +322,41 @@ async def test_a_request_that_does_not_end_is_ended_at_the_stop() -> None:
             await asyncio.wait_for(serving, 10)
             assert time.monotonic() - before < 5
             assert (await asyncio.to_thread(read, waiting)).status == 0
+
+
+class SlowCollector(Collector):
+    """Metrics that take as long as the test wants."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.collections = 0
+
+    def collect(self) -> Iterator[Metric]:
+        """Wait, and count."""
+        self.collections += 1
+        assert self.go_on.wait(30)
+        yield GaugeMetricFamily("slow", "Collected slowly.", self.collections)
+
+
+def test_scrapes_delay_nothing_else(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """While 100 scrapes wait for a slow collector, health is answered; they share a collection."""
+    registry_dir.declare("orders", database)
+    slow = SlowCollector()
+    metrics = prometheus_client.CollectorRegistry()
+    with Registry(registry_dir, metrics=metrics) as registry:
+        metrics.register(slow)
+        slow.collections = 0
+        routes = probe_routes(registry, Readiness(registry), metrics)
+        with answering(application(routes)) as url, ExitStack() as stack:
+            stack.callback(slow.go_on.set)
+            clients = [stack.enter_context(connect(url)) for _ in range(100)]
+            for client in clients:
+                client.sendall(request("GET /metrics HTTP/1.1", "Connection: close"))
+            eventually(lambda: slow.collections == 1)
+            for path in ("/healthz", "/readyz") * 10:
+                assert httpx.get(url + path, timeout=2).status_code in (200, 503)
+            slow.go_on.set()
+            assert {read(client).status for client in clients} == {200}
+        assert slow.collections <= 3

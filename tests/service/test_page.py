@@ -109,7 +109,7 @@ def url(registry: Registry) -> Iterator[str]:
 def test_a_rotation_appears_by_itself(
     browser: Browser, url: str, registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """A changed file shows as a new generation within the running page; the focus stays."""
+    """A changed file shows as a new version within the running page; the focus stays."""
     with visiting(browser, url) as visit:
         page = visit.open()
         card = page.locator("#database-orders")

@@ -1,7 +1,7 @@
-// Keep the page as the server has it: ask for it again and take over what differs.
+// Update the page: request it again and apply the differences.
 "use strict";
 (() => {
-  const EVERY = 2000, PATIENCE = 5000; // milliseconds
+  const EVERY = 2000, TIMEOUT = 5000; // milliseconds
   const $ = (id) => document.getElementById(id);
   let lastGood = Date.now(), lastSeen = "";
 
@@ -11,7 +11,7 @@
     return a.nodeType === b.nodeType && a.nodeName === b.nodeName && (a.id || "") === (b.id || "");
   }
 
-  // Nodes stay the same objects, so that focus, selection and scroll position do.
+  // The nodes are kept, so that focus, selection and scroll position are, too.
   function morph(now, next) {
     if (now.nodeType !== Node.ELEMENT_NODE) {
       if (now.nodeValue !== next.nodeValue) now.nodeValue = next.nodeValue;
@@ -44,13 +44,13 @@
 
   async function update() {
     const ending = new AbortController();
-    const timer = setTimeout(() => ending.abort(), PATIENCE);
+    const timer = setTimeout(() => ending.abort(), TIMEOUT);
     try {
       const answer = await fetch(location.href, { cache: "no-store", signal: ending.signal });
       if (!answer.ok) throw new Error(`the service answered ${answer.status}`);
       const text = await answer.text();
       const seen = text.slice(text.indexOf("<main"));
-      if (seen !== lastSeen) take(text); // a thousand databases that are as they were cost nothing
+      if (seen !== lastSeen) take(text); // no work if nothing changed
       lastSeen = seen;
       lastGood = Date.now();
       say("live");
@@ -80,7 +80,7 @@
     } else {
       $("contact-text").textContent = "Lost contact";
       if (changed)
-        $("lost").textContent = `Lost contact with the service at ${clock(lastGood)}. What you see is from then; trying again.`;
+        $("lost").textContent = `Lost contact with the service at ${clock(lastGood)}. The page shows that moment; trying again.`;
     }
   }
 
