@@ -148,12 +148,18 @@ class Entry:
             pools: The pools of its handles.
         """
         config = self.applied.config if self.applied else None
+        # Why connects fail now: the error of the last probe, else that of a pool's last connect.
+        text, reason, hint = None, None, None
+        if error := self.last_error:
+            text, reason, hint = error.text, error.reason, error.hint
+        elif failing := next((pool for pool in pools if pool.last_failure), None):
+            text, reason = failing.last_failure, failing.last_failure_reason
+            hint = failing.last_failure_hint
         state = None
         if self.declared:
             state = database_state(
                 configured=config is not None and not self.removed,
-                connect_failed=self.last_error is not None
-                or any(pool.last_failure for pool in pools),
+                connect_failed=text is not None,
                 stale=self.stale,
                 opened=any(pool.opened for pool in pools),
             )
@@ -172,9 +178,9 @@ class Entry:
             stale=self.stale,
             reached=self.reached or any(pool.connects.count for pool in pools),
             reason=rejection.reason if rejection else None,
-            last_error=self.last_error.text if self.last_error else None,
-            last_error_reason=self.last_error.reason if self.last_error else None,
-            last_error_hint=self.last_error.hint if self.last_error else None,
+            last_error=text,
+            last_error_reason=reason,
+            last_error_hint=hint,
             problems=rejection.problems if rejection else (),
             outcomes=dict(self.outcomes),
             last_reload=last.outcome if last else None,

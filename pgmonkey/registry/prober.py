@@ -6,10 +6,10 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping
-from typing import Final, Literal, NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import Final, Protocol
 
-from pgmonkey.errors import ConnectError, Reason, UnknownDatabaseError
+from pgmonkey.errors import ConnectError, UnknownDatabaseError
 from pgmonkey.pool.dialer import Dialer
 from pgmonkey.pool.limits import Budget, Gate, Share
 from pgmonkey.pool.target import Target
@@ -77,31 +77,12 @@ def probe(entry: Entry, budget: Budget) -> None:
     entry.probe = ProbeStatus(entry.last_error is None, time.monotonic() - began)
 
 
-class ProbeResult(NamedTuple):
-    """The result of the last probe of one database.
-
-    Args:
-        database: Its name.
-        connection_type: Its connection type.
-        up: Whether it was reached.
-        duration: Seconds that the probe took.
-        reason: Why it was not reached: `auth`, `refused`, `timeout` ..., `config` without a valid
-            configuration; `None` when it was.
-    """
-
-    database: str
-    connection_type: str
-    up: bool
-    duration: float
-    reason: Reason | Literal["config"] | None
-
-
 class Prober:
     """Probe every database of a registry, a few at a time, in threads of its own.
 
     A probe makes one connection and closes it. A database that was reached is probed again
     after the interval, one that was not sooner; both with jitter, so that many processes don't
-    probe at the same moment. `results` has the last results and waits for nothing.
+    probe at the same moment. The results are in the status of the registry.
 
     Args:
         registry: The registry.
@@ -111,23 +92,16 @@ class Prober:
     def __init__(self, registry: Probed, *, interval: float = _INTERVAL) -> None:
         self._registry = weakref.ref(registry)
         self._interval = interval
-        self._results: dict[str, ProbeResult] = {}
         self._due: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
         self._running: set[str] = set()
-        # Guards `_results`, `_due`, `_pauses` and `_running`. Never held while probing.
+        # Guards `_due`, `_pauses` and `_running`. Never held while probing.
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name=f"pgmonkey-probe-{number}", daemon=True)
             for number in range(_WORKERS)
         ]
-
-    @property
-    def results(self) -> Mapping[str, ProbeResult]:
-        """The result of the last probe of each database, by name."""
-        with self._lock:
-            return dict(self._results)
 
     def start(self) -> None:
         """Start probing."""
@@ -159,11 +133,10 @@ class Prober:
                 self._stop.wait(pause)
                 continue
             try:
-                status = registry.probe(name)
+                probe = registry.probe(name).probe
             except UnknownDatabaseError:
-                self._put(name, None)  # its file went away meanwhile
-            else:
-                self._put(name, _result(status))
+                probe = None  # its file was removed meanwhile
+            self._put(name, probe)
             del registry
 
     def _take(self, names: Iterable[str]) -> tuple[str | None, float]:
@@ -172,7 +145,6 @@ class Prober:
         with self._lock:
             for gone in self._due.keys() - set(names):
                 del self._due[gone]
-                self._results.pop(gone, None)
             waiting = [name for name in names if name not in self._running]
             if not waiting:
                 return None, _TICK
@@ -183,28 +155,16 @@ class Prober:
             self._running.add(name)
             return name, 0.0
 
-    def _put(self, name: str, result: ProbeResult | None) -> None:
+    def _put(self, name: str, probe: ProbeStatus | None) -> None:
         with self._lock:
             self._running.discard(name)
-            if result is None:
+            if probe is None:
                 self._due.pop(name, None)
                 return
-            if result.up:
+            if probe.up:
                 pause = self._interval
                 self._pauses.pop(name, None)
             else:
                 pause = min(self._pauses.get(name, _FIRST_PAUSE / 2) * 2, self._interval)
                 self._pauses[name] = pause
             self._due[name] = time.monotonic() + pause * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
-            self._results[name] = result
-
-
-def _result(status: DatabaseStatus) -> ProbeResult:
-    probe = status.probe
-    assert probe is not None  # it was probed just now
-    # Without a valid configuration there was nothing to connect with.
-    reason: Reason | Literal["config"] | None
-    reason = "config" if status.state == "failed" else status.last_error_reason
-    return ProbeResult(
-        status.name, status.connection_type or "unknown", probe.up, probe.seconds, reason
-    )

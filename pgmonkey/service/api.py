@@ -154,17 +154,13 @@ def _summary(database: DatabaseStatus) -> dict[str, Any]:
 
 def _error(database: DatabaseStatus) -> dict[str, str | None] | None:
     """Return why connects fail now: the reason, the server's message and a hint."""
-    found = [
-        (database.last_error_reason, database.last_error, database.last_error_hint),
-        *(
-            (pool.last_failure_reason, pool.last_failure, pool.last_failure_hint)
-            for pool in database.pools
-        ),
-    ]
-    for reason, text, hint in found:
-        if text:
-            return {"reason": reason, "text": plain(text), "hint": plain(hint or "") or None}
-    return None
+    if database.last_error is None:
+        return None
+    return {
+        "reason": database.last_error_reason,
+        "text": plain(database.last_error),
+        "hint": plain(database.last_error_hint or "") or None,
+    }
 
 
 def _pool(pool: PoolStatus) -> dict[str, Any]:

@@ -112,6 +112,7 @@ class DatabaseStatus:
     """Describe one database: its files, what runs, and why they differ, if they do.
 
     `state` is `None` if the file was removed: then only the counters of the database are left.
+    `last_error`, its reason and its hint say why the last probe or connect failed, if it did.
     """
 
     name: str

@@ -19,11 +19,11 @@ import structlog
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from pgmonkey import Registry
+from pgmonkey import PgmonkeyError, Registry
 from pgmonkey.errors import Reason
 from pgmonkey.registry import watcher
 from pgmonkey.telemetry.metrics import export
-from tests.kit import Canary
+from tests.kit import Canary, ChaosProxy
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.prometheus import check_metrics
@@ -307,6 +307,39 @@ def test_a_removed_database_has_counters_and_no_state(
         assert value(f"pgmonkey_{gauge}", ORDERS) is None
     for state in ("ready", "idle", "stale", "down", "failed"):
         assert value("pgmonkey_database_state", ORDERS | {"state": state}) is None
+
+
+def test_a_database_whose_last_connect_failed_is_down_until_one_succeeds(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """Without background probes the connects of its pool decide; the status has the reason."""
+    registry_dir.declare("orders", database, connection={"port": proxy.port}, timeout=5)
+
+    def state() -> str:
+        shown = {
+            sample.labels["state"]: sample.value
+            for metric in numbers.collect()
+            for sample in metric.samples
+            if sample.name == "pgmonkey_database_state"
+        }
+        assert sorted(shown.values()) == [0, 0, 0, 0, 1]
+        return max(shown, key=shown.__getitem__)
+
+    with Registry(registry_dir, metrics=numbers, watch=False) as registry:
+        handle = registry.get("orders")
+        assert state() == "idle"
+        proxy.set("refuse")
+        with pytest.raises(PgmonkeyError, match="refused"), handle.connection(timeout=1):
+            pass
+        assert state() == "down"
+        assert registry.status().databases[0].last_error_reason == "refused"
+        proxy.set("pass")
+        with handle.connection(timeout=10):
+            assert state() == "ready"
+        assert registry.status().databases[0].last_error is None
 
 
 def test_processes_with_the_same_configuration_have_the_same_hash(
