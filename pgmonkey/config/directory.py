@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Scan(NamedTuple):
-    """Hold what the files of a directory say at one moment."""
+    """Hold the databases and problems of a directory at one moment."""
 
     directory: str
     watched_directories: frozenset[str]  # a change in one of them can change the scan
@@ -66,13 +66,10 @@ class Scan(NamedTuple):
             from difflib import get_close_matches  # only when something is wrong
 
             near = get_close_matches(name, self.present, 1, 0.6)
-            yield Problem(
-                os.path.join(self.directory, f"{name}.yaml"),
-                "registry.no_such_database",
-                f'no file declares the database "{name}"',
-                hint=f'did you mean "{near[0]}"?' if near else None,
-                database=name,
-            )
+            path = os.path.join(self.directory, f"{name}.yaml")
+            message = f'no file declares the database "{name}"'
+            hint = f'did you mean "{near[0]}"?' if near else None
+            yield Problem(path, "registry.no_such_database", message, hint=hint, database=name)
         for name, problems in self.problems.items():
             for problem in problems:
                 if problem.code.startswith("environment."):
@@ -147,7 +144,7 @@ class DirectoryLoader:
         self._max_connections = max_connections
 
     def scan(self) -> Scan:
-        """Return what the files say now."""
+        """Read what changed since the last scan; return all databases and problems."""
         self._policy.look_again()
         try:
             return from_one_snapshot(self._scan)
@@ -225,24 +222,16 @@ class DirectoryLoader:
         return files, problems
 
     def _declared_twice(self, name: str, candidates: list[os.DirEntry[str]]) -> tuple[Problem, ...]:
-        listed = " and ".join(sorted(entry.name for entry in candidates))
+        candidates = sorted(candidates, key=lambda entry: entry.name)
+        listed = " and ".join(entry.name for entry in candidates)
+        code, hint = "config.declared_twice", "remove one of them"
+        message = f'the database "{name}" is declared by {listed}'
         return tuple(
-            Problem(
-                entry.path,
-                "config.declared_twice",
-                f'the database "{name}" is declared by {listed}',
-                hint="remove one of them",
-                database=name,
-            )
-            for entry in sorted(candidates, key=lambda entry: entry.name)
+            Problem(entry.path, code, message, hint=hint, database=name) for entry in candidates
         )
 
     def _entry(
-        self,
-        name: str,
-        found: os.DirEntry[str],
-        snapshot: Snapshot,
-        statuses: Statuses,
+        self, name: str, found: os.DirEntry[str], snapshot: Snapshot, statuses: Statuses
     ) -> _Entry | None:
         """Return what is known about a file, up to date; `None` if the file is gone."""
         entry = self._entries.get(name)
@@ -250,7 +239,7 @@ class DirectoryLoader:
             try:
                 signature = signature_of(found.stat())
             except OSError:
-                signature = None  # reading it says what is wrong
+                signature = None  # reading it reports the error
             if entry.file.looks_like(signature) and entry.current(statuses):
                 return entry
         path = found.path

@@ -83,7 +83,7 @@ class _Positions:
                 continue
             position = document.position(path)
             if (value is None and path not in NULLABLE) or position is None:
-                return None  # a null takes back what the defaults say
+                return None  # a null removes the value of the defaults
             return Source(name, *position, tuple(_references(value)))
         return None
 

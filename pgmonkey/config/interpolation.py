@@ -69,9 +69,8 @@ def parse_template(text: str) -> Template:
         ('db-', Variable(name='SHOP', default=None, empty_is_unset=False, message=None))
     """
     if len(text) > _LONGEST:
-        raise ReferenceSyntaxError(
-            f"a text with references is longer than {_LONGEST // 1024} KiB", _LONGEST
-        )
+        message = f"a text with references is longer than {_LONGEST // 1024} KiB"
+        raise ReferenceSyntaxError(message, _LONGEST)
     template, end = _parse(text, 0, None, 0)
     assert end == len(text)
     return template
@@ -287,12 +286,8 @@ class Resolution:
 
     def _mapping(self, value: dict[str, Any], path: KeyPath, sensitive: bool) -> Any:
         if not self.options.resolve and value.keys() <= _KINDS and value:
-            return self._drop(
-                path,
-                "reference.unresolved",
-                "a reference, but references are not resolved here",
-                HOW_TO_RESOLVE,
-            )
+            message = "a reference, but references are not resolved here"
+            return self._drop(path, "reference.unresolved", message, HOW_TO_RESOLVE)
         return {
             key: self._value(item, (*path, key), sensitive or is_sensitive(key))
             for key, item in value.items()
@@ -315,12 +310,9 @@ class Resolution:
         except ReferenceSyntaxError as error:
             return self._drop(path, "reference.malformed", str(error), _FORMS)
         if sensitive and self._has_forbidden_default(template, path):
-            return self._drop(
-                path,
-                "reference.sensitive_default",
-                "a default is not allowed for a sensitive key",
-                "set the variable, or allow sensitive defaults for development",
-            )
+            message = "a default is not allowed for a sensitive key"
+            hint = "set the variable, or allow sensitive defaults for development"
+            return self._drop(path, "reference.sensitive_default", message, hint)
         try:
             value = expand(template, self._lookup)
         except UnsetVariableError as error:
@@ -349,11 +341,8 @@ class Resolution:
 
     def _reference(self, value: dict[str, Any], path: KeyPath) -> str | _Dropped:
         if len(value) != 1:
-            return self._drop(
-                path,
-                "reference.malformed",
-                "expected exactly one of from_env, from_file, and nothing beside it",
-            )
+            message = "expected exactly one of from_env, from_file, and nothing beside it"
+            return self._drop(path, "reference.malformed", message)
         ((kind, target),) = value.items()
         inside = (*path, kind)
         if not isinstance(target, str) or not target:

@@ -23,6 +23,10 @@ _NAME: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 _TEXT: Final = rf"^(?:[^$\x00]|\$(?!\{{)|\$\$\{{|\$\{{{_NAME}(?:\}}|:-|-|:\?))*$"
 _NO_DEFAULT: Final = rf"^(?:[^$\x00]|\$(?!\{{)|\$\$\{{|\$\{{{_NAME}(?:\}}|:\?))*$"
 _REFERENCE: Final = rf"\$\{{{_NAME}(?:\}}|:-|-|:\?)"
+_REFERENCES: Final = {
+    "from_env": "The name of an environment variable.",
+    "from_file": "The path of a file, relative to this one.",
+}
 _INTEGER: Final = "^(?:[+-]?[1-9][0-9]{0,11}|[+-]?0)$"
 _NUMBER: Final = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _ZERO: Final = r"[0.]+"
@@ -62,16 +66,8 @@ def schema() -> Schema:
                 "description": "A variable, or a file, as the whole value.",
                 "type": "object",
                 "properties": {
-                    "from_env": {
-                        "description": "The name of an environment variable.",
-                        "type": "string",
-                        "minLength": 1,
-                    },
-                    "from_file": {
-                        "description": "The path of a file, relative to this one.",
-                        "type": "string",
-                        "minLength": 1,
-                    },
+                    kind: {"description": description, "type": "string", "minLength": 1}
+                    for kind, description in _REFERENCES.items()
                 },
                 "additionalProperties": False,
                 "minProperties": 1,

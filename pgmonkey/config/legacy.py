@@ -39,7 +39,7 @@ def config_from_dict(
 
     Args:
         mapping: The dictionary; numbers, booleans and paths may be native.
-        resolve_env: Whether references are replaced; relative paths are relative to the working
+        resolve_env: Whether references are replaced; relative paths start at the working
             directory.
         allow_sensitive_defaults: Whether sensitive keys may have a default.
         name: The name of the database.
@@ -55,7 +55,7 @@ def config_from_dict(
     """
     options = load_options(resolve_env, allow_sensitive_defaults, environ, isolate=False)
     result = load_dict(mapping, options, name=name)
-    del mapping  # what raises, below, has no secret in its frames
+    del mapping  # the frames that raise must not hold a secret
     return config_or_raise(result, isolate=False)
 
 
@@ -83,15 +83,14 @@ def load_config(
     resolve_env: bool = False,
     allow_sensitive_defaults: bool = False,
 ) -> dict[str, Any]:
-    """Return what a file says, as a plain dictionary.
+    """Return the content of a file as a plain dictionary.
 
-    `psycopg.connect(**config["connection_settings"])` works with it: values are text, numbers and
-    booleans by their keys. Printing it shows no secret. Nothing is required, and unknown keys
-    stay.
+    `psycopg.connect(**config["connection_settings"])` works with it: each value has the
+    type of its key. Printing it shows no secret. No key is required, and unknown keys stay.
 
     Args:
         file_path: The file.
-        resolve_env: Whether references are replaced; otherwise they stay as they are written.
+        resolve_env: Whether references are replaced; otherwise they stay in the text.
         allow_sensitive_defaults: Whether sensitive keys may have a default.
 
     Raises:
@@ -122,25 +121,20 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
     tree = unwrapped(document.value, path)
     positions = Positions("", path, document, wrapped=True)
     found: list[KeyProblem] = []
+
+    def look(snapshot: Snapshot) -> tuple[dict[str, Any], list[KeyProblem]]:
+        resolution = Resolution(options, snapshot, os.path.dirname(path))
+        return resolution.document(tree, keep_nulls=True), resolution.problems
+
     if options.resolve:
-        tree, found = _resolved(tree, os.path.dirname(path), options)
+        try:
+            tree, found = from_one_snapshot(look)
+        except SnapshotMovedError:
+            found = [MOVING]
         if found:
             return nothing, positions.problems(found)
     result = RedactedDict(_plain(tree, (), found, resolved=options.resolve))
     return result, positions.problems(found)
-
-
-def _resolved(
-    tree: dict[str, Any], directory: str, options: LoadOptions
-) -> tuple[dict[str, Any], list[KeyProblem]]:
-    def look(snapshot: Snapshot) -> tuple[dict[str, Any], list[KeyProblem]]:
-        resolution = Resolution(options, snapshot, directory)
-        return resolution.document(tree, keep_nulls=True), resolution.problems
-
-    try:
-        return from_one_snapshot(look)
-    except SnapshotMovedError:
-        return {}, [MOVING]
 
 
 def _as_text(value: Any, path: KeyPath, found: list[KeyProblem]) -> Any:

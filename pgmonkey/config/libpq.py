@@ -25,9 +25,8 @@ class Keyword(NamedTuple):
     description: str = ""
     example: str = ""
     kind: Kind = "text"  # the form of its values
-    #: The value with which libpq does what it does by default, so that the environment is kept
-    #: out. Declared for parameters that have no built-in default; each empty one was tried
-    #: against a server.
+    #: The value that keeps libpq's default behaviour, so that the environment is kept out.
+    #: Declared where there is no built-in default; each empty one was tried against a server.
     neutral: str | None = None
     choices: tuple[str, ...] = ()
     name: str = ""

@@ -253,7 +253,7 @@ class DatabaseFile:
 
     connection_type: Annotated[
         Annotated[ConnectionType, one_of(CONNECTION_TYPES)],
-        Key("What `get(name)` returns if the code does not say.", "pool", "nothing"),
+        Key("The type that `get(name)` returns by default.", "pool", "nothing"),
     ] = "normal"
     description: Annotated[
         Text,
@@ -402,7 +402,7 @@ def effect_of(key: str) -> Effect:
     if effect is None:
         effect = _key_of(hints_of((section,))[name]).effect
     if effect is None:
-        raise TypeError(f"the declaration of {key} does not say what a change does")
+        raise TypeError(f"the declaration of {key} has no effect")
     return effect
 
 

@@ -52,13 +52,10 @@ class NamedFiles:
             if "\n" in path or "-----BEGIN" in path:
                 # libpq would quote it as the name of a file that it cannot open.
                 del connection[key]
+                message = "expected the path of a file, got what may be its contents (not shown)"
+                hint = f"write the contents to a file, and its path as {key}"
                 self.problems.append(
-                    KeyProblem(
-                        ("connection_settings", key),
-                        "file.not_a_path",
-                        "expected the path of a file, got what may be its contents (not shown)",
-                        f"write the contents to a file, and its path as {key}",
-                    )
+                    KeyProblem(("connection_settings", key), "file.not_a_path", message, hint)
                 )
                 continue
             if self.isolate:
@@ -93,7 +90,7 @@ def _names_file(key: str, path: str) -> bool:
 
 
 def _shared(key: str, status: os.stat_result) -> SecretFileError | None:
-    """Apply libpq's own rule for private keys and password files; it says less, and later."""
+    """Apply libpq's own rule for private keys and password files; its error comes later."""
     mode = status.st_mode
     if key == "sslkey":
         # Its owner alone; what belongs to root may also be read by the group.

@@ -192,7 +192,7 @@ def _probed_keys(reason: str, text: str) -> list[tuple[str, str]]:
         return [("connection_settings", key)]
     if reason != "setting":
         return []
-    # Address, role and database are quoted as well; but they are no keys of these sections.
+    # The server quotes address, role and database as well; no key has their names.
     names = [(section, name) for name in _QUOTED.findall(text) for section in _SESSIONS]
     return [*names, ("connection_settings", "options")]
 

@@ -56,6 +56,10 @@ def inconsistencies(
     yield from _sessions(tree, connection)
 
 
+def _of_connection(key: str, code: str, message: str, hint: str) -> KeyProblem:
+    return KeyProblem(("connection_settings", key), code, message, hint)
+
+
 def _required(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator[KeyProblem]:
     if connection.get("service") or "service" in failed:
         return
@@ -63,55 +67,42 @@ def _required(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator
         if key in failed or (key == "host" and connection.get("hostaddr")):
             continue
         if key not in connection:
-            yield KeyProblem(
-                ("connection_settings",), "config.required", f"{key} is required", hint, at_key=True
-            )
+            section, message = ("connection_settings",), f"{key} is required"
+            yield KeyProblem(section, "config.required", message, hint, at_key=True)
         elif connection[key] == "":
-            yield KeyProblem(
-                ("connection_settings", key), "config.required", f"{key} is empty", hint
-            )
+            yield _of_connection(key, "config.required", f"{key} is empty", hint)
 
 
 def _verified(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator[KeyProblem]:
     mode = connection.get("sslmode")
     given = connection.keys() | failed
     if mode in ("verify-ca", "verify-full") and not given & {"sslrootcert", "service"}:
-        yield KeyProblem(
-            ("connection_settings", "sslmode"),
-            "config.required",
-            f"sslrootcert is required with {mode}",
-            "name the file of the authority's certificate, or write sslrootcert: system",
-        )
+        message = f"sslrootcert is required with {mode}"
+        hint = "name the file of the authority's certificate, or write sslrootcert: system"
+        yield _of_connection("sslmode", "config.required", message, hint)
 
 
 def _environment(connection: Mapping[str, Any], variables: frozenset[str]) -> Iterator[KeyProblem]:
     for variable, keyword in intruders(connection, variables):
+        message = f"{variable} is set and would change the connection"
         hint = f"unset it, or set {keyword} in the file" if keyword else "unset it"
-        yield KeyProblem(
-            (), "environment.intrudes", f"{variable} is set and would change the connection", hint
-        )
+        yield KeyProblem((), "environment.intrudes", message, hint)
 
 
 def _ports(connection: Mapping[str, Any]) -> Iterator[KeyProblem]:
     port = connection.get("port")
     # Count only in what may be ports: anything else may hold a secret.
     ports = _count(port) if not isinstance(port, str) or _PORTS.fullmatch(port) else 0
-    hosts = max(_count(connection.get("host")), _count(connection.get("hostaddr")))
+    names, addresses = _count(connection.get("host")), _count(connection.get("hostaddr"))
+    hosts = max(names, addresses)
     if ports > 1 and ports != hosts:
-        yield KeyProblem(
-            ("connection_settings", "port"),
-            "config.ports",
-            f"{ports} ports for {count(hosts, 'host')}",
-            "give one port for all hosts, or one for each",
-        )
-    addresses, names = _count(connection.get("hostaddr")), _count(connection.get("host"))
+        message = f"{ports} ports for {count(hosts, 'host')}"
+        hint = "give one port for all hosts, or one for each"
+        yield _of_connection("port", "config.ports", message, hint)
     if addresses and names and addresses != names:
-        yield KeyProblem(
-            ("connection_settings", "hostaddr"),
-            "config.hosts",
-            f"{addresses} address{'' if addresses == 1 else 'es'} for {count(names, 'host')}",
-            "give one address for each host",
-        )
+        plural = "" if addresses == 1 else "es"
+        message = f"{addresses} address{plural} for {count(names, 'host')}"
+        yield _of_connection("hostaddr", "config.hosts", message, "give one address for each host")
 
 
 def _count(value: Any) -> int:
@@ -194,7 +185,7 @@ def shortfalls(
     Such pools could never be filled: the last databases to be used would get no connection.
 
     Args:
-        configs: The databases of a registry, each counted for the type that its file says.
+        configs: The databases of a registry, each counted for its connection type.
         max_connections: The limit of all of them together, or `None`.
         path: The path that the problems carry.
     """

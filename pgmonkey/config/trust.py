@@ -157,7 +157,7 @@ class TrustPolicy:
         self._checker = TrustChecker()
 
     def look_again(self) -> None:
-        """Forget what was found about files and directories: a new look at them begins."""
+        """Forget the files and directories that were checked: a new scan begins."""
         self._checker = TrustChecker()
 
     def problems(
@@ -181,10 +181,8 @@ class TrustPolicy:
                 self._reported.add(path)
                 self._on_untrusted(path, str(distrust))
             if self._trust == "strict":
-                message = f"the file is not to be trusted: {distrust}"
+                message, hint = f"the file is not trusted: {distrust}", distrust.hint
                 problems.append(
-                    Problem(
-                        declared_by, "file.untrusted", message, hint=distrust.hint, database=name
-                    )
+                    Problem(declared_by, "file.untrusted", message, hint=hint, database=name)
                 )
         return tuple(dict.fromkeys(problems))

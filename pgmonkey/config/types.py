@@ -25,9 +25,8 @@ OFF: Final = ("off", "none", "no", "false")
 def invalid(code: str, message: str, hint: str | None = None) -> PydanticCustomError:
     """Return the error that a validator raises, with the code, message and hint of a problem."""
     # The text travels in the context: a template would interpret braces.
-    return PydanticCustomError(
-        "pgmonkey", "invalid", {"code": code, "message": message, "hint": hint}
-    )
+    context = {"code": code, "message": message, "hint": hint}
+    return PydanticCustomError("pgmonkey", "invalid", context)
 
 
 def kind(name: str, **more: Any) -> WithJsonSchema:

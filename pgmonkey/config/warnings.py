@@ -1,4 +1,4 @@
-"""Warnings: what a file may say, and is probably not what was meant."""
+"""Warnings: values that are accepted, and are probably a mistake."""
 
 from __future__ import annotations
 
@@ -44,29 +44,18 @@ def _of_file(path: str, name: str | None) -> Iterator[Problem]:
     except OSError:
         return  # there are no defaults, or the file is gone since it was loaded
     if content.startswith(_MARK):
-        yield Problem(
-            path,
-            "warning.byte_order_mark",
-            "the file starts with a byte order mark, which is left out",
-            line=1,
-            column=1,
-            hint="save it as UTF-8 without one",
-            database=name,
-        )
+        message = "the file starts with a byte order mark, which is ignored"
+        hint = "save it as UTF-8 without one"
+        yield Problem(path, "warning.byte_order_mark", message, 1, 1, hint=hint, database=name)
     # A file without a dollar before a capital is not parsed again: most have none.
     if re.search(rb"\$[A-Z_]", content) is None or (document := read_again(path)) is None:
         return
     for key_path, value in _leaves(document.value):
         if _VARIABLE.fullmatch(value) and (position := document.position(key_path)) is not None:
-            yield Problem(
-                path,
-                "warning.variable",
-                "looks like a variable of a shell, and is taken as it is written",
-                *position,
-                key=".".join(map(str, key_path)),
-                hint="${NAME} with braces is a reference to a variable",
-                database=name,
-            )
+            message = "looks like a variable of a shell, but is used as plain text"
+            hint = "${NAME} with braces is a reference to a variable"
+            key = ".".join(map(str, key_path))
+            yield Problem(path, "warning.variable", message, *position, key, hint, name)
 
 
 def _leaves(value: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:

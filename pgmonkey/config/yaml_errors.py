@@ -95,7 +95,7 @@ def syntax_problem(error: yaml.MarkedYAMLError, content: bytes) -> YamlProblem:
 _QUOTE_IT: Final = "put the value in quotes"
 _QUOTE_NAME: Final = "put a value that starts with & or * in quotes"
 _INDENTATION: Final = "check the indentation"
-#: What the parser's words contain, our message, and the hint.
+#: A part of the parser's message, our message, and the hint.
 _MESSAGES: Final = (
     (
         "mapping values are not allowed",

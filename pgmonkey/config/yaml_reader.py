@@ -31,7 +31,7 @@ from pgmonkey.config.yaml_errors import (
 )
 from pgmonkey.errors import Problem
 
-#: What is merged under every database of a directory.
+#: The file that is merged under every database of a directory.
 DEFAULTS_FILE: Final = "_defaults.yaml"
 LIMIT: Final = 256 * 1024  # bytes
 _MOST_NODES: Final = 2000
@@ -145,11 +145,8 @@ class _Composer:
     def _count(self, nodes: int, event: Any) -> None:
         self._nodes += nodes
         if self._nodes > _MOST_NODES:
-            raise self._fail(
-                "config.too_many_nodes",
-                f"more than {_MOST_NODES} values in one file, with aliases expanded",
-                event,
-            )
+            message = f"more than {_MOST_NODES} values in one file, with aliases expanded"
+            raise self._fail("config.too_many_nodes", message, event)
 
     def _node(self, event: Any) -> tuple[Any, Any]:
         kind = type(event)
@@ -181,15 +178,10 @@ class _Composer:
     def _alias(self, event: Any) -> tuple[Any, Any]:
         found = self._anchors.get(event.anchor)
         if found is None:
-            known = event.anchor in self._anchors
-            raise self._fail(
-                "config.alias",
-                "an alias inside its own anchor"
-                if known
-                else "an alias without an anchor before it",
-                event,
-                None if known else "a value that starts with * needs quotes",
-            )
+            if event.anchor in self._anchors:
+                raise self._fail("config.alias", "an alias inside its own anchor", event)
+            hint = "a value that starts with * needs quotes"
+            raise self._fail("config.alias", "an alias without an anchor before it", event, hint)
         value, marks, nodes = found
         self._count(nodes, event)
         return value, marks
@@ -253,9 +245,8 @@ class _Composer:
         self._path.append(key)  # the event may be an alias
         first = position_of(mark)
         where = f" (first at {first.line}:{first.column})" if first else ""
-        return self._fail(
-            "config.duplicate_key", f"the key appears twice{where}", event, "keep one of them"
-        )
+        message = f"the key appears twice{where}"
+        return self._fail("config.duplicate_key", message, event, "keep one of them")
 
     def _merge(self, event: Any) -> list[tuple[Any, Any]]:
         value, marks = self._node(event)
@@ -263,9 +254,8 @@ class _Composer:
         if isinstance(value, list):
             pairs = [(item, marks[index][2]) for index, item in enumerate(value)]
         if not all(isinstance(item, dict) for item, _ in pairs):
-            raise self._fail(
-                "config.merge", "expected a mapping, or a list of mappings, to merge", event
-            )
+            message = "expected a mapping, or a list of mappings, to merge"
+            raise self._fail("config.merge", message, event)
         return pairs
 
 
@@ -303,11 +293,7 @@ def unreadable(path: str, error: SecretFileError, name: str | None = None) -> Pr
 
 
 def read_again(path: str) -> YamlDocument | None:
-    """Parse a file again that was loaded before, for its positions: a config keeps none.
-
-    Returns:
-        `None` if the file is gone, or is being replaced.
-    """
+    """Parse a loaded file again, for its positions: a config keeps none. `None` if it is gone."""
     try:
         with Snapshot() as snapshot:
             content, _ = snapshot.read_bytes(path, LIMIT)

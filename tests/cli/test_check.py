@@ -156,7 +156,7 @@ def test_trust_is_judged_as_the_service_judges_it(tmp_path: Path, canary: Canary
     assert (done.code, done.out, done.err) == (0, "", f"{reason}\n")
     done = invoke("check", tmp_path, "--trust", "strict", canary=canary)
     assert (done.code, done.err) == (1, "1 problem in 1 file\n")
-    assert f"the file is not to be trusted: {reason}  [file.untrusted]" in done.out
+    assert f"the file is not trusted: {reason}  [file.untrusted]" in done.out
     (tmp_path / "orders.yaml").chmod(0o644)
     done = invoke("check", tmp_path, "--trust", "strict", canary=canary)
     assert (done.code, done.out, done.err) == (0, "", "")

@@ -194,7 +194,7 @@ def _shown() -> Iterator[Problem]:
         yield Problem("registry.d/orders.yaml", f"secret.{word}", message, **where, hint=hint)
         message = f"the file that sslkey names {message}"
         yield Problem("registry.d/orders.yaml", f"file.{word}", message, 7, 11, hint=hint)
-    message = "the file is not to be trusted: /etc/shop can be changed by everybody (mode 0777)"
+    message = "the file is not trusted: /etc/shop can be changed by everybody (mode 0777)"
     path = "/etc/shop/orders.yaml"
     yield Problem(path, "file.untrusted", message, hint="chmod go-w /etc/shop")
 
