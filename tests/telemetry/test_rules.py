@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pgmonkey.telemetry.metrics import TABLE
 from tests.kit.prometheus import promtool
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,16 @@ def test_only_metrics_that_exist_are_used() -> None:
         for name in re.findall(r"\bpgmonkey_\w+", dashboard)
     }
     assert bases - shown <= {"pgmonkey_pool_connections_min"}
+
+
+def test_no_page_names_a_metric_that_does_not_exist() -> None:
+    """Whatever the documentation calls a metric of pgmonkey is one of the table."""
+    known = {row.name for _, rows in TABLE for row in rows}
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "pgmonkey/demo/run.py"]
+    for page in pages:
+        for name in re.findall(r"\bpgmonkey_[a-z_]+[a-z]\b", page.read_text()):
+            base = re.sub(r"_(sum|count|bucket)$", "", name)
+            assert base in known or base.startswith("pgmonkey_demo_"), (page.name, name)
 
 
 def test_the_dashboard_fits_together() -> None:
