@@ -1,4 +1,4 @@
-"""Clients that count for themselves what the metrics are asked for later."""
+"""Clients that count what the metrics must show."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OUTAGE = (PgmonkeyError, psycopg.Error)
 
 @dataclass
 class Count:
-    """What clients of one database have met.
+    """Count what clients of one database experienced.
 
     Attributes:
-        got: Blocks that were given a connection, whatever became of it.
+        got: Blocks that got a connection, also if a query in them failed.
         failed: Blocks that were not.
         held: Seconds of the first, measured within them.
         spent: Seconds of the first, with their wait, measured around them.
@@ -76,12 +76,12 @@ class Load:
 
     @property
     def orders(self) -> Count:
-        """What the threads have met."""
+        """Return the counts of the threads."""
         return _sum(self._orders)
 
     @property
     def events(self) -> Count:
-        """What the tasks have met."""
+        """Return the counts of the tasks."""
         return _sum(self._events)
 
     def _work(self, handle: Any, count: Count) -> None:

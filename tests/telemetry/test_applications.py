@@ -1,4 +1,4 @@
-"""The applications of the documentation's page on events, as they are written."""
+"""The applications of docs/events.md, run as they are there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def environment(server: PostgresServer, canary: Canary, tmp_path: Path) -> Itera
 
 
 def run(name: str, environment: Environment, canary: Canary) -> subprocess.CompletedProcess[str]:
-    """Run the program of the page that begins with this name."""
+    """Run the program of the page that has this name."""
     (snippet,) = [one for one in snippets(PAGE) if one.text.startswith(f"# {name}\n")]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", snippet.text],
@@ -47,7 +47,7 @@ def run(name: str, environment: Environment, canary: Canary) -> subprocess.Compl
 
 
 def test_with_structlog(environment: Environment, canary: Canary) -> None:
-    """Events go through the application's processors: its filter, its field, its JSON."""
+    """Events pass the processors of the application: its filter, its field, its JSON."""
     done = run("with_structlog.py", environment, canary)
     assert done.stderr == ""
     events = [json.loads(line) for line in done.stdout.splitlines()]

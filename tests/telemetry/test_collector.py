@@ -425,7 +425,7 @@ def test_a_database_that_never_could_connect_shows_why(
     database: TemporaryDatabase,
     numbers: prometheus_client.CollectorRegistry,
 ) -> None:
-    """A refused login counts though nothing was ever open; every other reason stands at 0."""
+    """A refused login counts though nothing was ever open; every other reason is 0."""
     registry_dir.declare("orders", database, connection={"password": "wrong"})
     with Registry(registry_dir, metrics=numbers, watch=False) as registry:
         with pytest.raises(Exception, match="auth"), registry.get("orders"):
@@ -490,7 +490,7 @@ def test_a_probe_interval_of_nothing_is_refused(registry_dir: RegistryDirectory)
 def test_a_registry_that_is_dropped_stops_its_probes(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """Background probes do not keep a registry alive that nobody holds any more."""
+    """Background probes do not keep a registry alive."""
     registry_dir.declare("orders", database)
     registry = Registry(registry_dir, metrics=None, watch=False, probe_interval=0.05)
     alive = weakref.ref(registry)

@@ -1,4 +1,4 @@
-"""Processors of the application that use the registry: what is said is said without a lock."""
+"""Processors of the application that use the registry: no event is written while a lock is held."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Act = Callable[[dict[str, Any]], object]
 
 @pytest.fixture
 def processors() -> Iterator[list[Act]]:
-    """What the application does with each event."""
+    """A processor of the application: it gets each event."""
     acts: list[Act] = []
 
     def process(_logger: Any, _method: str, event: Any) -> Any:
@@ -37,7 +37,7 @@ def processors() -> Iterator[list[Act]]:
 
 
 def ends(act: Callable[[], object]) -> None:
-    """Run something in a thread of its own, which must not wait for itself."""
+    """Run a function in its own thread, and fail if it waits for itself."""
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     thread.join(20)
@@ -55,7 +55,7 @@ def test_a_processor_may_use_the_database_that_its_event_is_about(
     processors: list[Act],
     opened: bool,
 ) -> None:
-    """An audit that writes each event to the database, through handles that it asks for then."""
+    """A processor that writes each event to the database may call `get` of the same registry."""
     declare(registry_dir, database, 0)
     written: list[tuple[str, Any]] = []
     busy = threading.local()
@@ -91,7 +91,7 @@ def test_a_processor_may_use_the_database_that_its_event_is_about(
 def test_a_processor_may_reload_and_force_and_close(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, processors: list[Act]
 ) -> None:
-    """Whatever it asks of the registry that has something to say, nobody waits for himself."""
+    """A processor may call any method of the registry that emits the event: no deadlock."""
     declare(registry_dir, database, 0)
     seen: list[str] = []
 
@@ -129,7 +129,7 @@ def test_a_processor_may_reload_and_force_and_close(
 def test_a_processor_that_stands_still_holds_up_no_checkout(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, processors: list[Act]
 ) -> None:
-    """A log that cannot be written holds up who writes it: a reload, but nobody who borrows."""
+    """A blocked log blocks the reload that writes to it, and no checkout."""
     declare(registry_dir, database, 0)
     reached, go_on = threading.Event(), threading.Event()
 
@@ -156,7 +156,7 @@ def test_a_processor_that_stands_still_holds_up_no_checkout(
 def test_a_processor_that_is_interrupted_leaves_no_event_behind(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, processors: list[Act]
 ) -> None:
-    """Ctrl-C inside of a processor reaches the caller, and the next events are written at once."""
+    """Ctrl-C inside a processor reaches the caller, and the next events are written at once."""
     declare(registry_dir, database, 0)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         registry.get("orders").open()

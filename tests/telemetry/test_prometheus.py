@@ -82,7 +82,7 @@ class Story:
         before = self.version()
         self.database.rotate()
         write_credentials(self.volume, self.database)
-        eventually(lambda: self.version() == before + 1, 15, "the new password is in force")
+        eventually(lambda: self.version() == before + 1, 15, "the new password is applied")
 
     def announce_too_early(self) -> None:
         """Publish a password before the server knows it: rejected, until it does."""
@@ -335,7 +335,7 @@ def check_story(prometheus: Prometheus, story: Story, began: float) -> None:
     assert value('min_over_time(pgmonkey_up{database="orders"}WINDOW)') == 0
     assert value('pgmonkey_up{database="orders"}') == 1
     assert value('pgmonkey_up{database="events"}') == 1
-    # Whoever watches for an increase sees the first one, too.
+    # `increase()` sees the first failure, too.
     assert value('increase(pgmonkey_pool_connect_failures_total{ORDERS, reason="refused"}WINDOW)')
     assert value('increase(pgmonkey_pool_connect_failures_total{ORDERS, reason="auth"}WINDOW)')
     for counter in ("connect_failures", "connections_evicted", "request_errors"):

@@ -1,4 +1,4 @@
-"""Logs that cannot be written, by every way in which applications and the service write them."""
+"""Logs that cannot be written, in applications and in the service."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ os._exit(0)  # Python itself complains about an output that cannot be flushed
 def test_an_application_goes_on(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, output: str
 ) -> None:
-    """Checkouts, reloads and rejections work, whatever the application writes its log with."""
+    """Checkouts, reloads and rejections work with every kind of log that cannot be written."""
     registry_dir.declare("orders", database)
     target = unwritable(output)
     try:
@@ -95,7 +95,7 @@ def test_the_service_goes_on(
     output: str,
     log_format: str,
 ) -> None:
-    """It answers, sees a rotation and ends as it should, with nowhere to write to."""
+    """Without a log that it can write to, the service answers, applies a rotation and ends in order."""
     registry_dir.declare("orders", database, volume=volume)
     port = free_port()
     target = unwritable(output)
@@ -123,7 +123,7 @@ def test_the_service_goes_on(
         database.rotate()
         volume.write({"username": database.user, "password": database.password})
         wanted = 2.0
-        eventually(applied, 20, "the rotation is in force")
+        eventually(applied, 20, "the rotation is applied")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:
@@ -131,7 +131,7 @@ def test_the_service_goes_on(
 
 
 def unwritable(output: str) -> int:
-    """Return a descriptor that takes nothing."""
+    """Return a descriptor to which nothing can be written."""
     if output == "full disk":
         return os.open(Path("/dev/full"), os.O_WRONLY)
     reading, writing = os.pipe()
