@@ -235,13 +235,13 @@ def test_a_directory_that_is_not_there_is_a_problem(tmp_path: Path, canary: Cana
 
 @pytest.mark.timing
 def test_a_thousand_files_take_less_than_a_second(tmp_path: Path, canary: Canary) -> None:
-    """Processor time of the whole command, imports included: others on the machine cost none."""
+    """Processor time of the whole command, imports included, in the best of three runs."""
     for number in range(1000):
         (tmp_path / f"db{number}.yaml").write_text(
             GOOD + f"description: number {number}\npool_settings: {{min_size: 2, max_size: 10}}\n"
         )
-    taken = []
-    for _ in range(3):
+    taken: list[float] = []
+    while len(taken) < 3 and min(taken, default=1.0) >= 1.0:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = run("check", tmp_path, canary=canary)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
