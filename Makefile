@@ -9,8 +9,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Extra arguments: make test ARGS='-k reload -x'
 ARGS   ?=
-# Tests wait more than they compute, so several run side by side; WORKERS=0 for one after another.
-WORKERS ?= logical
+# Tests wait more than they compute: two run side by side for each processor, at most four. WORKERS=0 for
+# one after another.
+WORKERS ?= $(shell if [ "$$(getconf _NPROCESSORS_ONLN)" -ge 2 ]; then echo 4; else echo 2; fi)
 
 # The newest pip is not needed, but 25.1 is the first that knows dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -48,7 +49,18 @@ setup: $(VENV)/.dev ## the virtual environment with the development tools
 
 .PHONY: test
 test: $(VENV)/.dev ## the tests, on a real PostgreSQL
-	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# Nearly all of their tests run in this process; those that use a PostgreSQL are left out.
+FAST := tests/config tests/cli tests/telemetry tests/test_errors.py tests/test_package.py
+
+.PHONY: test-fast
+test-fast: $(VENV)/.dev ## the tests of configuration, commands and pure logic: less than a minute
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'serverless and not slow and not timing' $(FAST) $(ARGS)
+
+.PHONY: test-lowest
+test-lowest: ## each command with the lowest versions of all dependencies, on the oldest and the newest Python
+	@.ci/lowest
 
 .PHONY: test-all
 test-all: ## the tests on every Python from 3.11 to 3.14 that is found

@@ -6,6 +6,7 @@ database. `pgmonkey check` checks the rules between values, and the files on thi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -48,7 +49,7 @@ def schema() -> Schema:
     return {
         "$schema": DRAFT,
         "title": "A database of pgmonkey",
-        "description": made["description"],
+        "description": inspect.getdoc(DatabaseFile),  # pydantic has it from 2.13 on
         "type": "object",
         "properties": {
             key: _section(found, definitions) if key in SECTIONS else _value(found)

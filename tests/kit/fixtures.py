@@ -91,6 +91,9 @@ def events() -> Iterator[CapturedEvents]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark every test that goes through the proxy."""
-    if "proxy" in getattr(item, "fixturenames", ()):
+    """Mark every test that goes through the proxy, and every one that needs no server."""
+    fixtures = getattr(item, "fixturenames", ())
+    if "proxy" in fixtures:
         item.add_marker(pytest.mark.proxy)
+    if "session_server" not in fixtures:
+        item.add_marker(pytest.mark.serverless)
