@@ -30,7 +30,7 @@ def command(
     Secrets are masked.
     """
     from pgmonkey.config.directory import DirectoryLoader
-    from pgmonkey.config.explain import explain, text_of
+    from pgmonkey.config.explain import explain, format_value
     from pgmonkey.errors import UnknownDatabaseError
 
     scan = DirectoryLoader(
@@ -51,7 +51,7 @@ def command(
         else:
             data["settings"][section] = value.value
     rows = [("KEY", "VALUE", "SOURCE")]
-    rows += [(one.key, text_of(one.value), str(one.source)) for one in values]
+    rows += [(one.key, format_value(one.value), str(one.source)) for one in values]
     if sources:
         data["sources"] = {value.key: value.source._asdict() for value in values}
         return Answer(formatted(output, data, rows))

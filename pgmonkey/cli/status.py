@@ -51,7 +51,7 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _row(database: Mapping[str, Any], now: float) -> tuple[str, ...]:
-    from pgmonkey.config.durations import spoken
+    from pgmonkey.config.durations import format_duration
 
     pools = database["pools"]
     used = sum(pool["used"] + pool["retired"] for pool in pools)
@@ -64,7 +64,9 @@ def _row(database: Mapping[str, Any], now: float) -> tuple[str, ...]:
         f"{used}/{size}" if pools else "-",
         str(sum(pool["waiting"] for pool in pools)) if pools else "-",
         str(database["version"] or "-"),
-        f"{reload['outcome']} {spoken(max(0, round(now - reload['at'])))} ago" if reload else "-",
+        f"{reload['outcome']} {format_duration(max(0, round(now - reload['at'])))} ago"
+        if reload
+        else "-",
         _error(database),
     )
 

@@ -84,7 +84,7 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _SUFFIXES: Final = (".yaml", ".yml")
 
 
-class _Entry(NamedTuple):
+class _LoadedFile(NamedTuple):
     """Remember one file: how it looked, and its config or its problems."""
 
     file: SourceFile | None
@@ -138,7 +138,7 @@ class DirectoryLoader:
             allow_sensitive_defaults=allow_sensitive_defaults,
             environ=os.environ if environ is None else environ,
         )
-        self._entries: dict[str, _Entry] = {}
+        self._loaded: dict[str, _LoadedFile] = {}
         self._defaults: tuple[bytes, Defaults | None, tuple[Problem, ...]] = (b"", None, ())
         self._policy = TrustPolicy(trust, on_untrusted)
         self._max_connections = max_connections
@@ -169,21 +169,21 @@ class DirectoryLoader:
         for name, candidates in sorted(files.items()):
             if len(candidates) > 1:
                 problems[name] = self._declared_twice(name, candidates)
-                self._entries.pop(name, None)
+                self._loaded.pop(name, None)
                 continue
-            entry = self._entry(name, candidates[0], snapshot, statuses)
-            if entry is None:
+            loaded = self._load(name, candidates[0], snapshot, statuses)
+            if loaded is None:
                 present.discard(name)
                 continue
-            if isinstance(entry.result, DatabaseConfig):
-                configs[name] = entry.result
-                watched |= entry.result.watched_directories
+            if isinstance(loaded.result, DatabaseConfig):
+                configs[name] = loaded.result
+                watched |= loaded.result.watched_directories
             else:
-                problems[name] = entry.result
-                if entry.sources is not None:
-                    watched |= entry.sources.directories
-        for name in self._entries.keys() - present:
-            del self._entries[name]
+                problems[name] = loaded.result
+                if loaded.sources is not None:
+                    watched |= loaded.sources.directories
+        for name in self._loaded.keys() - present:
+            del self._loaded[name]
         short = shortfalls(configs.values(), self._max_connections, self.directory)
         return Scan(
             self.directory,
@@ -230,41 +230,41 @@ class DirectoryLoader:
             Problem(entry.path, code, message, hint=hint, database=name) for entry in candidates
         )
 
-    def _entry(
+    def _load(
         self, name: str, found: os.DirEntry[str], snapshot: Snapshot, statuses: Statuses
-    ) -> _Entry | None:
+    ) -> _LoadedFile | None:
         """Return what is known about a file, up to date; `None` if the file is gone."""
-        entry = self._entries.get(name)
-        if entry is not None and entry.file is not None:
+        loaded = self._loaded.get(name)
+        if loaded is not None and loaded.file is not None:
             try:
                 signature = signature_of(found.stat())
             except OSError:
                 signature = None  # reading it reports the error
-            if entry.file.looks_like(signature) and entry.current(statuses):
-                return entry
+            if loaded.file.looks_like(signature) and loaded.current(statuses):
+                return loaded
         path = found.path
         try:
             content, _, file = read_source(snapshot, path, LIMIT)
         except SecretFileError as error:
             if error.code == "secret.missing" and not os.path.lexists(path):
                 return None
-            entry = _Entry(None, (unreadable(path, error, name),))
+            loaded = _LoadedFile(None, (unreadable(path, error, name),))
         else:
             if (
-                entry is not None
-                and entry.file is not None
-                and entry.file.is_confirmed_by(file)
-                and entry.current(statuses)
+                loaded is not None
+                and loaded.file is not None
+                and loaded.file.is_confirmed_by(file)
+                and loaded.current(statuses)
             ):
-                return entry
-            entry = self._made(content, name, path, file)
-        self._entries[name] = entry
-        return entry
+                return loaded
+            loaded = self._made(content, name, path, file)
+        self._loaded[name] = loaded
+        return loaded
 
-    def _made(self, content: bytes, name: str, path: str, file: SourceFile) -> _Entry:
+    def _made(self, content: bytes, name: str, path: str, file: SourceFile) -> _LoadedFile:
         _, defaults, problems = self._defaults
         if problems:
-            return _Entry(file, problems)
+            return _LoadedFile(file, problems)
         loaded = load_bytes(
             content, name=name, path=path, options=self._options, defaults=defaults, file=file
         )
@@ -272,8 +272,8 @@ class DirectoryLoader:
         untrusted = self._policy.problems((path, *others), path, name)
         if untrusted and loaded.config is not None:
             # Without the file: a change of permissions alone does not show in how it looks.
-            return _Entry(None, untrusted, loaded.sources)
-        return _Entry(file, loaded.config or loaded.problems, loaded.sources)
+            return _LoadedFile(None, untrusted, loaded.sources)
+        return _LoadedFile(file, loaded.config or loaded.problems, loaded.sources)
 
     def _read_defaults(
         self, found: list[os.DirEntry[str]], snapshot: Snapshot
@@ -299,7 +299,7 @@ class DirectoryLoader:
                 if document is not None:
                     defaults = Defaults(path, document)
         if digest != self._defaults[0] or digest == b"?":
-            self._entries.clear()
+            self._loaded.clear()
             self._defaults = digest, defaults, problems
         return problems
 
@@ -308,7 +308,7 @@ class DirectoryLoader:
         variables = libpq_variables(self._options.environ)
         if variables != self._options.variables:
             self._options = replace(self._options, variables=variables)
-            self._entries.clear()
+            self._loaded.clear()
 
     def _no_directory(self, error: OSError) -> Scan:
         match error:

@@ -55,14 +55,14 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration for people, in its largest unit.
 
     Args:
         seconds: How long.
 
     Example:
-        >>> spoken(0.0042), spoken(12), spoken(300)
+        >>> format_duration(0.0042), format_duration(12), format_duration(300)
         ('4.2 ms', '12 s', '5 min')
     """
     if 0 < seconds < 5e-6:

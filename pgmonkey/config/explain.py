@@ -130,7 +130,7 @@ def _leaves(settings: Mapping[str, Any], above: Steps = ()) -> Iterator[tuple[St
             yield (*above, key), value
 
 
-def text_of(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value of a configuration as people read it."""
     match value:
         case None | "":

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from pgmonkey.config.models import NULLABLE, SECTIONS
 from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.redaction import Secret, is_sensitive
-from pgmonkey.config.secret_files import LIMIT, SecretFileError, Snapshot, text_of
+from pgmonkey.config.secret_files import LIMIT, SecretFileError, Snapshot, secret_text
 from pgmonkey.config.sources import SourceFile, read_source
 from pgmonkey.config.yaml_errors import KeyPath
 
@@ -370,7 +370,7 @@ class Resolution:
             return self._no_nul(inside)
         try:
             content, status, file = read_source(self.snapshot, path, LIMIT)
-            text = text_of(content)
+            text = secret_text(content)
         except SecretFileError as error:
             hint = error.hint or _FILE_HINTS.get(error.code)
             return self._drop(inside, error.code, f"secret file {written}: {error}", hint)

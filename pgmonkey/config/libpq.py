@@ -169,7 +169,9 @@ def libpq_variables(environ: Mapping[str, str]) -> frozenset[str]:
     return _variables().intersection(environ)
 
 
-def intruders(given: Iterable[str], variables: frozenset[str]) -> Iterator[tuple[str, str | None]]:
+def conflicting_variables(
+    given: Iterable[str], variables: frozenset[str]
+) -> Iterator[tuple[str, str | None]]:
     """Yield the environment variables that no explicit value can keep out.
 
     With `service`, the values of the service must be used, so no other can be passed explicitly.

@@ -83,17 +83,19 @@ _HIGHEST: Final = 2**31 - 1
 _MOST_HOSTS: Final = 1000
 
 
+def _port(value: Any) -> str:
+    return str(to_integer(value.strip(" ") if isinstance(value, str) else value, 1, 65535))
+
+
 def _ports(value: Any) -> str:
-    if isinstance(value, str) and "," not in value:
-        return str(to_integer(value.strip(" "), 1, 65535))
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list):
         raise invalid("config.type", "expected an integer from 1 to 65535")
     if len(items) > _MOST_HOSTS:
         raise invalid("config.range", f"expected at most {_MOST_HOSTS} ports")
     if len(items) == 1:
-        return _ports(items[0])
-    return ",".join("" if item == "" else _ports(item) for item in items)
+        return _port(items[0])
+    return ",".join("" if item == "" else _port(item) for item in items)
 
 
 def _hosts(value: Any) -> str:

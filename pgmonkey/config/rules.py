@@ -1,4 +1,4 @@
-"""Consistency: what must hold between the values of one database, and between databases."""
+"""Rules between the values of one database, and between databases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.config.libpq import intruders, option_settings
+from pgmonkey.config.libpq import conflicting_variables, option_settings
 from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.yaml_errors import KeyPath
 from pgmonkey.errors import Problem, count
@@ -83,7 +83,7 @@ def _verified(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator
 
 
 def _environment(connection: Mapping[str, Any], variables: frozenset[str]) -> Iterator[KeyProblem]:
-    for variable, keyword in intruders(connection, variables):
+    for variable, keyword in conflicting_variables(connection, variables):
         message = f"{variable} is set and would change the connection"
         hint = f"unset it, or set {keyword} in the file" if keyword else "unset it"
         yield KeyProblem((), "environment.intrudes", message, hint)

@@ -148,7 +148,7 @@ def _read(descriptor: int, size: int, limit: int) -> bytes:
     raise SecretFileError("secret.too_large", f"is larger than {limit // 1024} KiB")
 
 
-def text_of(content: bytes) -> str:
+def secret_text(content: bytes) -> str:
     """Return the text of a secret file: UTF-8, without one trailing newline.
 
     Raises:

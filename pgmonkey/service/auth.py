@@ -14,7 +14,7 @@ from pgmonkey.config.secret_files import (
     SecretFileError,
     SnapshotMovedError,
     from_one_snapshot,
-    text_of,
+    secret_text,
 )
 from pgmonkey.errors import PgmonkeyError
 from pgmonkey.registry.registry import Registry
@@ -38,7 +38,7 @@ class TokenFile:
         """Return the token, or raise `TokenError` if the file cannot be read, or is empty."""
         try:
             content, _ = from_one_snapshot(lambda snapshot: snapshot.read_bytes(self._path))
-            return text_of(content)
+            return secret_text(content)
         except SecretFileError as error:
             problem = str(error)
         except SnapshotMovedError:

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pgmonkey.config.durations import spoken
-from pgmonkey.config.explain import Value, text_of
+from pgmonkey.config.durations import format_duration
+from pgmonkey.config.explain import Value, format_value
 
 _HERE: Final = Path(__file__).parent
 
@@ -63,7 +63,7 @@ class StatusPage:
         environment.filters.update(
             clock=lambda at: datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S"),
             iso=lambda at: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
-            seconds=spoken,
+            seconds=format_duration,
             ago=_ago,
             words=_words,
             number=lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
@@ -99,7 +99,9 @@ class StatusPage:
         sections: dict[str, list[tuple[str, str, str]]] = {}
         for value in values:
             section, _, key = value.key.rpartition(".")
-            sections.setdefault(section, []).append((key, text_of(value.value), str(value.source)))
+            sections.setdefault(section, []).append(
+                (key, format_value(value.value), str(value.source))
+            )
         return self._database.render(
             root=root, registry=registry, report=report, one=report, sections=sections
         )
@@ -107,7 +109,7 @@ class StatusPage:
 
 def _ago(at: float) -> str:
     passed = max(0.0, time.time() - at)
-    return "just now" if passed < 2 else f"{spoken(round(passed))} ago"
+    return "just now" if passed < 2 else f"{format_duration(round(passed))} ago"
 
 
 def _words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -117,7 +119,7 @@ def _words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
         if name in _SHOWN:
             continue
         if isinstance(value, float):
-            text = spoken(value)
+            text = format_duration(value)
         elif isinstance(value, list):
             text = "everything" if value == ["*"] else ", ".join(map(str, value)) or "-"
         else:

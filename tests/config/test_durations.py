@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmonkey.config.durations import DurationError, parse_duration, spoken
+from pgmonkey.config.durations import DurationError, format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_any_text_is_a_duration_or_an_error(text):
 )
 def test_a_duration_for_people(seconds, text):
     """It is said in its largest unit, and never as nothing if it was something."""
-    assert spoken(seconds) == text
+    assert format_duration(seconds) == text

@@ -13,7 +13,7 @@ from pgmonkey.config.secret_files import (
     SecretFileError,
     Snapshot,
     SnapshotMovedError,
-    text_of,
+    secret_text,
 )
 from pgmonkey.errors import ConfigError
 from tests.kit.eventually import eventually
@@ -30,7 +30,7 @@ connection_settings:
 def read(path):
     """Read one secret file by itself."""
     with Snapshot() as snapshot:
-        return text_of(snapshot.read_bytes(str(path))[0])
+        return secret_text(snapshot.read_bytes(str(path))[0])
 
 
 @given(
@@ -48,10 +48,10 @@ def test_exactly_one_trailing_newline_is_removed(text, end):
     elif end == "\n" and text.endswith("\r"):
         text = text[:-1]
     if text:
-        assert text_of(content) == text
+        assert secret_text(content) == text
     else:
         with pytest.raises(SecretFileError, match="empty"):
-            text_of(content)
+            secret_text(content)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_paths_are_relative_to_the_config_file(tmp_path, monkeypatch):
 def test_any_content_is_a_secret_or_an_error(content):
     """Whatever a file holds, the answer is text or a problem that does not quote it."""
     try:
-        text = text_of(content)
+        text = secret_text(content)
     except SecretFileError:
         pass
     else:
