@@ -44,8 +44,8 @@ def run() -> list[Result]:
 
 
 def _scrape(registry: Registry, *, histograms: bool) -> Result:
-    collector = RegistryCollector(histograms=histograms)
-    collector.add(registry)
+    collector = RegistryCollector()
+    collector.add(registry, histograms=histograms)
     metrics = prometheus_client.CollectorRegistry()
     metrics.register(collector)
     race = Race(

@@ -19,10 +19,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _LONG_FIELDS: Final = ("config", "problems")
 
 
-def configure_logs(
-    log_format: LogFormat = "auto", level: LogLevel = "info", stream: TextIO | None = None
-) -> None:
-    """Write events and the records of all standard loggers to one stream.
+def configure_logs(log_format: LogFormat, level: LogLevel) -> None:
+    """Write events and the records of all standard loggers to standard error.
 
     Only for a process of our own. A full disk or a closed pipe raises nothing.
 
@@ -30,9 +28,8 @@ def configure_logs(
         log_format: `json`, one object per line; `console`, for people; `auto`: `console` on a
             terminal, else `json`.
         level: The lowest level that is written.
-        stream: Default: standard error.
     """
-    stream = sys.stderr if stream is None else stream
+    stream = sys.stderr
     terminal = stream.isatty()
     console = log_format == "console" or (log_format == "auto" and terminal)
     shared: list[Any] = [

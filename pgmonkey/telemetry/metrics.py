@@ -195,22 +195,18 @@ class HasStatus(Protocol):
 
 
 class RegistryCollector(Collector):
-    """Export the registries of this process. Reads status records; never waits for a database.
+    """Export the registries of this process. Reads status records; never waits for a database."""
 
-    Args:
-        histograms: Export waits, uses and connects as histograms instead of sum and count.
-    """
-
-    def __init__(self, *, histograms: bool) -> None:
-        self.histograms = histograms
+    def __init__(self) -> None:
+        self._histograms = False
         # Replaced as a whole: a scrape may read it in another thread.
         self._registries: tuple[weakref.ref[HasStatus], ...] = ()
 
-    def add(self, registry: HasStatus, *, histograms: bool = False) -> None:
-        """Export one more registry, and histograms of all of them if it wants histograms."""
+    def add(self, registry: HasStatus, *, histograms: bool) -> None:
+        """Export one more registry; histograms of all of them if one wants histograms."""
         kept = [one for one in self._registries if one() not in (None, registry)]
         self._registries = (*kept, weakref.ref(registry))
-        self.histograms = self.histograms or histograms
+        self._histograms = self._histograms or histograms
 
     def describe(self) -> Iterable[Metric]:
         """Return no metrics: without this method registering would collect, and read every pool."""
@@ -238,7 +234,7 @@ class RegistryCollector(Collector):
             labels = {key: dict(zip(scope, key, strict=True)) for key, _ in series}
             for row in rows:
                 kind: str = row.kind
-                if kind == "histogram" and scope and not self.histograms:
+                if kind == "histogram" and scope and not self._histograms:
                     kind = "summary"
                 metric = Metric(row.name.removesuffix("_total"), row.help, kind)
                 for key, reading in _readings(row, series).items():
@@ -299,7 +295,7 @@ def _samples(
 _collectors: Final[
     weakref.WeakKeyDictionary[prometheus_client.CollectorRegistry, RegistryCollector]
 ] = weakref.WeakKeyDictionary()
-_for_files: Final = RegistryCollector(histograms=False)
+_for_files: Final = RegistryCollector()
 # Guards the collectors' lists of registries, and the mapping above.
 _lock = threading.Lock()
 #: The files of the multi-process mode, if it is on.
@@ -325,7 +321,7 @@ def export(
     with _lock:
         collector = _collectors.get(target)
         if collector is None:
-            collector = _collectors[target] = RegistryCollector(histograms=histograms)
+            collector = _collectors[target] = RegistryCollector()
             target.register(collector)
         for one in (collector, _for_files):
             one.add(registry, histograms=histograms)

@@ -194,8 +194,8 @@ def test_what_prometheus_sees_is_what_happened(
         canary.check(text, "a scrape")
         check_metrics(text)
         plain = prometheus_client.CollectorRegistry()
-        collector = RegistryCollector(histograms=False)
-        collector.add(registry)
+        collector = RegistryCollector()
+        collector.add(registry, histograms=False)
         plain.register(collector)
         check_metrics(prometheus_client.generate_latest(plain).decode())
 
