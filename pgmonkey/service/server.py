@@ -24,7 +24,7 @@ from hypercorn.config import Config, Sockets
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgmonkey.errors import PgmonkeyError
-from pgmonkey.service.middleware import LARGEST_BODY, LARGEST_HEAD
+from pgmonkey.service.middleware import LARGEST_HEAD
 from pgmonkey.service.tls import Certificate
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9749"
@@ -60,11 +60,12 @@ class ServiceError(PgmonkeyError, OSError):
 
 
 class _Connection:
-    """A connection that was accepted, and its requests in progress."""
+    """A connection that was accepted, its requests in progress, and the tasks of their bodies."""
 
     def __init__(self, accepted: socket.socket) -> None:
         self.socket = accepted
         self.requests: set[asyncio.Task[Any]] = set()
+        self.bodies: set[asyncio.Task[None]] = set()
         self.idle_since = time.monotonic()
         self.ended = False
 
@@ -139,7 +140,10 @@ def url_of(listener: socket.socket, scheme: str = "http") -> str:
 
 
 class HttpServer:
-    """Answer on one listening socket, encrypted if there is a certificate."""
+    """Answer on one listening socket, encrypted if there is a certificate.
+
+    The bodies of requests are dropped, because no application of ours reads one.
+    """
 
     def __init__(
         self, app: ASGIApp, listener: Listener, certificate: Certificate | None = None
@@ -178,7 +182,7 @@ class HttpServer:
             sweeping.cancel()
             stopping.cancel()
             await asyncio.wait({serving}, timeout=_FINISH)
-            if not serving.cancel() and (error := serving.exception()):
+            if not (serving.cancel() or serving.cancelled()) and (error := serving.exception()):
                 _log.debug("a connection failed at the end: %r", error)
 
     async def _sweep(self) -> None:
@@ -206,9 +210,23 @@ class HttpServer:
                 connection.end()
                 raise
 
+        async def drop_body() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        # Not cancelled at the end: Hypercorn waits for room in the queue of `receive`, to put the
+        # disconnect there.
+        dropping = asyncio.create_task(drop_body())
+        connection.bodies.add(dropping)
+        dropping.add_done_callback(connection.bodies.discard)
+
+        async def receive_disconnect() -> Message:
+            await asyncio.shield(dropping)
+            return {"type": "http.disconnect"}
+
         connection.requests.add(request)
         try:
-            await self._app(scope, receive, send_in_time)
+            await self._app(scope, receive_disconnect, send_in_time)
         except Exception:
             if not connection.ended:
                 raise
@@ -235,8 +253,6 @@ class _Config(Config):
     # A handshake is not yet a request, so it needs its own deadline.
     ssl_handshake_timeout = _HEAD_TIMEOUT
     graceful_timeout = 2 * _FINISH  # ours is over before
-    # More than a body can have pieces: a full queue would stop the end of the connection.
-    max_app_queue_size = 2 * LARGEST_BODY
 
     def __init__(self, listener: Listener, certificate: Certificate | None) -> None:
         self._listener = listener

@@ -64,8 +64,9 @@ def configure_logs(log_format: LogFormat, level: LogLevel) -> None:
     logging.raiseExceptions = False
     atexit.register(_let_go, stream)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for noisy in ("asyncio", "watchfiles"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    # It warns of every client that has gone before its answer: anybody could fill the log.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
