@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolution
 from pgmonkey.config.libpq import libpq_variables
-from pgmonkey.config.models import SECTIONS, DatabaseFile, validate
+from pgmonkey.config.models import POOL_SECTIONS, SECTIONS, DatabaseFile, validate
 from pgmonkey.config.named_files import NamedFiles
 from pgmonkey.config.problems import KeyProblem, Positions, meant_key, schema_problem
 from pgmonkey.config.redaction import SHORT, Secret, is_sensitive, mask_urls
@@ -213,7 +213,7 @@ def _validated(
 ) -> DatabaseFile | None:
     """Validate a resolved document; add what is wrong to the problems."""
     if not options.isolate:
-        for section in ("pool_settings", "async_pool_settings"):
+        for section in POOL_SECTIONS:
             if isinstance(resolved.get(section), dict):
                 for key in _IGNORED_POOL_KEYS & resolved[section].keys():
                     del resolved[section][key]

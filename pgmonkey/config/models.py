@@ -369,8 +369,12 @@ KEYS: Final = tuple(_hints(DatabaseFile))
 #: Those whose values are mappings.
 SECTIONS: Final = frozenset(key for key in KEYS if _is_section(_hints(DatabaseFile)[key]))
 POOL_KEYS: Final = tuple(_hints(PoolSettings))
-#: The sections of pools.
-_POOLS: Final = [key for key in KEYS if _hints(DatabaseFile)[key].__origin__ is PoolSettings]
+POOL_SECTIONS: Final = tuple(
+    key for key in KEYS if _hints(DatabaseFile)[key].__origin__ is PoolSettings
+)
+#: The sections whose values are dictionaries.
+MAPPINGS: Final = tuple(key for key in KEYS if key in SECTIONS and key not in POOL_SECTIONS)
+SESSION_SECTIONS: Final = tuple(key for key in MAPPINGS if key != "connection_settings")
 #: The keys that a pool takes from its database if its own section does not give them.
 INHERITED: Final = tuple(key for key in POOL_KEYS if key in KEYS)
 #: Returns the values of those keys of a file.
@@ -423,7 +427,7 @@ def validate(tree: Mapping[str, Any]) -> DatabaseFile | Sequence[Details]:
     except ValidationError as error:
         return error.errors(include_url=False, include_input=False)
     below = inherited(file)
-    for name in _POOLS:
+    for name in POOL_SECTIONS:
         pool = effective(getattr(file, name), tuple(tree.get(name) or ()), below)
         object.__setattr__(file, name, pool)  # frozen, but still ours alone
     return file

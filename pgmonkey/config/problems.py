@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pgmonkey.config.models import hints_of
+from pgmonkey.config.models import SESSION_SECTIONS, hints_of
 from pgmonkey.config.yaml_errors import UNKNOWN, KeyPath, Position, dotted
 from pgmonkey.config.yaml_reader import DEFAULTS_FILE, Defaults, YamlDocument, read_again
 from pgmonkey.errors import Problem, sorted_problems
@@ -193,8 +193,5 @@ def _probed_keys(reason: str, text: str) -> list[tuple[str, str]]:
     if reason != "setting":
         return []
     # The server quotes address, role and database as well; no key has their names.
-    names = [(section, name) for name in _QUOTED.findall(text) for section in _SESSIONS]
+    names = [(section, name) for name in _QUOTED.findall(text) for section in SESSION_SECTIONS]
     return [*names, ("connection_settings", "options")]
-
-
-_SESSIONS: Final = ("sync_settings", "async_settings")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.config.libpq import conflicting_variables, option_settings
+from pgmonkey.config.models import POOL_SECTIONS, SESSION_SECTIONS
 from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.yaml_errors import KeyPath
 from pgmonkey.errors import Problem, count
@@ -51,7 +52,7 @@ def inconsistencies(
     if isolate:
         yield from _environment(connection, variables)
     yield from _ports(connection)
-    for section in ("pool_settings", "async_pool_settings"):
+    for section in POOL_SECTIONS:
         yield from _sizes(section, tree.get(section))
     yield from _sessions(tree, connection)
 
@@ -135,7 +136,7 @@ def _sessions(tree: Mapping[str, Any], connection: Mapping[str, Any]) -> Iterato
     options = connection.get("options")
     pgbouncer = tree.get("pooler") == "pgbouncer"
     taken = option_settings(options) if isinstance(options, str) and options else frozenset()
-    for section in ("sync_settings", "async_settings"):
+    for section in SESSION_SECTIONS:
         settings = tree.get(section)
         seen: dict[str, str] = {}
         for name in settings if isinstance(settings, dict) else ():

@@ -18,9 +18,10 @@ from pgmonkey.config.libpq import (
     session_options,
 )
 from pgmonkey.config.models import (
-    CONNECTION_TYPES,
     KEYS,
+    MAPPINGS,
     POOL_KEYS,
+    POOL_SECTIONS,
     SECTIONS,
     ConnectionType,
     DatabaseFile,
@@ -32,8 +33,6 @@ from pgmonkey.config.models import (
 )
 from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
 from pgmonkey.config.sources import Sources, keyed_digest
-
-__all__ = ["CONNECTION_TYPES", "ConnectionType", "DatabaseConfig", "PoolSettings"]
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
@@ -158,14 +157,12 @@ class DatabaseConfig(DatabaseFile):
     @property
     def secrets(self) -> tuple[Secret, ...]:
         """The secrets, for scrubbing foreign text; without the paths of TLS files."""
-        found = [
+        return tuple(
             value
-            for key, value in self.connection_settings.items()
+            for section in MAPPINGS
+            for key, value in getattr(self, section).items()
             if isinstance(value, Secret) and key not in FILES
-        ]
-        for session in (self.sync_settings, self.async_settings):
-            found += [value for value in session.values() if isinstance(value, Secret)]
-        return tuple(found)
+        )
 
     @property
     def public_hash(self) -> int:
@@ -245,11 +242,13 @@ class DatabaseConfig(DatabaseFile):
         """Return, as text, what the pools of this process and their connections depend on."""
         parts = [repr((self._isolate, self.prepare_threshold, _connect(self)))]
         # Whole: a pool that is open keeps all of its settings.
-        parts += map(written, (self.pool_settings, self.async_pool_settings, self._single))
-        for group in (self.connection_settings, self.sync_settings, self.async_settings):
-            parts.append("\1")  # a new group; no key looks like this, and no value holds a NUL
-            for key in sorted(group):
-                parts += key, str(_clear(group[key]))
+        parts += [written(getattr(self, section)) for section in POOL_SECTIONS]
+        parts.append(written(self._single))
+        for section in MAPPINGS:
+            values = getattr(self, section)
+            parts.append("\1")  # a new section; no key looks like this, no value holds a NUL
+            for key in sorted(values):
+                parts += key, str(_clear(values[key]))
         return "\0".join(parts)
 
 
