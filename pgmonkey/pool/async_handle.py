@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Generator
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 #: What may end a wait without leaving the pool's count wrong; a coroutine that is being destroyed
 #: cannot wait for anything besides.
 _FORESEEN = (Exception, asyncio.CancelledError, GeneratorExit)
+#: psycopg_pool waits with `asyncio.wait_for`. Before Python 3.12 that function drops a cancellation
+#: which comes at the same moment as its result: the task would go on as if it were not cancelled.
+_DROPS_CANCELLATIONS: Final = sys.version_info < (3, 12)
 
 
 class AsyncCheckout(Checkout):
@@ -52,7 +56,8 @@ class AsyncCheckout(Checkout):
         self.stage = ENTERED
         handle: AsyncDatabase = self.handle
         began = self.began = monotonic()
-        self.owner = asyncio.current_task()
+        owner = self.owner = asyncio.current_task()
+        cancelled = owner.cancelling() if _DROPS_CANCELLATIONS and owner else 0
         self.connection = None
         self.taken = 0.0
         if handle.keeps_stacks:
@@ -72,6 +77,9 @@ class AsyncCheckout(Checkout):
             try:
                 generation.checkouts.add(self)
                 connection: AsyncPooledConnection = await generation.getconn(left)
+                if _DROPS_CANCELLATIONS and owner and owner.cancelling() > cancelled:
+                    await generation.putconn(connection)
+                    raise asyncio.CancelledError
                 # One that had come back before it was asked for was there at once; a look at the
                 # clock costs as much as the rest of this. A new one counts as come back long ago.
                 now = (

@@ -240,9 +240,9 @@ class LoopSide(Lifecycle[AsyncPool]):
             self._wanted_until = max(self._wanted_until, began + timeout)
             moving = self.move()
             try:
-                await asyncio.wait_for(
-                    asyncio.shield(moving), max(0.0, timeout - (monotonic() - began))
-                )
+                # Not `wait_for`: before Python 3.12 it drops cancellations.
+                async with asyncio.timeout(max(0.0, timeout - (monotonic() - began))):
+                    await asyncio.shield(moving)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if moving.cancelled() and not (task and task.cancelling()):

@@ -13,7 +13,7 @@ import pytest
 
 from pgmonkey import CheckoutTimeout, ConnectError, NestedCheckoutError, Registry, WrongSideError
 from tests.kit.database import TemporaryDatabase
-from tests.kit.eventually import eventually
+from tests.kit.eventually import aeventually, eventually
 from tests.kit.registry_dir import RegistryDirectory
 
 
@@ -191,6 +191,34 @@ def test_a_cancelled_checkout_loses_no_connection(registry: Registry) -> None:
             async with AsyncExitStack() as stack:
                 for _ in range(4):
                     await stack.enter_async_context(handle.connection(timeout=5))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_task_that_is_cancelled_just_as_it_gets_its_connection_is_cancelled(
+    registry: Registry, turns: int
+) -> None:
+    """However far the connection is on its way to the task, the cancellation is not dropped."""
+
+    async def main() -> None:
+        async with registry:
+            handle = registry.get("single")
+
+            async def hold() -> None:
+                async with handle:
+                    await asyncio.Event().wait()
+
+            async with handle:
+                waiting = asyncio.create_task(hold())
+                await aeventually(lambda: handle.status().waiting == 1)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting], timeout=5)
+            assert waiting.cancelled()
+            async with handle.connection(timeout=5) as connection:
+                await connection.execute("SELECT 1")
 
     asyncio.run(main())
 
