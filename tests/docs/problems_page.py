@@ -24,8 +24,8 @@ _BAD = ROOT / "tests" / "configs"
 _BEGINNING = """\
 # Problems
 
-A problem has a stable code: programs and alerts may rely on it. The message beside it is for people, and may become
-better. This page is made from the catalogue of codes and from the files that test them (`make docs-reference`).
+A problem has a stable code: programs and alerts may rely on it. The message beside it is for people, and may
+change. This page is made from the catalogue of codes and from the files that test them (`make docs-reference`).
 
 In text a problem is one line and, where there is something to do, a hint:
 
@@ -35,8 +35,8 @@ file:line:column: key: message  [code]
 ```
 
 As JSON (`pgmonkey check -o json`) it has the fields `path`, `line`, `column`, `key`, `code`, `message`, `hint` and
-`database`. The position is that of the value, or of the key where the key is wrong. A value of a sensitive key, and a
-value that came from outside of the file, is never shown.
+`database`. The position is that of the value, or of the key where the key is wrong. The value of a sensitive key, and a
+value from outside of the file, is never shown.
 """
 _TITLES = {
     "registry": "The registry",
@@ -56,7 +56,7 @@ _NOTES = {
 }
 _DATABASE = "connection_settings: {host: db.example, dbname: orders, user: app}\n"
 
-# What depends on the system or on a moment is shown, not made.
+# These depend on the system or on timing: they are written here, not produced.
 _SHOWN = {
     "permission": ("may not be read (permission denied)", "the process runs as uid 65532"),
     "unreadable": ("cannot be read (Input/output error)", None),
@@ -71,7 +71,7 @@ connection_settings:
   sslmode: verify-full
   sslrootcert: system
 """
-# The files with the mistakes that people make most often: the examples of their codes.
+# The files with the most common mistakes: they are the examples of their codes.
 _TYPICAL = {
     "connection-type-misspelt",
     "duplicate-key",
@@ -106,13 +106,13 @@ def page() -> str:
             lines += [f"## {_TITLES[area]}", "", *_NOTES.get(area, ())]
         lines += [f"### {code}", "", f"{_sentence(CODES[code])}.", ""]
         example = str(examples[code]).replace(".bad.yaml", ".yaml")
-        # Whoever makes the page owns the files of its examples.
+        # The files of the examples belong to the account that makes the page.
         lines += ["```text", example.replace(f"uid {os.geteuid()})", "root)"), "```", ""]
     return "\n".join(lines)
 
 
 def _sentence(text: str) -> str:
-    """Return a text that begins with a capital, unless it begins with the name of a key."""
+    """Return a text with a capital at its start, unless it starts with the name of a key."""
     return text if "_" in text.partition(" ")[0] else text[:1].upper() + text[1:]
 
 

@@ -14,11 +14,11 @@ from pgmonkey.config.json_schema import schema
 _INTRODUCTION = """\
 # Reference of keys
 
-Made from the models that check the files (`make docs-reference`), so it is complete. What the keys are for, and how
-they work together, is in [Configuration](configuration.md).
+Made from the models that check the files (`make docs-reference`), so it is complete. [Configuration](configuration.md)
+explains how the keys work together.
 
-Wherever a value is expected, a [reference](configuration.md#references) may stand: `${NAME}` and its forms inside of
-text, or `{from_env: NAME}` and `{from_file: PATH}`. `null`, or nothing, is as if the key were not there.
+Every value may be a [reference](configuration.md#references): `${NAME}` and its forms inside of text, or
+`{from_env: NAME}` and `{from_file: PATH}`. A key whose value is `null` or empty counts as absent.
 
 `pgmonkey schema` prints the same as a JSON Schema (draft 7), for editors and validators:
 
