@@ -29,7 +29,7 @@ def stages() -> list[Stage]:
 
 
 def test_hadolint_finds_nothing() -> None:
-    """The Dockerfile keeps the rules of hadolint, its shell those of shellcheck."""
+    """The Dockerfile passes hadolint, and its shell commands pass shellcheck."""
     done = subprocess.run(
         [Path(sys.executable).with_name("hadolint"), DOCKER / "Dockerfile"],
         capture_output=True, text=True, check=False,
@@ -38,7 +38,7 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def test_the_image_is_small_and_its_user_a_number(stages: list[Stage]) -> None:
-    """Two stages of a slim base; the last one has a numeric user, a health check, and no shell between."""
+    """The image has two stages of a slim base, a numeric user, a health check, and starts no shell."""
     build, final = stages
     assert build.base == final.base
     assert "slim" in final.base
@@ -49,7 +49,7 @@ def test_the_image_is_small_and_its_user_a_number(stages: list[Stage]) -> None:
 
 
 def test_what_is_copied_is_not_ignored(stages: list[Stage]) -> None:
-    """The build context holds what the build copies, and nothing else."""
+    """The build context has only the files that the build copies."""
     lines = (DOCKER / "Dockerfile.dockerignore").read_text().split()
     kept = {line[1:] for line in lines if line.startswith("!")}
     copied = {

@@ -48,12 +48,12 @@ def load(directory: Path) -> None:
 
 
 def test_the_compose_file_is_valid() -> None:
-    """The schema of the Compose specification accepts it."""
+    """compose.yaml is valid by the schema of the Compose specification."""
     run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / "compose.yaml")
 
 
 def test_the_manifests_are_valid() -> None:
-    """The schemas of Kubernetes accept them, with no key that it does not know."""
+    """The manifests are valid by the schemas of Kubernetes, without unknown keys."""
     said = run("kubernetes-validate", "--strict", *KUBERNETES)
     validated = re.findall(r"passed for resource (\w+)/", said)
     assert sorted(validated) == ["configmap", "deployment", "deployment", "secret", "service"]
@@ -78,14 +78,14 @@ def test_compose_mounts_what_is_there() -> None:
 
 
 def test_every_image_of_compose_has_a_version() -> None:
-    """An image that is pulled is pulled by its version, never as whatever is newest."""
+    """Every image is pulled by its version, none as `latest`."""
     images = {service["image"] for service in COMPOSE["services"].values()} - {"pgmonkey"}
     assert len(images) == 3
     assert all(re.search(r":v?\d", image) for image in images)
 
 
 def test_the_registry_of_compose_loads(tmp_path: Path) -> None:
-    """Its databases are the services of the file, with the users and secrets that those have."""
+    """The registry of the Compose file has the hosts, users and secrets of its services."""
     directory = tmp_path / "registry.d"
     directory.mkdir()
     for path in (DOCKER / "registry.d").glob("*.yaml"):
@@ -125,7 +125,7 @@ def test_the_registry_of_kubernetes_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("deployment", documents("Deployment"), ids=lambda d: d["metadata"]["name"])
 def test_pods_run_as_the_image_does(deployment: dict[str, Any]) -> None:
-    """Same user, read-only root, no privileges, volumes that are declared and never of one file."""
+    """The pods run as the image's user, with a read-only root and no privileges, on declared volumes."""
     pod = deployment["spec"]["template"]["spec"]
     user = pod["securityContext"]
     assert FINAL.user == f"{user['runAsUser']}:{user['runAsGroup']}"
@@ -168,7 +168,7 @@ def test_selectors_find_their_pods() -> None:
 
 
 def test_commands_exist() -> None:
-    """What image and Compose start are options that the command line has."""
+    """Image and Compose start commands and options that exist."""
     options = {option for parameter in command.params for option in parameter.opts}
     for words in (FINAL.command, COMPOSE["services"]["pgmonkey"]["command"]):
         assert words[0] == "serve"

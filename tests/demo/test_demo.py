@@ -1,4 +1,4 @@
-"""`pgmonkey demo` as whoever runs `make run` meets it."""
+"""`pgmonkey demo`, as `make run` starts it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Demo(Running):
 
     @property
     def done(self) -> dict[str, float]:
-        """How many transactions went well, by database."""
+        """The number of transactions that committed, by database."""
         return self._transactions("ok")
 
     def wait_until_at_work(self) -> None:
@@ -100,7 +100,7 @@ def demo(registry: Path, canary: Canary) -> Iterator[Callable[..., Demo]]:
 
 
 def test_passwords_rotate_and_no_transaction_fails(demo: Callable[..., Demo]) -> None:
-    """All three databases are under load, ready, and rotated; the error count stays at 0."""
+    """The passwords of all three databases rotate under load, and no transaction fails."""
     running = demo("--rotate-every", "0.4")
     eventually(lambda: min(running.samples("pgmonkey_config_version").values()) >= 3, 20)
     before = running.done
@@ -113,7 +113,7 @@ def test_passwords_rotate_and_no_transaction_fails(demo: Callable[..., Demo]) ->
 
 
 def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo], registry: Path) -> None:
-    """Editing a file as the welcome says applies it, or rejects it; no transaction fails."""
+    """An edited file is applied, a misspelt one is rejected, and no transaction fails."""
     running = demo("--rotate-every", "60")
     orders = registry / "orders.yaml"
     good = orders.read_text()
@@ -129,7 +129,7 @@ def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo], registr
 
 
 def test_a_wrong_secret_is_mended_by_the_next_rotation(demo: Callable[..., Demo]) -> None:
-    """A wrong password is rejected, the old connections serve on, the next rotation mends it."""
+    """A wrong secret is rejected, the old connections go on, and the next rotation replaces it."""
     running = demo("--rotate-every", "4")
     running.wait_until_at_work()
     (running.secrets / "orders" / "password").write_text("wrong")
@@ -141,7 +141,7 @@ def test_a_wrong_secret_is_mended_by_the_next_rotation(demo: Callable[..., Demo]
 
 
 def test_it_survives_the_death_of_its_server(demo: Callable[..., Demo]) -> None:
-    """Without PostgreSQL it counts errors, skips rotations, and still ends in order."""
+    """Without its server it counts errors, skips rotations, and ends with code 0."""
     running = demo("--rotate-every", "0.5")
     running.wait_until_at_work()
     for process in psutil.Process(running.process.pid).children():
@@ -156,7 +156,7 @@ def test_it_survives_the_death_of_its_server(demo: Callable[..., Demo]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_leaves_nothing_behind(number: signal.Signals, demo: Callable[..., Demo]) -> None:
-    """Ctrl-C and SIGTERM end it with code 0 within 10 s: no process, no file is left."""
+    """Ctrl-C and SIGTERM end it with code 0 within 10 s, and leave no process and no file."""
     running = demo()
     directory = running.secrets.parent
     assert directory.is_dir()
@@ -174,7 +174,7 @@ def test_it_leaves_nothing_behind(number: signal.Signals, demo: Callable[..., De
 def test_it_can_be_stopped_while_it_starts(
     number: signal.Signals, demo: Callable[..., Demo]
 ) -> None:
-    """A signal while PostgreSQL is being made ends it in a moment, and everything goes."""
+    """A signal while PostgreSQL starts ends it, and leaves no process."""
     running = demo()
     running.wait_for("starting PostgreSQL")
     family = eventually(lambda: psutil.Process(running.process.pid).children(recursive=True))
@@ -184,7 +184,7 @@ def test_it_can_be_stopped_while_it_starts(
 
 
 def test_a_kill_leaves_nothing_behind_either(demo: Callable[..., Demo]) -> None:
-    """After SIGKILL the server and the secrets go away as well."""
+    """After SIGKILL the guard ends the server and removes the secrets."""
     running = demo()
     directory = running.secrets.parent
     family = psutil.Process(running.process.pid).children(recursive=True)
@@ -195,16 +195,14 @@ def test_a_kill_leaves_nothing_behind_either(demo: Callable[..., Demo]) -> None:
 
 
 def test_it_ends_by_itself_after_its_duration(demo: Callable[..., Demo]) -> None:
-    """With `--duration` it ends by itself with code 0."""
+    """`--duration` ends it after so many seconds, with code 0."""
     running = demo("--duration", "1")
     assert running.code(30) == 0
     assert "PostgreSQL and the secrets are gone" in running.text
 
 
-def test_a_port_that_is_taken_is_said_before_anything_starts(
-    registry: Path, canary: Canary
-) -> None:
-    """An address that cannot be had is one line and code 1; PostgreSQL was not started."""
+def test_a_port_in_use_is_an_error_before_anything_starts(registry: Path, canary: Canary) -> None:
+    """A port in use is an error of one line and code 1, before PostgreSQL starts."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run("demo", registry, "--port", port, canary=canary)
@@ -212,8 +210,8 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(
     assert done.err == f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
-def test_a_broken_registry_is_said(registry: Path, canary: Canary) -> None:
-    """A registry that was left broken is said with file and line, with code 1."""
+def test_a_broken_registry_is_an_error(registry: Path, canary: Canary) -> None:
+    """A broken registry is an error with file and line, and code 1."""
     (registry / "orders.yaml").write_text("connection_type: pol\n")
     done = run("demo", registry, "--port", "0", canary=canary)
     assert done.code == 1
@@ -221,8 +219,8 @@ def test_a_broken_registry_is_said(registry: Path, canary: Canary) -> None:
     assert 'did you mean "pool"?' in done.err
 
 
-def test_a_registry_without_its_databases_is_said(registry: Path, canary: Canary) -> None:
-    """A registry that does not declare the three databases is said, with code 1."""
+def test_a_registry_without_its_databases_is_an_error(registry: Path, canary: Canary) -> None:
+    """A registry without one of the three databases is an error that names it, and code 1."""
     (registry / "reports.yaml").unlink()
     done = run("demo", registry, "--port", "0", canary=canary)
     assert done.code == 1
@@ -231,7 +229,7 @@ def test_a_registry_without_its_databases_is_said(registry: Path, canary: Canary
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests ran as an ordinary user")
 def test_as_an_ordinary_user(public_dir: Path, canary: Canary) -> None:
-    """Started by somebody who is not root, it works and leaves nothing behind."""
+    """Started by an ordinary user, it works and leaves no file behind."""
     python = OpenPython(public_dir)
     registry = shutil.copytree(REGISTRY, public_dir / "registry.d")
     with Demo(

@@ -39,7 +39,7 @@ def postgres_processes(directory):
 
 
 def test_a_password_is_needed_everywhere(database):
-    """Neither TCP nor the unix socket lets a client in without its password."""
+    """A client needs its password, through TCP and through the unix socket."""
     for host in (database.host, str(database.server.socket_directory)):
         assert database.connect(host=host).execute("SELECT 1").fetchone() == (1,)
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):

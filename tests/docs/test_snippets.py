@@ -143,7 +143,7 @@ def environment(tmp_path, server, canary, monkeypatch):
     [pytest.param(s, id=s.place) for s in WANTED if s.word == "run"],
 )
 def test_marked_commands_run(snippet: Snippet, environment: Environment, canary):
-    """A shell snippet that is marked `run` ends with the code that it says, and shows no secret."""
+    """A shell snippet marked `run` ends with its exit code, and shows no secret."""
     text = snippet.text
     if snippet.language == "console":
         text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
@@ -214,7 +214,7 @@ def close(namespace: dict, runner: asyncio.Runner) -> None:
 
 @pytest.mark.parametrize("snippet", [pytest.param(s, id=s.place) for s in ALL if s.directive])
 def test_directives_are_known(snippet: Snippet):
-    """A comment above a fence says something that this file understands, and gives its reason."""
+    """The comment above a fence is one that these tests know, and a `skip` has a reason."""
     assert snippet.word in ("skip", "invalid", "raises", "run")
     if snippet.word != "run":
         assert snippet.rest, f"{snippet.place}: {snippet.word} says why, or what"
@@ -266,7 +266,7 @@ def test_the_parser_finds_fences_and_their_directives():
     ],
 )
 def test_the_check_of_commands_sees_slips(language, text, expected):
-    """A wrong target, program, extra, command or option is named."""
+    """The error for a wrong target, program, extra, command or option names it."""
     snippet = Snippet("page.md", 1, language, text + "\n")
 
     assert next((c for words in commands(snippet) if (c := complaint(words))), None) == expected

@@ -32,7 +32,7 @@ def write(directory: Path, text: str) -> Path:
 
 
 def test_local_development(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
-    """The file's variables are filled from the environment, and the connection is made."""
+    """Variables in the file come from the environment, and the connection works."""
     leave_traces(database)
     write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
     work = (
@@ -130,7 +130,7 @@ asyncio.run(main())
 
 
 def test_kubernetes_secrets(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
-    """The password comes from its file, less one trailing newline."""
+    """The password is the content of its file without one trailing newline."""
     leave_traces(database)
     (tmp_path / "password").write_text(f"{database.password}\n", encoding="utf-8")
     write(tmp_path, kubernetes(tmp_path))
@@ -148,7 +148,7 @@ def test_kubernetes_secrets(tmp_path: Path, database: TemporaryDatabase, canary:
 
 
 def test_kubernetes_secret_that_is_missing(tmp_path: Path) -> None:
-    """A missing file raises in the call, before any query and before anything is awaited."""
+    """A missing secret file is an error of the call itself, before any query."""
     path = write(tmp_path, kubernetes(tmp_path))
 
     with pytest.raises(EnvInterpolationError, match=re.escape(str(tmp_path / "password"))):
@@ -178,7 +178,7 @@ def test_the_commands(tmp_path: Path, database: TemporaryDatabase, canary: Canar
 
 
 def test_redaction(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
-    """What the recipe prints has the secrets masked and the rest as it is."""
+    """The printed configuration masks the secrets and nothing else."""
     write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
 
     ended = run(

@@ -99,7 +99,7 @@ def test_the_page_answers_concurrent_requests(
 
 
 def test_the_form_of_4_0_with_on_event_works(config: Path, database: TemporaryDatabase) -> None:
-    """Applications that connect in `on_event("startup")` go on working."""
+    """Applications that connect in `on_event("startup")` still work."""
     program = load(config, recipe("fastapi", "AsyncDatabase Class for FastAPI"), ON_EVENT)
 
     with TestClient(program["app"]) as client:
@@ -109,7 +109,7 @@ def test_the_form_of_4_0_with_on_event_works(config: Path, database: TemporaryDa
 
 
 def test_an_application_starts_a_second_time(config: Path, database: TemporaryDatabase) -> None:
-    """A second lifespan, on another event loop, connects anew (test suites do that all the time)."""
+    """A second lifespan on another event loop makes new connections, as test suites do."""
     program = load(
         config,
         recipe("fastapi", "AsyncDatabase Class for FastAPI"),
@@ -199,7 +199,7 @@ asyncio.run(serve())
 
 
 def test_the_page_as_a_program(config: Path) -> None:
-    """As a program of its own it ends by itself, without a warning of anybody."""
+    """As a program it ends by itself, without a warning."""
     text = (
         recipe("fastapi", "AsyncDatabase Class for FastAPI")
         + recipe("fastapi", "AsyncDatabase Class for FastAPI", number=1)

@@ -123,7 +123,7 @@ def test_the_class_made_by_many_threads_at_once(
 
 
 def test_the_page_as_a_program(tmp_path: Path, database: TemporaryDatabase) -> None:
-    """As a program of its own it ends by itself, without a warning of anybody."""
+    """As a program it ends by itself, without a warning."""
     with database.connect() as conn:
         conn.execute("CREATE TABLE users (id int, name text)")
     database.disconnect()

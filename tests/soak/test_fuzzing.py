@@ -110,7 +110,7 @@ def rss() -> int:
 @pytest.mark.timing
 @pytest.mark.parametrize("number", range(len(large())))
 def test_a_large_file_is_cheap(number: int) -> None:
-    """256 KiB of anything cost at most 50 ms and 50 MB."""
+    """Loading any 256 KiB takes at most 50 ms and 50 MB."""
     content = large()[number]
     cost(_HEAD)
     before = rss()
@@ -121,7 +121,7 @@ def test_a_large_file_is_cheap(number: int) -> None:
 @pytest.mark.timing
 @pytest.mark.timeout(0)
 def test_mutated_files_are_configs_or_problems() -> None:
-    """For as long as it runs: never another exception, never slow, never large."""
+    """Random files never cause another exception, take too long or need too much memory."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # shown if it fails
     chance = random.Random(seed)

@@ -6,14 +6,14 @@ from tests.kit import need
 
 
 def test_what_is_there_is_returned(monkeypatch):
-    """A component that was found is handed on."""
+    """`need` returns a component that was found."""
     monkeypatch.setenv("CI", "true")
 
     assert need("/usr/bin/openssl", "openssl") == "/usr/bin/openssl"
 
 
 def test_what_is_missing_skips_the_test(monkeypatch):
-    """On a person's machine a missing component skips the test."""
+    """Without `CI=true` a missing component skips the test."""
     monkeypatch.delenv("CI", raising=False)
 
     with pytest.raises(pytest.skip.Exception, match="needs openssl"):
@@ -21,7 +21,7 @@ def test_what_is_missing_skips_the_test(monkeypatch):
 
 
 def test_what_is_missing_fails_in_ci(monkeypatch):
-    """In CI a missing component fails the test."""
+    """With `CI=true` a missing component fails the test."""
     monkeypatch.setenv("CI", "true")
 
     with pytest.raises(pytest.fail.Exception, match="openssl is missing"):

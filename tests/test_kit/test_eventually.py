@@ -15,7 +15,7 @@ def test_returns_the_first_true_value():
 
 
 def test_fails_with_the_message_and_the_last_value():
-    """A predicate that stays false fails the test and says what was waited for."""
+    """A predicate that stays false fails the test, with the awaited condition in the message."""
     with pytest.raises(AssertionError, match=r"not within 0\.01 s: the moon; at last 0"):
         eventually(lambda: 0, timeout=0.01, message="the moon")
 

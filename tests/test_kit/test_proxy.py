@@ -48,7 +48,7 @@ def test_an_answer_to_a_tls_request_is_no_message(proxy, connect):
 
 
 def test_refuse_refuses_new_connections_and_keeps_old_ones(proxy, connect):
-    """In `refuse` nobody listens; back in `pass` the port is the same."""
+    """In `refuse` the kernel refuses connections; back in `pass` the port is the same."""
     conn = connect()
     port = proxy.port
     proxy.set("refuse")
@@ -64,7 +64,7 @@ def test_refuse_refuses_new_connections_and_keeps_old_ones(proxy, connect):
 
 @pytest.mark.parametrize("turns", range(6))
 def test_refuse_loses_nothing_that_is_being_accepted(proxy, turns):
-    """Who comes in the moment of the change is ended: no socket is left to the garbage collector."""
+    """A client that connects during a change of mode is ended, and its socket is closed."""
     loop = proxy._loop
     busy, go_on = threading.Event(), threading.Event()
 
@@ -91,7 +91,7 @@ def test_refuse_loses_nothing_that_is_being_accepted(proxy, turns):
 
 
 def test_blackhole_is_silent_and_loses_nothing(proxy, connect):
-    """In `blackhole` no answer comes; what was sent is answered when it ends."""
+    """In `blackhole` no answer comes; the server answers when it ends."""
     conn = connect()
     proxy.set("blackhole")
     conn.pgconn.send_query(b"SELECT 42")
@@ -148,7 +148,7 @@ def test_reset_resets_old_and_new_connections(proxy, connect):
 
 
 def test_kill_cuts_what_is_connected(proxy, connect, database):
-    """`kill` ends the connections of now; the next one works, and the server forgets the old."""
+    """`kill` ends the open connections, on the server too; the next one works."""
     conn = connect()
     proxy.kill()
 
