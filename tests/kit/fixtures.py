@@ -37,7 +37,7 @@ def server(session_server: PostgresServer) -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def database(server: PostgresServer, canary: Canary) -> Iterator[TemporaryDatabase]:
-    """A fresh database and its owner; nobody may be connected to it after the test."""
+    """A new database and its owner; no session may be left in it after the test."""
     database = TemporaryDatabase.create(server, canary)
     yield database
     database.disconnect()

@@ -236,7 +236,7 @@ class PatroniCluster:
 
     def _popen(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         if os.geteuid() == 0:
-            # PostgreSQL refuses to run as root, and the interpreter may lie where only root
+            # PostgreSQL refuses to run as root, and the interpreter may be where only root
             # may look: the account gets the right to look everywhere, and no other one.
             command = [
                 "setpriv",

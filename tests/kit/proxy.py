@@ -133,7 +133,7 @@ class ChaosProxy:
     | mode | existing connections | new ones |
     | --- | --- | --- |
     | `pass` | forwarded | forwarded |
-    | `refuse` | forwarded | refused by the kernel: nobody listens |
+    | `refuse` | forwarded | refused by the kernel: the port is closed |
     | `blackhole` | silent both ways, nothing is lost | accepted, then silent |
     | `lost` | silent for good, also after another mode is set | accepted, then the same |
     | `truncate` | of each piece from the server only the first message's head arrives | the same |

@@ -1,0 +1,42 @@
+"""Words that make a sentence slow to read are in no comment, docstring, message or page."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.docs.snippets import ROOT
+
+#: `nobody` in quotes is an account.
+AVOIDED = re.compile(
+    r"\b(?:what came of|(?:is|are|was|were|be) said\b(?! to)|whoever|shall|anew|be it)\b"
+    r"|(?<![\"'`])\bnobody\b(?!\")",
+    re.IGNORECASE,
+)
+#: Pages that are not rewritten yet.
+NOT_YET = ("checkouts.md", "containers.md", "database-down.md", "performance.md", "reload.md")
+
+FILES = sorted(
+    path
+    for pattern in (
+        *(f"pgmonkey/{package}/*.py" for package in ("cli", "config", "demo", "service", "telemetry")),
+        "pgmonkey/*.py",
+        "tests/kit/*.py",
+        "docs/**/*.md",
+        "*.md",
+    )
+    for path in ROOT.glob(pattern)
+    if path.name not in NOT_YET
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_has_none_of_the_words_to_avoid(path):
+    """A file says things directly, without words such as `whoever` or `shall`."""
+    found = [
+        f"{number}: {match.group()}"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for match in AVOIDED.finditer(line)
+    ]
+    assert found == []
