@@ -49,7 +49,7 @@ NOWHERE = (
 
 
 def test_a_path_that_is_not_there(serve: Serve, orders: TemporaryDatabase) -> None:
-    """404, always with the same body: no file is read by its path, and no name is said back."""
+    """404, always with the same body: no file is read by its path, and no name is repeated."""
     service = serve()
     for path in NOWHERE:
         answer = send(service.url, request(f"GET {path} HTTP/1.1", "Connection: close"))
@@ -112,7 +112,7 @@ def test_a_reload_needs_the_token(
         200,
         {"applied": [], "rejected": [], "unchanged": ["orders"], "removed": []},
     )
-    # The token is rotated: the file is read anew.
+    # The token is rotated: the file is read again.
     token_file.write_text("the next token\n")
     assert reload(service, TOKEN)[0] == 401
     assert reload(service, "the next token")[0] == 200
@@ -126,7 +126,7 @@ def test_a_reload_needs_the_token(
 
 
 def test_a_reload_while_it_is_disabled(serve: Serve, orders: TemporaryDatabase) -> None:
-    """Without a token file nobody reloads over HTTP: 403, and a hint how to allow it."""
+    """Without a token file every reload over HTTP gets 403, and a hint how to allow it."""
     assert reload(serve(), TOKEN) == (
         403,
         {"error": "reload over HTTP is disabled", "hint": "--reload-token-file"},
@@ -136,7 +136,7 @@ def test_a_reload_while_it_is_disabled(serve: Serve, orders: TemporaryDatabase) 
 def test_a_reload_with_a_bad_file(
     serve: Serve, registry_dir: RegistryDirectory, orders: TemporaryDatabase, token_file: Path
 ) -> None:
-    """200 with what was applied and what was rejected, and for which problem, where."""
+    """200 with the databases that were applied and rejected, and the place of each problem."""
     service = serve("--reload-token-file", token_file)
     assert service.get("/healthz").status == 200
     registry_dir.write("bad", "connection_settings:\n  hots: x\n  dbname: y\n  user: z\n")
@@ -361,7 +361,7 @@ def over_tls(service: Serving, authority: Authority) -> tuple[int, str]:
 def test_the_wrong_protocol(
     serve: Serve, orders: TemporaryDatabase, certificate: tuple[Authority, Path, Path]
 ) -> None:
-    """TLS on a plain port and HTTP on a TLS port are ended; a debug line at most is said."""
+    """TLS on a plain port and HTTP on a TLS port are ended, and log no error."""
     plain = serve()
     with connect(plain.url) as client:
         context = ssl.create_default_context()
@@ -401,7 +401,7 @@ def test_a_new_certificate_is_taken_up(
 def test_a_scrape_while_every_database_hangs(
     serve: Serve, registry_dir: RegistryDirectory, database: TemporaryDatabase, proxy: ChaosProxy
 ) -> None:
-    """With every probe stuck in a silent network, a scrape and the page ask nobody and answer."""
+    """With every probe stuck in a silent network, scrapes and the page are answered at once."""
     for number in range(6):
         registry_dir.declare(f"d{number}", database, connection={"port": proxy.port})
     proxy.set("blackhole")
