@@ -1,4 +1,4 @@
-"""Rules for every test: it says what it shows, and `async def` tests get a loop of their own.
+"""Rules for every test: it has a docstring, and an `async def` test runs on a new event loop.
 
 A plain `asyncio.Runner` for each test is all that is needed here: pytest-asyncio and anyio bring
 scopes of loops and asynchronous fixtures, whose interplay hides exactly what is tested, namely what a

@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 def need(found: T | None, what: str) -> T:
-    """Return what was found; without it, skip the test, or fail it under `CI=true`.
+    """Return a component; if it is missing, skip the test, or fail it under `CI=true`.
 
     Args:
         found: The component, or something false.
-        what: What it is, for the reason.
+        what: Its name, for the reason.
     """
     if found:
         return found

@@ -1,4 +1,4 @@
-"""A database of its own for one test."""
+"""A new database for each test."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TemporaryDatabase:
         } | overrides
 
     def connect(self, **overrides: Any) -> psycopg.Connection[tuple[Any, ...]]:
-        """Connect as the owner, past everything that is tested; closed when the test ends."""
+        """Connect as the owner, without pgmonkey; closed when the test ends."""
         conn = psycopg.connect(**self.parameters(**overrides))
         self._opened.append(conn)
         return conn
@@ -85,7 +85,7 @@ class TemporaryDatabase:
         )
 
     def backends(self) -> list[dict[str, Any]]:
-        """Return who is connected to this database, as another role sees it."""
+        """Return the sessions in this database, as another role sees them."""
         columns = ("pid", "application_name", "state", "query")
         rows = self.server.execute(
             f"SELECT {', '.join(columns)} FROM pg_stat_activity"
@@ -106,7 +106,7 @@ class TemporaryDatabase:
         return len(rows)
 
     def assert_unused(self, timeout: float = 5.0) -> None:
-        """Fail if anybody stays connected."""
+        """Fail if a session stays in the database."""
         try:
             eventually(lambda: not self.server.running or not self.backends(), timeout)
         except AssertionError:

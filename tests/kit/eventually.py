@@ -20,7 +20,7 @@ def eventually(predicate: Callable[[], T], timeout: float = 5.0, message: str = 
     Args:
         predicate: Looked at again and again; an exception of it is not caught.
         timeout: Seconds after which the test fails.
-        message: What was waited for, for the failure; by default the name of the predicate.
+        message: The awaited condition, for the failure; by default the name of the predicate.
 
     Raises:
         AssertionError: It was still false at the end; says what it returned last.

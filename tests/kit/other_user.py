@@ -1,4 +1,4 @@
-"""What a process needs to run as another user: an interpreter and packages that are open to all."""
+"""An interpreter and packages that every user can read, to run a process as another user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Patroni cluster of two nodes on loopback: what really moves a primary."""
+"""A Patroni cluster of two nodes on loopback, which moves its primary."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
 
     def ask(self, path: str) -> dict[str, Any]:
-        """Return what the node's REST API says; nothing while it is away."""
+        """Return an answer of the node's REST API; an empty one while it is away."""
         with (
             suppress(OSError, ValueError),
             urllib.request.urlopen(f"http://127.0.0.1:{self.api}{path}", timeout=2) as answer,
@@ -214,7 +214,7 @@ class PatroniCluster:
         }
 
     def log_text(self) -> str:
-        """Return what all of them have logged."""
+        """Return the end of all logs."""
         return "\n".join(
             f"== {log.name}\n{log.read_text(encoding='utf-8', errors='replace')[-4000:]}"
             for log in sorted(self._directory.glob("*.log"))

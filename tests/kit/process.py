@@ -22,11 +22,11 @@ _PATIENCE = 20.0
 
 
 class Process:
-    """Run a program until it ends or the test does; its output shows no secret.
+    """Run a program until it or the test ends, and check that its output has no secret.
 
     Args:
         command: The program and its arguments.
-        canary: What must not show in the output; `None` for a program that is told no secret.
+        canary: Its secrets must not be in the output; `None` for a program that knows none.
         stdout, stderr: Where its output goes instead of to `text`.
         options: More arguments of `subprocess.Popen`.
     """
@@ -64,21 +64,21 @@ class Process:
 
     @property
     def text(self) -> str:
-        """All that was printed so far."""
+        """The output so far."""
         return self._output.text
 
     def wait_until(self, look: Callable[[], T], timeout: float, what: str) -> T:
-        """Wait for what a look gives; fail at once when the process has ended without it.
+        """Wait until `look` returns something true; fail at once if the process ends before.
 
         Args:
-            look: Gives something false until the time has come.
+            look: Called again and again.
             timeout: Seconds.
-            what: What is waited for, for the failure.
+            what: The awaited condition, for the message of the failure.
         """
 
         def found() -> T:
             ended = self.process.poll()
-            value = look()  # after the end, what was printed last still counts
+            value = look()  # after the end, the last output still counts
             if not value and ended is not None:
                 raise AssertionError(f"ended with {ended}:\n{self.text}")
             return value
@@ -95,20 +95,20 @@ class Process:
 
 
 class Output:
-    """A file without a name that a process writes to, read while it does."""
+    """A file without a name that a process writes to and a test reads meanwhile."""
 
     def __init__(self) -> None:
         self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by its owner
 
     @property
     def text(self) -> str:
-        """What was written so far."""
+        """The text so far."""
         size = self.file.seek(0, os.SEEK_END)
         return os.pread(self.file.fileno(), size, 0).decode("utf-8", "replace")
 
 
 def end(process: subprocess.Popen[Any], number: signal.Signals = signal.SIGTERM) -> None:
-    """End a process if it lives: by a signal and, if it does not obey within 20 s, by force."""
+    """End a process if it runs: by a signal, and by SIGKILL after 20 s."""
     if process.poll() is None:
         process.send_signal(number)
         try:

@@ -1,4 +1,4 @@
-"""Small programs in processes of their own, which a test talks to line by line."""
+"""Small Python programs as separate processes that exchange lines with a test."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Program(Process):
-    """Run Python code whose `say(...)` the test can wait for; killed at the end if need be.
+    """Run Python code whose `say(...)` the test can wait for. It is killed when the block ends.
 
     Args:
         code: The program; `say(text)` prints a line to the test, `argv` is `sys.argv[1:]`.
-        arguments: What it is given.
-        canary: What must not show in its output.
+        arguments: Its arguments.
+        canary: Its secrets must not be in the output.
         options: Options of the interpreter, such as `-X dev`.
         env: More variables.
-        prefix: A command that the interpreter is run by.
+        prefix: A command that runs the interpreter.
         more: More arguments of `Process` and of `subprocess.Popen`.
     """
 
@@ -71,11 +71,11 @@ class Program(Process):
 
     @property
     def said(self) -> list[str]:
-        """What it has said to the test."""
+        """The lines that it sent to the test."""
         return self._said.text.splitlines()
 
     def wait_for(self, line: str, timeout: float = 20.0) -> None:
-        """Wait until it says this."""
+        """Wait until it sends this line."""
         self.wait_until(
             lambda: line in self.said, timeout, f"the program says {line!r}; it said {self.said}"
         )

@@ -20,7 +20,7 @@ from tests.kit.process import Process
 
 
 def promtool(*arguments: str | os.PathLike[str], stdin: str = "", cwd: Path | None = None) -> str:
-    """Run promtool and return what it says.
+    """Run promtool and return its output.
 
     Raises:
         AssertionError: It found something.

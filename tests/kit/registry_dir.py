@@ -1,4 +1,4 @@
-"""A registry directory that a test writes, in the ways in which people and tools write files."""
+"""A registry directory of a test, written as people and tools write files."""
 
 from __future__ import annotations
 
