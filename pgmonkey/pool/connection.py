@@ -205,10 +205,10 @@ class AsyncPooledConnection(_Pooled, psycopg.AsyncConnection[TupleRow]):
             return await super().connect(conninfo, **kwargs)
         try:
             return await make()
-        except asyncio.CancelledError:
-            if task := asyncio.current_task():
+        finally:
+            # Also after a success: before Python 3.12 `asyncio.wait_for` drops cancellations.
+            if (task := asyncio.current_task()) and task.cancelling():
                 cancel_soon(task)
-            raise
 
     async def ping(self, timeout: float) -> bool:
         """Ask the server for a sign of life; see `PooledConnection.ping`."""

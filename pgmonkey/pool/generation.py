@@ -153,8 +153,10 @@ def pool_arguments(
     return {
         "kwargs": {"make": make},
         "name": f"{POOL_PREFIX}{applied.config.name}/{connection_type}/{applied.since}",
-        # At its start a pool connects as often as this, and so takes what is planted.
-        "min_size": max(settings.min_size, dialer.planted),
+        # At its start a pool connects as often as this, and so takes what is planted. It gets its
+        # own size then: so the pool's scheduler has begun when it makes the others. Before Python
+        # 3.12 a program that ended in that moment would wait for the scheduler for ever.
+        "min_size": dialer.planted,
         "max_size": settings.max_size,
         "timeout": settings.timeout,
         "max_idle": settings.max_idle,

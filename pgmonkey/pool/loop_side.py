@@ -377,7 +377,7 @@ class LoopSide(Lifecycle[AsyncPool]):
                 if generation.idle() >= len(seeds):
                     break
                 await asyncio.sleep(0)
-            # It was opened with as many as it starts from, of which it need not keep more than this.
+            # It was opened with as many as it starts from; from here on it has its own size.
             settings = generation.settings
             await generation.pool.resize(settings.min_size, settings.max_size)
         except BaseException:

@@ -64,7 +64,7 @@ def _let_it_settle(generation: Generation[SyncPool], number: int) -> None:
         if generation.idle() >= number:
             break
         pause.wait(_SETTLING_PAUSE)
-    # It was opened with as many as it starts from, of which it need not keep more than this.
+    # It was opened with as many as it starts from; from here on it has its own size.
     generation.pool.resize(generation.settings.min_size, generation.settings.max_size)
 
 
