@@ -42,7 +42,7 @@ def command(
         return Answer(code=ExitCode.USAGE, note=str(unknown))
     scan.raise_for_problems()
     config = scan.configs[name]
-    values = explain(config, directory)
+    values = explain(config)
     data: dict[str, Any] = {"name": name, "path": config.path, "settings": {}}
     for value in values:
         section, _, key = value.key.partition(".")

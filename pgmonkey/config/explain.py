@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from functools import reduce
+from operator import getitem
 from typing import Any, NamedTuple
 
 from pgmonkey.config.interpolation import Template, Variable, has_reference, parse_template
 from pgmonkey.config.models import INHERITED, NULLABLE, SECTIONS
 from pgmonkey.config.redaction import mask_urls, scrub
 from pgmonkey.config.settings import DatabaseConfig
-from pgmonkey.config.yaml_reader import DEFAULTS_FILE, read_again
+from pgmonkey.config.yaml_reader import YamlDocument, read_with_defaults
 
 Steps = tuple[str, ...]
+Documents = list[tuple[str, YamlDocument]]
 
 
 class Source(NamedTuple):
@@ -38,62 +40,40 @@ class Value(NamedTuple):
     source: Source
 
 
-def explain(
-    config: DatabaseConfig, directory: str | os.PathLike[str], *, sources: bool = True
-) -> tuple[Value, ...]:
+def explain(config: DatabaseConfig, *, sources: bool = True) -> tuple[Value, ...]:
     """Return the effective values of a configuration, with secrets masked.
 
-    Args:
-        config: The configuration.
-        directory: The directory of its registry.
-        sources: Look in its file where each comes from; without, all look like defaults.
+    Reads its file and the defaults for the sources; without, all values look like defaults.
     """
-    positions = _Positions(config.path, str(Path(directory) / DEFAULTS_FILE)) if sources else None
+    documents = list(read_with_defaults(config.path)) if sources else []
     return tuple(
         # Scrubbed once more: control characters must not reach a terminal.
         Value(
             ".".join(path),
             scrub(value, config.secrets) if isinstance(value, str) else value,
-            positions.source(path) if positions else Source(),
+            _source(documents, path),
         )
         for path, value in _leaves(config.redacted())
     )
 
 
-class _Positions:
-    """Find the position of a value in the file of a database, or in the defaults under it."""
-
-    def __init__(self, path: str, defaults: str) -> None:
-        self._documents = [
-            (name, document)
-            for name in (path, defaults)
-            if (document := read_again(name)) is not None
-        ]
-
-    def source(self, path: Steps) -> Source:
-        found = self._find(path)
-        if found is None and path[0] in SECTIONS and path[-1] in INHERITED:
-            found = self._find(path[1:])
-        return found or Source()
-
-    def _find(self, path: Steps) -> Source | None:
-        for name, document in self._documents:
-            present, value = _written(document.value, path)
-            if not present:
-                continue
-            position = document.position(path)
-            if (value is None and path not in NULLABLE) or position is None:
-                return None  # a null removes the value of the defaults
-            return Source(name, *position, tuple(_references(value)))
-        return None
+def _source(documents: Documents, path: Steps) -> Source:
+    found = _find(documents, path)
+    if found is None and path[0] in SECTIONS and path[-1] in INHERITED:
+        found = _find(documents, path[1:])
+    return found or Source()
 
 
-def _written(tree: Any, path: Steps) -> tuple[bool, Any]:
-    for step in path:
-        if not isinstance(tree, dict) or step not in tree:
-            return False, None
-        tree = tree[step]
-    return True, tree
+def _find(documents: Documents, path: Steps) -> Source | None:
+    for name, document in documents:
+        position = document.position(path)
+        if position is None:
+            continue
+        value = reduce(getitem, path, document.value)
+        if value is None and path not in NULLABLE:
+            return None  # a null removes the value of the defaults
+        return Source(name, *position, tuple(_references(value)))
+    return None
 
 
 def _references(value: Any) -> Iterator[str]:

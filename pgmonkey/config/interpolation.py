@@ -13,7 +13,7 @@ from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.secret_files import LIMIT, SecretFileError, Snapshot, secret_text
 from pgmonkey.config.sources import SourceFile, read_source
-from pgmonkey.config.yaml_errors import KeyPath
+from pgmonkey.config.yaml_reader import KeyPath
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DEEPEST: Final = 20

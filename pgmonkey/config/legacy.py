@@ -22,8 +22,7 @@ from pgmonkey.config.problems import KeyProblem, Positions, schema_problem
 from pgmonkey.config.redaction import RedactedDict, Secret
 from pgmonkey.config.secret_files import Snapshot, SnapshotMovedError, from_one_snapshot
 from pgmonkey.config.settings import DatabaseConfig
-from pgmonkey.config.yaml_errors import DEEPEST, KeyPath
-from pgmonkey.config.yaml_reader import parse
+from pgmonkey.config.yaml_reader import DEEPEST, KeyPath, parse
 from pgmonkey.errors import Problem
 
 

@@ -25,8 +25,7 @@ from pgmonkey.config.secret_files import (
 )
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.config.sources import SourceFile, Sources, files_digest, read_source
-from pgmonkey.config.yaml_errors import KeyPath
-from pgmonkey.config.yaml_reader import LIMIT, Defaults, parse, unreadable
+from pgmonkey.config.yaml_reader import LIMIT, Defaults, KeyPath, parse, unreadable
 from pgmonkey.errors import ConfigError, EnvInterpolationError, Problem, sorted_problems
 
 _REFERENCE_CODES: Final = ("reference.", "secret.")

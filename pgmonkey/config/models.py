@@ -42,7 +42,7 @@ from pgmonkey.config.types import (
     to_seconds,
     to_text,
 )
-from pgmonkey.config.yaml_errors import KeyPath
+from pgmonkey.config.yaml_reader import KeyPath
 
 ConnectionType = Literal["normal", "pool", "async", "async_pool"]
 CONNECTION_TYPES: Final[tuple[ConnectionType, ...]] = get_args(ConnectionType)

@@ -6,12 +6,18 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgmonkey.config.models import SESSION_SECTIONS, hints_of
-from pgmonkey.config.yaml_errors import UNKNOWN, KeyPath, Position, dotted
-from pgmonkey.config.yaml_reader import DEFAULTS_FILE, Defaults, YamlDocument, read_again
+from pgmonkey.config.yaml_reader import (
+    UNKNOWN,
+    Defaults,
+    KeyPath,
+    Position,
+    YamlDocument,
+    dotted,
+    read_with_defaults,
+)
 from pgmonkey.errors import Problem, sorted_problems
 
 if TYPE_CHECKING:
@@ -166,22 +172,14 @@ _PROBED_KEYS: Final = {
 
 
 def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
-    """Return the problem of a good file with which no connection can be made.
-
-    Args:
-        path: The file of the database.
-        name: The database.
-        error: Why the probe failed.
-    """
+    """Return the problem of a good file with which no connection can be made."""
     code, message = f"probe.{error.reason}", f"cannot connect: {error.text}"
     hint = error.hint or None
     keys = _probed_keys(error.reason, error.text)
-    for file in (path, str(Path(path).with_name(DEFAULTS_FILE))):
-        document = read_again(file)
+    for file, document in read_with_defaults(path):
         for key in keys:
-            if document is not None and (position := document.position(key)) is not None:
-                line, column = position
-                return Problem(file, code, message, line, column, ".".join(key), hint, name)
+            if (position := document.position(key)) is not None:
+                return Problem(file, code, message, *position, ".".join(key), hint, name)
     key_path = ".".join(keys[0]) if error.reason in _PROBED_KEYS else None
     return Problem(path, code, message, key=key_path, hint=hint, database=name)
 

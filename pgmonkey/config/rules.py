@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pgmonkey.config.libpq import conflicting_variables, option_settings
 from pgmonkey.config.models import POOL_SECTIONS, SESSION_SECTIONS
 from pgmonkey.config.problems import KeyProblem
-from pgmonkey.config.yaml_errors import KeyPath
+from pgmonkey.config.yaml_reader import KeyPath
 from pgmonkey.errors import Problem, count
 
 if TYPE_CHECKING:

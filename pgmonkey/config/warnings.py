@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pgmonkey.config.yaml_reader import DEFAULTS_FILE, read_again
+from pgmonkey.config.yaml_reader import DEFAULTS_FILE, read_again, read_with_defaults
 from pgmonkey.errors import Problem
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def find_warnings(configs: Iterable[DatabaseConfig]) -> Iterator[Problem]:
     defaults = set()
     for config in configs:
         yield from _of_file(config.path, config.name)
-        defaults.add(_defaults_of(config))
+        defaults.add(os.path.join(os.path.dirname(config.path), DEFAULTS_FILE))
         name = config.connection_settings.get("application_name") or ""
         if len(name.encode()) > _LONGEST_NAME:
             yield _cut(config)
@@ -66,11 +66,6 @@ def _leaves(value: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[Any
         yield above, value
 
 
-def _defaults_of(config: DatabaseConfig) -> str:
-    # Not by `Path`, which would take the dot of `./orders.yaml` away.
-    return os.path.join(os.path.dirname(config.path), DEFAULTS_FILE)
-
-
 def _cut(config: DatabaseConfig) -> Problem:
     problem = Problem(
         config.path,
@@ -80,8 +75,7 @@ def _cut(config: DatabaseConfig) -> Problem:
         hint="choose a shorter one",
         database=config.name,
     )
-    for path in (config.path, _defaults_of(config)):
-        document = read_again(path)
-        if document is not None and (position := document.position(_NAME)) is not None:
+    for path, document in read_with_defaults(config.path):
+        if (position := document.position(_NAME)) is not None:
             return replace(problem, path=path, line=position.line, column=position.column)
     return problem

@@ -1,7 +1,13 @@
-"""Read one YAML file: text, lists and mappings, with the position of each."""
+"""Read one YAML file: text, lists and mappings, with the position of each.
+
+Errors of the parser are reported in our own words: its words may quote the file.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import yaml
@@ -16,30 +22,73 @@ from yaml.events import (
 )
 
 from pgmonkey.config.secret_files import SecretFileError, Snapshot, SnapshotMovedError
-from pgmonkey.config.yaml_errors import (
-    DEEPEST,
-    TOO_DEEP,
-    UNKNOWN,
-    KeyPath,
-    Position,
-    YamlProblem,
-    control_character,
-    dotted,
-    position_at,
-    position_of,
-    syntax_problem,
-)
 from pgmonkey.errors import Problem
 
 #: The file that is merged under every database of a directory.
 DEFAULTS_FILE: Final = "_defaults.yaml"
 LIMIT: Final = 256 * 1024  # bytes
 _MOST_NODES: Final = 2000
+DEEPEST: Final = 20
+_TOO_DEEP: Final = f"nested deeper than {DEEPEST} levels"
 _NULLS: Final = frozenset({"", "~", "null"})
 
-
+#: Keys and indexes that lead to one part of a file, from the top.
+KeyPath = tuple["str | int", ...]
 # By key or index: where the key and the value of an entry start, and what is below the value.
 Marks = dict[Any, tuple[Any, Any, Any]]
+
+
+def dotted(path: Iterable[str | int]) -> str | None:
+    """Return a path as people write it: `a.b[0]`; `None` for the top."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            shown = step if step.isprintable() else json.dumps(step)[1:-1]
+            text += f".{shown}" if text else shown
+    return text or None
+
+
+class Position(NamedTuple):
+    """Hold a position in a file; line and column count from 1."""
+
+    line: int
+    column: int
+
+
+#: The line and column of a problem that has none.
+UNKNOWN: Final = (None, None)
+
+
+def _position_of(mark: Any) -> Position | None:
+    """Return the position of a mark of the parser."""
+    return None if mark is None else Position(mark.line + 1, mark.column + 1)
+
+
+def _position_at(content: bytes, offset: int) -> Position:
+    """Return the position of a byte; bytes before it may not be UTF-8."""
+    start = content.rfind(b"\n", 0, offset) + 1
+    column = len(content[start:offset].decode("utf-8", "replace")) + 1
+    return Position(content.count(b"\n", 0, offset) + 1, column)
+
+
+class YamlProblem(Exception):
+    """Report text that is no acceptable YAML. The message never quotes the text."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        position: Position | None = None,
+        hint: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.position = position
+        self.hint = hint
+        self.key = key
 
 
 class YamlDocument:
@@ -56,29 +105,21 @@ class YamlDocument:
         self._marks = marks
 
     def position(self, path: KeyPath, *, of_key: bool = False) -> Position | None:
-        """Return where a part of the document starts; `None` if there is no such part.
-
-        Args:
-            path: Keys and indexes, from the top.
-            of_key: Return the position of the key instead of that of its value.
-        """
+        """Return where the value of a part starts, or its key; `None` if there is no such part."""
         marks, mark = self._marks, self._root
         for step in path:
             if not isinstance(marks, dict) or step not in marks:
                 return None
             key_mark, value_mark, marks = marks[step]
             mark = key_mark if of_key else value_mark
-        return position_of(mark)
+        return _position_of(mark)
 
 
 def read_yaml(content: bytes) -> YamlDocument:
     """Parse the bytes of one file.
 
     The limits (256 KiB, 20 levels, 2,000 nodes with aliases expanded) hold while the parser's
-    events come in, before anything large or deep is built.
-
-    Args:
-        content: The file; UTF-8, with or without a byte order mark.
+    events come in, before anything large or deep is built. A byte order mark is ignored.
 
     Raises:
         YamlProblem: It is not acceptable; the message quotes nothing from the file.
@@ -91,20 +132,20 @@ def read_yaml(content: bytes) -> YamlDocument:
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        position = position_at(content, error.start)
+        position = _position_at(content, error.start)
         message, hint = "the file is not UTF-8", "save it as UTF-8"
         problem = YamlProblem("config.encoding", message, position, hint)
     if problem is None and (offset := content.find(b"\0")) >= 0:
-        position = position_at(content, offset)
+        position = _position_at(content, offset)
         problem = YamlProblem("config.nul", "the file contains a NUL character", position)
     if problem is not None:
         raise problem
     try:
         return _Composer(content).document()
     except yaml.MarkedYAMLError as error:
-        problem = syntax_problem(error, content)
+        problem = _syntax_problem(error, content)
     except yaml.YAMLError as error:
-        problem = control_character(error, content)
+        problem = _control_character(error, content)
     raise problem  # outside of the handlers: the parser's own text must not become a cause
 
 
@@ -134,13 +175,13 @@ class _Composer:
             raise YamlProblem(
                 "config.multi_document",
                 "only one document per file; a second one starts here",
-                position_of(event.start_mark),
+                _position_of(event.start_mark),
                 "give each database a file of its own",
             )
         return YamlDocument(value, first.start_mark, marks)
 
     def _fail(self, code: str, message: str, event: Any, hint: str | None = None) -> YamlProblem:
-        return YamlProblem(code, message, position_of(event.start_mark), hint, dotted(self._path))
+        return YamlProblem(code, message, _position_of(event.start_mark), hint, dotted(self._path))
 
     def _count(self, nodes: int, event: Any) -> None:
         self._nodes += nodes
@@ -168,7 +209,7 @@ class _Composer:
         else:
             self._depth += 1
             if self._depth > DEEPEST:
-                raise self._fail("config.too_deep", TOO_DEEP, event)
+                raise self._fail("config.too_deep", _TOO_DEEP, event)
             value, marks = self._mapping() if kind is MappingStartEvent else self._sequence()
             self._depth -= 1
         if anchor is not None:
@@ -243,7 +284,7 @@ class _Composer:
 
     def _twice(self, key: str, event: Any, mark: Any) -> YamlProblem:
         self._path.append(key)  # the event may be an alias
-        first = position_of(mark)
+        first = _position_of(mark)
         where = f" (first at {first.line}:{first.column})" if first else ""
         message = f"the key appears twice{where}"
         return self._fail("config.duplicate_key", message, event, "keep one of them")
@@ -257,6 +298,80 @@ class _Composer:
             message = "expected a mapping, or a list of mappings, to merge"
             raise self._fail("config.merge", message, event)
         return pairs
+
+
+def _syntax_problem(error: yaml.MarkedYAMLError, content: bytes) -> YamlProblem:
+    """Return the problem for an error of the parser."""
+    words = f"{error.context or ''} {error.problem or ''}"
+    position = _position_of(error.problem_mark or error.context_mark)
+    if _character(content, position) == "\t":
+        message = "tab used for indentation; YAML allows only spaces"
+        return YamlProblem("config.syntax", message, position, "indent with spaces")
+    if "nesting depth" in words:  # a limit of libyaml's own: it reads ahead of its events
+        return YamlProblem("config.too_deep", _TOO_DEEP, position)
+    if "quoted scalar" in words and "escape" not in words:
+        return YamlProblem(
+            "config.syntax",
+            "text is opened with a quote here and not closed",
+            _position_of(error.context_mark) or position,
+            "close the quote, or double a quote that is part of the text",
+        )
+    message, hint = next(
+        (found for sign, *found in _MESSAGES if sign in words),
+        ("this is not valid YAML", "check indentation, quotes and colons"),
+    )
+    return YamlProblem("config.syntax", message, position, hint)
+
+
+_QUOTE_IT: Final = "put the value in quotes"
+_QUOTE_NAME: Final = "put a value that starts with & or * in quotes"
+_INDENTATION: Final = "check the indentation"
+#: A part of the parser's message, our message, and the hint.
+_MESSAGES: Final = (
+    (
+        "mapping values are not allowed",
+        '": " inside an unquoted value, or wrong indentation',
+        _QUOTE_IT,
+    ),
+    ("cannot start any token", "the value starts with a character that YAML reserves", _QUOTE_IT),
+    ("escape", 'unknown escape after a backslash in "double quotes"', "use single quotes"),
+    ("directive", "a value or line that starts with % needs quotes", _QUOTE_IT),
+    (
+        "could not find expected ':'",
+        'expected "key: value"',
+        "check the colon, the space after it, and the indentation",
+    ),
+    ("tag", "tags are not allowed", "put a value that starts with ! in quotes"),
+    ("anchor", "a name must follow & or *", _QUOTE_NAME),
+    ("alias", "a name must follow & or *", _QUOTE_NAME),
+    (
+        "flow mapping",
+        "a { is not closed with }",
+        "close it; a value with ${...} needs quotes inside of { }",
+    ),
+    ("flow sequence", "a [ is not closed with ]", "close it, or put the value in quotes"),
+    ("block mapping", "this line does not belong to the mapping around it", _INDENTATION),
+    ("block collection", "this line does not belong to the list around it", _INDENTATION),
+)
+
+
+def _character(content: bytes, position: Position | None) -> str:
+    if position is None:
+        return ""
+    lines = content.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    line = lines[position.line - 1] if position.line <= len(lines) else ""
+    return line[position.column - 1 : position.column]
+
+
+def _control_character(error: yaml.YAMLError, content: bytes) -> YamlProblem:
+    """Return the problem for a character that no YAML may hold."""
+    offset = getattr(error, "position", None)
+    return YamlProblem(
+        "config.control_character",
+        "the file contains a control character",
+        _position_at(content, offset) if isinstance(offset, int) else None,
+        "remove it, or write it as an escape in double quotes",
+    )
 
 
 class Defaults(NamedTuple):
@@ -292,8 +407,19 @@ def unreadable(path: str, error: SecretFileError, name: str | None = None) -> Pr
     return Problem(path, code, f"the file {error}", hint=error.hint, database=name)
 
 
+def read_with_defaults(path: str) -> Iterator[tuple[str, YamlDocument]]:
+    """Parse a loaded file and the defaults under it again, for positions: a config keeps none.
+
+    A file that is gone is left out.
+    """
+    # Not by `Path`, which would take the dot of `./orders.yaml` away.
+    for file in (path, os.path.join(os.path.dirname(path), DEFAULTS_FILE)):
+        if (document := read_again(file)) is not None:
+            yield file, document
+
+
 def read_again(path: str) -> YamlDocument | None:
-    """Parse a loaded file again, for its positions: a config keeps none. `None` if it is gone."""
+    """Parse a loaded file again; `None` if it is gone."""
     try:
         with Snapshot() as snapshot:
             content, _ = snapshot.read_bytes(path, LIMIT)

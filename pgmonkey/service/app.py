@@ -78,7 +78,7 @@ def status_routes(registry: Registry) -> list[BaseRoute]:
         with suppress(UnknownDatabaseError):  # removed since
             config = registry.config(name)
             # While the files cannot be used, the values in use do not come from them.
-            values = explain(config, registry.path, sources=not database.stale) if config else ()
+            values = explain(config, sources=not database.stale) if config else ()
         return details(database, values, events.recent()), values
 
     def show_database(request: Request) -> Response:

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgmonkey.config.loader import load_file
-from pgmonkey.config.yaml_errors import Position, YamlProblem
-from pgmonkey.config.yaml_reader import read_yaml
+from pgmonkey.config.yaml_reader import Position, YamlProblem, read_yaml
 
 
 def value(text):
