@@ -24,24 +24,6 @@ from typing import Final, Literal, Self
 import psycopg
 import psycopg_pool
 
-__all__ = [
-    "CheckoutTimeout",
-    "ConfigError",
-    "ConnectError",
-    "DatabaseRemovedError",
-    "EnvInterpolationError",
-    "HandleClosedError",
-    "NestedCheckoutError",
-    "PgmonkeyError",
-    "Problem",
-    "RegistryConfigError",
-    "ReloadRejectedError",
-    "TooManyWaiting",
-    "UnknownDatabaseError",
-    "WrongSideError",
-]
-
-
 #: Why a connection could not be made.
 Reason = Literal[
     "auth",
@@ -115,12 +97,7 @@ def sorted_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 file`, `2 files`.
-
-    Args:
-        number: How many.
-        noun: The noun for one.
-    """
+    """Return a number with its noun: `1 file`, `2 files`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -162,13 +139,7 @@ class UnknownDatabaseError(PgmonkeyError, KeyError):
 
     @classmethod
     def among(cls, names: Collection[str], name: str, directory: str) -> Self:
-        """Return the error for an unknown name, with similar names.
-
-        Args:
-            names: The declared names.
-            name: The unknown name.
-            directory: The directory of the registry.
-        """
+        """Return the error for a name that is not among those of a registry, with similar ones."""
         from difflib import get_close_matches  # only when something is wrong
 
         near = " or ".join(f'"{one}"' for one in get_close_matches(name, sorted(names), 3, 0.6))

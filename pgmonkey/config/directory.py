@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from pgmonkey.config.interpolation import LoadOptions
-from pgmonkey.config.libpq import libpq_variables
 from pgmonkey.config.loader import load_bytes
 from pgmonkey.config.rules import shortfalls
 from pgmonkey.config.secret_files import (
@@ -25,9 +24,6 @@ from pgmonkey.config.sources import SourceFile, Sources, Statuses, keyed_digest,
 from pgmonkey.config.trust import Trust, TrustPolicy
 from pgmonkey.config.yaml_reader import DEFAULTS_FILE, LIMIT, Defaults, parse, unreadable
 from pgmonkey.errors import Problem, RegistryConfigError, sorted_problems
-
-if TYPE_CHECKING:
-    from pgmonkey.config.settings import DatabaseConfig
 
 
 class Scan(NamedTuple):
@@ -305,9 +301,9 @@ class DirectoryLoader:
 
     def _look_at_environment(self) -> None:
         """Forget every file if a variable that libpq reads was set or unset."""
-        variables = libpq_variables(self._options.environ)
-        if variables != self._options.variables:
-            self._options = replace(self._options, variables=variables)
+        options = replace(self._options)  # takes the variables of now
+        if options.variables != self._options.variables:
+            self._options = options
             self._loaded.clear()
 
     def _no_directory(self, error: OSError) -> Scan:

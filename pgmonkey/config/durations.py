@@ -25,10 +25,7 @@ class DurationError(ValueError):
 
 @lru_cache(maxsize=1024)  # a thousand databases mostly have the same few
 def parse_duration(text: str) -> float:
-    """Return a written duration in seconds.
-
-    Args:
-        text: A number and a unit: `ms`, `s`, `min`, `h`, `d`; a bare number is seconds.
+    """Return a duration in seconds: a number and `ms`, `s`, `min`, `h` or `d`; by default seconds.
 
     Raises:
         DurationError: It is no duration, its unit is `m` (minutes? months? milliseconds?), or it
@@ -57,9 +54,6 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return a duration for people, in its largest unit.
-
-    Args:
-        seconds: How long.
 
     Example:
         >>> format_duration(0.0042), format_duration(12), format_duration(300)

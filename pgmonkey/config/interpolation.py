@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from pgmonkey.config.libpq import libpq_variables
 from pgmonkey.config.models import NULLABLE, SECTIONS
 from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.redaction import Secret, is_sensitive
@@ -16,6 +17,7 @@ from pgmonkey.config.sources import SourceFile, read_source
 from pgmonkey.config.yaml_reader import KeyPath
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TOKEN: Final = re.compile(r"\$\$\{|\$\{|[{}$]|[^{}$]+")
 _DEEPEST: Final = 20
 _LONGEST: Final = 64 * 1024  # characters, as much as a secret file may hold
 _FORMS: Final = (
@@ -53,6 +55,15 @@ Template = tuple["str | Variable", ...]
 Lookup = Callable[[str], "str | None"]
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8; one from the system may hold other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def has_reference(text: str) -> bool:
     """Tell whether a text holds a reference, or an escaped one. Costs tens of nanoseconds."""
     return "${" in text
@@ -71,8 +82,7 @@ def parse_template(text: str) -> Template:
     if len(text) > _LONGEST:
         message = f"a text with references is longer than {_LONGEST // 1024} KiB"
         raise ReferenceSyntaxError(message, _LONGEST)
-    template, end = _parse(text, 0, None, 0)
-    assert end == len(text)
+    template, _ = _parse(text, 0, None, 0)
     return template
 
 
@@ -120,31 +130,22 @@ def _value(variable: Variable, lookup: Lookup) -> str:
 def _parse(text: str, start: int, opened: int | None, depth: int) -> tuple[Template, int]:
     """Parse up to the end of the text or, inside a default, up to its closing brace."""
     parts: list[str | Variable] = []
-    literal: list[str] = []
     braces = 0
     at = start
-    while at < len(text):
-        if text.startswith("$${", at):
-            literal.append("${")
-            braces += 1  # its own closing brace belongs to the text, not to the reference around
-            at += 3
-        elif text.startswith("${", at):
-            if literal:
-                parts.append("".join(literal))
-                literal.clear()
+    while (match := _TOKEN.match(text, at)) is not None:
+        found = match.group()
+        if found == "${":
             variable, at = _parse_variable(text, at, depth + 1)
             parts.append(variable)
-        elif opened is not None and text[at] == "}" and braces == 0:
-            break
-        else:
-            if opened is not None:
-                braces += {"{": 1, "}": -1}.get(text[at], 0)
-            literal.append(text[at])
-            at += 1
-    if opened is not None and at == len(text):
+            continue
+        if opened is not None and found == "}" and braces == 0:
+            return tuple(parts), at
+        # The closing brace of a "$${" belongs to the text, not to the reference around.
+        braces += {"{": 1, "}": -1, "$${": 1}.get(found, 0)
+        parts.append("${" if found == "$${" else found)
+        at = match.end()
+    if opened is not None:
         raise ReferenceSyntaxError("malformed reference: it is not closed", opened)
-    if literal:
-        parts.append("".join(literal))
     return tuple(parts), at
 
 
@@ -207,8 +208,12 @@ class LoadOptions:
     #: Whether sensitive keys may have a default.
     allow_sensitive_defaults: bool = False
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-    #: The variables of the environment that libpq reads and that are to be kept out.
-    variables: frozenset[str] = frozenset()
+    #: The variables that libpq reads and that are to be kept out, as they are set now.
+    variables: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        variables = libpq_variables(self.environ) if self.isolate else frozenset[str]()
+        object.__setattr__(self, "variables", variables)
 
 
 class _Dropped:
@@ -333,9 +338,7 @@ class Resolution:
     def _checked(self, value: str, path: KeyPath) -> str | _Dropped:
         if "\0" in value:
             return self._no_nul(path)
-        try:
-            value.encode()
-        except UnicodeEncodeError:
+        if not is_utf8(value):
             return self._drop(path, "reference.encoding", "the value is not UTF-8 text")
         return value
 

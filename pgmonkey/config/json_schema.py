@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
+from pgmonkey.config.libpq import SETTING_NAME
 from pgmonkey.config.models import INHERITED, SECTIONS, DatabaseFile
 from pgmonkey.config.types import FALSE, OFF, TRUE
 
@@ -90,8 +91,7 @@ def _section(found: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema
             del section["properties"][key]["default"]  # it is that of the database
         section["additionalProperties"] = False
     else:
-        part = r"[A-Za-z_][A-Za-z0-9_$]*"
-        section["propertyNames"] = {"pattern": rf"^{part}(?:\.{part})*$"}
+        section["propertyNames"] = {"pattern": f"^{SETTING_NAME}$"}
         section["additionalProperties"] = _value(found["additionalProperties"])
     return section
 

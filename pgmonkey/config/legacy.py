@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pgmonkey.config.interpolation import LoadOptions, Resolution, has_reference
+from pgmonkey.config.interpolation import LoadOptions, Resolution, has_reference, is_utf8
 from pgmonkey.config.loader import (
     MOVING,
     LoadResult,
     build_config,
     config_or_raise,
-    load_options,
     raise_for,
     read_file,
     unwrapped,
@@ -30,9 +29,7 @@ def config_from_dict(
     mapping: Mapping[str, Any],
     *,
     resolve_env: bool = False,
-    allow_sensitive_defaults: bool = False,
     name: str = "dict",
-    environ: Mapping[str, str] | None = None,
 ) -> DatabaseConfig:
     """Make a config from a dictionary that has the shape of a file.
 
@@ -40,9 +37,7 @@ def config_from_dict(
         mapping: The dictionary; numbers, booleans and paths may be native.
         resolve_env: Whether references are replaced; relative paths start at the working
             directory.
-        allow_sensitive_defaults: Whether sensitive keys may have a default.
         name: The name of the database.
-        environ: The environment; by default that of the process.
 
     Raises:
         ConfigError: With every problem of it.
@@ -52,7 +47,7 @@ def config_from_dict(
         >>> config_from_dict({"connection_settings": {"host": "db", "port": 5432}}).name
         'dict'
     """
-    options = load_options(resolve_env, allow_sensitive_defaults, environ, isolate=False)
+    options = LoadOptions(resolve=resolve_env, isolate=False)
     result = load_dict(mapping, options, name=name)
     del mapping  # the frames that raise must not hold a secret
     return config_or_raise(result, isolate=False)
@@ -101,7 +96,9 @@ def load_config(
         >>> load_config("orders.yaml", resolve_env=True)
         {'connection_settings': {'host': 'db', 'password': '***REDACTED***'}}
     """
-    options = load_options(resolve_env, allow_sensitive_defaults, None, isolate=False)
+    options = LoadOptions(
+        resolve_env, isolate=False, allow_sensitive_defaults=allow_sensitive_defaults
+    )
     result, problems = _plain_file(os.fspath(file_path), options)
     if problems:
         del result
@@ -147,7 +144,7 @@ def _as_text(value: Any, path: KeyPath, found: list[KeyProblem]) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):
-        if value.isascii() or _encodes(value):
+        if is_utf8(value):
             return str(value)
         found.append(KeyProblem(path, "config.encoding", "the value is not UTF-8 text"))
         return None
@@ -164,14 +161,6 @@ def _as_text(value: Any, path: KeyPath, found: list[KeyProblem]) -> Any:
             return [_as_text(item, (*path, index), found) for index, item in enumerate(value)]
     found.append(KeyProblem(path, "config.type", "expected text, a number, a list or a mapping"))
     return None
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _plain(value: Any, path: KeyPath, found: list[KeyProblem], *, resolved: bool) -> Any:

@@ -124,7 +124,8 @@ _KNOWN: Final[Mapping[str, Keyword]] = {
 }
 FILES: Final = frozenset(name for name, known in _KNOWN.items() if known.kind == "file")
 
-_SETTING: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*")
+#: The name of a session setting, as a regular expression that JSON Schema understands as well.
+SETTING_NAME: Final = r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*"
 _ESCAPED: Final = re.compile(r"([\\\s])")
 _WITH_BACKSLASH: Final = r"\\\1"
 _WORD: Final = re.compile(r"(?:\\.|[^\\\s])+", re.DOTALL)
@@ -175,13 +176,8 @@ def conflicting_variables(
     """Yield the environment variables that no explicit value can keep out.
 
     With `service`, the values of the service must be used, so no other can be passed explicitly.
-
-    Args:
-        given: The parameters that the configuration sets.
-        variables: The result of `libpq_variables`.
-
-    Yields:
-        The variable, and the parameter that would override it, if there is one.
+    Each comes with the parameter that would override it, if there is one; `given` are the
+    parameters that the configuration sets.
     """
     if not variables:
         return
@@ -194,11 +190,6 @@ def conflicting_variables(
             continue
         if keyword.neutral is None or "service" in present:
             yield keyword.variable, keyword.name
-
-
-def is_setting_name(name: str) -> bool:
-    """Tell whether a text can be the name of a session setting."""
-    return _SETTING.fullmatch(name) is not None
 
 
 def session_options(settings: Iterable[tuple[str, str]]) -> str:

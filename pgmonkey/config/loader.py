@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolution
-from pgmonkey.config.libpq import libpq_variables
 from pgmonkey.config.models import POOL_SECTIONS, SECTIONS, DatabaseFile, validate
 from pgmonkey.config.named_files import NamedFiles
 from pgmonkey.config.problems import KeyProblem, Positions, meant_key, schema_problem
@@ -50,11 +49,9 @@ def load_file(
     *,
     resolve: bool = True,
     allow_sensitive_defaults: bool = False,
-    defaults: str | os.PathLike[str] | None = None,
     isolate: bool = True,
-    environ: Mapping[str, str] | None = None,
 ) -> DatabaseConfig:
-    """Load one database.
+    """Load one database, without the defaults of a directory.
 
     Costs one read and about a tenth of a millisecond; nothing is remembered.
 
@@ -62,10 +59,8 @@ def load_file(
         path: The file; its name without the suffix is the name of the database.
         resolve: Whether references are replaced.
         allow_sensitive_defaults: Whether sensitive keys may have a default.
-        defaults: A file that is merged under this one.
         isolate: Whether libpq's environment variables are kept out, and host, dbname and user
             are required (a registry); otherwise the older API, where libpq fills the gaps.
-        environ: The environment; by default that of the process.
 
     Raises:
         ConfigError: With every problem of the file.
@@ -73,32 +68,20 @@ def load_file(
         OSError: Only with `isolate=False`: the file cannot be read.
 
     Example:
-        >>> load_file(
-        ...     "registry.d/orders.yaml", defaults="registry.d/_defaults.yaml"
-        ... ).connection_type
+        >>> load_file("registry.d/orders.yaml").connection_type
         'pool'
     """
-    options = load_options(resolve, allow_sensitive_defaults, environ, isolate=isolate)
-    under = None if defaults is None else os.fspath(defaults)
+    options = LoadOptions(resolve, isolate, allow_sensitive_defaults)
     # The frames that raise hold none of the file's text: a traceback may show locals.
-    return config_or_raise(_load_path(os.fspath(path), under, options), isolate=isolate)
+    return config_or_raise(_load_path(os.fspath(path), options), isolate=isolate)
 
 
-def _load_path(path: str, under: str | None, options: LoadOptions) -> LoadResult:
-    defaults: Defaults | None = None
-    if under is not None:
-        content, _ = read_file(under, isolate=options.isolate)
-        if isinstance(content, Problem):
-            return LoadResult(problems=(content,))
-        document, problems = parse(content, under)
-        if document is None:
-            return LoadResult(problems=problems)
-        defaults = Defaults(under, document)
+def _load_path(path: str, options: LoadOptions) -> LoadResult:
     content, file = read_file(path, isolate=options.isolate)
     if isinstance(content, Problem):
         return LoadResult(problems=(content,))
     name = os.path.splitext(os.path.basename(path))[0]
-    return load_bytes(content, name=name, path=path, options=options, defaults=defaults, file=file)
+    return load_bytes(content, name=name, path=path, options=options, file=file)
 
 
 def load_bytes(
@@ -274,19 +257,6 @@ def _secrets(tree: Any) -> Iterator[str]:
     elif isinstance(tree, (dict, list)):
         for item in tree.values() if isinstance(tree, dict) else tree:
             yield from _secrets(item)
-
-
-def load_options(
-    resolve: bool,
-    allow_sensitive_defaults: bool,
-    environ: Mapping[str, str] | None,
-    *,
-    isolate: bool,
-) -> LoadOptions:
-    """Return how files are read, for the arguments of a public function."""
-    environ = os.environ if environ is None else environ
-    variables = libpq_variables(environ) if isolate else frozenset[str]()
-    return LoadOptions(resolve, isolate, allow_sensitive_defaults, environ, variables)
 
 
 def read_file(path: str, *, isolate: bool) -> tuple[bytes, SourceFile] | tuple[Problem, None]:

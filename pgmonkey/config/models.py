@@ -439,10 +439,7 @@ def effective(
 ) -> PoolSettings:
     """Return the settings of a pool with the keys filled in that its section does not give.
 
-    Args:
-        section: The validated section.
-        given: The keys that are in the section.
-        below: The values of the database for the keys of `INHERITED`.
+    `below` are the values of the database for the keys of `INHERITED`.
     """
     filled = dict(zip(INHERITED, below, strict=True))
     if "max_size" not in given:

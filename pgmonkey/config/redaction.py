@@ -96,8 +96,7 @@ class Secret:
 def is_sensitive(key: str) -> bool:
     """Tell whether values under this key are secret.
 
-    Args:
-        key: One key, not a dotted path; upper and lower case are the same, and so are `-` and `_`.
+    Upper and lower case are the same, and so are `-` and `_`. A dotted path is no key.
 
     Example:
         >>> is_sensitive("password"), is_sensitive("AWS_SECRET_KEY"), is_sensitive("host")
@@ -169,13 +168,9 @@ def _masked(match: re.Match[str]) -> str:
 def scrub(text: str, secrets: Iterable[Secret]) -> str:
     """Return an error text of libpq or of the system in one line, without secrets.
 
-    Masks the known secrets, also in their quoted forms, and the passwords inside URLs. Lines
-    become sentences, and control characters become spaces.
-
-    Args:
-        text: The text.
-        secrets: The secrets that may be in it. One of fewer than 4 characters is masked only
-            where it is a whole word: elsewhere the masks would give it away.
+    Masks the known secrets, also in their quoted forms, and the passwords inside URLs. A secret of
+    fewer than 4 characters is masked only where it is a whole word: elsewhere the masks would give
+    it away. Lines become sentences, and control characters become spaces.
     """
     values = sorted({secret.reveal() for secret in secrets} - {""}, key=len, reverse=True)
     for value in values:

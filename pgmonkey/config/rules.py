@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.config.libpq import conflicting_variables, option_settings
@@ -30,18 +30,13 @@ def inconsistencies(
     *,
     isolate: bool,
     variables: frozenset[str],
-    failed: frozenset[str] = frozenset(),
+    failed: frozenset[str],
 ) -> Iterator[KeyProblem]:
     """Yield the values of a resolved document that do not fit together.
 
-    Works on whatever is there, so that all problems of a file are reported at once.
-
-    Args:
-        tree: The resolved document.
-        isolate: Whether it belongs to a registry: nothing is filled from the environment there.
-        variables: The variables in the environment that libpq reads.
-        failed: Connection keywords that are in the file, but whose reference could not be
-            resolved, or whose name is misspelt: they are not missing.
+    Works on any document, also an invalid one, so that all problems of a file are reported at
+    once. Connection keywords that `failed` are in the file, but their reference could not be
+    resolved, or their name is misspelt: they are not missing.
     """
     connection = tree.get("connection_settings")
     if not isinstance(connection, dict):
@@ -179,24 +174,18 @@ def _twice(path: KeyPath, message: str, beside: KeyPath) -> KeyProblem:
 
 
 def shortfalls(
-    configs: Iterable[DatabaseConfig], max_connections: int | None, path: str
+    configs: Collection[DatabaseConfig], max_connections: int | None, path: str
 ) -> Iterator[Problem]:
     """Yield a problem for each budget that is smaller than the sum of `min_size` under it.
 
-    Such pools could never be filled: the last databases to be used would get no connection.
-
-    Args:
-        configs: The databases of a registry, each counted for its connection type.
-        max_connections: The limit of all of them together, or `None`.
-        path: The path that the problems carry.
+    Such pools could never be filled: the last databases to be used would get no connection. Each
+    database counts with its connection type.
     """
     servers: dict[str, list[DatabaseConfig]] = {}
-    everywhere = []
     for config in configs:
-        everywhere.append(config)
         servers.setdefault(config.server, []).append(config)
     if max_connections is not None:
-        yield from _shortfall("all databases", everywhere, max_connections, path)
+        yield from _shortfall("all databases", list(configs), max_connections, path)
     for server, of_server in sorted(servers.items()):
         limits = [one.max_connections for one in of_server if one.max_connections is not None]
         if limits:

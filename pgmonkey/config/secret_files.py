@@ -64,11 +64,7 @@ class Snapshot:
             os.close(descriptor)
 
     def read_bytes(self, path: str, limit: int = LIMIT) -> tuple[bytes, os.stat_result]:
-        """Read a small regular file through the snapshot of its directory.
-
-        Args:
-            path: The file; an absolute path, or one that is relative to the working directory.
-            limit: How large it may be, in bytes.
+        """Read a regular file of at most `limit` bytes through the snapshot of its directory.
 
         Raises:
             SecretFileError: It is missing, unreadable, no regular file, or too large.

@@ -129,9 +129,6 @@ class DatabaseConfig(DatabaseFile):
         """Return everything for `psycopg.connect(**kwargs)`, with the secrets in clear.
 
         Drop it at once: nothing keeps a password.
-
-        Args:
-            connection_type: Decides between `sync_settings` and `async_settings`.
         """
         connection = self.connection_settings
         kwargs: dict[str, Any] = {}

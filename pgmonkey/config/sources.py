@@ -50,14 +50,10 @@ Statuses = dict[str, "Signature | None"]
 
 
 class SourceFile:
-    """Remember the status and a digest of one file when it was read.
+    """Remember the status and a keyed digest of one file when it was read.
 
-    Args:
-        path: The file.
-        content: Its content; only a keyed digest is kept.
-        status: Its status.
-        read_at: When it was read, in unix nanoseconds; before the status was taken.
-        limit: How much of it is read to compare it, in bytes.
+    The file was read at `read_at` (unix nanoseconds), and its status was taken after that. To
+    compare its content, `limit` bytes of it are read.
     """
 
     __slots__ = ("_digest", "_limit", "_settled", "_signature", "path")
@@ -86,8 +82,7 @@ class SourceFile:
     def unchanged(self, statuses: Statuses) -> bool:
         """Tell whether the content is the same; reads the file only if its status differs.
 
-        Args:
-            statuses: The signatures taken in this round, by path.
+        Each file is looked at once in a round: `statuses` keeps the signatures of the round.
         """
         path = self.path
         if path not in statuses:
@@ -112,14 +107,10 @@ def read_source(
 
 
 class Sources:
-    """Remember the files and variables of one config.
+    """Remember the database file, the secret files, the TLS files and the variables of one config.
 
-    Args:
-        file: The database file; `None` if there is none.
-        files: Its secret files and TLS files; `None` in place of one that could not be read.
-        variables: The environment variables it refers to, with their values; digests are kept.
-        environ: The environment.
-        modified: The newest modification of its secret files, in unix seconds.
+    `None` is in place of a file that could not be read. Of the variables, a digest is kept.
+    `modified` is the newest modification of the secret files, in unix seconds.
     """
 
     __slots__ = ("_environ", "_file", "_files", "_names", "_values", "directories", "modified")

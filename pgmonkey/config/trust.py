@@ -37,17 +37,10 @@ class TrustChecker:
     read-only cannot be changed here. A group without other members passes as well.
 
     It remembers what it found about a directory: make a new one for each look at the files.
-
-    Args:
-        read_only: Tells whether the file system of a path is mounted read-only.
-        uid: The account; by default that of the process.
     """
 
-    def __init__(
-        self, *, read_only: Callable[[str], bool] | None = None, uid: int | None = None
-    ) -> None:
-        self._read_only = read_only or _read_only
-        self._uid = os.geteuid() if uid is None else uid
+    def __init__(self) -> None:
+        self._uid = os.geteuid()
         self._known: dict[str, Distrust | None] = {}
         self._trusted: set[str] = set()
 
@@ -63,18 +56,14 @@ class TrustChecker:
                 if not stat.S_ISLNK(status.st_mode):
                     return self._check(path, status)
             for step, status in _steps(os.path.abspath(path)):
-                distrust = self._look(step, status)
-                if distrust is not None:
-                    return distrust
+                if step not in self._known:
+                    self._known[step] = self._check(step, status)
+                if self._known[step] is not None:
+                    return self._known[step]
         except OSError:
             return None
         self._trusted.add(parent)
         return None
-
-    def _look(self, path: str, status: os.stat_result) -> Distrust | None:
-        if path not in self._known:
-            self._known[path] = self._check(path, status)
-        return self._known[path]
 
     def _check(self, path: str, status: os.stat_result) -> Distrust | None:
         if status.st_uid not in (0, self._uid):
@@ -91,7 +80,7 @@ class TrustChecker:
         everybody = bool(mode & stat.S_IWOTH)
         if not everybody and _is_private(status.st_gid, self._uid):
             return None
-        if self._read_only(path):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
             return None
         who = "everybody" if everybody else "its group"
         return Distrust(
@@ -127,10 +116,6 @@ def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
         pending += target.split("/")[::-1]
 
 
-def _read_only(path: str) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-
-
 @lru_cache(maxsize=64)
 def _is_private(gid: int, uid: int) -> bool:
     """Tell whether an account has a group of its own, as desktops with umask 002 give it."""
@@ -143,12 +128,7 @@ def _is_private(gid: int, uid: int) -> bool:
 
 
 class TrustPolicy:
-    """Check the files of one registry, and report or refuse those that others can change.
-
-    Args:
-        trust: `strict` makes such a file a problem, `warn` reports it once, `off` does not look.
-        on_untrusted: Called with such a file and the reason, once for each file.
-    """
+    """Check the files of one registry, and report or refuse those that others can change."""
 
     def __init__(self, trust: Trust, on_untrusted: Callable[[str, str], None] | None) -> None:
         self._trust: Trust = trust
@@ -163,13 +143,7 @@ class TrustPolicy:
     def problems(
         self, paths: Iterable[str], declared_by: str, name: str | None
     ) -> tuple[Problem, ...]:
-        """Return what keeps a database, or the defaults, from being used; mostly nothing.
-
-        Args:
-            paths: The files that it is made from.
-            declared_by: The database file, which the problems name as their path.
-            name: The database; `None` for the defaults.
-        """
+        """Return why the files of a database (or of the defaults: no name) may not be used."""
         if self._trust == "off":
             return ()
         problems: list[Problem] = []

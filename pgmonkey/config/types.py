@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
 from pgmonkey.config.durations import EXPECTED, DurationError, parse_duration
-from pgmonkey.config.libpq import is_setting_name
+from pgmonkey.config.libpq import SETTING_NAME
 from pgmonkey.config.redaction import Secret
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,12}")
@@ -101,7 +101,7 @@ def _to_setting(value: Any) -> str | Secret:
 
 
 def _to_setting_name(value: Any) -> str:
-    if isinstance(value, str) and is_setting_name(value):
+    if isinstance(value, str) and re.fullmatch(SETTING_NAME, value):
         return value
     raise invalid("config.setting_name", "this is no name of a session setting")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.legacy import load_dict
-from pgmonkey.config.loader import config_or_raise, load_file, load_options
+from pgmonkey.config.loader import config_or_raise, load_file
 from pgmonkey.config.models import CONNECTION_TYPES, ConnectionType
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import ConnectError
@@ -169,7 +170,9 @@ class PGConnectionManager:
             ...     conn.execute("SELECT 1").fetchone()
             (1,)
         """
-        options = load_options(resolve_env, allow_sensitive_defaults, None, isolate=False)
+        options = LoadOptions(
+            resolve_env, isolate=False, allow_sensitive_defaults=allow_sensitive_defaults
+        )
         loaded = load_dict(config_data_dictionary, options)
         # An error below may be printed with the locals of this frame.
         del config_data_dictionary

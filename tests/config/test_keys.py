@@ -58,7 +58,7 @@ def changed(tmp_path):
             path = tmp_path / "candidate.yaml"
             path.write_text(text)
             try:
-                load_file(path, environ={})
+                load_file(path)
             except ConfigError:
                 continue
             if value != found.get("default"):
@@ -73,9 +73,9 @@ def test_a_change_of_any_key_is_seen(tmp_path, changed, key):
     """The digest differs, and the key is among those that changed, with what the change does."""
     path = tmp_path / "orders.yaml"
     path.write_text(yaml.safe_dump(BASE))
-    before = load_file(path, environ={})
+    before = load_file(path)
     path.write_text(changed(key))
-    after = load_file(path, environ={})
+    after = load_file(path)
     assert before.digest != after.digest
     assert after.changed_keys(before)[key] == effect_of(key)
     if effect_of(key) == "reconnect":
@@ -106,7 +106,7 @@ def test_a_key_shows_in_the_redacted_configuration(tmp_path, changed, key):
     path = tmp_path / "orders.yaml"
     path.write_text(changed(key))
     section, _, name = key.partition(".")
-    shown = load_file(path, environ={}).redacted()
+    shown = load_file(path).redacted()
     assert name in shown[section] if name else section in shown
 
 
@@ -141,5 +141,5 @@ def test_the_revision_is_read_by_the_public_hash(tmp_path):
     hashes = set()
     for revision in ("1", "2"):
         path.write_text(yaml.safe_dump(with_key("revision", revision)))
-        hashes.add(load_file(path, environ={}).public_hash)
+        hashes.add(load_file(path).public_hash)
     assert len(hashes) == 2

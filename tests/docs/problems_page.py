@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from unittest import mock
 
 from pgmonkey.errors import Reason
 from pgmonkey.pool.connect_failure import HINTS
@@ -167,7 +168,8 @@ def _of_directories() -> Iterator[Problem]:
 
 def _problems(path: str, *, resolve: bool = True, **environ: str) -> tuple[Problem, ...]:
     try:
-        load_file(path, resolve=resolve, environ=environ)
+        with mock.patch.dict(os.environ, environ, clear=True):
+            load_file(path, resolve=resolve)
     except ConfigError as error:
         return error.problems
     return ()
