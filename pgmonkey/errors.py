@@ -96,6 +96,14 @@ def sorted_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     )
 
 
+def did_you_mean(word: str, known: Iterable[str], *, most: int = 1) -> str | None:
+    """Return the hint that names similar words; `None` if there are none."""
+    from difflib import get_close_matches  # only when something is wrong
+
+    near = " or ".join(f'"{one}"' for one in get_close_matches(word, sorted(known), most, 0.6))
+    return f"did you mean {near}?" if near else None
+
+
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: `1 file`, `2 files`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -140,10 +148,8 @@ class UnknownDatabaseError(PgmonkeyError, KeyError):
     @classmethod
     def among(cls, names: Collection[str], name: str, directory: str) -> Self:
         """Return the error for a name that is not among those of a registry, with similar ones."""
-        from difflib import get_close_matches  # only when something is wrong
-
-        near = " or ".join(f'"{one}"' for one in get_close_matches(name, sorted(names), 3, 0.6))
-        meant = f"; did you mean {near}?" if near else ""
+        near = did_you_mean(name, names, most=3)
+        meant = f"; {near}" if near else ""
         shown = name if name.isprintable() else ascii(name)[1:-1]
         return cls(f'no database "{shown}" in {directory}{meant} ({len(names)} declared)')
 

@@ -54,17 +54,17 @@ def command(
     """
     from importlib.resources import files
 
-    from pgmonkey.config.legacy import config_from_dict, load_config
+    from pgmonkey.config.interpolation import LoadOptions
+    from pgmonkey.config.legacy import load_config, load_dict
+    from pgmonkey.config.loader import config_or_raise
     from pgmonkey.config.models import CONNECTION_TYPES
 
     declared: Any = load_config(path).get("connection_type", "normal")
     if resolve_env and connection_type is None:
         # Only the type: the secrets may be missing where a program is made.
-        declared = config_from_dict(
-            {"connection_type": declared, "connection_settings": {}},
-            resolve_env=True,
-            name=str(path),
-        ).connection_type
+        only = {"connection_type": declared, "connection_settings": {}}
+        loaded = load_dict(only, LoadOptions(isolate=False), name=str(path))
+        declared = config_or_raise(loaded, isolate=False).connection_type
     wanted = connection_type or declared
     if wanted not in CONNECTION_TYPES:
         return Answer(

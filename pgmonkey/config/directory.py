@@ -23,7 +23,7 @@ from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.config.sources import SourceFile, Sources, Statuses, keyed_digest, read_source
 from pgmonkey.config.trust import Trust, TrustPolicy
 from pgmonkey.config.yaml_reader import DEFAULTS_FILE, LIMIT, Defaults, parse, unreadable
-from pgmonkey.errors import Problem, RegistryConfigError, sorted_problems
+from pgmonkey.errors import Problem, RegistryConfigError, did_you_mean, sorted_problems
 
 
 class Scan(NamedTuple):
@@ -47,24 +47,16 @@ class Scan(NamedTuple):
         return sorted_problems(dict.fromkeys(self._problems()))
 
     def raise_for_problems(self) -> None:
-        """Raise if anything is wrong.
-
-        Raises:
-            RegistryConfigError: With every problem of every file.
-        """
-        problems = self.all_problems()
-        if problems:
+        """Raise `RegistryConfigError` with every problem of every file, if there is one."""
+        if problems := self.all_problems():
             raise RegistryConfigError(problems)
 
     def _problems(self) -> Iterator[Problem]:
         yield from self.general
         for name in self.missing:
-            from difflib import get_close_matches  # only when something is wrong
-
-            near = get_close_matches(name, self.present, 1, 0.6)
             path = os.path.join(self.directory, f"{name}.yaml")
             message = f'no file declares the database "{name}"'
-            hint = f'did you mean "{near[0]}"?' if near else None
+            hint = did_you_mean(name, self.present)
             yield Problem(path, "registry.no_such_database", message, hint=hint, database=name)
         for name, problems in self.problems.items():
             for problem in problems:
@@ -99,15 +91,10 @@ class DirectoryLoader:
     what changed: a file, the secret files and TLS files that it names, the variables that it
     refers to. Not for use by two threads at once.
 
-    Args:
-        directory: The directory.
-        names: The databases to load; by default all. Other files are not opened.
-        allow_sensitive_defaults: Whether sensitive keys may have a default.
-        environ: The environment; by default that of the process.
-        trust: How to treat a database whose file, secrets or TLS files other accounts can
-            change: `strict` makes it a problem, `warn` reports it once, `off` does not look.
-        on_untrusted: Called with such a file and the reason, once for each file.
-        max_connections: Server connections that all databases may have together, or `None`.
+    With `names`, only these databases are loaded, and other files are not opened. A database whose
+    file, secrets or TLS files other accounts can change is not loaded if `trust` is `strict`;
+    `on_untrusted` is called with each such file and the reason once, if it is `strict` or `warn`.
+    All databases together may have `max_connections` connections to servers.
 
     Example:
         >>> scan = DirectoryLoader("registry.d").scan()
@@ -231,12 +218,14 @@ class DirectoryLoader:
     ) -> _LoadedFile | None:
         """Return what is known about a file, up to date; `None` if the file is gone."""
         loaded = self._loaded.get(name)
-        if loaded is not None and loaded.file is not None:
+        # What it was when it was loaded; useless if a value behind its references changed.
+        known = loaded.file if loaded is not None and loaded.current(statuses) else None
+        if known is not None:
             try:
                 signature = signature_of(found.stat())
             except OSError:
                 signature = None  # reading it reports the error
-            if loaded.file.looks_like(signature) and loaded.current(statuses):
+            if known.looks_like(signature):
                 return loaded
         path = found.path
         try:
@@ -246,12 +235,7 @@ class DirectoryLoader:
                 return None
             loaded = _LoadedFile(None, (unreadable(path, error, name),))
         else:
-            if (
-                loaded is not None
-                and loaded.file is not None
-                and loaded.file.is_confirmed_by(file)
-                and loaded.current(statuses)
-            ):
+            if known is not None and known.is_confirmed_by(file):
                 return loaded
             loaded = self._made(content, name, path, file)
         self._loaded[name] = loaded

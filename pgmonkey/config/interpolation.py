@@ -20,6 +20,7 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOKEN: Final = re.compile(r"\$\$\{|\$\{|[{}$]|[^{}$]+")
 _DEEPEST: Final = 20
 _LONGEST: Final = 64 * 1024  # characters, as much as a secret file may hold
+_NOT_CLOSED: Final = "malformed reference: it is not closed"
 _FORMS: Final = (
     "write ${NAME}, ${NAME:-default}, ${NAME-default} or ${NAME:?message}; $${ is a literal ${"
 )
@@ -27,10 +28,6 @@ _FORMS: Final = (
 
 class ReferenceSyntaxError(ValueError):
     """Report a malformed reference. The message never holds the text around it."""
-
-    def __init__(self, message: str, offset: int) -> None:
-        super().__init__(message)
-        self.offset = offset  # of the reference, in characters of the text
 
 
 class UnsetVariableError(LookupError):
@@ -80,19 +77,15 @@ def parse_template(text: str) -> Template:
         ('db-', Variable(name='SHOP', default=None, empty_is_unset=False, message=None))
     """
     if len(text) > _LONGEST:
-        message = f"a text with references is longer than {_LONGEST // 1024} KiB"
-        raise ReferenceSyntaxError(message, _LONGEST)
-    template, _ = _parse(text, 0, None, 0)
+        raise ReferenceSyntaxError(f"a text with references is longer than {_LONGEST // 1024} KiB")
+    template, _ = _parse(text, 0, 0)
     return template
 
 
 def expand(template: Template, lookup: Lookup) -> str:
-    """Return the text with every reference replaced.
+    """Return the text with every reference replaced; raise `UnsetVariableError` if one can't be.
 
     Values are inserted as they are: a `${` inside one is not interpolated.
-
-    Raises:
-        UnsetVariableError: A variable is not set and has no default.
     """
     return "".join(part if isinstance(part, str) else _value(part, lookup) for part in template)
 
@@ -127,8 +120,8 @@ def _value(variable: Variable, lookup: Lookup) -> str:
     return expand(variable.default, lookup)
 
 
-def _parse(text: str, start: int, opened: int | None, depth: int) -> tuple[Template, int]:
-    """Parse up to the end of the text or, inside a default, up to its closing brace."""
+def _parse(text: str, start: int, depth: int) -> tuple[Template, int]:
+    """Parse up to the end of the text or, inside a default (`depth` > 0), to its closing brace."""
     parts: list[str | Variable] = []
     braces = 0
     at = start
@@ -138,40 +131,40 @@ def _parse(text: str, start: int, opened: int | None, depth: int) -> tuple[Templ
             variable, at = _parse_variable(text, at, depth + 1)
             parts.append(variable)
             continue
-        if opened is not None and found == "}" and braces == 0:
+        if depth and found == "}" and braces == 0:
             return tuple(parts), at
         # The closing brace of a "$${" belongs to the text, not to the reference around.
         braces += {"{": 1, "}": -1, "$${": 1}.get(found, 0)
         parts.append("${" if found == "$${" else found)
         at = match.end()
-    if opened is not None:
-        raise ReferenceSyntaxError("malformed reference: it is not closed", opened)
+    if depth:
+        raise ReferenceSyntaxError(_NOT_CLOSED)
     return tuple(parts), at
 
 
 def _parse_variable(text: str, start: int, depth: int) -> tuple[Variable, int]:
     """Parse the reference that starts here; return it and the place after its closing brace."""
     if depth > _DEEPEST:
-        raise ReferenceSyntaxError(f"references are nested deeper than {_DEEPEST}", start)
+        raise ReferenceSyntaxError(f"references are nested deeper than {_DEEPEST}")
     match = _NAME.match(text, start + 2)
     if match is None:
-        raise ReferenceSyntaxError("malformed reference: no valid name follows ${", start)
+        raise ReferenceSyntaxError("malformed reference: no valid name follows ${")
     name, at = match.group(), match.end()
     if text.startswith("}", at):
         return Variable(name), at + 1
     for operator, empty_is_unset in ((":-", True), ("-", False)):
         if text.startswith(operator, at):
-            default, at = _parse(text, at + len(operator), start, depth)
+            default, at = _parse(text, at + len(operator), depth)
             return Variable(name, default, empty_is_unset), at + 1
     if text.startswith(":?", at):
-        end = _closing(text, at + 2, start)
+        end = _closing(text, at + 2)
         return Variable(name, None, empty_is_unset=True, message=text[at + 2 : end]), end + 1
     if at == len(text):
-        raise ReferenceSyntaxError("malformed reference: it is not closed", start)
-    raise ReferenceSyntaxError("malformed reference: this form is not supported", start)
+        raise ReferenceSyntaxError(_NOT_CLOSED)
+    raise ReferenceSyntaxError("malformed reference: this form is not supported")
 
 
-def _closing(text: str, start: int, opened: int) -> int:
+def _closing(text: str, start: int) -> int:
     """Return the place of the brace that closes a message."""
     braces = 0
     for at in range(start, len(text)):
@@ -181,7 +174,7 @@ def _closing(text: str, start: int, opened: int) -> int:
             if braces == 0:
                 return at
             braces -= 1
-    raise ReferenceSyntaxError("malformed reference: it is not closed", opened)
+    raise ReferenceSyntaxError(_NOT_CLOSED)
 
 
 _KINDS: Final = frozenset({"from_env", "from_file"})

@@ -98,11 +98,8 @@ def _section(found: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema
 
 def _value(found: Mapping[str, Any]) -> Schema:
     """Return the schema of a value: as it is written, null, or a reference."""
-    value: Schema = {
-        key: found[key] for key in ("description", "default", "examples") if key in found
-    }
-    if value.get("default", ...) is None:
-        del value["default"]
+    shown = ("description", "default", "examples")
+    value: Schema = {key: found[key] for key in shown if found.get(key) is not None}
     hint = found["anyOf"][0] if "anyOf" in found else found
     written = _written(hint)
     value["title"] = written.pop("title")

@@ -11,7 +11,6 @@ from pgmonkey.config.loader import (
     MOVING,
     LoadResult,
     build_config,
-    config_or_raise,
     raise_for,
     read_file,
     unwrapped,
@@ -20,45 +19,17 @@ from pgmonkey.config.models import typed_value
 from pgmonkey.config.problems import KeyProblem, Positions, schema_problem
 from pgmonkey.config.redaction import RedactedDict, Secret
 from pgmonkey.config.secret_files import Snapshot, SnapshotMovedError, from_one_snapshot
-from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.config.yaml_reader import DEEPEST, KeyPath, parse
 from pgmonkey.errors import Problem
-
-
-def config_from_dict(
-    mapping: Mapping[str, Any],
-    *,
-    resolve_env: bool = False,
-    name: str = "dict",
-) -> DatabaseConfig:
-    """Make a config from a dictionary that has the shape of a file.
-
-    Args:
-        mapping: The dictionary; numbers, booleans and paths may be native.
-        resolve_env: Whether references are replaced; relative paths start at the working
-            directory.
-        name: The name of the database.
-
-    Raises:
-        ConfigError: With every problem of it.
-        EnvInterpolationError: A reference cannot be resolved.
-
-    Example:
-        >>> config_from_dict({"connection_settings": {"host": "db", "port": 5432}}).name
-        'dict'
-    """
-    options = LoadOptions(resolve=resolve_env, isolate=False)
-    result = load_dict(mapping, options, name=name)
-    del mapping  # the frames that raise must not hold a secret
-    return config_or_raise(result, isolate=False)
 
 
 def load_dict(
     mapping: Mapping[str, Any], options: LoadOptions, *, name: str = "dict"
 ) -> LoadResult:
-    """Make a config from a dictionary, or find its problems; raises nothing.
+    """Make a config from a dictionary that has the shape of a file, or find its problems.
 
-    For a caller whose own frames must not hold the dictionary when something is raised.
+    Numbers, booleans and paths may be native. Relative paths start at the working directory.
+    Raises nothing: when the caller raises the problems, its frames must not hold the dictionary.
     """
     path = f"<{name}>"
     problems: list[KeyProblem] = []
@@ -69,7 +40,7 @@ def load_dict(
     if problems:
         return LoadResult(problems=positions.problems(problems))
     tree = unwrapped(tree, path)
-    return build_config(tree, positions, name=name, path=path, options=options)
+    return build_config(tree, positions, options=options)
 
 
 def load_config(

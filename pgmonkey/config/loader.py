@@ -55,12 +55,8 @@ def load_file(
 
     Costs one read and about a tenth of a millisecond; nothing is remembered.
 
-    Args:
-        path: The file; its name without the suffix is the name of the database.
-        resolve: Whether references are replaced.
-        allow_sensitive_defaults: Whether sensitive keys may have a default.
-        isolate: Whether libpq's environment variables are kept out, and host, dbname and user
-            are required (a registry); otherwise the older API, where libpq fills the gaps.
+    The name of the file, without its suffix, is the name of the database. The options are those
+    of `LoadOptions`.
 
     Raises:
         ConfigError: With every problem of the file.
@@ -68,8 +64,8 @@ def load_file(
         OSError: Only with `isolate=False`: the file cannot be read.
 
     Example:
-        >>> load_file("registry.d/orders.yaml").connection_type
-        'pool'
+        >>> load_file("config.yaml").name
+        'config'
     """
     options = LoadOptions(resolve, isolate, allow_sensitive_defaults)
     # The frames that raise hold none of the file's text: a traceback may show locals.
@@ -106,7 +102,7 @@ def load_bytes(
     if defaults is not None:
         tree = _merged(defaults.document.value, tree)
     positions = Positions(name, path, document, defaults, wrapped=not options.isolate)
-    return build_config(tree, positions, name=name, path=path, options=options, file=file)
+    return build_config(tree, positions, options=options, file=file)
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,15 +147,13 @@ def build_config(
     tree: dict[str, Any],
     positions: Positions,
     *,
-    name: str,
-    path: str,
     options: LoadOptions,
     file: SourceFile | None = None,
 ) -> LoadResult:
     """Resolve, validate and check a document whose defaults are merged in."""
 
     def look(snapshot: Snapshot) -> tuple[Resolution, NamedFiles, dict[str, Any]]:
-        directory = os.path.dirname(path)
+        directory = os.path.dirname(positions.path)
         resolution = Resolution(options, snapshot, directory)
         resolved = resolution.document(tree)
         named = NamedFiles(snapshot, directory, isolate=options.isolate)
@@ -178,8 +172,8 @@ def build_config(
         return LoadResult(None, positions.problems(problems), sources)
     config = DatabaseConfig(
         model,
-        name=name,
-        path=path,
+        name=positions.name,
+        path=positions.path,
         isolate=options.isolate,
         sources=sources,
         files=files_digest(named.contents),
@@ -206,12 +200,7 @@ def _validated(
         filter(None, map(meant_key, details))
     )
     settings = {path[1] for path in failed if len(path) > 1 and path[0] == "connection_settings"}
-    problems += inconsistencies(
-        resolved,
-        isolate=options.isolate,
-        variables=options.variables,
-        failed=frozenset(map(str, settings)),
-    )
+    problems += inconsistencies(resolved, options, failed=frozenset(map(str, settings)))
     for one in details:
         problem = schema_problem(one)
         if not (problem.code == "config.required" and problem.path[:2] in failed):

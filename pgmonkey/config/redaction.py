@@ -126,10 +126,12 @@ def redact_config(config: Any) -> Any:
 def _redact(value: Any, *, sensitive: bool, above: tuple[int, ...]) -> Any:
     if value is None or value == "":
         return value
+    if isinstance(value, Secret) or (sensitive and not isinstance(value, Mapping)):
+        return MASK
+    if id(value) in above:
+        return MASK  # it contains itself
+    inside = (*above, id(value))
     if isinstance(value, Mapping):
-        if id(value) in above:
-            return MASK
-        inside = (*above, id(value))
         pointer = sensitive and len(value) == 1 and _REFERENCES.issuperset(value)
         return {
             key: _redact(
@@ -139,16 +141,10 @@ def _redact(value: Any, *, sensitive: bool, above: tuple[int, ...]) -> Any:
             )
             for key, item in value.items()
         }
-    if sensitive or isinstance(value, Secret):
-        return MASK
-    if isinstance(value, str):
-        return mask_urls(value)
     if isinstance(value, (list, tuple, set, frozenset)):
-        if id(value) in above:
-            return MASK
-        items = [_redact(item, sensitive=False, above=(*above, id(value))) for item in value]
+        items = [_redact(item, sensitive=False, above=inside) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
-    return value
+    return mask_urls(value) if isinstance(value, str) else value
 
 
 def mask_urls(text: str) -> str:

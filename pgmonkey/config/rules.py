@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.libpq import conflicting_variables, option_settings
 from pgmonkey.config.models import POOL_SECTIONS, SESSION_SECTIONS
 from pgmonkey.config.problems import KeyProblem
@@ -26,11 +27,7 @@ _PORTS: Final = re.compile(r"[0-9, ]*")
 
 
 def inconsistencies(
-    tree: Mapping[str, Any],
-    *,
-    isolate: bool,
-    variables: frozenset[str],
-    failed: frozenset[str],
+    tree: Mapping[str, Any], options: LoadOptions, *, failed: frozenset[str]
 ) -> Iterator[KeyProblem]:
     """Yield the values of a resolved document that do not fit together.
 
@@ -41,11 +38,11 @@ def inconsistencies(
     connection = tree.get("connection_settings")
     if not isinstance(connection, dict):
         connection = {}
-    if isolate and "connection_settings" in tree:
+    if options.isolate and "connection_settings" in tree:
         yield from _required(connection, failed)
         yield from _verified(connection, failed)
-    if isolate:
-        yield from _environment(connection, variables)
+    if options.isolate:
+        yield from _environment(connection, options.variables)
     yield from _ports(connection)
     for section in POOL_SECTIONS:
         yield from _sizes(section, tree.get(section))

@@ -123,8 +123,7 @@ class Snapshot:
 def from_one_snapshot(look: Callable[[Snapshot], T]) -> T:
     """Call a function with a snapshot, again with a new one if a directory moved meanwhile.
 
-    Raises:
-        SnapshotMovedError: A directory moved 8 times.
+    Raises `SnapshotMovedError` if a directory moved each of 8 times.
     """
     for _ in range(_TRIES):
         with suppress(SnapshotMovedError), Snapshot() as snapshot:
@@ -145,16 +144,9 @@ def _read(descriptor: int, size: int, limit: int) -> bytes:
 
 
 def secret_text(content: bytes) -> str:
-    """Return the text of a secret file: UTF-8, without one trailing newline.
-
-    Raises:
-        SecretFileError: It is empty, not UTF-8, starts with a byte order mark, or holds a NUL
-            character.
-    """
-    if content.endswith(b"\r\n"):
-        content = content[:-2]
-    elif content.endswith(b"\n"):
-        content = content[:-1]
+    """Return the text of a secret file, without one trailing newline, or raise `SecretFileError`."""
+    if content.endswith(b"\n"):
+        content = content[:-1].removesuffix(b"\r")
     if not content:
         raise SecretFileError("secret.empty", "is empty")
     if b"\0" in content:

@@ -84,14 +84,13 @@ class SourceFile:
 
         Each file is looked at once in a round: `statuses` keeps the signatures of the round.
         """
-        path = self.path
-        if path not in statuses:
-            statuses[path] = _look(path)
-        if self.looks_like(statuses[path]):
+        if self.path not in statuses:
+            statuses[self.path] = _look(self.path)
+        if self.looks_like(statuses[self.path]):
             return True
         try:
             with Snapshot() as snapshot:
-                _, _, newer = read_source(snapshot, path, self._limit)
+                _, _, newer = read_source(snapshot, self.path, self._limit)
         except (SecretFileError, SnapshotMovedError):
             return False
         return self.is_confirmed_by(newer)
@@ -144,8 +143,7 @@ class Sources:
         Costs one `stat` of each file. A file that is gone counts as unchanged.
         """
         statuses: Statuses = {}
-        file = self._file
-        if file is not None and not _same_or_gone(file, statuses):
+        if self._file is not None and not _same_or_gone(self._file, statuses):
             return False
         return self._variables_current() and all(
             file is not None and _same_or_gone(file, statuses) for file in self._files

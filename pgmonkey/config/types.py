@@ -14,6 +14,7 @@ from pydantic_core.core_schema import no_info_before_validator_function
 from pgmonkey.config.durations import EXPECTED, DurationError, parse_duration
 from pgmonkey.config.libpq import SETTING_NAME
 from pgmonkey.config.redaction import Secret
+from pgmonkey.errors import did_you_mean
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,12}")
 # A parser of YAML 1.2 leaves `yes` and `off` as text, one of 1.1 makes them booleans.
@@ -113,11 +114,7 @@ def one_of(choices: tuple[str, ...]) -> BeforeValidator:
     def choice(value: Any) -> str:
         if isinstance(value, str) and value in known:
             return value
-        from difflib import get_close_matches  # only when something is wrong
-
-        word = value.lower() if isinstance(value, str) else ""
-        near = get_close_matches(word, choices, 1, 0.6)
-        hint = f'did you mean "{near[0]}"?' if near else None
+        hint = did_you_mean(value.lower() if isinstance(value, str) else "", choices)
         raise invalid("config.choice", f"expected one of {', '.join(filter(None, choices))}", hint)
 
     return BeforeValidator(choice)

@@ -4,11 +4,11 @@ import psycopg
 import pytest
 from psycopg import pq
 
-from pgmonkey.config.legacy import config_from_dict
 from pgmonkey.config.libpq import keywords, option_settings, session_options
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.redaction import Secret
 from pgmonkey.errors import ConfigError
+from tests.kit.dictionaries import config_from_dict
 
 
 @pytest.fixture

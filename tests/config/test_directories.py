@@ -29,9 +29,9 @@ def made(monkeypatch):
     names = []
     real = loader.build_config
 
-    def build_config(*args, name, **kwargs):
-        names.append(name)
-        return real(*args, name=name, **kwargs)
+    def build_config(tree, positions, **kwargs):
+        names.append(positions.name)
+        return real(tree, positions, **kwargs)
 
     monkeypatch.setattr(loader, "build_config", build_config)
     return names

@@ -10,10 +10,12 @@ import psycopg
 import pytest
 
 from pgmonkey import PGConnectionManager
-from pgmonkey.config.legacy import config_from_dict, load_config
+from pgmonkey.config.interpolation import LoadOptions
+from pgmonkey.config.legacy import load_config, load_dict
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.redaction import redact_config
 from pgmonkey.errors import ConfigError, EnvInterpolationError
+from tests.kit.dictionaries import config_from_dict
 
 
 @pytest.fixture
@@ -162,7 +164,9 @@ def test_the_old_wrapper_is_unwrapped_with_a_warning(file):
         }
     assert caught[0].filename == __file__
     with pytest.warns(DeprecationWarning, match="wrapper") as caught:
-        config_from_dict({"postgresql": {"connection_settings": {"host": "db"}}})
+        load_dict(
+            {"postgresql": {"connection_settings": {"host": "db"}}}, LoadOptions(isolate=False)
+        )
     assert caught[0].filename == __file__
 
 
@@ -237,7 +241,6 @@ def test_no_frame_of_ours_shows_a_secret(file, canary, resolve):
         lambda: load_file(path, isolate=False, resolve=resolve),
         lambda: load_config(path, resolve_env=resolve),
         lambda: load_file(path),
-        lambda: config_from_dict(config),
         lambda: manager.get_database_connection_from_dict(config, resolve_env=resolve),
         lambda: manager.get_database_connection(path, "async", resolve_env=resolve),
     ):

@@ -53,29 +53,28 @@ def test_every_form_gives_what_a_shell_user_expects(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text, offset",
+    "text, message",
     [
-        ("x${A", 1),
-        ("${}", 0),
-        ("${ A }", 0),
-        ("${1A}", 0),
-        ("${A+x}", 0),
-        ("${A:+x}", 0),
-        ("${A=x}", 0),
-        ("${A:=x}", 0),
-        ("${A?x}", 0),
-        ("${A b}", 0),
-        ("${A:-${B}", 0),
-        ("${A:-{}", 0),
-        ("ab${A:?x", 2),
-        ("${A:-${1}}", 5),
+        ("x${A", "not closed"),
+        ("${}", "no valid name"),
+        ("${ A }", "no valid name"),
+        ("${1A}", "no valid name"),
+        ("${A+x}", "not supported"),
+        ("${A:+x}", "not supported"),
+        ("${A=x}", "not supported"),
+        ("${A:=x}", "not supported"),
+        ("${A?x}", "not supported"),
+        ("${A b}", "not supported"),
+        ("${A:-${B}", "not closed"),
+        ("${A:-{}", "not closed"),
+        ("ab${A:?x", "not closed"),
+        ("${A:-${1}}", "no valid name"),
     ],
 )
-def test_a_malformed_reference_is_an_error_with_its_place(text, offset):
-    """What is no reference is never passed on as text."""
-    with pytest.raises(ReferenceSyntaxError) as caught:
+def test_a_malformed_reference_is_an_error_that_says_what_is_wrong(text, message):
+    """What is no reference is never passed on as text, and the error does not quote it."""
+    with pytest.raises(ReferenceSyntaxError, match=message) as caught:
         parse_template(text)
-    assert caught.value.offset == offset
     assert text not in str(caught.value)
 
 

@@ -11,6 +11,7 @@ import pytest
 from pgmonkey import ConfigError, ConnectError, PGConnectionManager
 from pgmonkey.config.libpq import keywords
 from tests.kit import Canary, TemporaryDatabase, eventually
+from tests.kit.dictionaries import config_from_dict
 from tests.kit.manager import TYPES, Write, ask
 
 SECTION = {
@@ -222,8 +223,6 @@ def test_every_connection_setting_is_accepted(write: Write, connection_type: str
 @pytest.mark.parametrize("name", sorted(keywords().keys() - HARMLESS.keys()))
 def test_the_other_connection_settings_reach_libpq(name: str, tmp_path: Path) -> None:
     """Keywords that need more than a plain server are passed to libpq, none is dropped."""
-    from pgmonkey.config.legacy import config_from_dict
-
     content = {"connection_settings": {name: "1" if name != "port" else "5432"}}
     for connection_type in TYPES:
         kwargs = config_from_dict(content).connect_kwargs(connection_type)  # type: ignore[arg-type]  # a parameter of the test
