@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolution
+from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolution, has_reference
 from pgmonkey.config.models import POOL_SECTIONS, SECTIONS, DatabaseFile, validate
 from pgmonkey.config.named_files import NamedFiles
 from pgmonkey.config.problems import KeyProblem, Positions, meant_key, schema_problem
@@ -217,9 +217,9 @@ def _with_value(
         return problem
     if any(path[:length] in external for length in range(1, len(path) + 1)):
         return problem._replace(message=f"{problem.message}; got a value from outside (not shown)")
-    if not options.resolve and _part(resolved, path, "${"):
-        return problem._replace(hint=f"references are not resolved here: {HOW_TO_RESOLVE}")
     value = _part(resolved, path)
+    if value is not None and not options.resolve and has_reference(value):
+        return problem._replace(hint=f"references are not resolved here: {HOW_TO_RESOLVE}")
     if value is None or mask_urls(value) != value or "://" in value:
         return problem
     if any(secret in value for secret in _secrets(resolved)):
@@ -228,14 +228,14 @@ def _with_value(
     return problem._replace(message=f"{problem.message}, got {shown}")
 
 
-def _part(tree: Any, path: KeyPath, holding: str = "") -> str | None:
-    """Return the text at a path; `None` if there is none, or it does not hold a certain text."""
+def _part(tree: Any, path: KeyPath) -> str | None:
+    """Return the text at a path; `None` if there is none."""
     for step in path:
         try:
             tree = tree[step]
         except (KeyError, IndexError, TypeError):
             return None
-    return tree if isinstance(tree, str) and holding in tree else None
+    return tree if isinstance(tree, str) else None
 
 
 def _secrets(tree: Any) -> Iterator[str]:

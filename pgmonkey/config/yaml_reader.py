@@ -128,18 +128,16 @@ def read_yaml(content: bytes) -> YamlDocument:
         raise YamlProblem("config.too_large", f"the file is larger than {LIMIT // 1024} KiB")
     if content.startswith(b"\xef\xbb\xbf"):
         content = content[3:]
-    problem = None
+    hint: str | None = None
+    code, message = "config.nul", "the file contains a NUL character"
     try:
         content.decode()
+        offset = content.find(b"\0")
     except UnicodeDecodeError as error:
-        position = _position_at(content, error.start)
-        message, hint = "the file is not UTF-8", "save it as UTF-8"
-        problem = YamlProblem("config.encoding", message, position, hint)
-    if problem is None and (offset := content.find(b"\0")) >= 0:
-        position = _position_at(content, offset)
-        problem = YamlProblem("config.nul", "the file contains a NUL character", position)
-    if problem is not None:
-        raise problem
+        code, message, hint = "config.encoding", "the file is not UTF-8", "save it as UTF-8"
+        offset = error.start
+    if offset >= 0:
+        raise YamlProblem(code, message, _position_at(content, offset), hint)
     try:
         return _Composer(content).document()
     except yaml.MarkedYAMLError as error:
