@@ -17,8 +17,7 @@ from pgmonkey.pool.usage import Usage
 from pgmonkey.registry.entry import Entry
 from pgmonkey.telemetry.status import DatabaseStatus, ProbeStatus
 
-#: Seconds between two probes of a database that was reached, and after the first failure.
-_INTERVAL: Final = 15.0
+#: Seconds before a database that was not reached is probed again, at first.
 _FIRST_PAUSE: Final = 1.0
 #: How many probes run at once; a slow database holds up one of them.
 _WORKERS: Final = 4
@@ -45,9 +44,7 @@ class Probed(Protocol):
 def probe(entry: Entry, budget: Budget) -> None:
     """Connect to a database once, and record in its entry whether its server was reached.
 
-    Args:
-        entry: The database.
-        budget: The limit over all databases; the probe counts against it.
+    The connection counts against the budget of all databases.
     """
     if entry.applied is None or entry.removed:
         entry.probe = ProbeStatus(up=False, seconds=0.0)  # nothing to connect with
@@ -89,7 +86,7 @@ class Prober:
         interval: Seconds between two probes of a database that was reached.
     """
 
-    def __init__(self, registry: Probed, *, interval: float = _INTERVAL) -> None:
+    def __init__(self, registry: Probed, interval: float) -> None:
         self._registry = weakref.ref(registry)
         self._interval = interval
         self._due: dict[str, float] = {}
@@ -98,29 +95,16 @@ class Prober:
         # Guards `_due`, `_pauses` and `_running`. Never held while probing.
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"pgmonkey-probe-{number}", daemon=True)
-            for number in range(_WORKERS)
-        ]
 
     def start(self) -> None:
         """Start probing."""
-        for thread in self._threads:
-            thread.start()
+        for number in range(_WORKERS):
+            name = f"pgmonkey-probe-{number}"
+            threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def stop(self) -> None:
         """Start no more probes. One that runs ends by itself, at the latest at its timeout."""
         self._stop.set()
-
-    def join(self, timeout: float) -> None:
-        """Wait for the probes that run.
-
-        Args:
-            timeout: Seconds, for all together.
-        """
-        deadline = time.monotonic() + timeout
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
         while not self._stop.is_set():

@@ -102,7 +102,7 @@ class Upkeep:
         if self._probe_interval is not None:
             with self._lock:
                 if self._prober is None:
-                    self._prober = Prober(registry, interval=self._probe_interval)
+                    self._prober = Prober(registry, self._probe_interval)
                     self._prober.start()
         if not self._watch:
             return

@@ -1,4 +1,4 @@
-"""The service: a registry over HTTP, its background probes, and its signals."""
+"""The service: a registry over HTTP, and its signals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import prometheus_client
 from starlette.routing import BaseRoute, Route
 
 from pgmonkey.config.trust import Trust
-from pgmonkey.registry.prober import Prober
 from pgmonkey.registry.registry import Registry
 from pgmonkey.service.app import Readiness, application, probe_routes, status_routes
 from pgmonkey.service.auth import ReloadEndpoint, TokenFile
@@ -28,6 +27,9 @@ from pgmonkey.service.tls import Certificate
 
 #: Seconds in which /readyz says 503 while requests are still answered, before the end.
 DEFAULT_GRACE: Final = 1.0
+
+#: Seconds between two background probes of a database that was reached.
+PROBE_INTERVAL: Final = 15.0
 
 _FILES: Final = 4096  # descriptors: connections of two listening sockets, and those of the registry
 _LOOK: Final = 2.0  # seconds between two looks at the certificate's files
@@ -57,9 +59,9 @@ class ServiceOptions:
 
 
 class Service:
-    """Serve one registry over HTTP and probe its databases, until `stop`.
+    """Serve one registry over HTTP, until `stop`.
 
-    The caller closes the registry.
+    The caller opens the registry, with `probe_interval`: /readyz waits for the first probes.
     """
 
     def __init__(
@@ -72,7 +74,6 @@ class Service:
     ) -> None:
         options = options or ServiceOptions()
         self._registry = registry
-        self._prober = Prober(registry)
         self.readiness = Readiness(registry)
         self._grace = options.grace
         self._stop = asyncio.Event()
@@ -124,19 +125,16 @@ class Service:
         loop = asyncio.get_running_loop()
         previous_handler = loop.get_exception_handler()
         loop.set_exception_handler(_on_loop_error)
-        self._prober.start()
         try:
             async with asyncio.TaskGroup() as tasks:
                 for server in self._servers:
                     tasks.create_task(server.run(self._stop_answering.wait))
                 following = tasks.create_task(self._follow_certificate())
                 await self._stop.wait()
-                self._prober.stop()
                 await asyncio.sleep(self._grace)
                 following.cancel()
                 self._stop_answering.set()
         finally:
-            self._prober.stop()
             loop.set_exception_handler(previous_handler)
 
     async def _follow_certificate(self) -> None:
@@ -240,6 +238,7 @@ def serve(
         Registry(
             directory,
             metrics=metrics,
+            probe_interval=PROBE_INTERVAL,
             allow_sensitive_defaults=allow_sensitive_defaults,
             trust=trust,
         ) as registry,

@@ -16,7 +16,6 @@ import pytest
 from pgmonkey import Registry
 from pgmonkey.pool.connect_failure import ConnectFailure
 from pgmonkey.pool.login_pauses import FIRST_PAUSE, LONGEST_PAUSE, LoginPauses
-from pgmonkey.registry.prober import Prober
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
@@ -142,11 +141,8 @@ def three_loops(registry: Registry) -> list[Callable[[threading.Event], None]]:
 
 def a_background_probe(registry: Registry) -> list[Callable[[threading.Event], None]]:
     def probe(stop: threading.Event) -> None:
-        prober = Prober(registry, interval=1)
-        prober.start()
-        stop.wait()
-        prober.stop()
-        prober.join(10)
+        while not stop.wait(0.1):
+            registry.probe("orders")
 
     return [probe]
 

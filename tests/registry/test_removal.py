@@ -20,8 +20,7 @@ from pgmonkey.errors import (
     UnknownDatabaseError,
 )
 from pgmonkey.pool import fault_points
-from pgmonkey.registry.prober import Prober
-from pgmonkey.telemetry.status import DatabaseStatus, ProbeStatus
+from pgmonkey.telemetry.status import DatabaseStatus
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
@@ -212,32 +211,24 @@ def test_a_file_that_was_bad_before_it_was_removed_stays_removed_when_it_comes_b
         assert changes == ["config.rejected", "config.removed", "config.rejected"]
 
 
-def test_the_prober_does_not_call_a_removed_database_up(
+def test_a_probe_does_not_call_a_removed_database_up(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """A database that was reached, removed, and came back bad is `failed`, and its probe fails."""
     registry_dir.declare("orders", database)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
-        registry.probe("orders")
+        reached = registry.probe("orders").probe
+        assert reached is not None
+        assert reached.up
         registry_dir.remove("orders")
         registry.reload()
         registry_dir.write("orders", "")
         registry.reload()
 
-        def probe_of_orders() -> ProbeStatus:
-            probe = status_of_orders(registry).probe
-            assert probe is not None
-            return probe
-
-        assert probe_of_orders().up, "it was reached before"
-        prober = Prober(registry, interval=30)
-        prober.start()
-        try:
-            eventually(lambda: not probe_of_orders().up, 10, "it was probed again")
-            assert status_of_orders(registry).state == "failed"
-        finally:
-            prober.stop()
-            prober.join(5)
+        status = registry.probe("orders")
+        assert status.probe is not None
+        assert not status.probe.up
+        assert status.state == "failed"
 
 
 # A probe that is under way when the files change once more.
