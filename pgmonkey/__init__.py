@@ -37,27 +37,13 @@ if TYPE_CHECKING:
     from pgmonkey.registry.registry import Registry
     from pgmonkey.registry.reloader import ReloadReport
 
-# Where each public name lives. They are imported at their first use, so that `pgmonkey --help`
-# does not pay for psycopg.
+# The modules of the public names that are no errors. Each is imported at the first use of its name,
+# so `pgmonkey --help` does not wait for psycopg.
 _HOMES = {
-    "CheckoutTimeout": "errors",
-    "ConfigError": "errors",
-    "ConnectError": "errors",
     "Database": "pool.database",
-    "DatabaseRemovedError": "errors",
-    "EnvInterpolationError": "errors",
-    "HandleClosedError": "errors",
-    "NestedCheckoutError": "errors",
     "PGConnectionManager": "registry.manager",
-    "PgmonkeyError": "errors",
-    "Problem": "errors",
     "Registry": "registry.registry",
-    "RegistryConfigError": "errors",
-    "ReloadRejectedError": "errors",
     "ReloadReport": "registry.reloader",
-    "TooManyWaiting": "errors",
-    "UnknownDatabaseError": "errors",
-    "WrongSideError": "errors",
     "load_config": "config.legacy",
     "redact_config": "config.redaction",
 }
@@ -88,11 +74,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'pgmonkey' has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(f"pgmonkey.{_HOMES[name]}"), name)
+    home = import_module(f"pgmonkey.{_HOMES.get(name, 'errors')}")
+    value = globals()[name] = getattr(home, name)
     return value
 
 

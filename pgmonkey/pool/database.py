@@ -23,8 +23,6 @@ from pgmonkey.telemetry.status import CheckoutStatus, PoolStatus
 from pgmonkey.telemetry.timings import Durations
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from pgmonkey.config.models import ConnectionType
 
 
@@ -36,21 +34,9 @@ class Block(Protocol[Sync_co, Async_co]):
     """Context manager of `connection()`, `transaction()` and `cursor()`: `with` or `async with`."""
 
     def __enter__(self) -> Sync_co: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> bool | None: ...
+    def __exit__(self, kind: object, error: object, trace: object, /) -> bool | None: ...
     async def __aenter__(self) -> Async_co: ...
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> bool | None: ...
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> bool | None: ...
 
 
 #: What `connection()` and `transaction()` return: a block that yields a connection.
@@ -83,21 +69,9 @@ class Database(ABC):
     if TYPE_CHECKING:
 
         def __enter__(self) -> Connection[TupleRow]: ...
-        def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-            /,
-        ) -> bool | None: ...
+        def __exit__(self, kind: object, error: object, trace: object, /) -> bool | None: ...
         async def __aenter__(self) -> AsyncConnection[TupleRow]: ...
-        async def __aexit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-            /,
-        ) -> bool | None: ...
+        async def __aexit__(self, kind: object, error: object, trace: object, /) -> bool | None: ...
 
     def __init__(self, applied: Applied, connection_type: ConnectionType, budget: Budget) -> None:
         self.name = applied.config.name

@@ -110,11 +110,8 @@ class HandleCache:
 def close_handles(handles: list[Handle], owner: str) -> None:
     """Close handles for good, from any thread; those of event loops close when their loops run.
 
-    A loop of this thread that is not running, between two `run_until_complete`, is run here.
-
-    Args:
-        handles: The handles.
-        owner: The name of the registry or manager, for the error of later uses.
+    A loop of this thread that is not running, between two `run_until_complete`, is run here. Later
+    uses raise an error that names the owner.
     """
     sides = _shut(handles, owner)
     if asyncio._get_running_loop() is not None:

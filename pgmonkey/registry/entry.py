@@ -106,13 +106,7 @@ class Entry:
         return hashed[1]
 
     def ended(self, outcome: str, at: float, details: tuple[str, ...] = ()) -> None:
-        """Record the result of a reload.
-
-        Args:
-            outcome: applied, rejected or removed.
-            at: Unix time.
-            details: The keys that changed, or the problems.
-        """
+        """Record the result of a reload, with the keys that changed or the problems."""
         version = self.applied.version if self.applied else 0
         record = ReloadRecord(outcome, at, version, details)
         self.history = (*self.history, record)[-_REMEMBERED:]
@@ -125,15 +119,10 @@ class Entry:
         self.pause = 0.0
 
     def postpone(self, now: float, *, lasting: bool) -> float:
-        """Plan the next try of a probe that failed.
+        """Plan the next try of a probe that failed, and return the seconds until then.
 
-        Args:
-            now: The monotonic clock.
-            lasting: Whether only a change of the file or the server helps. Then the pauses grow
-                longer, because a server may lock an account that fails too often.
-
-        Returns:
-            Seconds from now.
+        `lasting`: only a change of the file or the server helps. Then the pauses grow longer,
+        because a server may lock an account that fails too often.
         """
         longest = _LONGEST_PAUSE_LASTING if lasting else _LONGEST_PAUSE
         self.pause = min(max(self.pause * 2, _FIRST_PAUSE), longest)
@@ -142,11 +131,7 @@ class Entry:
         return pause
 
     def status(self, pools: Sequence[PoolStatus]) -> DatabaseStatus:
-        """Return the state of the database as plain values.
-
-        Args:
-            pools: The pools of its handles.
-        """
+        """Return the state of the database, with the pools of its handles, as plain values."""
         config = self.applied.config if self.applied else None
         # Why connects fail now: the error of the last probe, else that of a pool's last connect.
         text, reason, hint = None, None, None

@@ -57,13 +57,7 @@ class ReloadReport:
 
 
 class Reloader:
-    """Apply the files of a registry to its databases.
-
-    Args:
-        path: The directory.
-        loader: Reads its files.
-        cache: The handles of the registry.
-    """
+    """Apply the files of a registry, which the loader reads, to the handles in its cache."""
 
     def __init__(self, path: Path, loader: DirectoryLoader, cache: HandleCache) -> None:
         self.path = path
@@ -84,11 +78,8 @@ class Reloader:
     def load(self, *, strict: bool) -> Scan:
         """Read the directory for the first time.
 
-        Args:
-            strict: Raise for any problem; if false, only if the directory cannot be read.
-
-        Raises:
-            RegistryConfigError: with every problem of every file.
+        Raises `RegistryConfigError` with every problem of every file; unless `strict`, only if the
+        directory cannot be read.
         """
         scan = self._loader.scan()
         if strict:

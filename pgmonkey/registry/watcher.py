@@ -74,15 +74,11 @@ class Watcher:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, timeout: float = 1.0) -> None:
-        """Stop the thread and wait for it, unless called from that thread.
-
-        Args:
-            timeout: Seconds.
-        """
+    def stop(self) -> None:
+        """Stop the thread, and wait a second for it unless called from that thread."""
         self._stop.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+            self._thread.join(1.0)
 
     def _run(self) -> None:
         try:

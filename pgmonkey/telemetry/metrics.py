@@ -311,12 +311,8 @@ def export(
 ) -> None:
     """Export a registry through a `prometheus_client` registry; several share one collector.
 
-    Where `PROMETHEUS_MULTIPROC_DIR` is set the numbers also go to its files.
-
-    Args:
-        registry: The registry to export.
-        target: Where to export it.
-        histograms: Export durations as histograms, of all registries that share the target.
+    Where `PROMETHEUS_MULTIPROC_DIR` is set the numbers also go to its files. If one registry wants
+    `histograms`, all that share the target have them.
     """
     with _lock:
         collector = _collectors.get(target)
