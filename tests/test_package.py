@@ -158,5 +158,6 @@ def test_the_core_does_not_need_the_extras(wheel):
         "pydantic<3,",
         "pyyaml",
         "structlog",
+        "typing-extensions",
         "watchfiles",
     ]
