@@ -417,13 +417,17 @@ def effect_of(key: str) -> Effect:
 # One error of pydantic, without the input: type, place (`loc`) and context.
 Details = Mapping[str, Any]
 
-_VALIDATOR: Final = TypeAdapter(DatabaseFile).validator
+
+@cache
+def _validator() -> Any:
+    """Make the validator at its first use: `import pgmonkey` must not wait for it."""
+    return TypeAdapter(DatabaseFile).validator
 
 
 def validate(tree: Mapping[str, Any]) -> DatabaseFile | Sequence[Details]:
     """Return a resolved document as a file with effective pool settings, or all errors of it."""
     try:
-        file: DatabaseFile = _VALIDATOR.validate_python(tree)
+        file: DatabaseFile = _validator().validate_python(tree)
     except ValidationError as error:
         return error.errors(include_url=False, include_input=False)
     below = inherited(file)
