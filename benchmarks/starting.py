@@ -27,7 +27,7 @@ def run() -> list[Result]:
             "`from pgmonkey import Registry` / import of its core dependencies",
             lambda: python("-c", "from pgmonkey import Registry"),
             lambda: python("-c", CORE),
-            bar=1.05,
+            bar=1.1,
             rounds=31,
         ),
         compare(
