@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from pgmonkey import (
     TooManyWaiting,
     WrongSideError,
 )
+from pgmonkey.pool.connection import FRESH
 from pgmonkey.pool.handle import SyncDatabase
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
@@ -378,6 +380,8 @@ def test_dead_idle_connections_cost_no_error(
         for _ in range(4):
             stack.enter_context(handle)
     assert handle.status().idle == 4
+    returned = time.monotonic()
+    eventually(lambda: time.monotonic() - returned > FRESH, 5, "they are old enough for a look")
     database.terminate_backends()
 
     with ExitStack() as stack:
