@@ -311,6 +311,10 @@ async def test_a_reload_under_a_full_budget_works(
                     declare(registry_dir, database, "orders", connection_type, max_size=3)
                     declare(registry_dir, database, "audit", description=str(number))
                     report = await registry.areload()
+                    if "orders" in report.rejected:
+                        # The loop did not turn for a second, so its pool could not make room. The
+                        # watcher tries such a reload again, and here is none.
+                        report = await registry.areload()
                     assert "orders" in report.applied, report.rejected
             finally:
                 stop.set()
