@@ -506,7 +506,7 @@ class AsyncDatabase(Database):
             self.target.applied = forcing.before
 
     def forget(self) -> None:
-        """Start anew in a child process; the parent's loops and connections are kept untouched."""
+        """Forget the parent's loops and connections in a child process, without touching them."""
         _inherited.append(self._sides)
         self._sides_lock = threading.Lock()
         self._sides = {}

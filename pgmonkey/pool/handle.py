@@ -302,7 +302,7 @@ class SyncDatabase(SyncSide):
             self.start()
 
     def forget(self) -> None:
-        """Start anew in a child process: the parent's connections are not ours to touch."""
+        """Forget the parent's connections in a child process, without touching them."""
         super().forget()
         self._count_in(Usage())
         self.loose.clear()

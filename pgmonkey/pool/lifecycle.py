@@ -273,7 +273,7 @@ class Lifecycle(ABC, Generic[PoolT]):
         )
 
     def forget(self) -> None:
-        """Start anew in a child process: the parent's connections are not ours to touch."""
+        """Forget the parent's connections in a child process, without touching them."""
         _inherited.append((list(self.open_generations), self.__dict__.copy()))
         self.generation = None
         self.retired = []

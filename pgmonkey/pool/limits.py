@@ -532,7 +532,7 @@ class Budget:
                 self._lingering.discard(gate)
 
     def forget(self) -> None:
-        """Start anew in a child process, which has none of its parent's connections."""
+        """Forget all connections in a child process: they are the parent's."""
         Budget.__init__(self, self.limit)
 
 

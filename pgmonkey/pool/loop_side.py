@@ -552,7 +552,7 @@ class LoopSide(Lifecycle[AsyncPool]):
         self.drained_if_empty(generation)
 
     def forget(self) -> None:
-        """Start anew in a child process: the parent's connections are not ours to touch."""
+        """Forget the parent's connections in a child process, without touching them."""
         super().forget()
         self._finalizer.detach()
         self._moving = None

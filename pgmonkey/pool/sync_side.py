@@ -453,7 +453,7 @@ class SyncSide(Database, Lifecycle[SyncPool]):
         self.drained_if_empty(generation)
 
     def forget(self) -> None:
-        """Start anew in a child process: the parent's connections are not ours to touch."""
+        """Forget the parent's connections in a child process, without touching them."""
         super().forget()
         self._opening = None
         self._reloading = threading.Lock()

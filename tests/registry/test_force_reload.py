@@ -21,7 +21,7 @@ PID = "SELECT pg_backend_pid()"
 def test_the_same_handle_gets_new_connections(
     manager: PGConnectionManager, config: Path, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """With an unchanged file, every connection is made anew, and the old ones close."""
+    """With an unchanged file, new connections replace all old ones, which close."""
     handle = manager.get_database_connection(config, connection_type)
     with handle as connection:
         before = connection.execute(PID).fetchone()

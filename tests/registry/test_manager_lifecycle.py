@@ -71,7 +71,7 @@ with db.pool as conn:
 def test_workers_forked_after_the_pool_was_opened(
     tmp_path: Path, database: TemporaryDatabase
 ) -> None:
-    """Each worker connects anew; the master's sessions live on."""
+    """Each worker makes its own connections; the master's sessions live on."""
     leave_traces(database)
     sizes = {"min_size": 2, "max_size": 8}  # four threads with two connections each
     declare(tmp_path, database, pool_settings=sizes)

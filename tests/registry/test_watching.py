@@ -187,7 +187,7 @@ def test_a_directory_that_is_deleted_and_made_again_is_found(
 def test_a_symlink_that_is_switched_is_followed(
     tmp_path: Path, database: TemporaryDatabase, events: CapturedEvents, numbers: Numbers
 ) -> None:
-    """A registry directory behind a symlink is read anew when the link points elsewhere."""
+    """A registry directory behind a symlink is read again when the link points elsewhere."""
     for version in ("one", "two"):
         RegistryDirectory(tmp_path / version).write("orders", text(database, version))
     link = tmp_path / "registry.d"
