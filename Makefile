@@ -75,9 +75,14 @@ test-all: ## the tests on every Python from 3.11 to 3.14 that is found
 	if [ -n "$$failed" ]; then echo "failed on Python$$failed" >&2; exit 1; fi
 
 .PHONY: lint
-lint: $(VENV)/.dev ## ruff: rules and formatting
+lint: $(VENV)/.dev ## ruff: rules and formatting; the generated sync code is current
 	@$(BIN)/ruff check $(ARGS)
 	@$(BIN)/ruff format --check
+	@$(BIN)/python .ci/sync_code --check
+
+.PHONY: sync-code
+sync-code: $(VENV)/.dev ## write the sync half of the pool from the async half
+	@$(BIN)/python .ci/sync_code
 
 .PHONY: format
 format: $(VENV)/.dev ## let ruff format the code and mend what it can
@@ -112,7 +117,7 @@ bench-compare: $(VENV)/.dev ## the last benchmarks beside those before them, or 
 	@$(BIN)/python -m benchmarks --compare $(BEFORE)
 
 .PHONY: soak
-soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load and kills; SOAK_FUZZ_SECONDS (60) of fuzzing; a Patroni failover
+soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load, kills and forks; SOAK_FUZZ_SECONDS (60) of fuzzing; a Patroni failover
 	@SOAK_ROTATIONS="$${SOAK_ROTATIONS:-1000}" SOAK_FUZZ_SECONDS="$${SOAK_FUZZ_SECONDS:-60}" $(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
 
 .PHONY: clean

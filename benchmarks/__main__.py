@@ -24,6 +24,7 @@ from benchmarks import (
     scale,
     scrape,
     starting,
+    timeouts,
     trips,
 )
 from benchmarks.comparison import Result, table
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "scrape": scrape.run,
     "instructions": instructions.run,
     "rotation": rotation.run,
+    "timeouts": timeouts.run,
     "database_down": database_down.run,
 }
 KEPT = Path("build", "bench.json")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from time import monotonic, thread_time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack
+from time import monotonic, sleep, thread_time
 from typing import Any
 
+import prometheus_client
 import sqlalchemy
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -17,27 +17,30 @@ from benchmarks.comparison import Race, Result, duration
 from benchmarks.old_version import OldVersion
 from benchmarks.setting import Setting, setting
 from pgmonkey import Registry
-from pgmonkey.pool import async_handle, lifecycle
-from pgmonkey.pool import handle as sync_handle
-from pgmonkey.pool.usage import FOLD_AT, Usage
 
 CHECKOUTS = 500
 GETS = 20_000
 ROUNDS = 60
 LEAKS = "leak_detection: 30s"
+#: Connections that take turns, and the seconds that each rests: longer than 0.1, so every checkout
+#: looks at its socket.
+TURNS = 50
+REST = 0.12
 
 
 def run() -> list[Result]:
     """Compare the hot path with the raw pool's, and with others'."""
-    with setting() as place:
+    with setting(max_connections="300") as place:
         place.declare("orders", "pool")
-        place.declare("watched", "pool", more=LEAKS)
+        place.declare("watched", "pool", size=TURNS, min_size=TURNS, more=LEAKS)
         place.declare("events", "async_pool")
-        place.declare("watched_events", "async_pool", more=LEAKS)
-        with Registry(place.directory, watch=False, metrics=None) as registry:
+        place.declare("watched_events", "async_pool", size=TURNS, min_size=TURNS, more=LEAKS)
+        metrics = prometheus_client.CollectorRegistry()
+        with Registry(place.directory, watch=False, metrics=metrics) as registry:
             return [
                 _gets(registry),
                 *_sync(registry, place),
+                _rested(registry, place.arguments),
                 *_async(registry, place.arguments),
             ]
 
@@ -77,11 +80,15 @@ def _gets(registry: Registry) -> Result:
 
 
 def instrumentation() -> Callable[[], None]:
-    """Return the statements of a checkout that measure it, alone: clocks, sums, who holds what."""
+    """Return the statements of a checkout that measure it, alone: clocks, sums, who holds what.
+
+    The one row that needs internals: nothing switches them off.
+    """
+    from pgmonkey.pool.usage import FOLD_AT, Usage
+
     usage = Usage()
     record, records, checkouts = usage.records.extend, usage.records, set[Any]()
     add, discard = checkouts.add, checkouts.discard
-    seen: deque[float] = deque(maxlen=1)
 
     def measure() -> None:
         for _ in range(CHECKOUTS):
@@ -92,27 +99,12 @@ def instrumentation() -> Callable[[], None]:
             record((began - began, now - began))
             if len(records) >= FOLD_AT:
                 usage.fold()
-        seen.append(usage.durations()[0].sum)
 
     return measure
 
 
-@contextmanager
-def every_poll() -> Iterator[None]:
-    """Let every checkout look at the socket, also of a connection that just came back."""
-    modules = (sync_handle, async_handle, lifecycle)
-    fresh = [module.FRESH for module in modules]
-    for module in modules:
-        module.FRESH = -1.0  # type: ignore[misc]  # a constant, but for this measurement
-    try:
-        yield
-    finally:
-        for module, value in zip(modules, fresh, strict=True):
-            module.FRESH = value  # type: ignore[misc]  # as above
-
-
 def _sync(registry: Registry, place: Setting) -> list[Result]:
-    handle, watched = registry.get("orders"), registry.get("watched")
+    handle = registry.get("orders")
     engine = sqlalchemy.create_engine(
         sqlalchemy.URL.create(
             "postgresql+psycopg",
@@ -137,12 +129,6 @@ def _sync(registry: Registry, place: Setting) -> list[Result]:
                 with handle:
                     pass
 
-        def polled() -> None:
-            with every_poll():
-                for _ in range(CHECKOUTS):
-                    with watched:
-                        pass
-
         def raw() -> None:
             for _ in range(CHECKOUTS):
                 with pool.connection():
@@ -155,7 +141,6 @@ def _sync(registry: Registry, place: Setting) -> list[Result]:
 
         ways: dict[str, Callable[[], object]] = {
             "pgmonkey": ours,
-            "pgmonkey, every poll and leak detection": polled,
             "psycopg_pool": raw,
             "SQLAlchemy": alchemy,
             "what measures it, alone": instrumentation(),
@@ -174,12 +159,6 @@ def _sync(registry: Registry, place: Setting) -> list[Result]:
                 "checkout and return, sync / psycopg_pool", "pgmonkey", "psycopg_pool", bar=0.85
             ),
             race.result(
-                "the same with every liveness poll and leak detection",
-                "pgmonkey, every poll and leak detection",
-                "psycopg_pool",
-                bar=1.05,
-            ),
-            race.result(
                 "instrumentation / a checkout of psycopg_pool",
                 "what measures it, alone",
                 "psycopg_pool",
@@ -188,33 +167,76 @@ def _sync(registry: Registry, place: Setting) -> list[Result]:
         ]
 
 
+def _rested(registry: Registry, arguments: dict[str, Any]) -> Result:
+    watched = registry.get("watched")
+    with ConnectionPool(kwargs=arguments, min_size=TURNS, max_size=TURNS, open=True) as pool:
+        pool.wait()
+        with ExitStack() as stack:
+            for _ in range(TURNS):
+                stack.enter_context(watched)
+
+        def ours() -> None:
+            sleep(REST)
+            for _ in range(TURNS):
+                with watched:
+                    pass
+
+        def raw() -> None:
+            sleep(REST)
+            for _ in range(TURNS):
+                with pool.connection():
+                    pass
+
+        race = Race(
+            {"pgmonkey": ours, "psycopg_pool": raw},
+            rounds=ROUNDS,
+            operations=TURNS,
+            clock=thread_time,
+        )
+    watched.close()
+    return race.result(
+        "the same with every liveness poll and leak detection", "pgmonkey", "psycopg_pool", bar=1.05
+    )
+
+
 def _async(registry: Registry, arguments: dict[str, Any]) -> list[Result]:
     loop = asyncio.new_event_loop()
     handle, watched = registry.get("events"), registry.get("watched_events")
 
-    async def open_pool() -> AsyncConnectionPool[Any]:
-        pool = AsyncConnectionPool(kwargs=arguments, min_size=1, max_size=1, open=False)
+    async def open_pool(size: int) -> AsyncConnectionPool[Any]:
+        pool = AsyncConnectionPool(kwargs=arguments, min_size=size, max_size=size, open=False)
         await pool.open(wait=True)
-        await handle
-        await watched
         return pool
 
-    pool = loop.run_until_complete(open_pool())
+    async def open_ours() -> None:
+        await handle
+        async with AsyncExitStack() as stack:
+            for _ in range(TURNS):
+                await stack.enter_async_context(watched)
+
+    single, several = (loop.run_until_complete(open_pool(size)) for size in (1, TURNS))
+    loop.run_until_complete(open_ours())
 
     async def ours() -> None:
         for _ in range(CHECKOUTS):
             async with handle:
                 pass
 
-    async def polled() -> None:
-        with every_poll():
-            for _ in range(CHECKOUTS):
-                async with watched:
-                    pass
-
     async def raw() -> None:
         for _ in range(CHECKOUTS):
-            async with pool.connection():
+            async with single.connection():
+                pass
+
+    async def ours_rested() -> None:
+        await asyncio.sleep(REST)
+        for _ in range(TURNS):
+            async with watched:
+                pass
+
+    async def raw_rested() -> None:
+        await asyncio.sleep(REST)
+        for _ in range(TURNS):
+            async with several.connection():
                 pass
 
     def on_loop(act: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -222,28 +244,29 @@ def _async(registry: Registry, arguments: dict[str, Any]) -> list[Result]:
 
     try:
         race = Race(
-            {
-                "pgmonkey": on_loop(ours),
-                "pgmonkey, every poll and leak detection": on_loop(polled),
-                "psycopg_pool": on_loop(raw),
-            },
+            {"pgmonkey": on_loop(ours), "psycopg_pool": on_loop(raw)},
             rounds=ROUNDS,
             operations=CHECKOUTS,
             clock=thread_time,
         )
+        rested = Race(
+            {"pgmonkey": on_loop(ours_rested), "psycopg_pool": on_loop(raw_rested)},
+            rounds=ROUNDS,
+            operations=TURNS,
+            clock=thread_time,
+        )
     finally:
-        loop.run_until_complete(handle.close())
-        loop.run_until_complete(watched.close())
-        loop.run_until_complete(pool.close())
+        for one in (handle, watched, single, several):
+            loop.run_until_complete(one.close())
         loop.close()
     print(race.table("A checkout without a query, async", "psycopg_pool"))
     return [
         race.result(
             "checkout and return, async / psycopg_pool", "pgmonkey", "psycopg_pool", bar=0.75
         ),
-        race.result(
+        rested.result(
             "the same with every liveness poll and leak detection, async",
-            "pgmonkey, every poll and leak detection",
+            "pgmonkey",
             "psycopg_pool",
             bar=1.05,
         ),

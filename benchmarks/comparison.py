@@ -144,7 +144,7 @@ def table(results: list[Result]) -> str:
     lines += [
         f"| {one.what} | {one.ratio:.3g}{one.unit and f' {one.unit}'}"
         f" | {one.quartiles[0]:.3g} to {one.quartiles[1]:.3g}"
-        f" | {'' if one.bar is None else f'{one.bar:g}'} | {one.verdict}"
+        f" | {'' if one.bar is None else f'{one.bar:.3g}'} | {one.verdict}"
         f" | {duration(one.base) if one.base else ''} |"
         for one in results
     ]

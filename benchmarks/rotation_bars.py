@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import statistics
 import tempfile
 import threading
 from bisect import bisect_left
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
-from benchmarks.comparison import Result
+from benchmarks.comparison import Result, number
 from benchmarks.rotation_peak import Peak
 from pgmonkey import Registry
 from tests.kit.server import PostgresServer
@@ -23,12 +24,19 @@ from tests.kit.server import PostgresServer
 WORKERS = 16
 SIZE = 10
 SHORT, LONG = 0.002, 0.5
-#: Rotations one right after the other, with short and with long transactions.
-SWAPS = {SHORT: 1000, LONG: 40}
-#: Rotations with a pause before each, and seconds around a swap that count as its own.
-CALM_SWAPS = 60
-CALM = 0.6
+#: Rotations one right after the other, with short and with long transactions. `make soak` does more.
+SWAPS = {
+    SHORT: int(os.environ.get("BENCH_ROTATIONS", "200")),
+    LONG: int(os.environ.get("BENCH_ROTATIONS", "200")) // 10,
+}
+#: Runs of rotations with seconds of rest before each; sync and async take turns.
+CALM_RUNS, CALM_SWAPS, CALM = 5, 12, 0.8
+#: Seconds before and after a rotation that count as near it.
 NEAR = 0.15
+#: The p99 of a wait near a rotation may be so many times that of the others, or seconds more.
+TIMES, MORE = 1.5, 0.0035
+#: Seconds that the rotation of a pool may take.
+LONGEST = 1.0
 
 FILE = """\
 connection_type: {type}
@@ -38,6 +46,7 @@ connection_settings:
   dbname: postgres
   user: app
   password: {{from_file: {directory}/password}}
+  application_name: version-{version}
 {type}_settings: {{min_size: 1, max_size: {size}}}
 """
 
@@ -73,43 +82,124 @@ class Load:
             except Exception:  # noqa: BLE001 - every failed query counts
                 self.failed += 1
 
-    def threads(self, handle: Any, connection_type: str) -> list[threading.Thread]:
-        """Return the threads that put the load on: one for each worker, or one with a loop."""
+    @contextmanager
+    def on(self, handle: Any, connection_type: str) -> Iterator[None]:
+        """Put the load on a handle while the block runs: 16 threads, or a loop with 16 tasks."""
         if connection_type == "pool":
-            return [threading.Thread(target=self.work, args=(handle,)) for _ in range(WORKERS)]
+            threads = [threading.Thread(target=self.work, args=(handle,)) for _ in range(WORKERS)]
+        else:
 
-        async def main() -> None:
-            await asyncio.gather(*(self.work_async(handle) for _ in range(WORKERS)))
-            await handle.close()
+            async def main() -> None:
+                await asyncio.gather(*(self.work_async(handle) for _ in range(WORKERS)))
+                await handle.close()
 
-        return [threading.Thread(target=lambda: asyncio.run(main()))]
+            threads = [threading.Thread(target=lambda: asyncio.run(main()))]
+        for thread in threads:
+            thread.start()
+        try:
+            while len(self.waits) < 4 * WORKERS:
+                sleep(0.01)
+            yield
+        finally:
+            self.stop.set()
+            for thread in threads:
+                thread.join()
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one run of rotations under load."""
+    """What was seen in one run of rotations under load.
+
+    Args:
+        load: What the workers met.
+        peak: The most sessions at one moment, as another role counts them.
+        moments: When each rotation began, and when no older connection was left.
+    """
 
     load: Load
     peak: int
-    swaps: list[float]
-    took: list[float]
+    moments: list[tuple[float, float]]
+
+    @property
+    def took(self) -> list[float]:
+        """The seconds that each rotation took."""
+        return [ended - began for began, ended in self.moments]
+
+
+class Rotations:
+    """A registry of one database `orders`, whose file or password changes."""
+
+    def __init__(self, server: PostgresServer, connection_type: str, directory: Path) -> None:
+        self._server = server
+        self._type = connection_type
+        self._place = directory
+        self._version = 0
+        self.registry_d = directory / "registry.d"
+        self.registry_d.mkdir()
+        self.change_password()
+        self.change_name()
+
+    def change_password(self) -> None:
+        """Revoke the password and write the new one."""
+        new = secrets.token_hex(8)
+        self._server.set_password("app", new)
+        _replace(self._place / "password", new)
+
+    def change_name(self) -> None:
+        """Write another `application_name`: a rotation that costs the server nothing but itself."""
+        self._version += 1
+        text = FILE.format(
+            type=self._type,
+            host=self._server.host,
+            port=self._server.port,
+            directory=self._place,
+            version=self._version,
+            size=SIZE,
+        )
+        _replace(self.registry_d / "orders.yaml", text)
 
 
 def run(server: PostgresServer) -> list[Result]:
-    """Rotate the password of a role `app`, which exists, and return a row for each bar."""
+    """Rotate the connections of a role `app`, which exists, and return a row for each bar."""
     rows = []
-    for connection_type, bar in (("pool", 2.0), ("async_pool", 3.5)):
+    for connection_type in ("pool", "async_pool"):
         for seconds, swaps in SWAPS.items():
-            done = _rotate(server, connection_type, seconds, swaps, lambda: None)
-            what = f"{connection_type}, {swaps} swaps, {seconds * 1e3:.0f} ms transactions"
-            took = statistics.median(done.took)
-            rows.append(_count(f"failed queries: {what}", done.load.failed, 0, took))
+            done = _back_to_back(server, connection_type, seconds, swaps)
+            what = f"{connection_type}, {swaps} rotations, {seconds * 1e3:.0f} ms transactions"
+            rows.append(number(f"failed queries: {what}", done.load.failed, "", bar=0))
             rows.append(
-                _count(f"peak connections: {what}, pool of {SIZE}", done.peak, SIZE + 1, took)
+                number(f"peak sessions: {what}, pool of {SIZE}", done.peak, "", bar=SIZE + 1)
             )
-        calm = _rotate(server, connection_type, SHORT, CALM_SWAPS, lambda: sleep(CALM))
-        rows.append(_near_to_far(connection_type, calm, bar))
+    calm: dict[str, list[Run]] = {"pool": [], "async_pool": []}
+    for _ in range(CALM_RUNS):
+        for connection_type, runs in calm.items():
+            runs.append(_calm(server, connection_type))
+    for connection_type, runs in calm.items():
+        rows += _waits(connection_type, runs)
     return rows
+
+
+def _back_to_back(server: PostgresServer, connection_type: str, seconds: float, swaps: int) -> Run:
+    """Revoke one password after the other, without a pause."""
+
+    def change(rotations: Rotations, registry: Registry) -> None:
+        rotations.change_password()
+        report = registry.reload()
+        assert report.applied == ("orders",), report
+
+    return _rotate(server, connection_type, seconds, swaps, change)
+
+
+def _calm(server: PostgresServer, connection_type: str) -> Run:
+    """Rotate now and then, with time between two rotations to see what a checkout costs then."""
+
+    def change(rotations: Rotations, registry: Registry) -> None:
+        rotations.change_name()
+        report = registry.reload()
+        assert report.applied == ("orders",), report
+        assert registry.wait_drained(10)
+
+    return _rotate(server, connection_type, SHORT, CALM_SWAPS, change, pause=CALM)
 
 
 def _rotate(
@@ -117,98 +207,68 @@ def _rotate(
     connection_type: str,
     seconds: float,
     swaps: int,
-    pause: Callable[[], None],
+    change: Callable[[Rotations, Registry], None],
+    *,
+    pause: float = 0.0,
 ) -> Run:
     with tempfile.TemporaryDirectory() as temporary:
-        directory = Path(temporary, "registry.d")
-        directory.mkdir()
-        password = Path(temporary, "password")
-
-        def change() -> None:
-            new = secrets.token_hex(8)
-            server.set_password("app", new)
-            written = password.with_suffix(".new")
-            written.write_text(new)
-            written.replace(password)
-
-        change()
-        text = FILE.format(
-            type=connection_type,
-            host=server.host,
-            port=server.port,
-            directory=temporary,
-            size=SIZE,
-        )
-        (directory / "orders.yaml").write_text(text)
+        rotations = Rotations(server, connection_type, Path(temporary))
         load = Load(seconds)
-        moments, took = [], []
-        with Registry(directory, watch=False, metrics=None, trust="off") as registry:
-            handle: Any = registry.get("orders")
-            threads = load.threads(handle, connection_type)
-            with Peak(server, "app") as peak:
-                for thread in threads:
-                    thread.start()
-                while len(load.waits) < 4 * WORKERS:
-                    sleep(0.01)
+        moments = []
+        with Registry(rotations.registry_d, watch=False, metrics=None, trust="off") as registry:
+            handle = registry.get("orders")
+            with Peak(server, "app") as peak, load.on(handle, connection_type):
                 for _ in range(swaps):
-                    pause()
-                    change()
+                    sleep(pause)
                     began = perf_counter()
-                    report = registry.reload()
-                    moments.append(perf_counter())
-                    took.append(moments[-1] - began)
-                    assert report.applied == ("orders",), report
-                    # A loop swaps at its next turn; the next rotation is another swap.
-                    while handle.status().version and _old(handle, len(moments) + 1):
-                        sleep(0.001)
-                pause()
-                load.stop.set()
-                for thread in threads:
-                    thread.join()
-        return Run(load, peak.highest, moments, took)
+                    change(rotations, registry)
+                    moments.append((began, perf_counter()))
+                sleep(pause)
+        return Run(load, peak.highest, moments)
 
 
-def _old(handle: Any, version: int) -> bool:
-    """Tell whether a loop has not swapped to this version yet."""
-    return any(
-        side.generation is not None and side.generation.version < version for side in handle.sides()
+def _waits(connection_type: str, runs: list[Run]) -> list[Result]:
+    """Return the p99 of the waits near a rotation by that of all others, and how long it takes."""
+    each = [_near_and_far(one) for one in runs]
+    near = _p99([wait for one, _ in each for wait in one])
+    far = _p99([wait for _, one in each for wait in one])
+    took = [seconds for one in runs for seconds in one.took]
+    print(
+        f"\n{connection_type}, {WORKERS} on {SIZE}, {SHORT * 1e3:.0f} ms: the 99th percentile of a"
+        f" wait is {near * 1e3:.1f} ms near a rotation, {far * 1e3:.1f} ms outside;"
+        f" a rotation takes {statistics.median(took) * 1e3:.0f} ms, {max(took) * 1e3:.0f} at most"
     )
-
-
-def _near_to_far(connection_type: str, done: Run, bar: float) -> Result:
-    """Return the p99 of the waits near a swap, by the p99 of all the others."""
-    near, far = [], []
-    for began, waited in done.load.waits:
-        place = bisect_left(done.swaps, began)
-        distance = min(
-            (abs(one - began) for one in done.swaps[max(0, place - 1) : place + 1]), default=1.0
-        )
-        (near if distance <= NEAR else far).append(waited)
-    base = _p99(far)
-    # The same for each quarter of the swaps, to tell how sure the ratio is.
-    return Result(
-        f"p99 of a checkout within {NEAR * 1e3:.0f} ms of a swap / outside: {connection_type},"
-        f" {WORKERS} on {SIZE}",
-        _p99(near) / base,
-        _quartiles(done, base),
-        bar,
-        base,
-    )
-
-
-def _quartiles(done: Run, base: float) -> tuple[float, float]:
-    ratios = []
-    for swap in done.swaps:
-        near = [waited for began, waited in done.load.waits if abs(began - swap) <= NEAR]
-        with suppress(statistics.StatisticsError):
-            ratios.append(_p99(near) / base)
+    ratios = [_p99(one) / _p99(other) for one, other in each]
     first, _, third = statistics.quantiles(ratios, n=4)
-    return first, third
+    return [
+        Result(
+            f"p99 of a checkout within {NEAR * 1e3:.0f} ms of a rotation / outside:"
+            f" {connection_type}; at most {TIMES:g}, or {MORE * 1e3:g} ms more",
+            near / far,
+            (first, third),
+            max(TIMES, 1 + MORE / far),
+            far,
+        ),
+        number(f"rotation of {SIZE} connections: {connection_type}", took, "s", bar=LONGEST),
+    ]
+
+
+def _near_and_far(run: Run) -> tuple[list[float], list[float]]:
+    """Return the waits that began near a rotation, and all others."""
+    near, far = [], []
+    ends = [ended for _, ended in run.moments]
+    for began, waited in run.load.waits:
+        place = bisect_left(ends, began - NEAR)
+        is_near = place < len(ends) and began >= run.moments[place][0] - NEAR
+        (near if is_near else far).append(waited)
+    return near, far
 
 
 def _p99(waits: list[float]) -> float:
     return statistics.quantiles(waits, n=100)[98]
 
 
-def _count(what: str, number: int, bar: int, took: float) -> Result:
-    return Result(what, float(number), (float(number), float(number)), float(bar), took)
+def _replace(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)

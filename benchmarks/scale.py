@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import statistics
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -12,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 import prometheus_client
+import psycopg
 
 from benchmarks import loading
 from benchmarks.comparison import Result, number
@@ -21,13 +26,28 @@ from benchmarks.setting import Setting, setting
 from pgmonkey import Registry
 
 DECLARED = (10, 100, 1000, 5000)
+IDLE = 1000
 OPEN = 1000
 AT_ONCE = 200
+RENAMES = 15
+#: Seconds in which a process does nothing: the files are looked at once in them.
+NOTHING = 31
+PROGRAM = f"""
+import sys, time
+from pgmonkey import Registry
+with Registry(sys.argv[1], trust="off"):
+    time.sleep(3)
+    began = time.process_time()
+    time.sleep({NOTHING})
+    print(time.process_time() - began)
+"""
 
 
 def run() -> list[Result]:
     """Measure what each database costs, declared and open."""
-    results = _declared()
+    results = [*_declared(), _idle()]
+    with setting() as place:
+        results += _renamed(place)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384), hard))
     with setting(max_connections=str(OPEN + 50)) as place:
@@ -76,6 +96,57 @@ def _declared() -> list[Result]:
                 ),
             ]
     return results
+
+
+def _idle() -> Result:
+    with TemporaryDirectory() as name:
+        for one in range(IDLE):
+            loading.write(Path(name), one)
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, name], stdout=subprocess.PIPE, text=True, check=True
+        )
+    share = float(done.stdout) / NOTHING * 100
+    return number(f"CPU of a process that does nothing, {IDLE:,} databases", share, "%", bar=0.2)
+
+
+def _renamed(place: Setting) -> list[Result]:
+    """Measure from the rename of a file until a checkout gets a connection that was made with it."""
+    for one in range(IDLE - 1):
+        loading.write(place.directory, one)
+    place.declare("orders", "pool")
+    milliseconds, connects = [], []
+    with Registry(place.directory, metrics=None, trust="off") as registry:
+        handle = registry.get("orders")
+        handle.open()
+        for one in range(RENAMES):
+            connects.append(_connect(place))
+            time.sleep(0.3)
+            place.declare("orders", "pool", more=f"  application_name: version-{one}")
+            began = perf_counter()
+            while _name(handle) != f"version-{one}":
+                time.sleep(0.001)
+            milliseconds.append((perf_counter() - began) * 1e3)
+    probe = statistics.median(connects) * 1e3
+    return [
+        number(
+            f"from rename to rotation, 1 of {IDLE:,}, less the probe's connect of {probe:.0f} ms",
+            [one - probe for one in milliseconds],
+            "ms",
+            bar=50,
+        )
+    ]
+
+
+def _connect(place: Setting) -> float:
+    began = perf_counter()
+    psycopg.connect(**place.arguments).close()
+    return perf_counter() - began
+
+
+def _name(handle: Any) -> str | None:
+    with handle as connection:
+        name: str | None = connection.info.parameter_status("application_name")
+        return name
 
 
 def _memory(directory: Path) -> int:

@@ -32,18 +32,18 @@ if TYPE_CHECKING:
         UnknownDatabaseError,
         WrongSideError,
     )
-    from pgmonkey.pool.database import Database
+    from pgmonkey.pool.handle import Database
     from pgmonkey.registry.manager import PGConnectionManager
     from pgmonkey.registry.registry import Registry
-    from pgmonkey.registry.reloader import ReloadReport
+    from pgmonkey.registry.reload import ReloadReport
 
 # The modules of the public names that are no errors. Each is imported at the first use of its name,
 # so `pgmonkey --help` does not wait for psycopg.
 _HOMES = {
-    "Database": "pool.database",
+    "Database": "pool.handle",
     "PGConnectionManager": "registry.manager",
     "Registry": "registry.registry",
-    "ReloadReport": "registry.reloader",
+    "ReloadReport": "registry.reload",
     "load_config": "config.legacy",
     "redact_config": "config.redaction",
 }

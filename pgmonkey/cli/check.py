@@ -153,16 +153,13 @@ def _unreachable(configs: Collection[DatabaseConfig]) -> list[Problem]:
 def _probe(config: DatabaseConfig) -> Problem | None:
     # Late: checking files alone must not wait for the import of the pool.
     from pgmonkey.config.problems import failed_probe
-    from pgmonkey.errors import ConnectError
-    from pgmonkey.pool.dialer import Dialer
-    from pgmonkey.pool.limits import Gate
-    from pgmonkey.pool.usage import Usage
+    from pgmonkey.pool._sync.connecting import connect
+    from pgmonkey.pool.failures import ConnectFailure
 
-    dialer = Dialer(config, config.connection_type, Gate(1, Usage()))
-    try:
-        dialer.dial(None, probe=True).close()
-    except ConnectError as error:
-        return failed_probe(config.path, config.name, error)
+    connection = connect(config, config.connection_type)
+    if isinstance(connection, ConnectFailure):
+        return failed_probe(config.path, config.name, connection.error(config.name))
+    connection.close()
     return None
 
 

@@ -16,7 +16,8 @@ from pgmonkey.cli.output import Answer, ExitCode
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
-    from pgmonkey.pool.connection import AsyncPooledConnection, PooledConnection
+    from pgmonkey.pool._async.connection import AsyncPooledConnection
+    from pgmonkey.pool._sync.connection import SyncPooledConnection
 
 _QUESTION: Final = (
     "SELECT current_setting('server_version'), current_user, current_database(), s.version, s.cipher"
@@ -147,7 +148,7 @@ def _connect(path: Path, wanted: ConnectionType, given: dict[str, bool]) -> dict
 
 
 def _lines(
-    connection: PooledConnection | AsyncPooledConnection, row: Any, seconds: float
+    connection: SyncPooledConnection | AsyncPooledConnection, row: Any, seconds: float
 ) -> dict[str, str]:
     version, user, database, tls_version, cipher = row
     info = connection.info

@@ -72,7 +72,8 @@ class DatabaseConfig(DatabaseFile):
         put(self, "_sources", sources)
         put(self, "_files_digest", files)
         put(self, "connect_digest", keyed_digest(self._connect_parts().encode(), after=files))
-        rest = repr(_rest(self))
+        pools = [written(getattr(self, section)) for section in POOL_SECTIONS]
+        rest = "\0".join((repr(_rest(self)), written(self._single), *pools))
         put(self, "digest", keyed_digest(rest.encode(), after=self.connect_digest))
 
     def __copy__(self) -> Self:
@@ -121,6 +122,11 @@ class DatabaseConfig(DatabaseFile):
         return f"{host or 'localhost'}:{connection.get('port') or 5432}"
 
     @property
+    def place(self) -> tuple[str, ...]:
+        """Where its connections lead; other settings make other connections to the same place."""
+        return tuple(str(_clear(self.connection_settings.get(key, ""))) for key in _PLACE)
+
+    @property
     def wants_primary(self) -> bool:
         """Whether it needs a primary."""
         return self.connection_settings.get("target_session_attrs") in ("read-write", "primary")
@@ -160,6 +166,15 @@ class DatabaseConfig(DatabaseFile):
             for key, value in getattr(self, section).items()
             if isinstance(value, Secret) and key not in FILES
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of user, database and hosts, longest first, as errors of a connect show them."""
+        connection = self.connection_settings
+        user, dbname, hosts = (
+            str(_clear(connection.get(key, ""))) for key in ("user", "dbname", "host")
+        )
+        return tuple(sorted({user, dbname, *hosts.split(",")} - {""}, key=len, reverse=True))
 
     @property
     def public_hash(self) -> int:
@@ -236,11 +251,8 @@ class DatabaseConfig(DatabaseFile):
                 yield key, value
 
     def _connect_parts(self) -> str:
-        """Return, as text, what the pools of this process and their connections depend on."""
+        """Return, as text, what connections depend on."""
         parts = [repr((self._isolate, self.prepare_threshold, _connect(self)))]
-        # Whole: a pool that is open keeps all of its settings.
-        parts += [written(getattr(self, section)) for section in POOL_SECTIONS]
-        parts.append(written(self._single))
         for section in MAPPINGS:
             values = getattr(self, section)
             parts.append("\1")  # a new section; no key looks like this, no value holds a NUL
@@ -254,6 +266,8 @@ _connect: Final = attrgetter(*(key for key in _TOP if effect_of(key) != "nothing
 _rest: Final = attrgetter(*(key for key in _TOP if effect_of(key) == "nothing"))
 # The pool of `normal` and `async`: one connection, opened when it is needed.
 _SINGLE: Final = PoolSettings(min_size=0, max_size=1)
+#: The settings that say where connections lead.
+_PLACE: Final = ("host", "hostaddr", "port", "dbname", "service", "target_session_attrs")
 #: The settings that identify the account of a login.
 _ACCOUNT: Final = ("host", "hostaddr", "port", "service", "user")
 

@@ -15,7 +15,7 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pgmonkey.pool.database import Database
+from pgmonkey.pool.handle import Database
 from pgmonkey.registry.registry import Registry
 
 #: The databases, and the statement that makes the table of each.

@@ -1,16 +1,14 @@
-"""One borrowed connection, from entering `with` to leaving it.
-
-Also lost checkouts: the borrower was interrupted before it could give the connection back.
-"""
+"""One borrowed connection, from entering `with` to leaving it: what sync and async share."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from sys import _getframe
 from threading import get_ident
 from types import CodeType, FrameType, MethodType
 from typing import Any, Final, Self
+
+from pgmonkey.pool.messages import wrong_side
 
 #: The stages of a checkout: looked up in one half only, made for one block, looked up in both
 #: halves by one `with`, which enters it at once, entered otherwise, reported as held too long.
@@ -37,14 +35,15 @@ class Checkout:
     # One is made for every block. Slots that are set where their value is known cost a third of
     # what defaults of the class cost, which an object without slots would hide one by one.
     __slots__ = (
+        "__weakref__",
         "began",
         "callers",
         "code",
         "connection",
-        "generation",
         "handle",
         "instruction",
         "owner",
+        "pool",
         "stage",
         "taken",
         "timeout",
@@ -57,7 +56,7 @@ class Checkout:
     stage: int
     # What follows is set when it is entered.
     connection: Any
-    generation: Any
+    pool: Any
     #: The thread's number or the task that borrowed.
     owner: Any
     #: When it began to wait, and when it got its connection, on the monotonic clock.
@@ -100,13 +99,17 @@ class Checkout:
         _halves.pop(get_ident(), None)  # it would keep this checkout alive
         self.handle.loose.append(self)
 
-    def reclaim(self) -> bool:
-        """Take the connection back from a lost checkout.
+    def __enter__(self) -> Any:
+        raise wrong_side(self.handle.name, self.handle.connection_type)
 
-        Returns:
-            Whether that was done.
-        """
-        return False
+    def __exit__(self, kind: object = None, error: object = None, _trace: object = None) -> Any:
+        raise wrong_side(self.handle.name, self.handle.connection_type)
+
+    def __aenter__(self) -> Any:
+        raise wrong_side(self.handle.name, self.handle.connection_type)
+
+    def __aexit__(self, kind: object = None, error: object = None, _trace: object = None) -> Any:
+        raise wrong_side(self.handle.name, self.handle.connection_type)
 
     @property
     def place(self) -> str:
@@ -241,44 +244,3 @@ def loose(handle: Any) -> Any:
         return handle.loose.pop()
     except IndexError:
         raise RuntimeError(f"{handle!r} was not entered") from None
-
-
-def abandoned(checkouts: set[Any]) -> list[Any]:
-    """Return the lost checkouts: they hold a connection, and only our set refers to them.
-
-    The interpreter may raise an interrupt between the last line of a block and the first one of
-    its `__exit__`. Python code cannot catch that, and the checkout would hold its connection for
-    ever. But a block that can still end refers to its checkout. So a checkout that only our set
-    refers to has no block any more; if its connection is not referred to either, it is taken back.
-
-    Args:
-        checkouts: Those of a generation.
-    """
-    if not _COUNTS_ARE_EXACT:
-        return []
-    return [one for one, *counts in _references(checkouts) if counts == _OURS]
-
-
-def _references(checkouts: Iterable[Any]) -> list[tuple[Any, int, int]]:
-    return [
-        (one, sys.getrefcount(one), sys.getrefcount(one.connection))
-        for one in set(checkouts)
-        if one.connection is not None
-    ]
-
-
-class _Sample:
-    """A sample: how many references an object has by itself differs between Python versions."""
-
-    def __init__(self) -> None:
-        self.connection = object()
-
-
-def _of_a_sample() -> list[int]:
-    sample = {_Sample()}
-    return list(_references(sample)[0][1:])
-
-
-_OURS: Final = _of_a_sample()
-#: Without the interpreter's lock a count is a guess.
-_COUNTS_ARE_EXACT: Final = getattr(sys, "_is_gil_enabled", lambda: True)()

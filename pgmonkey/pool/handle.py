@@ -1,312 +1,381 @@
-"""The sync handle and its checkouts: what clients of a `normal` or `pool` database call."""
+"""The public class of a handle: one database, for the life of the registry."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator, Iterator
-from contextlib import contextmanager
-from sys import _getframe
-from threading import get_ident
+import threading
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Generator
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-import psycopg
-import psycopg_pool
-from psycopg.errors import ReadOnlySqlTransaction
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg.rows import TupleRow
 
-from pgmonkey.pool.checkout import ENTERED, PAIRED, REPORTED, Checkout, EnterHalf, ExitHalf
-from pgmonkey.pool.connection import FRESH, LONG_IDLE, PooledConnection, SyncPool
-from pgmonkey.pool.database import Borrowed, BorrowedCursor, Database, wrong_side
-from pgmonkey.pool.generation import Generation
-from pgmonkey.pool.limits import Gate
-from pgmonkey.pool.refusal import checkout_timeout, guard
-from pgmonkey.pool.sync_side import SyncSide
-from pgmonkey.pool.usage import FOLD_AT, Usage
+from pgmonkey.pool.checkout import REPORTED, Checkout
+from pgmonkey.pool.messages import describe, holder_name, wrong_side
+from pgmonkey.pool.stats import Stats
+from pgmonkey.telemetry import events
+from pgmonkey.telemetry.status import CheckoutStatus, PoolStatus
 
-
-class Nothing(Awaitable[Any]):
-    """The result of `open` and `close` of a sync handle; awaiting it is an error that says why."""
-
-    __slots__ = ("_handle",)
-
-    def __init__(self, handle: Database) -> None:
-        self._handle = handle
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        raise wrong_side(self._handle)
+if TYPE_CHECKING:
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.errors import PgmonkeyError
+    from pgmonkey.pool.failures import ConnectFailure
+    from pgmonkey.pool.limits import ConnectionLimits
+    from pgmonkey.pool.messages import Numbers
+    from pgmonkey.pool.version import Version
 
 
-class SyncCheckout(Checkout):
-    """Borrow one connection of a sync handle."""
-
-    __slots__ = ()
-
-    def enter(self) -> PooledConnection:
-        """Return a connection that was alive a moment ago.
-
-        The way of every checkout: one lap of the loop if nothing is wrong. It takes no lock
-        of ours, logs nothing, and asks the server nothing.
-        """
-        timeout: float | None = None
-        if self.stage != PAIRED:
-            self.enter_alone()
-            self.owner = get_ident()
-            self.stage = ENTERED
-            timeout = self.timeout
-        handle: SyncDatabase = self.handle
-        began = self.began = monotonic()
-        self.connection = None
-        self.taken = 0.0
-        if handle.keeps_stacks:
-            self.keep_stack(_getframe(1))
-        asked = began
-        generation = handle.generation
-        if generation is None:
-            generation = handle.obtain(began, timeout)
-        left = timeout = generation.timeout if timeout is None else timeout
-        while True:
-            self.generation = generation
-            if generation.guarded:
-                guard(handle, self, generation)
-            got = False
-            try:
-                generation.checkouts.add(self)
-                connection: PooledConnection = generation.getconn(left)
-                got = True
-                # One that had come back before it was asked for was there at once; a look at the
-                # clock costs as much as the rest of this. A new one counts as come back long ago.
-                now = (
-                    asked
-                    if connection.returned_at <= asked and connection.made_at <= asked
-                    else monotonic()
-                )
-                # Between reading the generation and getting the connection a swap may have
-                # happened; a connection of the retired one must not be handed out after it.
-                if handle.generation is not generation:
-                    generation.putconn(connection)
-                elif (
-                    now < connection.expires_at
-                    and not generation.examined
-                    and (
-                        (idle := now - connection.returned_at) < FRESH
-                        or (idle < LONG_IDLE and connection.is_alive())
-                    )
-                ) or handle.is_fit(connection, generation, left - (now - began)):
-                    self.connection = connection
-                    self.taken = now
-                    return connection
-                handle.let_go(self, generation)
-            except psycopg_pool.PoolTimeout:
-                handle.let_go(self, generation)
-                handle.reclaim(generation)
-                if handle.is_clogged(generation):
-                    handle.replace_later(generation, "queue")
-                raise checkout_timeout(handle, generation, monotonic() - began) from None
-            except psycopg_pool.PoolClosed:
-                # The generation was retired while this client queued: it goes on with the next
-                # one, with what is left of its time. Nothing was sent, so nothing is repeated.
-                handle.let_go(self, generation)
-            except BaseException as error:
-                self.connection = None
-                handle.let_go(self, generation)
-                handle.usage.errors["other"] += 1
-                if got or not isinstance(error, Exception):
-                    # Interrupted between the pool and the block: the pool counts a connection as
-                    # checked out that no block has, or that it was about to hand over.
-                    handle.replace_later(generation, "interrupted")
-                raise
-            asked = monotonic()
-            left = timeout - (asked - began)
-            if left <= 0.0:
-                raise checkout_timeout(handle, generation, asked - began)
-            generation = handle.generation
-            if generation is None:
-                generation = handle.obtain(began, timeout)
-
-    __enter__ = enter
-
-    def leave(self, kind: object = None, error: object = None, _trace: object = None) -> None:
-        """Commit or roll back, and give the connection back."""
-        out = True
-        try:
-            connection: PooledConnection = self.connection
-            handle: SyncDatabase = self.handle
-            generation: Generation[SyncPool] = self.generation
-            try:
-                if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
-                    _end(connection, failed=kind is not None)
-                if generation.resets:
-                    _reset(connection, autocommit=generation.applied.config.autocommit)
-            finally:
-                self.connection = None
-                now = connection.returned_at = monotonic()
-                if generation.gives_up:
-                    generation.gives_up = False
-                    connection.close()
-                generation.putconn(connection)
-                generation.checkouts.discard(self)
-                out = False
-                taken = self.taken
-                handle.record((taken - self.began, now - taken))
-                if len(handle.records) >= FOLD_AT:
-                    handle.usage.fold()
-                if generation.retired:
-                    handle.drained_if_empty(generation)
-                if self.stage == REPORTED:
-                    handle.returned_late(self, now)
-                if (
-                    error is not None
-                    and generation.wants_primary
-                    and isinstance(error, ReadOnlySqlTransaction)
-                ):
-                    # This server is no primary any more: all its connections are of no use.
-                    handle.replace_later(generation, "standby")
-        except BaseException:
-            if out:
-                self._lose()
-            raise
-
-    def reclaim(self) -> bool:
-        """Close the connection, so that what the block has done is not committed."""
-        connection, self.connection = self.connection, None
-        if connection is None:
-            return False
-        connection.close()
-        self.generation.putconn(connection)
-        self.handle.let_go(self, self.generation)
-        return True
-
-    def _lose(self) -> None:
-        """Give up a generation whose pool may count a connection as checked out that no block has.
-
-        An interrupt came on the way from the block to the pool. The connection is not closed
-        here: the pool may have given it to the next one already.
-        """
-        handle: SyncDatabase = self.handle
-        self.connection = None
-        handle.let_go(self, self.generation)
-        handle.replace_later(self.generation, "interrupted")
-
-    __exit__ = leave
-
-    def __aenter__(self) -> Any:
-        raise wrong_side(self.handle)
-
-    def __aexit__(self, *exc_info: object) -> Any:
-        raise wrong_side(self.handle)
+Sync_co = TypeVar("Sync_co", covariant=True)
+Async_co = TypeVar("Async_co", covariant=True)
 
 
-def _end(connection: PooledConnection, *, failed: bool) -> None:
-    """Commit or roll back what a block has left open.
+class Block(Protocol[Sync_co, Async_co]):
+    """Context manager of `connection()`, `transaction()` and `cursor()`: `with` or `async with`."""
 
-    Of a block that failed, its own exception is the one that the caller gets.
-    """
-    try:
-        if failed:
-            if not connection.closed:
-                connection.rollback()
-        elif connection.broken or not connection.closed:
-            # A connection that broke unnoticed must not pass for a commit; one that the block
-            # itself has closed has nothing to commit.
-            connection.commit()
-    except psycopg.Error:
-        if not failed:
-            raise
-        connection.close()  # what cannot roll back is not given to anybody else
-    finally:
-        if connection.closed:
-            connection.close()  # a broken one still has its socket and its slot
+    def __enter__(self) -> Sync_co: ...
+    def __exit__(self, kind: object, error: object, trace: object, /) -> bool | None: ...
+    async def __aenter__(self) -> Async_co: ...
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> bool | None: ...
 
 
-def _reset(connection: PooledConnection, *, autocommit: bool) -> None:
-    """Reset the session of a connection for its next borrower; close it if that fails."""
-    if connection.closed:
-        return
-    try:
-        connection.autocommit = True
-        connection.execute("DISCARD ALL")
-        connection.autocommit = autocommit
-    except psycopg.Error:
-        connection.close()
+#: What `connection()` and `transaction()` return: a block that yields a connection.
+Borrowed: TypeAlias = Block[Connection[TupleRow], AsyncConnection[TupleRow]]
+#: What `cursor()` returns: a block that yields a cursor on a borrowed connection.
+BorrowedCursor: TypeAlias = Block[Cursor[Any], AsyncCursor[Any]]
 
 
-class SyncDatabase(SyncSide):
-    """The handle of a `normal` or `pool` database.
+class Hooks(NamedTuple):
+    """What a handle calls in its registry or manager.
 
-    Each of its pools costs two threads; a handle that was never used costs none.
+    Args:
+        on_open: The first connection of a process or loop is about to be made.
+        on_refused: The server refused a login: read the files again. It blocks, and tells
+            whether another version is in force now.
+        force_reload: Replace the connections; the next `await` of an async handle calls it.
     """
 
-    checkout_class = SyncCheckout
+    on_open: Callable[[], object]
+    on_refused: Callable[[], object]
+    force_reload: Callable[[], object]
+
+
+class Pool(Protocol):
+    """The part of a pool that `Database` reads, whichever side it is of."""
+
+    target: Version
+    lingers: bool
+
+    @property
+    def opened(self) -> bool:
+        """Whether it has connected at least once."""
+
+    @property
+    def rotating(self) -> tuple[float, int] | None:
+        """When the older connections began to be replaced, and the version before."""
+
+    @property
+    def failure(self) -> ConnectFailure | None:
+        """Why the last connect failed; `None` if it worked."""
+
+    def numbers(self) -> Numbers:
+        """Count the connections of this moment."""
+
+    def is_draining(self) -> bool:
+        """Tell whether a connection of an older version is left, here or at the server."""
+
+
+class Database(ABC):
+    """Borrow connections of one database; the object stays the same over every reload.
+
+    `registry.get(name)` returns it at once; the first checkout connects. Use a handle of type
+    `normal` or `pool` with `with`, one of type `async` or `async_pool` with `async with`. Each
+    block is a checkout of its own, in any number of threads or tasks, also nested. It yields
+    psycopg's own connection: committed when the block succeeds, rolled back when it raises.
+
+    Attributes:
+        name: The name of the database.
+        connection_type: `normal`, `pool`, `async` or `async_pool`.
+
+    Example:
+        >>> with registry.get("orders") as conn:
+        ...     conn.execute("SELECT 1").fetchone()
+        (1,)
+    """
+
+    name: str
+    connection_type: ConnectionType
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Connection[TupleRow]: ...
+        def __exit__(self, kind: object, error: object, trace: object, /) -> bool | None: ...
+        async def __aenter__(self) -> AsyncConnection[TupleRow]: ...
+        async def __aexit__(self, kind: object, error: object, trace: object, /) -> bool | None: ...
+
+    def __init__(
+        self,
+        version: Version,
+        connection_type: ConnectionType,
+        limits: ConnectionLimits,
+        hooks: Hooks,
+    ) -> None:
+        self.name = version.config.name
+        self.connection_type = connection_type
+        self.limits = limits
+        self.hooks = hooks
+        #: What is in force.
+        self.version = version
+        #: Why it may not be used any more.
+        self.gone: PgmonkeyError | None = None
+        #: Whether a checkout keeps the stack of its borrower.
+        self.keeps_stacks = version.config.leak_stack
+        #: Checkouts entered by calling `__enter__` by hand, which have no `__exit__` yet.
+        self.loose: list[Checkout] = []
+        # Guards `gone` and the pools. Never held while waiting.
+        self._lock = threading.Lock()
+        self._force_due = False
+        self._count_in(Stats())
+
+    def _count_in(self, stats: Stats) -> None:
+        self.stats = stats
+        # What every checkout calls when it ends, without the way to it.
+        self.records = stats.records
+        self.record = stats.records.extend
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} {self.connection_type}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self!r} cannot be pickled: its connections belong to this process; "
+            "make the registry in the other process and ask it for the name"
+        )
+
     if not TYPE_CHECKING:
-        __enter__ = EnterHalf()
-        __exit__ = ExitHalf()
+
+        def __enter__(self) -> Any:
+            raise wrong_side(self.name, self.connection_type)
+
+        def __exit__(self, *exc_info: object) -> Any:
+            raise wrong_side(self.name, self.connection_type)
 
         def __aenter__(self) -> Any:
-            raise wrong_side(self)
+            raise wrong_side(self.name, self.connection_type)
 
         def __aexit__(self, *exc_info: object) -> Any:
-            raise wrong_side(self)
+            raise wrong_side(self.name, self.connection_type)
 
+    def __await__(self) -> Generator[Any, None, Database]:
+        if self.connection_type in ("normal", "pool"):
+            raise wrong_side(self.name, self.connection_type)
+        return self.open().__await__()
+
+    # Borrowing
+
+    @abstractmethod
     def connection(self, timeout: float | None = None) -> Borrowed:
-        """Do what `Database.connection` says."""
-        return self._checkout(timeout)
+        """Borrow a connection, with your own timeout.
 
-    def _checkout(self, timeout: float | None) -> SyncCheckout:
-        return SyncCheckout.bound(self, timeout, _getframe(2))
+        Args:
+            timeout: Seconds to wait for the connection; default: the configured `timeout`.
 
+        Raises:
+            CheckoutTimeout: no connection within the timeout.
+            ConnectError: the server refuses, for a reason that waiting does not change.
+
+        Example:
+            >>> with registry.get("orders").connection(timeout=2) as conn:
+            ...     conn.execute("SELECT 1").fetchone()
+            (1,)
+        """
+
+    @abstractmethod
     def transaction(
         self, timeout: float | None = None, *, force_rollback: bool = False
     ) -> Borrowed:
-        """Do what `Database.transaction` says."""
-        return self._transaction(self._checkout(timeout), force_rollback)  # type: ignore[return-value]  # its async half is never there: wrong side
+        """Borrow a connection with a transaction open on it.
 
-    @contextmanager
-    def _transaction(self, checkout: SyncCheckout, force_rollback: bool) -> Iterator[Any]:
-        with checkout as connection, connection.transaction(force_rollback=force_rollback):
-            yield connection
+        The same as a checkout with `conn.transaction()` inside. Use it when `autocommit` is on,
+        or to send BEGIN at once.
 
+        Args:
+            timeout: Seconds to wait for the connection; default: the configured `timeout`.
+            force_rollback: Roll back at the end, even on success.
+
+        Example:
+            >>> with registry.get("orders").transaction(force_rollback=True) as conn:
+            ...     conn.execute("SELECT 1").fetchone()
+            (1,)
+        """
+
+    @abstractmethod
     def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
-        """Do what `Database.cursor` says."""
-        return self._cursor(self._checkout(timeout), options)  # type: ignore[return-value]  # its async half is never there: wrong side
+        """Borrow a connection for the life of one cursor.
 
-    @contextmanager
-    def _cursor(self, checkout: SyncCheckout, options: dict[str, Any]) -> Iterator[Any]:
-        with checkout as connection, connection.cursor(**options) as cursor:
-            yield cursor
+        Args:
+            timeout: Seconds to wait for the connection; default: the configured `timeout`.
+            options: Passed to psycopg's `Connection.cursor`.
 
+        Example:
+            >>> from psycopg.rows import dict_row
+            >>> with registry.get("orders").cursor(row_factory=dict_row) as cursor:
+            ...     cursor.execute("SELECT 1 AS answer").fetchone()
+            {'answer': 1}
+        """
+
+    @abstractmethod
     def open(self, timeout: float | None = None) -> Awaitable[Database]:
-        """Do what `Database.open` says."""
-        if self.generation is None:
-            self.obtain(monotonic(), timeout)
-        return Nothing(self)
+        """Connect now, not at the first checkout; `await` it on an async handle.
 
-    def close(self) -> Awaitable[None]:
-        """Do what `Database.close` says."""
-        self.shut(None)
-        return Nothing(self)
+        Args:
+            timeout: Seconds to wait; default: the configured `timeout`.
 
-    def __await__(self) -> Generator[Any, None, Database]:
-        raise wrong_side(self)
+        Raises:
+            CheckoutTimeout, ConnectError: as a checkout does.
 
-    def sides(self) -> list[Any]:
-        """Return the event loops that this handle lives in: none."""
-        return []
+        Example:
+            >>> _ = registry.get("orders").open(timeout=2)
+        """
 
-    def catch_up(self, now: float) -> None:
-        """Do nothing: a sync handle has no loop that could be behind."""
+    @abstractmethod
+    def close(self) -> Awaitable[object]:
+        """Close the connections; `await` it on an async handle. The next checkout opens again.
 
-    def patrol(self, now: float) -> None:
-        """Do what is due: see `Database.patrol`; and try again to connect, when clients could not."""
-        super().patrol(now)
-        self.bury_overdue(now)
-        if self.wants_another_try(now):
-            self.start()
+        Checkouts in progress go on; their connections close when they end.
 
-    def forget(self) -> None:
-        """Forget the parent's connections in a child process, without touching them."""
-        super().forget()
-        self._count_in(Usage())
-        self.loose.clear()
+        Example:
+            >>> _ = registry.get("orders").close()
+        """
 
-    def _parts(self) -> tuple[list[Generation[Any]], list[Generation[Any]], list[Gate]]:
-        generation = self.generation
-        return [generation] if generation else [], list(self.retired), [self.gate]
+    def connect(self) -> Awaitable[Database]:
+        """Do what `open` does, under its name in pgmonkey 4.0."""
+        warnings.warn("handle.connect() is handle.open() now", DeprecationWarning, stacklevel=2)
+        return self.open()
+
+    def disconnect(self) -> Awaitable[object]:
+        """Do what `close` does, under its name in pgmonkey 4.0."""
+        warnings.warn("handle.disconnect() is handle.close() now", DeprecationWarning, stacklevel=2)
+        return self.close()
+
+    # Reload and life, for the registry
+
+    def request_reload(self) -> None:
+        """Let the next `await` of this handle replace its connections."""
+        self._force_due = True
+
+    def revive(self) -> None:
+        """Let the handle work again: its file came back."""
+        with self._lock:
+            self.gone = None
+
+    def raise_if_gone(self) -> None:
+        """Raise why the handle may not be used any more, if so."""
+        if (gone := self.gone) is not None:
+            raise type(gone)(*gone.args)
+
+    # Status
+
+    @abstractmethod
+    def all_pools(self) -> list[Pool]:
+        """Return the pools of this handle: one, or one for each event loop that uses it."""
+
+    def is_open(self) -> bool:
+        """Tell whether a pool has connected since it was opened, in any loop."""
+        return any(pool.opened for pool in self.all_pools())
+
+    def is_draining(self) -> bool:
+        """Tell whether a connection of an older version is left, here or at the server."""
+        return any(
+            pool.is_draining() or (pool.opened and pool.target.since != self.version.since)
+            for pool in self.all_pools()
+        )
+
+    def status(self) -> PoolStatus:
+        """Return the numbers of the pools of this handle. It waits for nothing.
+
+        Example:
+            >>> registry.get("orders").status().used
+            0
+        """
+        # Before what is out: what ends between the two is then missing once, not counted twice.
+        stats = self.stats
+        waits, uses, connects = stats.durations()
+        ended, queued = waits.count + sum(stats.errors.values()), stats.queued
+        pools = self.all_pools()
+        numbers = [pool.numbers() for pool in pools]
+        failure = next((pool.failure for pool in pools if pool.failure), None)
+        now = monotonic()
+        held = [
+            CheckoutStatus(holder_name(one.owner), now - one.taken, one.place, one.stack)
+            for each in numbers
+            for one in each.held + each.retired
+        ]
+        requests, queued = stats.counted(ended + len(held), queued)
+        settings = self.version.config.pool(self.connection_type)
+        everywhere = sum(pool.opened for pool in pools) or 1
+        return PoolStatus(
+            database=self.name,
+            connection_type=self.connection_type,
+            version=self.version.number,
+            opened=any(pool.opened for pool in pools),
+            idle=sum(each.idle for each in numbers),
+            used=sum(len(each.held) for each in numbers),
+            retired=sum(len(each.retired) for each in numbers),
+            waiting=sum(each.waiting for each in numbers),
+            min_size=settings.min_size * everywhere,
+            max_size=settings.max_size * everywhere,
+            longest_checkout=max((one.seconds for one in held), default=0.0),
+            requests=requests,
+            queued=queued,
+            errors=dict(stats.errors),
+            waits=waits,
+            uses=uses,
+            connects=connects,
+            connect_attempts=stats.attempts,
+            connect_failures=dict(stats.failures),
+            evicted=dict(stats.evicted),
+            leaks=stats.leaks,
+            last_failure=failure.text if failure else None,
+            last_failure_reason=failure.reason if failure else None,
+            last_failure_hint=failure.hint if failure else None,
+            checkouts=tuple(held),
+        )
+
+    def report_long_checkouts(self, now: float) -> None:
+        """Report checkouts that last too long: leaked ones, and those that keep an old version.
+
+        Args:
+            now: The monotonic clock.
+        """
+        config = self.version.config
+        for pool in self.all_pools():
+            numbers = pool.numbers()
+            rotating = pool.rotating
+            if (
+                rotating is not None
+                and not pool.lingers
+                and numbers.retired
+                and now - rotating[0] > config.drain_timeout
+            ):
+                pool.lingers = True
+                events.emit(
+                    "database.drain_timeout",
+                    database=self.name,
+                    connection_type=self.connection_type,
+                    version=rotating[1],
+                    holders=[describe(one, now) for one in numbers.retired],
+                )
+            if config.leak_detection is None:
+                continue
+            for one in numbers.held + numbers.retired:
+                if one.stage != REPORTED and now - one.taken > config.leak_detection:
+                    one.stage = REPORTED
+                    self.stats.leaks += 1
+                    events.emit(
+                        "checkout.leaked",
+                        database=self.name,
+                        connection_type=self.connection_type,
+                        **describe(one, now),
+                    )

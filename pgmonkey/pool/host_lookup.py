@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import socket
 import threading
 from collections.abc import Mapping
@@ -158,11 +157,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _after_fork() -> None:
-    """Forget the lookups of the parent, whose threads do not exist in the child."""
+def reset() -> None:
+    """Forget the lookups of the parent, whose threads do not exist in a child process."""
     global _lock
     _lock = threading.Lock()  # the parent's may be held for ever
     _under_way.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)

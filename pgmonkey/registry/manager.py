@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.legacy import load_dict
@@ -16,19 +15,33 @@ from pgmonkey.config.loader import config_or_raise, load_file
 from pgmonkey.config.models import CONNECTION_TYPES, ConnectionType
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import ConnectError
-from pgmonkey.pool.async_handle import AsyncDatabase
-from pgmonkey.pool.target import Applied
-from pgmonkey.registry.cache import Handle, HandleCache, close_handles, close_handles_async
+from pgmonkey.pool._async.database import AsyncDatabase
+from pgmonkey.pool.limits import ConnectionLimits
+from pgmonkey.registry import fork
+from pgmonkey.registry.record import Handle, Record, Shared, close_all
 
 if TYPE_CHECKING:
-    from pgmonkey.pool.database import Database
+    from pgmonkey.pool.handle import Database
+
+
+class _Cached(NamedTuple):
+    """A handle that was given, and the record that owns it."""
+
+    record: Record
+    handle: Handle
+
+    @property
+    def digest(self) -> bytes:
+        """What tells the configuration that it runs from others."""
+        assert self.record.config is not None
+        return self.record.config.digest
 
 
 class _Given(NamedTuple):
     """What a call returned last: the handle, and the configuration that was read for it."""
 
     config: DatabaseConfig
-    handle: Handle
+    cached: _Cached
 
 
 class PGConnectionManager:
@@ -48,15 +61,18 @@ class PGConnectionManager:
     """
 
     def __init__(self) -> None:
-        self._cache = HandleCache()
+        self._limits = ConnectionLimits()
+        self._shared = Shared(self._limits, {}, on_open=_nothing, look=_nothing)
+        #: Every handle that was given, the last one that was made or reloaded at the end.
+        self._cached: list[_Cached] = []
         #: By the arguments of a call: what a repeated call returns without parsing.
         self._calls: dict[tuple[Any, ...], _Given] = {}
         #: By path and connection type: the handle whose connections `force_reload` replaces.
-        self._last: dict[tuple[str, ConnectionType], Handle] = {}
-        # Guards `_last` and the removals from `_calls`. Nothing is connected, closed or waited
-        # for while it is held.
+        self._last: dict[tuple[str, ConnectionType], _Cached] = {}
+        # Guards the three above; `_calls` is read without it. Nothing is connected, closed or
+        # waited for while it is held.
         self._lock = threading.Lock()
-        _all.add(self)
+        fork.add(self, PGConnectionManager._forget)
 
     def get_database_connection(
         self,
@@ -98,10 +114,10 @@ class PGConnectionManager:
         if (
             given is not None
             and not force_reload
-            and given.handle.target.gone is None
+            and given.cached.handle.gone is None
             and given.config.is_current()
         ):
-            return self._give(given.handle)
+            return self._give(given.cached)
         wanted = None if connection_type is None else _checked(connection_type)
         config = load_file(
             path,
@@ -113,13 +129,11 @@ class PGConnectionManager:
         # Not resolved: the target of a link changes with each update of a Kubernetes volume.
         place = (str(Path(path).absolute()), wanted)
         with self._lock:
-            handle = self._choose(place, config, wanted, force_reload=force_reload)
-            self._last[place] = handle
+            cached = self._choose(place, config, wanted, force_reload=force_reload)
+            self._last[place] = cached
             if not force_reload:
-                self._calls[call] = _Given(config, handle)
-        if force_reload:
-            return self._reload(handle, config)
-        return self._give(handle)
+                self._calls[call] = _Given(config, cached)
+        return self._reload(cached, config) if force_reload else self._give(cached)
 
     def _choose(
         self,
@@ -128,22 +142,36 @@ class PGConnectionManager:
         wanted: ConnectionType,
         *,
         force_reload: bool,
-    ) -> Handle:
-        """Return the handle for this config, or the one to reload."""
+    ) -> _Cached:
+        """Return the handle for this config, or the one to reload. The caller holds the lock."""
         last = self._last.get(place)
         if (
             force_reload
             and last is not None
-            and last.target.gone is None
+            and last.handle.gone is None
             # Two files with equal contents share a handle. When one of them changes, users of the
             # other one must keep their settings.
             and (
-                last.target.applied.config.digest == config.digest
+                last.digest == config.digest
                 or not any(other is last for where, other in self._last.items() if where != place)
             )
         ):
+            self._cached.remove(last)
+            self._cached.append(last)
             return last
-        return self._cache.get((config.digest, wanted), Applied(config), wanted)
+        return self._find(config, wanted)
+
+    def _find(self, config: DatabaseConfig, wanted: ConnectionType) -> _Cached:
+        """Return the handle that runs a config; make it if there is none. The caller holds the lock."""
+        for cached in reversed(self._cached):
+            if cached.handle.connection_type == wanted and cached.digest == config.digest:
+                return cached
+        record = Record(config.name, self._shared, config)
+        handle = record.handle(wanted)
+        assert handle is not None
+        cached = _Cached(record, handle)
+        self._cached.append(cached)
+        return cached
 
     def get_database_connection_from_dict(
         self,
@@ -177,60 +205,66 @@ class PGConnectionManager:
         del config_data_dictionary
         config = config_or_raise(loaded, isolate=False)
         wanted = config.connection_type if connection_type is None else _checked(connection_type)
-        handle = self._cache.get((config.digest, wanted), Applied(config), wanted)
-        return self._reload(handle, config) if force_reload else self._give(handle)
+        with self._lock:
+            cached = self._find(config, wanted)
+        return self._reload(cached, config) if force_reload else self._give(cached)
 
-    def _give(self, handle: Handle) -> Any:
+    def _give(self, cached: _Cached) -> Any:
+        handle = cached.handle
         if isinstance(handle, AsyncDatabase):
-            return self._open_async(handle)
+            return self._open(cached, handle)
         if handle.connection_type == "normal":
             try:
                 handle.open()
             except ConnectError:
-                self._forget(handle)
+                if self._drop(cached):
+                    handle.close()
                 raise
         else:
             handle.start()
         return handle
 
-    async def _open_async(self, handle: AsyncDatabase) -> Database:
+    async def _open(self, cached: _Cached, handle: AsyncDatabase) -> Database:
         if handle.connection_type == "async":
             try:
                 await handle.open()
             except ConnectError:
-                self._forget(handle)
+                if self._drop(cached):
+                    await handle.close()
                 raise
         else:
-            handle.start()
+            await handle.start()
         return handle
 
-    def _forget(self, handle: Handle) -> None:
-        """Drop a handle that could not connect, so that it does not count as cached."""
+    def _drop(self, cached: _Cached) -> bool:
+        """Drop a handle that could not connect, so that it does not count as cached.
+
+        Returns:
+            Whether it has no connection: the caller closes it.
+        """
         with self._lock:
-            if handle.is_open():
-                return
-            self._cache.remove(handle)
-            for call in [call for call, given in self._calls.items() if given.handle is handle]:
+            if cached.handle.is_open():
+                return False
+            if cached in self._cached:
+                self._cached.remove(cached)
+            for call in [call for call, given in self._calls.items() if given.cached is cached]:
                 del self._calls[call]
-            for place in [place for place, one in self._last.items() if one is handle]:
+            for place in [place for place, one in self._last.items() if one is cached]:
                 del self._last[place]
+            return True
 
-    def _reload(self, handle: Handle, config: DatabaseConfig) -> Any:
+    def _reload(self, cached: _Cached, config: DatabaseConfig) -> Any:
+        handle = cached.handle
         if isinstance(handle, AsyncDatabase):
-            return self._reload_async(handle, config)
-        handle.force_reload(config)
-        self._moved(handle)
-        return self._give(handle)
+            return self._reload_async(cached, handle, config)
+        cached.record.force(config)
+        return self._give(cached)
 
-    async def _reload_async(self, handle: AsyncDatabase, config: DatabaseConfig) -> Database:
-        await handle.force_reload(config)
-        self._moved(handle)
-        return await self._open_async(handle)
-
-    def _moved(self, handle: Handle) -> None:
-        """Make a handle known by the configuration that it runs now."""
-        with self._lock:
-            self._cache.move(handle, (handle.target.applied.config.digest, handle.connection_type))
+    async def _reload_async(
+        self, cached: _Cached, handle: AsyncDatabase, config: DatabaseConfig
+    ) -> Database:
+        await cached.record.force_async(config)
+        return await self._open(cached, handle)
 
     @property
     def cache_info(self) -> dict[str, Any]:
@@ -243,14 +277,15 @@ class PGConnectionManager:
             >>> PGConnectionManager().cache_info
             {'size': 0, 'connection_types': {}}
         """
-        entries = self._cache.items()
-        return {
-            "size": len(entries),
-            "connection_types": {
-                f"{digest.hex()[:12]}:{connection_type}": connection_type
-                for (digest, connection_type), _ in entries
-            },
-        }
+        with self._lock:
+            cached = list(self._cached)
+        types: dict[str, str] = {}
+        for one in cached:
+            name = f"{one.digest.hex()[:12]}:{one.handle.connection_type}"
+            while name in types:  # an older handle with equal settings
+                name += "'"
+            types[name] = one.handle.connection_type
+        return {"size": len(types), "connection_types": types}
 
     def clear_cache(self) -> None:
         """Close every cached handle and forget it. From async code, use `clear_cache_async`.
@@ -264,31 +299,34 @@ class PGConnectionManager:
         except RuntimeError:
             pass
         else:
-            if any(
-                side.loop() is here and side.generation is not None
-                for _, handle in self._cache.items()
-                for side in handle.sides()
-            ):
+            with self._lock:
+                handles = [one.handle for one in self._cached]
+            if any(here in one.pools for one in handles if isinstance(one, AsyncDatabase)):
                 raise RuntimeError(
                     "async connections of the running event loop are open:"
                     " use `await manager.clear_cache_async()` here"
                 )
-        close_handles(self._drop_all(), "manager's cache")
+        close_all(self._take_all(), "manager's cache")
 
     async def clear_cache_async(self) -> None:
         """Close every cached handle and forget it; wait for those of the running loop."""
-        await close_handles_async(self._drop_all(), "manager's cache")
+        for handle in close_all(self._take_all(), "manager's cache"):
+            await handle.wait_closed()
 
-    def _drop_all(self) -> list[Handle]:
+    def _take_all(self) -> list[Record]:
         with self._lock:
+            records = [one.record for one in self._cached]
+            self._cached.clear()
             self._calls.clear()
             self._last.clear()
-            return self._cache.drop_all()
+            return records
 
-    def _forget_locks(self) -> None:
-        """Take new locks in a forked child: the parent may have held them."""
+    def _forget(self) -> None:
+        """Begin without connections and with a new lock in a child process."""
         self._lock = threading.Lock()
-        self._cache.forget()
+        self._limits.reset()
+        for cached in self._cached:
+            cached.record.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -313,12 +351,5 @@ def _checked(connection_type: str) -> ConnectionType:
     )
 
 
-_all: Final[weakref.WeakSet[PGConnectionManager]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for manager in list(_all):
-        manager._forget_locks()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+def _nothing(*_arguments: object) -> None:
+    """Do nothing: a manager has no thread to start, and no files that it watches."""

@@ -6,18 +6,21 @@ import asyncio
 import os
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import prometheus_client
 
 from pgmonkey.config.directory import DirectoryLoader
-from pgmonkey.errors import ConfigError, HandleClosedError, UnknownDatabaseError
-from pgmonkey.registry.cache import Handle, HandleCache, close_handles, close_handles_async
-from pgmonkey.registry.prober import probe
-from pgmonkey.registry.reloader import Reloader, ReloadReport
-from pgmonkey.registry.upkeep import Upkeep
+from pgmonkey.errors import HandleClosedError, PgmonkeyError, UnknownDatabaseError
+from pgmonkey.pool._async.database import AsyncDatabase
+from pgmonkey.pool.limits import ConnectionLimits
+from pgmonkey.registry import fork
+from pgmonkey.registry.maintenance import Maintenance
+from pgmonkey.registry.record import Handle, Record, Shared, close_all
+from pgmonkey.registry.reload import Reloader, ReloadReport
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.metrics import ensure_files, export, write_files
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
@@ -26,7 +29,11 @@ if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.config.trust import Trust
-    from pgmonkey.pool.database import Database
+    from pgmonkey.pool.handle import Database
+
+
+#: Seconds between two looks at connections that are being replaced.
+_DRAINING: Final = 0.02
 
 
 class Registry:
@@ -59,6 +66,7 @@ class Registry:
     Raises:
         RegistryConfigError: the directory or a file has problems, or the databases keep more
             connections open (`min_size`) than `max_connections`.
+        PgmonkeyError: the thread that watches the files cannot be started.
         ValueError: `probe_interval` is not more than 0.
 
     Example:
@@ -94,24 +102,29 @@ class Registry:
             on_untrusted=_untrusted,
             max_connections=max_connections,
         )
-        self._cache = HandleCache(max_connections)
-        self._reloader = Reloader(self.path, self._loader, self._cache)
+        this = weakref.ref(self)  # a handle that outlives its registry must not keep it alive
+        #: The handle of the declared type, by name. Read without a lock.
+        self._defaults: dict[str, Handle] = {}
+        self._limits = ConnectionLimits(max_connections)
+        shared = Shared(
+            self._limits,
+            self._defaults,
+            on_open=partial(_call, this, Registry._on_open),
+            look=partial(_call, this, Registry._look_for),
+        )
+        self._reloader = Reloader(self._loader, shared)
+        self._records = self._reloader.records
         scan = self._reloader.load(strict=strict)
-        self._defaults = self._cache.defaults
         self._closed = False
         self._exported = metrics is not None
-        this = weakref.ref(self)  # a handle that outlives its registry must not keep it alive
-        self._hooks = (
-            lambda: _call(this, Registry._ensure_running),
-            lambda: _call(this, Registry._refused),
-        )
-        self._upkeep = Upkeep(
-            self,
+        self._maintenance = Maintenance(
             self._reloader,
+            str(self.path),
             watch=watch,
             rescan_interval=rescan_interval,
             probe_interval=probe_interval,
         )
+        weakref.finalize(self, self._maintenance.stop)
         events.emit(
             "registry.loaded",
             path=str(self.path),
@@ -120,8 +133,9 @@ class Registry:
         )
         if metrics is not None:
             export(self, metrics, histograms=histograms)
-        self._ensure_running()
-        _all.add(self)
+            ensure_files()
+        self._maintenance.ensure_running()
+        fork.add(self, Registry._forget)
 
     # Names
 
@@ -157,31 +171,21 @@ class Registry:
             except KeyError:
                 pass
         handle = self._find(name, connection_type)
-        if force_reload:
-            self._reloader.force(name, handle)
+        if not force_reload:
+            return handle
+        if isinstance(handle, AsyncDatabase):
+            handle.request_reload()
+        else:
+            self._records[name].force()
         return handle
 
     def _find(self, name: str, connection_type: ConnectionType | None) -> Handle:
         if self._closed:
             raise HandleClosedError(f"{name}: the registry {self.path} was closed")
-        entry = self._reloader.entries.get(name)
-        if entry is None:
+        record = self._records.get(name)
+        handle = record.handle(connection_type) if record is not None else None
+        if handle is None:
             raise self._unknown(name)
-        # A handle that is made now is among those that the next change moves.
-        with events.held_back(), entry.deciding:
-            if entry.removed and not self._cache.of(name):
-                if entry.rejection is None:
-                    raise self._unknown(name)
-                raise ConfigError(entry.rejection.problems)
-            if entry.applied is None:
-                raise ConfigError(entry.rejection.problems if entry.rejection else ())
-            wanted = connection_type or entry.applied.config.connection_type
-            handle = self._cache.get((name, wanted), entry.applied, wanted)
-            handle.on_open, handle.on_refused = self._hooks
-            if entry.removed:
-                self._reloader.shut_removed(entry)
-            if connection_type is None:
-                self._defaults[name] = handle
         return handle
 
     def _unknown(self, name: str) -> UnknownDatabaseError:
@@ -211,7 +215,7 @@ class Registry:
     def names(self) -> tuple[str, ...]:
         """Return the names of the declared databases, sorted."""
         return tuple(
-            sorted(name for name, entry in list(self._reloader.entries.items()) if entry.declared)
+            sorted(name for name, record in list(self._records.items()) if record.declared)
         )
 
     @property
@@ -222,15 +226,15 @@ class Registry:
     @property
     def watching(self) -> bool:
         """Tell whether the files are watched now."""
-        return self._upkeep.watching
+        return self._maintenance.watching
 
     # Reload
 
     def reload(self) -> ReloadReport:
         """Read the files now, apply the differences, and return a report.
 
-        Works from any thread. It waits for the probes, but never for an event loop: each loop
-        replaces its connections at its next turn, at the latest at its next checkout.
+        Works from any thread. It returns when every open pool has replaced its idle connections.
+        An event loop that does not turn replaces them later, at the latest at its next checkout.
 
         Example:
             >>> registry.reload().rejected
@@ -241,19 +245,11 @@ class Registry:
     async def areload(self) -> ReloadReport:
         """Do what `reload` does, without blocking the running loop.
 
-        It also waits until the pools of that loop have replaced their connections.
-
         Example:
             >>> asyncio.run(registry.areload()).applied
             ()
         """
-        report = await asyncio.to_thread(self._reloader.reload)
-        here = asyncio.get_running_loop()
-        for handle in self._cache.all():
-            for side in handle.sides():
-                if side.loop() is here and side.generation is not None:
-                    await side.settle()
-        return report
+        return await asyncio.to_thread(self.reload)
 
     def wait_drained(self, timeout: float = 30.0) -> bool:
         """Wait until no connection of an older configuration is left, in any thread or loop.
@@ -273,14 +269,17 @@ class Registry:
             True
         """
         deadline = time.monotonic() + timeout
-        while any(handle.is_draining() for handle in self._cache.all()):
+        while draining := [one for one in self._handles() if one.is_draining()]:
             now = time.monotonic()
             if now > deadline:
                 return False
-            for handle in self._cache.all():
-                handle.catch_up(now)
-            self._upkeep.stopping.wait(0.005)
+            for handle in draining:
+                handle.patrol(now)
+            self._maintenance.stopping.wait(_DRAINING)
         return True
+
+    def _handles(self) -> list[Handle]:
+        return [handle for record in list(self._records.values()) for handle in record.handles()]
 
     def probe(self, name: str) -> DatabaseStatus:
         """Connect to a database once, outside its pool, and record whether it was reached.
@@ -295,11 +294,11 @@ class Registry:
             >>> registry.probe("orders").probe.up
             True
         """
-        entry = self._reloader.entries.get(name)
-        if entry is None or not entry.declared:
+        record = self._records.get(name)
+        if record is None or not record.declared:
             raise self._unknown(name)
-        probe(entry, self._cache.budget)
-        return next(one for one in self.status().databases if one.name == name)
+        record.probe()
+        return record.status()
 
     # Status
 
@@ -310,12 +309,18 @@ class Registry:
             >>> [database.name for database in registry.status().databases]
             ['events', 'orders', 'reports']
         """
-        upkeep = self._upkeep
-        return self._reloader.status(
-            watched=upkeep.watched,
-            watching=upkeep.watching,
-            polling=upkeep.polling,
-            watcher_errors=upkeep.watcher_errors,
+        records = sorted(self._records.items())
+        return RegistryStatus(
+            path=str(self.path),
+            databases=tuple(record.status() for _, record in records),
+            problems=self._reloader.problems,
+            watched=self._maintenance.watched,
+            watching=self._maintenance.watching,
+            polling=self._maintenance.polling,
+            watcher_errors=self._maintenance.watcher_errors,
+            last_reload_successful=self._reloader.successful,
+            last_reload_success_at=self._reloader.last_success_at,
+            reload_durations=self._reloader.durations(),
         )
 
     def config(self, name: str) -> DatabaseConfig | None:
@@ -331,27 +336,32 @@ class Registry:
             >>> registry.config("orders").connection_type
             'pool'
         """
-        entry = self._reloader.entries.get(name)
-        if entry is None:
+        record = self._records.get(name)
+        if record is None:
             raise self._unknown(name)
-        return entry.applied.config if entry.applied else None
+        return record.config
 
     # Called by handles and after a fork
 
-    def _ensure_running(self) -> None:
-        """Start the background threads unless they run; a forked child starts its own here."""
-        self._upkeep.ensure_running()
-        if self._exported and not self._closed:
+    def _on_open(self) -> None:
+        """Start the background work of this process before its first connect."""
+        if self._closed:
+            return
+        try:
+            self._maintenance.ensure_running()
+        except PgmonkeyError as error:  # the connection can be made all the same
+            events.emit("watch.degraded", mode="none", error=str(error))
+        if self._exported:
             ensure_files()
 
-    def _refused(self) -> None:
+    def _look_for(self, record: Record) -> None:
         """Read the files now: a login was refused, perhaps because its password was rotated."""
-        self._upkeep.look_soon()
+        self._maintenance.look_for(record)
 
     def _forget(self) -> None:
-        """Take new locks and threads in a forked child."""
-        self._upkeep.forget()
-        self._cache.forget()
+        """Begin without connections, threads and counts in a child process."""
+        self._limits.reset()
+        self._maintenance.forget()
         self._reloader.forget()
 
     # The end
@@ -364,15 +374,16 @@ class Registry:
         """
         try:
             self._end()
-        finally:  # an interrupt while the watcher ends keeps no handle open
-            close_handles(self._cache.drop_all(), f"registry {self.path}")
+        finally:  # an interrupt while the thread ends keeps no handle open
+            close_all(self._reloader.close(self._owner), self._owner)
 
     async def aclose(self) -> None:
         """Close every handle for good, and wait for the connections of the running loop."""
         try:
             self._end()
         finally:
-            await close_handles_async(self._cache.drop_all(), f"registry {self.path}")
+            for handle in close_all(self._reloader.close(self._owner), self._owner):
+                await handle.wait_closed()
 
     def _end(self) -> None:
         if self._closed:
@@ -380,9 +391,13 @@ class Registry:
         if self._exported:
             write_files()  # keeps the counts of this registry
         self._closed = True
-        self._reloader.stop()
-        self._upkeep.stop()
+        self._maintenance.stop()
+        self._maintenance.join()
         events.emit("registry.closed", path=str(self.path))
+
+    @property
+    def _owner(self) -> str:
+        return f"registry {self.path}"
 
     def __enter__(self) -> Self:
         return self
@@ -401,20 +416,6 @@ def _untrusted(path: str, reason: str) -> None:
     events.emit("file.untrusted", path=path, reason=reason)
 
 
-def _call(this: weakref.ref[Registry], act: Any) -> bool:
-    registry = this()
-    if registry is None or registry._closed:
-        return False
-    act(registry)
-    return True
-
-
-_all: Final[weakref.WeakSet[Registry]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for registry in list(_all):
-        registry._forget()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+def _call(this: weakref.ref[Registry], act: Callable[..., object], *arguments: object) -> None:
+    if (registry := this()) is not None:
+        act(registry, *arguments)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pgmonkey.config.explain import Value
 from pgmonkey.errors import Problem
-from pgmonkey.registry.reloader import ReloadReport
+from pgmonkey.registry.reload import ReloadReport
 from pgmonkey.telemetry.events import Event
 from pgmonkey.telemetry.status import DatabaseStatus, PoolStatus, RegistryStatus
 from pgmonkey.version import __version__

@@ -7,7 +7,6 @@ a processor of the application may use the registry that the event is about.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -28,11 +27,10 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "config.rejected": ("warning", "files cannot be used, or the probe failed"),
     "config.removed": ("info", "the file of a database was removed"),
     "database.opened": ("info", "a handle made its first connection"),
-    "database.swapped": ("info", "new connections replaced the old ones"),
+    "database.rotated": ("info", "new connections replaced the old ones"),
     "database.drained": ("info", "the last checkout of a replaced configuration ended"),
     "database.drain_timeout": ("warning", "checkouts of a replaced configuration are still in progress"),
     "database.probe_failed": ("warning", "the probe of a new configuration could not connect"),
-    "database.given_up": ("warning", "a pool was closed as unusable; the next checkout opens another"),
     "connect.failed": ("warning", "connects began to fail"),
     "connect.recovered": ("info", "connects work again"),
     "checkout.leaked": ("warning", "a checkout is held longer than leak_detection"),
@@ -40,7 +38,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "checkout.returned_late": ("info", "a checkout that was reported as leaked was returned"),
     "file.untrusted": ("warning", "other accounts can change a file"),
     "watch.started": ("info", "the directories are watched"),
-    "watch.degraded": ("warning", "there are no file events; the directories are polled"),
+    "watch.degraded": ("warning", "there are no file events: the directories are polled, or not watched"),
     "watch.lost": ("warning", "a watched directory is gone"),
     "watch.restored": ("info", "a lost directory is watched again"),
     "http.denied": ("warning", "a reload over HTTP was refused"),
@@ -71,8 +69,6 @@ class Event(NamedTuple):
 KEPT: Final = 500
 #: Fields that are too large to keep; the page shows the configuration elsewhere.
 _NOT_KEPT: Final = ("config",)
-#: Seconds for which a fork waits: a thread may be stuck, or wait for the very one that forks.
-_LONGEST_WAIT: Final = 1.0
 
 # Appending to a deque, copying it and counting are one step each for the interpreter: no lock.
 _recent: deque[Event] = deque(maxlen=KEPT)
@@ -143,8 +139,7 @@ def emit(event: str, **fields: Any) -> None:
 def _write(level: str, event: str, known: dict[str, Any]) -> None:
     logger = structlog.get_logger("pgmonkey") if structlog.is_configured() else _wrapped_stdlib
     try:
-        with no_fork():
-            getattr(logger, level)(event, **known)
+        getattr(logger, level)(event, **known)
     except Exception:  # noqa: BLE001 - a full disk or a closed pipe must not break the caller
         global _dropped_so_far
         _dropped_so_far = next(_dropped) + 1
@@ -165,83 +160,11 @@ def dropped() -> int:
     return _dropped_so_far
 
 
-class _Forks:
-    """Let threads run blocks side by side, and forks only between them."""
-
-    def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        """Forget the other threads, which a child process does not have."""
-        # Guards the two below. Reentrant, because the garbage collector may emit an event.
-        self._changed = threading.Condition(threading.RLock())
-        #: How many blocks each thread is in.
-        self._inside: dict[int, int] = {}
-        #: The threads that fork.
-        self._forking: set[int] = set()
-
-    def enter(self) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            self._changed.wait_for(
-                lambda: not self._forking or me in self._forking or me in self._inside,
-                _LONGEST_WAIT,
-            )
-            self._inside[me] = self._inside.get(me, 0) + 1
-
-    def leave(self) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            depth = self._inside.pop(me, 0)  # 0 in a child that was forked inside a block
-            if depth > 1:
-                self._inside[me] = depth - 1
-            self._changed.notify_all()
-
-    def before_fork(self) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            self._forking.add(me)
-            self._changed.wait_for(lambda: self._inside.keys() <= {me}, _LONGEST_WAIT)
-
-    def after_fork(self) -> None:
-        with self._changed:
-            self._forking.discard(threading.get_ident())
-            self._changed.notify_all()
-
-
-_forks: Final = _Forks()
-
-
-@contextmanager
-def no_fork() -> Iterator[None]:
-    """Keep other threads from forking during a block, which uses structlog or prometheus_client.
-
-    These take locks and do not renew them in a child: a lock that another thread held in that
-    moment stays locked there for ever. It costs some microseconds; a fork waits up to a second.
-
-    Example:
-        >>> with no_fork():
-        ...     print("whole lines only")
-        whole lines only
-    """
-    _forks.enter()
-    try:
-        yield
-    finally:
-        _forks.leave()
-
-
-def _after_fork() -> None:
+def reset() -> None:
     """Forget in a child process what its parent emitted and lost."""
     global _dropped, _dropped_so_far
-    _forks.renew()
     _recent.clear()
     _dropped, _dropped_so_far = count(), 0
-
-
-os.register_at_fork(
-    before=_forks.before_fork, after_in_parent=_forks.after_fork, after_in_child=_after_fork
-)
 
 
 class _OursFilter(logging.Filter):

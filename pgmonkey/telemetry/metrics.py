@@ -5,7 +5,6 @@ docs/metrics.md and the files of prometheus_client's multi-process mode are made
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import Counter
@@ -335,9 +334,9 @@ def write_files() -> None:
         _files.write()
 
 
-def _after_fork() -> None:
+def reset() -> None:
+    """Take new locks and begin new files in a child process."""
     global _lock
     _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    if _files is not None:
+        _files.forget()

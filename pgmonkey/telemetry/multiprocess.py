@@ -12,7 +12,6 @@ from typing import Any, Final, Literal, NamedTuple
 
 from prometheus_client import Metric, values
 
-from pgmonkey.telemetry.events import no_fork
 from pgmonkey.telemetry.status import STATES
 
 #: Seconds between two writes. A worker that is killed loses what it has counted since the last.
@@ -30,6 +29,10 @@ _MODES: Final[Mapping[Workers, str]] = {
     "worst": "livemostrecent",
 }
 _FILE_SIZE: Final = 1 << 16  # prometheus_client's initial size
+
+# Held while a value of prometheus_client is used, for microseconds. It has one lock for all its files
+# and keeps it in a child process: forked while our thread holds it, the child could never count again.
+_using: Final = threading.RLock()
 
 
 class _Key(NamedTuple):
@@ -68,7 +71,6 @@ class MetricFiles:
         self._thread: threading.Thread | None = None
         # Guards the thread. Checkouts take it, so it is never held while anything is written.
         self._starting = threading.Lock()
-        os.register_at_fork(after_in_child=self._forget)
         atexit.register(self.write)
 
     @staticmethod
@@ -87,7 +89,7 @@ class MetricFiles:
 
     def write(self) -> None:
         """Write the numbers that have changed since the last time."""
-        with no_fork(), self._lock:
+        with self._lock:
             now = {
                 key: (number, timestamp)
                 for family in self._collect()
@@ -97,16 +99,20 @@ class MetricFiles:
                 before = self._written.get(key)
                 if before == (number, timestamp):
                     continue
-                if key.kind == "gauge":
-                    self._value(key).set(number, timestamp)
-                else:
-                    self._value(key).inc(max(0.0, number - (before[0] if before else 0.0)))
+                value = self._value(key)
+                with _using:
+                    if key.kind == "gauge":
+                        value.set(number, timestamp)
+                    else:
+                        value.inc(max(0.0, number - (before[0] if before else 0.0)))
                 self._written[key] = number, timestamp
             for key in self._written.keys() - now.keys():
                 # A registry was closed, or a database removed. Counters stay. A file cannot forget
                 # a gauge: 0 adds nothing, is no maximum, and without a timestamp is no state.
                 if key.kind == "gauge" and self._workers[key.metric] != "min":
-                    self._value(key).set(0.0)
+                    value = self._value(key)
+                    with _using:
+                        value.set(0.0)
                 del self._written[key]
 
     def _numbers(self, family: Metric) -> Iterator[tuple[_Key, float, float]]:
@@ -147,7 +153,8 @@ class MetricFiles:
         if value is None:
             mode = _MODES[self._workers[key.metric]] if key.kind == "gauge" else ""
             _make_file(f"gauge_{mode}" if mode else key.kind)
-            value = self._values[key] = values.ValueClass(*key, multiprocess_mode=mode)
+            with _using:
+                value = self._values[key] = values.ValueClass(*key, multiprocess_mode=mode)
         return value
 
     def _run(self) -> None:
@@ -157,7 +164,7 @@ class MetricFiles:
                 self.write()
             pause.wait(INTERVAL)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Begin with no files in a child process, which counts from zero into its own."""
         self._lock = threading.Lock()
         self._starting = threading.Lock()
@@ -179,3 +186,13 @@ def _make_file(prefix: str) -> None:
     with suppress(FileExistsError):  # the application's own metrics were first
         os.link(new, path)
     new.unlink()
+
+
+def before_fork() -> None:
+    """Let a fork come between two uses of prometheus_client's files."""
+    _using.acquire()
+
+
+def after_fork() -> None:
+    """Let the files be used again, in both processes."""
+    _using.release()

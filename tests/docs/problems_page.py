@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from pgmonkey.errors import Reason
-from pgmonkey.pool.connect_failure import HINTS
+from pgmonkey.pool.failures import HINTS
 from pgmonkey.errors import ConfigError, ConnectError
 from pgmonkey.config.problems import failed_probe
 from pgmonkey.config.directory import DirectoryLoader

@@ -14,9 +14,6 @@ AVOIDED = re.compile(
     r"|(?<![\"'`])\bnobody\b(?!\")",
     re.IGNORECASE,
 )
-#: Pages that are not rewritten yet.
-NOT_YET = ("checkouts.md", "containers.md", "database-down.md", "performance.md", "reload.md")
-
 FILES = sorted(
     path
     for pattern in (
@@ -27,7 +24,6 @@ FILES = sorted(
         "*.md",
     )
     for path in ROOT.glob(pattern)
-    if path.name not in NOT_YET
 )
 
 

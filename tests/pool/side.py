@@ -15,10 +15,12 @@ import psycopg
 import pytest
 
 from pgmonkey import CheckoutTimeout, ConnectError, HandleClosedError, Registry
-from pgmonkey.pool.connection import FRESH
 from tests.kit.eventually import eventually
 
 SIDES = ("pool", "async_pool")
+
+#: A connection that came back less than this many seconds ago is handed out without a look at it.
+FRESH = 0.1
 
 #: What a deadline may be missed by, in seconds, on a machine that does other things too. Where
 #: a deadline does not hold, it is missed by much more: by a backoff, a connect, or for ever.
@@ -36,15 +38,16 @@ class Client:
     """
 
     def __init__(self, registry: Registry, name: str = "orders") -> None:
+        self.registry = registry
         self.handle: Any = registry.get(name)
         self.is_async = self.handle.connection_type.startswith("async")
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
         if self.is_async:
             self._thread.start()
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def ask(self, statement: str = "SELECT 1", *, timeout: float = 5) -> Any:
         """Run one statement in a checkout of its own and return the first column."""
@@ -81,7 +84,7 @@ class Client:
     def ask_soon(self, statement: str = "SELECT 1", *, timeout: float = 5) -> Future[Any]:
         """Begin to `ask` in a thread or task of its own."""
         if self.is_async:
-            return asyncio.run_coroutine_threadsafe(self._ask(statement, timeout), self._loop)
+            return asyncio.run_coroutine_threadsafe(self._ask(statement, timeout), self.loop)
         answer: Future[Any] = Future()
 
         def ask() -> None:
@@ -109,11 +112,11 @@ class Client:
             except BaseException as error:
                 held.set_exception(error)
 
-        holder = asyncio.run_coroutine_threadsafe(hold(), self._loop)
+        holder = asyncio.run_coroutine_threadsafe(hold(), self.loop)
         try:
             yield held.result()
         finally:
-            self._loop.call_soon_threadsafe(let_go.set)
+            self.loop.call_soon_threadsafe(let_go.set)
             holder.result()
 
     def open(self, *, timeout: float = 10) -> None:
@@ -180,11 +183,11 @@ class Client:
         """Close the handle, and end the loop."""
         if self.is_async:
             self._run(self._close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
         else:
             self.handle.close()
-        self._loop.close()
+        self.loop.close()
 
     async def _close(self) -> None:
         with suppress(HandleClosedError):

@@ -13,8 +13,6 @@ import pytest
 
 from pgmonkey import Registry, RegistryConfigError
 from pgmonkey.errors import CheckoutTimeout, ConnectError
-from pgmonkey.pool.limits import Budget, Gate, Slot
-from pgmonkey.pool.usage import Usage
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
@@ -62,57 +60,6 @@ def declare(
     sizes = {"min_size": min_size, "max_size": max_size}
     section = "async_pool_settings" if connection_type == "async_pool" else "pool_settings"
     registry_dir.declare(name, database, connection_type, **{section: sizes}, **more)
-
-
-class Places:
-    """Take places in a budget for a gate of its own each, without a server."""
-
-    def __init__(self, limit: int | None) -> None:
-        self.budget = Budget(limit)
-
-    def take(self, server: str = "a:1", limit: int | None = None, **options: Any) -> Slot | None:
-        slot = Slot(Gate(1, Usage()), server, "orders/pool")
-        return slot if self.budget.enter(slot, limit, **options) else None
-
-
-def test_a_budget_counts_over_all_servers_and_over_each() -> None:
-    """The limit of the process and that of a server hold together; a place that is left is free."""
-    places = Places(3)
-    first = places.take("a:1", 2)
-    assert first is not None
-    assert places.take("a:1", 2)
-    assert places.take("a:1", 2) is None, "the server's limit"
-    assert places.take("b:1", 2)
-    assert places.take("b:1", 2) is None, "the limit of the process"
-    places.budget.leave(first)
-    assert places.take("b:1", 2)
-    assert places.budget.count == 3
-
-
-def test_a_claim_keeps_the_next_place_for_a_probe() -> None:
-    """While a probe waits for a place, nobody else takes it, on its server or in the process."""
-    places = Places(2)
-    held = places.take()
-    with places.budget.claim("a:1"):
-        assert places.take() is None
-        assert places.take("b:1") is None
-        assert places.take(claimed=True)
-    assert places.take() is None
-    assert held is not None
-    places.budget.leave(held)
-    assert places.take()
-
-
-def test_who_holds_a_full_budget_is_said() -> None:
-    """The explanation counts by handle, most first, and there is none while there is room."""
-    places = Places(None)
-    places.take("a:1", 2)
-    assert places.budget.explain("a:1", 2) is None
-    places.take("a:1", 2)
-    assert places.budget.explain("a:1", 2) == (
-        "all 2 connections that max_connections allows to a:1 are held (orders/pool 2)"
-    )
-    assert places.budget.explain("b:1", 2) is None
 
 
 @pytest.mark.parametrize("where", ["process", "server"])
@@ -326,7 +273,7 @@ async def test_a_reload_under_a_full_budget_works(
 def test_a_raised_limit_lets_those_who_wait_go_on(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """A new `max_connections` takes effect without a swap, for who waits as for who comes."""
+    """A new `max_connections` takes effect without a rotation, for who waits as for who comes."""
     declare(registry_dir, database, "orders", max_connections=1)
     done = []
     with Registry(registry_dir, metrics=None, watch=False) as registry:
@@ -448,7 +395,13 @@ async def test_the_place_of_a_cancelled_connect_is_given_back(
         async with orders, orders:
             assert orders.status().used == 2
         await orders.close()
-        await aeventually(lambda: registry._cache.budget.count == 0, 30)
+        declare(registry_dir, database, "audit", max_size=2)
+        await registry.areload()
+        async with (
+            registry.get("audit", "async_pool") as first,
+            registry.get("audit", "async_pool") as second,
+        ):
+            assert first is not second, "another pool gets both places"
 
 
 def test_a_full_budget_does_not_keep_a_pool_from_its_other_work(

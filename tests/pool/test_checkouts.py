@@ -19,12 +19,11 @@ from pgmonkey import (
     TooManyWaiting,
     WrongSideError,
 )
-from pgmonkey.pool.connection import FRESH
-from pgmonkey.pool.handle import SyncDatabase
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.side import FRESH
 
 
 @pytest.fixture
@@ -318,7 +317,8 @@ def test_a_client_that_comes_as_the_first_connection_is_there_makes_no_other_one
         handle: Any = registry.get("orders")
         handle.open()
         database.rotate()  # what is open serves on, and another connect would be refused
-        handle._start_opening().result(10)
+        handle.start()
+        handle.open(timeout=5)
         assert handle.status().connect_attempts == 1
         with handle.connection(timeout=5) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
@@ -419,19 +419,16 @@ def test_close_ends_what_is_being_opened(
     """A connection that was on its way when the handle was closed is not kept when it arrives."""
     registry_dir.declare("slow", database, connection_type, connection={"port": proxy.port})
     with Registry(registry_dir, metrics=None, watch=False) as registry:
-        handle = registry.get("slow")
-        assert isinstance(handle, SyncDatabase)
+        handle: Any = registry.get("slow")
         proxy.set("blackhole")
         handle.start()
         eventually(lambda: proxy.accepted == 1, 5, "it connects")
         handle.close()
         proxy.set("pass")
-        for thread in threading.enumerate():
-            if thread.name == "pgmonkey-open-slow":
-                thread.join(20)
+        eventually(lambda: proxy.connections == 0, 20, "what was begun is over")
 
         assert not handle.is_open()
-        eventually(lambda: database.backends() == [], 5, "no connection is left")
+        assert database.backends() == []
         with handle as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
 
@@ -457,4 +454,5 @@ def test_the_other_order_of_looking_up_the_two_halves_works_too(
 
     assert rows(database) == [1, 3, 4]
     assert handle.status().used == 0
-    assert handle.loose == []
+    with pytest.raises(RuntimeError, match="not entered"):
+        handle.__exit__(None, None, None)

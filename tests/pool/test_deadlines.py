@@ -17,14 +17,13 @@ from pgmonkey import (
     Registry,
     TooManyWaiting,
 )
-from pgmonkey.pool.connection import age_limit
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
 from tests.kit.process import interrupted_after
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
-from tests.pool.side import Client, Make, takes
+from tests.pool.side import GRACE, Client, Make, takes
 
 
 def test_the_error_of_a_busy_pool_says_what_there_is_and_who_holds_it(make: Make) -> None:
@@ -301,11 +300,16 @@ def test_the_stack_can_be_asked_for_without_a_swap(
         client.close()
 
 
-def test_connections_do_not_all_end_at_the_same_age() -> None:
+def test_connections_do_not_all_end_at_the_same_age(make: Make) -> None:
     """`max_lifetime` is shortened by up to a twentieth, at random."""
-    now = time.monotonic()
-    assert age_limit(100, 0.0) - now == pytest.approx(100, abs=1)
-    assert age_limit(100, 1.0) - now == pytest.approx(95, abs=1)
+    client = make(pool={"min_size": 1, "max_size": 1, "max_lifetime": 1000})
+    ages = []
+    for _ in range(6):
+        began = time.monotonic()
+        ages.append(client.run(lambda connection: connection.expires_at) - began)
+        client.shut()
+    assert all(950 <= age <= 1000 + GRACE for age in ages)
+    assert max(ages) - min(ages) > 1, "six of a hundred thousand in one fiftieth"
 
 
 def test_an_interrupt_while_the_server_is_asked_leaves_nobody_waiting(

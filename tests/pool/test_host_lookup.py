@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+from concurrent.futures import Future
+from typing import Any
 
 import psycopg
 import pytest
 
+from pgmonkey.pool import host_lookup as hosts
 from pgmonkey.pool.host_lookup import look_up, names, resolved, resolved_async, with_addresses
 
 
@@ -72,3 +75,13 @@ def test_a_name_that_is_none_is_an_answer_too() -> None:
 
     assert isinstance(answer, OSError)
     assert not isinstance(answer, socket.timeout)
+
+
+def test_a_child_process_waits_for_no_lookup_of_its_parent() -> None:
+    """The thread that asks does not exist in the child, so a name is asked for again."""
+    pending: Future[Any] = Future()
+    hosts._under_way["localhost", "1"] = pending
+    assert look_up(("localhost", "1")) is pending
+    hosts._lock.acquire()  # another thread of the parent had it
+    hosts.reset()
+    assert "127.0.0.1" in look_up(("localhost", "1")).result(10)

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from pgmonkey import CheckoutTimeout, Registry
-from pgmonkey.pool.usage import FOLD_AT
+from pgmonkey.pool.stats import FOLD_AT
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
@@ -121,7 +121,7 @@ def test_a_checkout_waits_for_no_lock_of_ours(
         locks = [
             handle._lock,
             handle._reloading,
-            handle.usage._lock,
+            handle.stats._lock,
             handle.gate._lock,
             registry._upkeep._lock,
             registry._cache._lock,

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 
 from pgmonkey import CheckoutTimeout, ConnectError
-from pgmonkey.pool.connect_failure import HINTS
+from pgmonkey.pool.failures import HINTS
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents

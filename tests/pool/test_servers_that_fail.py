@@ -13,7 +13,6 @@ import psycopg
 import pytest
 
 from pgmonkey import CheckoutTimeout
-from pgmonkey.pool.connection import LONG_IDLE
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.proxy import ChaosProxy
@@ -179,7 +178,7 @@ def test_a_connection_that_was_idle_for_long_is_asked_for_a_sign_of_life(
     client.fill(1)
 
     def age(connection: Any) -> None:
-        connection.returned_at -= LONG_IDLE
+        connection.returned_at -= 30  # seconds: as if it had been idle for so long
 
     client.run(lambda connection: connection)
     proxy.reset_counts()

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import pickle
-import threading
 from multiprocessing import resource_tracker
 from typing import Any
 
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.pool import fault_points
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
+from tests.registry.steps import Pause
 
 
 def backend(registry: Registry, name: str = "orders") -> int:
@@ -81,11 +80,11 @@ def test_a_child_watches_the_files_itself(
             seen = ["used"]
             database.rotate()
             write_credentials(volume, database)
-            eventually(lambda: backend(registry) != first, 10, "the child swaps")
-            seen.append("swapped")
+            eventually(lambda: backend(registry) != first, 10, "the child rotates")
+            seen.append("rotated")
             return seen
 
-        assert in_a_child(child) == ["used", "swapped"]
+        assert in_a_child(child) == ["used", "rotated"]
 
 
 def test_a_child_that_is_forked_in_the_middle_of_a_reload_finishes_it_for_itself(
@@ -93,21 +92,14 @@ def test_a_child_that_is_forked_in_the_middle_of_a_reload_finishes_it_for_itself
 ) -> None:
     """The thread that was probing is not in the child, and the locks that it held are new there."""
     registry_dir.declare("orders", database)
-    reached, go_on = threading.Event(), threading.Event()
-
-    def block() -> None:
-        reached.set()
-        assert go_on.wait(30)
-
     with Registry(registry_dir, metrics=None) as registry:
         backend(registry)
-        fault_points.actions["after_probe"] = block
-        try:
+        with Pause(registry.get("orders"), "prepared") as pause:
             registry_dir.declare("orders", database, connection={"application_name": "v2"})
-            assert reached.wait(10)
+            pause.wait()
 
             def child() -> list[str]:
-                fault_points.actions.clear()
+                pause.go_on()
 
                 def seen() -> str:
                     with registry.get("orders") as connection:
@@ -120,9 +112,6 @@ def test_a_child_that_is_forked_in_the_middle_of_a_reload_finishes_it_for_itself
                 return [seen(), *registry.reload().unchanged]
 
             assert in_a_child(child) == ["v2", "orders"]
-        finally:
-            fault_points.actions.clear()
-            go_on.set()
         eventually(lambda: registry.status().databases[0].version == 2, 10, "so does the parent")
 
 

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from prometheus_client.core import GaugeMetricFamily
 
-from pgmonkey.telemetry import events
-from pgmonkey.telemetry.events import no_fork
+import pgmonkey.registry.fork  # noqa: F401 - registers the hook
 from pgmonkey.telemetry.multiprocess import MetricFiles
 from tests.kit.process import in_a_child
 
@@ -55,25 +53,6 @@ class Library:
 
 
 @pytest.mark.parametrize("number", range(FORKS))
-def test_a_child_can_write_events_whatever_the_parent_wrote_in_that_moment(number: int) -> None:
-    """What writes the events of the application may lock: no thread is in it when a fork comes."""
-    library = Library()
-
-    def write(_logger: Any, _name: str, _event: Any) -> Any:
-        library.use()
-        raise structlog.DropEvent
-
-    before = structlog.get_config()
-    structlog.configure(processors=[write])
-    try:
-        with again_and_again(lambda: events.emit("watch.lost", path=str(number))):
-            assert in_a_child(library.is_free)
-    finally:
-        structlog.configure(**before)
-        structlog.reset_defaults()
-
-
-@pytest.mark.parametrize("number", range(FORKS))
 def test_a_child_can_write_its_metrics_whatever_the_parent_wrote_in_that_moment(
     number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -96,33 +75,3 @@ def test_a_child_can_write_its_metrics_whatever_the_parent_wrote_in_that_moment(
 
     with again_and_again(files.write):
         assert in_a_child(library.is_free)
-
-
-def test_a_fork_does_not_wait_for_a_thread_that_is_stuck() -> None:
-    """A thread inside may wait for the very thread that forks: that goes on after a second."""
-    inside, over = threading.Event(), threading.Event()
-
-    def stick() -> None:
-        with no_fork():
-            inside.set()
-            over.wait(20)
-
-    thread = threading.Thread(target=stick)
-    thread.start()
-    try:
-        assert inside.wait(10)
-        assert in_a_child(lambda: "forked") == "forked"
-    finally:
-        over.set()
-        thread.join()
-
-
-def test_a_block_that_forks_itself_ends_in_both_processes() -> None:
-    """It waits for nobody, and the child can enter another one."""
-
-    def child() -> str:
-        with no_fork():
-            return "entered"
-
-    with no_fork():
-        assert in_a_child(child) == "entered"

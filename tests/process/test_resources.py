@@ -113,17 +113,49 @@ with Registry(argv[0], metrics=None, watch=False) as registry:
 def test_without_threads_nothing_is_lost_and_the_next_try_works(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, when: str
 ) -> None:
-    """A pool that cannot start its threads is thrown away: the old one serves, or the error comes."""
+    """An open pool serves and is reloaded; one that cannot start its threads raises, and opens later."""
     registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 2})
     with Program(THREADS, registry_dir, when, canary=canary) as program:
         assert program.code() == 0, program.text
         said = program.said
     assert said[-2:] == ["healed: (1,) True", "swapped: (1,) True"]
     if when == "open":
-        assert said[:2] == ["reload: RuntimeError", "still: (1,)"]
+        assert said[0] == "still: (1,)", "a reload of an open pool needs no thread"
     else:
         assert said[0] == "first: RuntimeError"
     eventually(lambda: database.backends() == [], 5, "no connection is left over")
+
+
+NO_WATCHER = """
+import threading
+from pgmonkey import PgmonkeyError, Registry
+def start(self):
+    raise RuntimeError("can't start new thread")
+real, threading.Thread.start = threading.Thread.start, start
+try:
+    registry = Registry(argv[0], metrics=None)
+except PgmonkeyError as error:
+    say("refused", "thread" in str(error))
+    threading.Thread.start = real
+    registry = Registry(argv[0], metrics=None)
+else:
+    say("made", len(registry))
+    threading.Thread.start = real
+with registry:
+    with registry.get("orders") as connection:
+        say("used", connection.execute("SELECT 1").fetchone())
+"""
+
+
+def test_a_registry_that_gets_no_thread_works_without_or_says_so(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """No thread can be started: a registry is made all the same, or a PgmonkeyError has the reason."""
+    registry_dir.declare("orders", database)
+    with Program(NO_WATCHER, registry_dir, canary=canary) as program:
+        assert program.code() == 0, program.text
+        assert program.said[0] in ("made 1", "refused True")
+        assert program.said[1] == "used (1,)"
 
 
 NOBODY = """

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import get_args
 
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.pool.fault_points import Point
 from tests.kit import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.program import Program
 from tests.kit.registry_dir import RegistryDirectory
+from tests.registry.steps import POINTS, Point
 
 RELOADING = """
 import signal, threading
 from pgmonkey import Registry
-from pgmonkey.pool import fault_points
+from tests.registry.steps import acting
 mode = argv[2]
 if mode == "handler":
     def leave(*_): raise SystemExit(7)
@@ -30,21 +29,18 @@ with Registry(argv[0], metrics=None, watch=False) as registry:
     def stand_still():
         say("there")
         threading.Event().wait(30)
-    fault_points.actions[argv[1]] = stand_still
     say("ready")
     sys.stdin.readline()
-    try:
+    with acting(registry.get("orders"), argv[1], stand_still):
         registry.reload()
-    finally:
-        fault_points.actions.clear()
 """
 
 
 @pytest.mark.parametrize(
     "mode, point",
     [
-        *[(mode, point) for mode in ("SIGTERM", "handler") for point in get_args(Point)],
-        ("SIGKILL", "after_swap"),
+        *[(mode, point) for mode in ("SIGTERM", "handler") for point in POINTS],
+        ("SIGKILL", "adopted"),
     ],
 )
 def test_a_process_that_is_ended_in_the_middle_of_a_reload_leaves_nothing_behind(
@@ -139,8 +135,7 @@ def test_a_process_that_is_ended_inside_a_checkout_commits_nothing_and_leaves_no
         if mode == "SIGINT":
             assert lines[-1] == "KeyboardInterrupt"  # Python's own traceback
         else:
-            # A wait that was interrupted is reported: it was not the last one, for all we know.
-            assert all("database.given_up" in line for line in lines), lines
+            assert lines == []
     eventually(lambda: database.backends() == [], 5, "the server has no session of it")
     assert database.execute("SELECT * FROM public.rows") == []
 

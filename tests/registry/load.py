@@ -28,18 +28,19 @@ class Load:
     outdated: list[tuple[str, str]] = field(default_factory=list)
 
     def check(self, expected: str, seen: str) -> None:
-        """Note a checkout that saw an older generation than was reported when it began."""
+        """Note a checkout that saw an older version than was reported when it began."""
         if expected and int(seen.removeprefix("app-")) < int(expected.removeprefix("app-")):
             self.outdated.append((expected, seen))
 
 
 class Peak:
-    """Sample, as another role, how many server connections a database has."""
+    """Sample, as another role, how many server connections a database has: the most and the fewest."""
 
     def __init__(self, database: TemporaryDatabase) -> None:
         self._database = database
         self._stop = threading.Event()
         self.highest = 0
+        self.lowest = 1_000_000
         self.samples = 0
         self._thread = threading.Thread(target=self._run)
 
@@ -53,6 +54,7 @@ class Peak:
                 ).fetchone()
                 assert row is not None
                 self.highest = max(self.highest, row[0])
+                self.lowest = min(self.lowest, row[0])
                 self.samples += 1
 
     def __enter__(self) -> Self:

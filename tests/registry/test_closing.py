@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import time
 import weakref
@@ -15,6 +14,7 @@ import pytest
 from pgmonkey import HandleClosedError, PGConnectionManager
 from tests.kit import ChaosProxy, TemporaryDatabase, aeventually, eventually
 from tests.kit.manager import Write
+from tests.kit.process import in_a_child
 
 
 def no_one(database: TemporaryDatabase) -> None:
@@ -222,32 +222,28 @@ def test_a_handle_outlives_its_manager(config: Path) -> None:
 def test_a_child_process_may_use_a_manager_whose_lock_was_held(
     manager: PGConnectionManager, config: Path
 ) -> None:
-    """A fork while another thread is inside the manager leaves no lock behind in the child."""
+    """Forks while another thread is inside the manager leave no lock behind in the children."""
     manager.get_database_connection(config, "normal")
-    held, release = threading.Event(), threading.Event()
+    stop = threading.Event()
 
-    def hold() -> None:
-        with manager._lock, manager._cache._lock:
-            held.set()
-            release.wait()
+    def use() -> None:
+        while not stop.is_set():
+            manager.get_database_connection(config, "pool").status()
+            assert manager.cache_info["size"] == 2
 
-    thread = threading.Thread(target=hold)
+    def child() -> None:
+        with manager.get_database_connection(config, "pool") as connection:
+            connection.execute("SELECT 1")
+        manager.clear_cache()
+
+    thread = threading.Thread(target=use)
     thread.start()
-    held.wait()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            with manager.get_database_connection(config, "pool") as connection:
-                connection.execute("SELECT 1")
-            manager.clear_cache()
-            code = 0
-        finally:
-            os._exit(code)
-    release.set()
-    thread.join()
-
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    try:
+        for _ in range(20):
+            in_a_child(child)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def use_pool(loop: asyncio.AbstractEventLoop, manager: PGConnectionManager, config: Path) -> None:

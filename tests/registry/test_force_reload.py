@@ -201,7 +201,7 @@ def test_eight_concurrent_reloads_leave_no_connection_behind(
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(reload, range(8))) == {handle}
 
-    assert 1 <= len(events.named("database.swapped")) <= 8
+    assert 1 <= len(events.named("database.rotated")) <= 8
     manager.clear_cache()
     eventually(lambda: database.backends() == [], message="no connection is left behind")
 
@@ -223,7 +223,7 @@ async def test_eight_concurrent_async_reloads_share_one(
         )
 
         assert set(again) == {handle}
-        assert len(events.named("database.swapped")) == 1
+        assert len(events.named("database.rotated")) == 1
     await aeventually(lambda: database.backends() == [], message="no connection is left behind")
 
 
@@ -403,5 +403,5 @@ async def test_a_reload_that_is_cancelled_goes_on_for_those_who_share_it(
 
         assert first.cancelled()
         assert second.exception() is None
-        assert len(events.named("database.swapped")) == 1
+        assert len(events.named("database.rotated")) == 1
     await aeventually(lambda: database.backends() == [], message="no connection is left behind")

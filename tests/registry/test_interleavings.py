@@ -5,28 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from pgmonkey import Registry
-from pgmonkey.pool import fault_points
-from pgmonkey.pool.fault_points import Point
+from pgmonkey import Registry, ReloadRejectedError
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
+from tests.registry.steps import POINTS, Pause, Point, acting
 
-POINTS = get_args(Point)
-
-
-@pytest.fixture(autouse=True)
-def no_actions_left() -> Iterator[None]:
-    """Forget what a test has put at the fault points."""
-    yield
-    fault_points.actions.clear()
+#: Seconds: of a checkout.
+TIMEOUT = 30
 
 
 def declare(registry_dir: RegistryDirectory, database: TemporaryDatabase, number: int) -> None:
@@ -64,12 +56,10 @@ def test_a_reload_that_fails_at_any_moment_leaves_the_old_or_the_new_state(
         assert seen(registry) == "app-0"
 
         def fail() -> None:
-            fault_points.actions.clear()
             raise Failure
 
-        fault_points.actions[point] = fail
-        with pytest.raises(Failure):
-            handle.force_reload()  # type: ignore[attr-defined]  # of the sync handle
+        with pytest.raises((Failure, ReloadRejectedError)), acting(handle, point, fail):
+            registry.get("orders", force_reload=True)
         assert seen(registry) == "app-0"
         declare(registry_dir, database, 1)
         assert "orders" in registry.reload().applied
@@ -87,67 +77,54 @@ def test_checkouts_go_on_while_a_reload_stands_still(
     declare(registry_dir, database, 0)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         assert seen(registry) == "app-0"
-        reached, go_on = threading.Event(), threading.Event()
-
-        def block() -> None:
-            reached.set()
-            assert go_on.wait(30)
-
-        fault_points.actions[point] = block
         declare(registry_dir, database, 1)
         reload = threading.Thread(target=registry.reload)
-        reload.start()
-        try:
-            assert reached.wait(10)
-            expected = "app-0" if point in ("after_probe", "before_swap") else "app-1"
+        with Pause(registry.get("orders"), point) as pause:
+            reload.start()
+            pause.wait()
+            # The one connection that is open goes round until it is replaced.
+            expected = "app-1" if point == "rotated" else "app-0"
             assert [seen(registry) for _ in range(3)] == [expected] * 3
-        finally:
-            go_on.set()
-            reload.join()
+        reload.join()
         assert seen(registry) == "app-1"
 
 
 def test_the_newest_of_several_versions_wins_while_one_is_being_probed(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
 ) -> None:
-    """Five versions written while the first probe stands still end at the fifth, in one swap."""
-    declare(registry_dir, database, 0)
+    """Five versions written while the first probe stands still end at the fifth, in one rotation."""
+
+    def declare(number: int) -> None:
+        registry_dir.declare("orders", database, connection={"application_name": f"app-{number}"})
+        registry_dir.declare("unused", database, description=str(number))
+
+    def read() -> str:
+        (unused,) = [one for one in registry.status().databases if one.name == "unused"]
+        return unused.description
+
+    declare(0)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         assert seen(registry) == "app-0"
-        reached, go_on = threading.Event(), threading.Event()
-
-        def block() -> None:
-            reached.set()
-            assert go_on.wait(30)
-
-        fault_points.actions["after_probe"] = block
-        declare(registry_dir, database, 1)
-        reloads = [threading.Thread(target=registry.reload)]
-        reloads[0].start()
-        assert reached.wait(10)
-        for number in range(2, 6):
-            declare(registry_dir, database, number)
-            reloads.append(threading.Thread(target=registry.reload))
-            reloads[-1].start()
-        eventually(
-            lambda: _wanted(registry) == "app-5", 10, "the newest version is known to the reload"
-        )
-        fault_points.actions.clear()
-        go_on.set()
+        with Pause(registry.get("orders"), "prepared") as pause:
+            declare(1)
+            reloads = [threading.Thread(target=registry.reload)]
+            reloads[0].start()
+            pause.wait()
+            for number in range(2, 6):
+                declare(number)
+                reloads.append(threading.Thread(target=registry.reload))
+                reloads[-1].start()
+            # What needs no connection is in force at once.
+            eventually(lambda: read() == "5", 10, "the newest files were read")
         for reload in reloads:
             reload.join()
 
         assert seen(registry) == "app-5"
         assert next(one.version for one in registry.status().databases if one.name == "orders") == 2
         assert [one["version"] for one in events.named("config.applied", database="orders")] == [2]
-        assert len(events.named("database.swapped", database="orders")) == 1
+        assert len(events.named("database.rotated", database="orders")) == 1
         assert "config.rejected" not in events.names, "what was superseded was not wrong"
         assert registry.wait_drained(timeout=5)
-
-
-def _wanted(registry: Registry) -> Any:
-    wanted = registry._reloader.entries["orders"].wanted
-    return wanted and wanted.redacted()["connection_settings"]["application_name"]  # type: ignore[index]  # a mapping
 
 
 def test_a_slow_database_holds_up_no_other(
@@ -160,58 +137,44 @@ def test_a_slow_database_holds_up_no_other(
         assert seen(registry) == "app-0"
         with registry.get("reports"):
             pass
-        reached, go_on = threading.Event(), threading.Event()
-
-        def block() -> None:
-            if threading.current_thread().name == "pgmonkey-reload-orders":
-                reached.set()
-                assert go_on.wait(30)
-
-        fault_points.actions["after_probe"] = block
         declare(registry_dir, database, 1)
         registry_dir.declare(
             "reports", database, "normal", connection={"application_name": "reports-1"}
         )
+
+        def reports() -> Any:
+            with registry.get("reports") as connection:
+                return connection.execute("SHOW application_name").fetchone()
+
         reload = threading.Thread(target=registry.reload)
-        reload.start()
-        try:
-            assert reached.wait(10)
-
-            def reports() -> Any:
-                with registry.get("reports") as connection:
-                    return connection.execute("SHOW application_name").fetchone()
-
+        with Pause(registry.get("orders"), "prepared") as pause:
+            reload.start()
+            pause.wait()
             eventually(lambda: reports() == ("reports-1",), 10, "the other one is reloaded")
             assert seen(registry) == "app-0"
-        finally:
-            go_on.set()
-            reload.join()
+        reload.join()
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_a_cancelled_move_leaves_the_old_or_the_new_state(
+async def test_a_cancelled_forced_reload_leaves_the_old_or_the_new_state(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, point: Point
 ) -> None:
-    """A task cancelled at any moment of its handle's reload loses nothing and swallows nothing."""
+    """A task cancelled at any moment of its forced reload loses nothing and swallows nothing."""
     declare(registry_dir, database, 0)
     async with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle: Any = registry.get("events")
         async with handle:
             pass
-        reached, go_on = asyncio.Event(), asyncio.Event()
 
-        async def block() -> None:
-            reached.set()
-            await go_on.wait()
+        async def reload() -> None:
+            await registry.get("events", force_reload=True)
 
-        fault_points.actions[point] = block
-        task = asyncio.create_task(handle.force_reload())
-        await asyncio.wait_for(reached.wait(), 10)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled()
-        fault_points.actions.clear()
-        go_on.set()
+        with Pause(handle, point) as pause:
+            task = asyncio.create_task(reload())
+            await asyncio.to_thread(pause.wait)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
 
         declare(registry_dir, database, 1)
         await registry.areload()
@@ -220,25 +183,28 @@ async def test_a_cancelled_move_leaves_the_old_or_the_new_state(
             assert await cursor.fetchone() == ("app-1",)
 
 
-async def test_areload_swaps_the_running_loop_before_it_returns(
+async def test_areload_rotates_the_running_loop_before_it_returns(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """After `await registry.areload()` the connections of this loop are of the new generation."""
+    """After `await registry.areload()` every connection of this loop is of the new version."""
     declare(registry_dir, database, 0)
     async with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle: Any = registry.get("events")
-        await handle
+        async with handle, handle:
+            pass
         declare(registry_dir, database, 1)
         report = await registry.areload()
 
         assert report.applied == ("events", "orders")
-        assert handle.side().generation.version == 2
+        status = handle.status()
+        assert (status.version, status.idle, status.retired) == (2, 2, 0)
+        assert {one["application_name"] for one in database.backends()} == {"app-1"}
 
 
 def test_a_blocked_loop_holds_up_nobody_else(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """A loop that does not turn swaps when it turns again; threads and other loops go on."""
+    """A loop that does not turn rotates when it turns again; threads and other loops go on."""
     declare(registry_dir, database, 0)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle: Any = registry.get("events")
@@ -355,7 +321,7 @@ async def test_reload_does_not_wait_for_the_place_that_its_own_loop_would_have_t
             database,
             "async_pool",
             connection={"application_name": f"app-{number}"},
-            async_pool_settings={"min_size": 1, "max_size": 2},
+            async_pool_settings={"min_size": 1, "max_size": 2, "timeout": TIMEOUT},
         )
 
     declare(0)
@@ -366,8 +332,7 @@ async def test_reload_does_not_wait_for_the_place_that_its_own_loop_would_have_t
             began = time.monotonic()
             (problem,) = registry.reload().rejected["events"]
             assert problem.code == "probe.too_many_connections"
-            timeout = handle.target.applied.config.pool("async_pool").timeout
-            assert time.monotonic() - began < timeout / 2, "it does not wait for itself"
+            assert time.monotonic() - began < TIMEOUT / 2, "it does not wait for itself"
         await aeventually(lambda: registry.status().databases[0].version == 2, 20)
         async with handle as connection:
             cursor = await connection.execute("SHOW application_name")
@@ -385,23 +350,14 @@ async def test_a_cancelled_areload_leaves_the_old_or_the_new_state(
         async with events:
             pass
         await asyncio.to_thread(orders.open)
-        reached, go_on = threading.Event(), threading.Event()
-
-        def block() -> None:
-            if threading.current_thread() is not threading.main_thread():
-                reached.set()
-                assert go_on.wait(30)
-
-        fault_points.actions[point] = block
         declare(registry_dir, database, 1)
-        task = asyncio.create_task(registry.areload())
-        assert await asyncio.to_thread(reached.wait, 10)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled()
-        assert await asyncio.to_thread(seen, registry) in ("app-0", "app-1")
-        fault_points.actions.clear()
-        go_on.set()
+        with Pause(orders, point) as pause:
+            task = asyncio.create_task(registry.areload())
+            await asyncio.to_thread(pause.wait)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            assert await asyncio.to_thread(seen, registry) in ("app-0", "app-1")
 
         await registry.areload()
         assert await asyncio.to_thread(seen, registry) == "app-1"

@@ -106,7 +106,7 @@ def test_a_checkout_that_outlasts_drain_timeout_is_named_and_not_cut(
         assert holder["holder"] == f"thread {threading.current_thread().name}"
         assert "test_limits.py" in holder["place"]
         assert holder["seconds"] > 0
-        assert events.wait("database.drained", generation=1)
+        assert events.wait("database.drained", version=1)
         assert len(events.named("database.drain_timeout")) == 1
     assert database.execute("SELECT id FROM public.done") == [(1,)]
 
@@ -184,9 +184,9 @@ def test_fifty_forced_reloads_at_once_make_one_swap(
         for thread in threads:
             thread.join()
 
-        assert 1 <= len(events.named("database.swapped")) <= 3
+        assert 1 <= len(events.named("database.rotated")) <= 3
         version = numbers.get_sample_value("pgmonkey_config_version", {"database": "orders"})
-        assert version == 1 + len(events.named("database.swapped"))
+        assert version == 1 + len(events.named("database.rotated"))
         eventually(lambda: len(database.backends()) <= 2, 5, "no connection is left over")
 
 

@@ -10,17 +10,17 @@ import gc
 import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from psycopg_pool.base import AttemptWithBackoff
-from psycopg_pool.pool_async import AddConnection
 
 from pgmonkey import HandleClosedError, PGConnectionManager, Registry
-from tests.kit import RegistryDirectory, TemporaryDatabase, aeventually, eventually
+from tests.kit import ChaosProxy, RegistryDirectory, TemporaryDatabase, aeventually, eventually
+from tests.kit.manager import Write
 
 
 @pytest.fixture
@@ -104,26 +104,30 @@ async def test_a_close_that_is_cancelled_closes_in_every_loop(
 
 @pytest.mark.slow  # psycopg asks the silent server for some seconds to cancel the question
 def test_a_loop_ends_while_its_pool_looks_at_what_is_idle(
-    manager: PGConnectionManager, config: Path, database: TemporaryDatabase
+    manager: PGConnectionManager, write: Write, database: TemporaryDatabase, proxy: ChaosProxy
 ) -> None:
-    """A pool that could not grow asks its idle connections; the server is silent, and Ctrl-C ends it."""
-    silent: list[int] = []
+    """A pool that could not grow has an idle connection whose server is silent, and Ctrl-C ends it."""
+    backends: list[int] = []
+    config = write(connection={"port": proxy.port})
 
     async def main() -> None:
         handle = await manager.get_database_connection(config, "async_pool")
         async with handle as connection:
-            silent.append(connection.info.backend_pid)
-        pool = handle.side().generation.pool
-        database.connection_limit(1)
-        os.kill(silent[0], signal.SIGSTOP)
-        pool.run_task(AddConnection(pool, AttemptWithBackoff(timeout=0)))
-        await aeventually(lambda: pool.get_stats()["pool_available"] == 0)
+            backends.append(connection.info.backend_pid)
+            proxy.target_port = slow.port
+            growing = asyncio.create_task(select(handle))
+            await aeventually(lambda: slow.accepted == 1)
+        await growing
+        os.kill(backends[0], signal.SIGSTOP)
+        await asyncio.to_thread(slow.kill, reset=True)
+        await aeventually(lambda: sum(handle.status().connect_failures.values()) == 1)
 
-    try:
-        asyncio.run(main())
-    finally:
-        os.kill(silent[0], signal.SIGCONT)
-        database.connection_limit(-1)
+    with ChaosProxy(database.host, database.port) as slow:
+        slow.set("blackhole")
+        try:
+            asyncio.run(main())
+        finally:
+            os.kill(backends[0], signal.SIGCONT)
 
 
 @pytest.mark.usefixtures("uncollected")
@@ -152,7 +156,7 @@ def test_a_loop_that_ends_with_a_block_while_it_closes_leaves_no_connection(
     PGConnectionManager().clear_cache()
 
     none_is_left(database)
-    assert handle.share.budget.count == 0
+    assert handle.status().used == handle.status().idle == 0
 
 
 @pytest.mark.usefixtures("uncollected")
@@ -176,18 +180,18 @@ def test_a_handle_keeps_nothing_of_loops_that_have_ended(
     manager: PGConnectionManager, config: Path
 ) -> None:
     """A program that begins loop after loop does not grow."""
-    pools = []
+    kept = []
 
     async def main() -> None:
         handle = await manager.get_database_connection(config, "async_pool")
-        await select(handle)
-        pools.append(weakref.ref(handle.side().generation.pool))
+        async with handle as connection:
+            kept.append((weakref.ref(connection), weakref.ref(asyncio.get_running_loop())))
 
     for _ in range(3):
         asyncio.run(main())
     gc.collect()
 
-    assert [pool() for pool in pools[:-1]] == [None, None]
+    assert [(connection(), loop()) for connection, loop in kept[:-1]] == [(None, None)] * 2
 
 
 @pytest.mark.usefixtures("uncollected")
@@ -204,21 +208,17 @@ def test_a_loop_that_is_closed_while_it_opens_leaves_nothing(
     manager = PGConnectionManager()
     loop = asyncio.new_event_loop()
     handle = loop.run_until_complete(manager.get_database_connection(config, "async_pool"))
-    (side,) = handle.sides()
-    gate, budget = side.gate, handle.share.budget
     for _ in range(turns):
         # While it connects the server has its part in it; then each turn counts.
-        loop.run_until_complete(asyncio.sleep(0 if side.open_generations else 0.0005))
-    del side
+        loop.run_until_complete(asyncio.sleep(0 if handle.is_open() else 0.0005))
     loop.close()
     if dropped:
         del handle, manager
         PGConnectionManager().clear_cache()
     else:
-        handle.sides()
+        handle.patrol(time.monotonic())
 
     none_is_left(database)
-    assert gate.count == budget.count == 0
     gc.collect()
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
@@ -229,7 +229,7 @@ def test_a_loop_that_ends_during_its_reload_leaves_nothing(
 ) -> None:
     """asyncio.run waits for the thread that reloads, which has the loop begin what it never ends."""
     registry_dir.declare("orders", database, "async_pool")
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
+    with Registry(registry_dir, metrics=None, watch=False, max_connections=2) as registry:
         reloads = []
 
         async def main() -> None:
@@ -241,11 +241,11 @@ def test_a_loop_that_ends_during_its_reload_leaves_nothing(
             await asyncio.sleep(0)
 
         asyncio.run(main())
-        budget = registry._cache.budget
         assert registry.get("orders").status().opened is False
 
         none_is_left(database)
-        assert budget.count == 0
+        with registry.get("orders", "pool") as first, registry.get("orders", "pool") as second:
+            assert first is not second, "every place is free"
         gc.collect()
         assert [record for record in caplog.records if record.name == "asyncio"] == []
 
@@ -254,25 +254,36 @@ def test_a_loop_that_ends_during_its_reload_leaves_nothing(
 def test_a_loop_that_is_closed_while_a_reload_waits_for_a_place_gives_the_place_back(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """What a probe had kept free for itself is for the others, as soon as anybody looks."""
+    """What a reload waited for is for the others, as soon as anybody looks."""
     registry_dir.declare("orders", database, "async_pool", async_pool_settings={"min_size": 0})
     registry_dir.declare("events", database, "pool", pool_settings={"min_size": 0, "timeout": 5})
     with Registry(registry_dir, metrics=None, watch=False, max_connections=1) as registry:
         orders: Any = registry.get("orders")
-        budget = registry._cache.budget
         loop = asyncio.new_event_loop()
+        reports: list[Any] = []
+        reloading = threading.Thread(target=lambda: reports.append(registry.reload()))
 
         async def main() -> list[object]:
             block = orders.connection()
             connection = await block.__aenter__()
-            reloading = asyncio.create_task(orders.force_reload())
-            await aeventually(lambda: budget._claims)
-            return [block, connection, reloading]
+            registry_dir.declare(
+                "orders",
+                database,
+                "async_pool",
+                description="next",
+                connection={"application_name": "next"},
+            )
+            reloading.start()
+            for _ in range(100):  # the reload asks this loop for a connection, and waits
+                await asyncio.sleep(0.002)
+            return [block, connection]
 
         left = loop.run_until_complete(main())
-        left[-1]._log_destroy_pending = False  # type: ignore[attr-defined]  # it is ours, not pgmonkey's
         loop.close()
-        orders.sides()
+        orders.patrol(time.monotonic())
+        reloading.join(20)
+        assert reports
+        assert left
 
         with registry.get("events") as connection:
             connection.execute("SELECT 1")
@@ -299,17 +310,48 @@ def test_a_block_whose_loop_was_closed_under_it_ends_without_a_complaint(
         if state == "closed":
             await handle.close()
         elif state == "reloaded":
-            await handle.force_reload()
+            await manager.get_database_connection(config, "async_pool", force_reload=True)
         return handle
 
     loop = asyncio.new_event_loop()
     handle = loop.run_until_complete(main())
     loop.close()
     if looked_at:
-        handle.sides()
+        handle.patrol(time.monotonic())
         none_is_left(database)
     gc.collect()
-    handle.sides()
+    handle.patrol(time.monotonic())
 
     none_is_left(database)
     assert handle.status().used == 0
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_loop_that_is_closed_before_it_came_to_a_reload_keeps_no_descriptor(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Loop after loop is used, stands still while a reload is applied, and is closed: no socket stays."""
+
+    def declare(number: int) -> None:
+        registry_dir.declare(
+            "orders", database, "async_pool", connection={"application_name": f"app-{number}"}
+        )
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    declare(0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        asyncio.run(select(registry.get("orders")))
+        registry.reload()
+        before = descriptors()
+        for number in range(1, 9):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(select(registry.get("orders")))
+            declare(number)
+            assert registry.reload().applied == ("orders",)
+            loop.close()
+        asyncio.run(select(registry.get("orders")))
+        registry.reload()
+        eventually(lambda: descriptors() <= before, 5, f"as many descriptors as before: {before}")
+    none_is_left(database)

@@ -213,7 +213,7 @@ async def test_a_loop_is_served_while_a_secret_comes_before_the_server_knows_it(
         await asyncio.to_thread(database.server.set_password, database.user, password)
         database.password = password
         await asyncio.to_thread(events.wait, "config.applied", 20)
-        await asyncio.to_thread(events.wait, "database.swapped", 20)
+        await asyncio.to_thread(events.wait, "database.rotated", 20)
         await goes_on()
         stop.set()
         await reader

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,12 +19,12 @@ from pgmonkey.errors import (
     HandleClosedError,
     UnknownDatabaseError,
 )
-from pgmonkey.pool import fault_points
 from pgmonkey.telemetry.status import DatabaseStatus
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
+from tests.registry.steps import Pause
 
 Spoil = Callable[[RegistryDirectory, str], object]
 
@@ -83,13 +83,6 @@ def clear(files: RegistryDirectory) -> None:
 def status_of_orders(registry: Registry) -> DatabaseStatus:
     (orders,) = (one for one in registry.status().databases if one.name == "orders")
     return orders
-
-
-@pytest.fixture(autouse=True)
-def no_actions_left() -> Iterator[None]:
-    """Forget what a test has put at the fault points."""
-    yield
-    fault_points.actions.clear()
 
 
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
@@ -238,23 +231,17 @@ class Probing:
     """A registry whose reload stands still after the probe of version 2."""
 
     def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-        self.reached, self.go_on = threading.Event(), threading.Event()
-        fault_points.actions["after_probe"] = self._block
+        self._pause = Pause(registry.get("orders"), "prepared")
         self._reload = threading.Thread(target=registry.reload)
 
-    def _block(self) -> None:
-        self.reached.set()
-        assert self.go_on.wait(30)
-
     def __enter__(self) -> Self:
+        self._pause.__enter__()
         self._reload.start()
-        assert self.reached.wait(10)
+        self._pause.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
-        fault_points.actions.clear()
-        self.go_on.set()
+        self._pause.__exit__()
         self._reload.join()
 
 
@@ -320,7 +307,7 @@ def test_a_version_that_several_reloads_ask_for_at_once_is_applied_once(
 
         assert [report.applied or report.unchanged for report in reports] == [("orders",)] * 5
         assert [one["version"] for one in events.named("config.applied")] == [2]
-        assert len(events.named("database.swapped")) == 1
+        assert len(events.named("database.rotated")) == 1
 
 
 def test_a_handle_that_is_made_during_a_probe_gets_the_new_configuration(

@@ -91,7 +91,7 @@ def test_fifty_rotations_lose_nothing_and_never_need_more_than_one_connection_ov
                     eventually(
                         lambda wanted=wanted: _in_force(registry, wanted), 30, f"{wanted} in force"
                     )
-                    swapped = events.named("database.swapped")
+                    swapped = events.named("database.rotated")
                     version = registry.status().databases[0].version
                     if swapped and swapped[-1]["new"] == version:
                         load.expected = wanted

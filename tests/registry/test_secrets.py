@@ -217,7 +217,7 @@ def test_a_clock_that_jumps_by_a_day_changes_nothing(
         with registry.get("orders").connection(timeout=1) as connection:
             assert connection.info.backend_pid == before
         registry_dir.declare("orders", database, connection={"application_name": "later"})
-        events.wait("database.swapped", timeout=10)
+        events.wait("database.rotated", timeout=10)
         began = time.monotonic()
         with registry.get("orders").connection(timeout=1) as connection:
             assert connection.execute("SHOW application_name").fetchone() == ("later",)

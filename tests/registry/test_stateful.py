@@ -33,12 +33,12 @@ from pgmonkey.errors import (
     DatabaseRemovedError,
     UnknownDatabaseError,
 )
-from pgmonkey.pool.connection import FRESH
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
+from tests.pool.side import FRESH
 
 #: Name and connection type of each database that the machine may declare.
 TYPES: Final = {"orders": "pool", "archive": "pool", "events": "async_pool"}
@@ -200,7 +200,7 @@ class Machine(RuleBasedStateMachine):
         try:
             held = self.borrow(name)
         except CheckoutTimeout:
-            # Counting what older generations still have out, the pool may be full.
+            # Counting what older versions still have out, the pool may be full.
             recovers = began < self.restarted_at + RECOVERY + SLACK
             assert len(self.held_of(name)) >= SIZE or recovers
         except DatabaseRemovedError:
@@ -212,7 +212,7 @@ class Machine(RuleBasedStateMachine):
         else:
             assert name in self.in_force
             assert name not in self.removed
-            assert held.seen == self.in_force[name], "a connection of an older generation"
+            assert held.seen == self.in_force[name], "a connection of an older version"
             self.held.append(held)
         assert time.monotonic() - began < PATIENCE + SLACK
 
@@ -314,7 +314,7 @@ class Machine(RuleBasedStateMachine):
             if hasattr(self, "registry"):
                 while self.held:
                     self.give_back(0)
-                assert self.registry.wait_drained(timeout=5), "the older generations are gone"
+                assert self.registry.wait_drained(timeout=5), "the older versions are gone"
                 self.each_database_is_served_after_all()
                 self.loop.run(self.registry.aclose())
         finally:
@@ -358,10 +358,7 @@ def test_the_old_login_of_a_loop_that_could_not_move_is_not_held_against_the_new
 def test_a_loop_that_could_not_move_hands_out_nothing_old_once_the_server_is_back(
     database: TemporaryDatabase, events: CapturedEvents
 ) -> None:
-    """A restart fails the move of a loop: its next checkout sees what is in force, not a pause.
-
-    The old generation could connect again just as well, and would have been handed out.
-    """
+    """A restart after a reload: the next checkout of a loop sees what is in force, not a pause."""
     bound: Any = type("BoundMachine", (Machine,), {"database": database, "events": events})
     for _ in range(5):
         machine = bound()
@@ -386,7 +383,7 @@ def test_any_order_of_events_keeps_the_promises_of_a_reload(
 
     A checkout gives a connection of what is in force, or fails within its deadline; versions only
     grow; each ends applied or superseded; each content is rejected at most once; and when all
-    checkouts are back, no older generation is left and no connection is lost.
+    checkouts are back, no older version is left and no connection is lost.
     """
     machine: Callable[[], Machine] = type(
         "BoundMachine", (Machine,), {"database": database, "events": events}

@@ -142,7 +142,7 @@ def test_a_new_authority_in_the_same_file_is_a_swap(
         applied = events.wait("config.applied", database="orders", timeout=10)
         assert applied["changed"] == ["connection_settings.sslrootcert"]
         assert backend() != first
-        events.wait("database.swapped", old=1, new=2)
+        events.wait("database.rotated", old=1, new=2)
         assert version() == 2
 
 

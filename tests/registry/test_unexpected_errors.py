@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
-import psycopg_pool
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.pool import fault_points
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
-
-
-@pytest.fixture(autouse=True)
-def no_actions_left() -> Iterator[None]:
-    """Forget what a test has put at the fault points."""
-    yield
-    fault_points.actions.clear()
+from tests.registry.steps import acting
 
 
 def application_name(registry: Registry) -> Any:
@@ -31,36 +23,24 @@ def application_name(registry: Registry) -> Any:
     return row[0]
 
 
-def no_thread_for_the_reload(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
-
-    def deny(thread: threading.Thread) -> None:
-        if thread.name.startswith("pgmonkey-reload-"):
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", deny)
-
-
-def no_thread_for_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    def deny(_pool: Any) -> None:
+def no_thread(stack: ExitStack, _handle: Any) -> None:
+    def deny(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(psycopg_pool.ConnectionPool, "open", deny)
+    stack.enter_context(pytest.MonkeyPatch.context()).setattr(threading.Thread, "start", deny)
 
 
-def no_descriptor(_monkeypatch: pytest.MonkeyPatch) -> None:
+def no_descriptor(stack: ExitStack, handle: Any) -> None:
     def fail() -> None:
         raise OSError(24, "Too many open files")
 
-    fault_points.actions["after_probe"] = fail
+    stack.enter_context(acting(handle, "prepared", fail))
 
 
 @pytest.mark.parametrize(
     "spoil, says",
     [
-        (no_thread_for_the_reload, "can't start new thread"),
-        (no_thread_for_the_pool, "can't start new thread"),
+        (no_thread, "can't start new thread"),
         (no_descriptor, "Too many open files"),
     ],
 )
@@ -79,8 +59,8 @@ def test_a_reload_that_the_system_refuses_is_rejected_and_tried_again_by_itself(
         assert application_name(registry) == "first"
         if watched:
             events.wait("watch.started")
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            spoil(monkeypatch)
+        with ExitStack() as stack:
+            spoil(stack, registry.get("orders"))
             registry_dir.declare("orders", database, connection={"application_name": "second"})
             report = None if watched else registry.reload()
             rejected = events.wait("config.rejected", database="orders", timeout=10)
@@ -91,7 +71,6 @@ def test_a_reload_that_the_system_refuses_is_rejected_and_tried_again_by_itself(
                 assert says in str(report.rejected["orders"][0])
             assert registry.status().databases[0].state == "stale"
             assert application_name(registry) == "first"
-        fault_points.actions.clear()
 
         if not watched:
             assert registry.reload().applied == ("orders",)

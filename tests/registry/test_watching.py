@@ -8,16 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import prometheus_client
 import pytest
+import watchfiles
 
 from pgmonkey import Registry
-from pgmonkey.registry import watcher
-from pgmonkey.registry.reloader import Reloader
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
@@ -257,12 +256,12 @@ def test_a_lost_event_is_made_good_by_the_rescan(
 ) -> None:
     """When no file event ever comes, the rescan finds the change."""
 
-    def silent(_directories: Iterable[str], stop: threading.Event) -> Iterator[tuple[()]]:
-        while not stop.is_set():
-            stop.wait(0.02)
-            yield ()
+    def silent(*_directories: str, stop_event: threading.Event, **_: Any) -> Iterator[set[Any]]:
+        while not stop_event.is_set():
+            stop_event.wait(0.02)
+            yield set()
 
-    monkeypatch.setattr(watcher, "file_events", silent)
+    monkeypatch.setattr(watchfiles, "watch", silent)
     registry_dir.write("orders", text(database, "first"))
     with Registry(registry_dir, metrics=numbers, rescan_interval=0.2) as registry:
         assert application_name(registry) == "first"
@@ -282,10 +281,10 @@ def test_without_file_events_the_directory_is_polled_and_the_event_says_so(
 ) -> None:
     """No inotify instance left: changes are found by looking, also two within one second."""
 
-    def exhausted(_directories: Iterable[str], _stop: threading.Event) -> Iterator[Any]:
+    def exhausted(*_directories: str, **_: Any) -> Iterator[Any]:
         raise RuntimeError("Too many open files (os error 24)")
 
-    monkeypatch.setattr(watcher, "file_events", exhausted)
+    monkeypatch.setattr(watchfiles, "watch", exhausted)
     registry_dir.write("orders", text(database, "first"))
     with Registry(registry_dir, metrics=numbers) as registry:
         events.wait("watch.degraded", mode="polling")
@@ -368,25 +367,35 @@ def test_a_file_is_added_renamed_and_removed(
 
 
 def test_a_new_database_is_there_once_it_is_in_force(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """While its file is being applied, a new name is unknown: nobody gets an error without a word."""
+    """A name that is listed can be had and has a state, however soon after its file was written."""
     registry_dir.write("orders", text(database, "first"))
-    seen = []
+    errors: list[BaseException] = []
+    stop = threading.Event()
     with Registry(registry_dir, metrics=None, watch=False) as registry:
-        carry_out = Reloader._carry_out
 
-        def looks(self: Any, entry: Any, config: Any) -> None:
-            seen.append((entry.name, entry.name in registry))
-            carry_out(self, entry, config)
+        def look() -> None:
+            try:
+                while not stop.is_set():
+                    for name in registry:
+                        registry.get(name)
+                    assert all(one.state for one in registry.status().databases)
+            except BaseException as error:
+                errors.append(error)
 
-        monkeypatch.setattr(Reloader, "_carry_out", looks)
-        registry_dir.write("reports", text(database, "reports"))
-        registry_dir.write("orders", text(database, "second"))
-        registry.reload()
+        looking = threading.Thread(target=look)
+        looking.start()
+        try:
+            for number in range(50):
+                registry_dir.write(f"new{number}", text(database, "new"))
+                registry.reload()
+        finally:
+            stop.set()
+            looking.join()
 
-        assert dict(seen) == {"orders": True, "reports": False}
-        assert application_name(registry, "reports") == "reports"
+        assert errors == []
+        assert application_name(registry, "new49") == "new"
 
 
 def test_changed_defaults_reach_every_database(
@@ -412,7 +421,7 @@ def test_changed_defaults_reach_every_database(
         assert (numbers.of("config_stale"), numbers.all_in_force()) == (1, False)
 
 
-def test_what_touches_no_connection_takes_effect_without_a_swap(
+def test_what_touches_no_connection_takes_effect_without_a_rotation(
     registry: Registry,
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
@@ -429,7 +438,7 @@ def test_what_touches_no_connection_takes_effect_without_a_swap(
     assert applied["changed"] == ["description"]
     assert (applied["version"], before) == (2, after)
     assert registry.status().databases[0].description == "order intake"
-    assert "database.swapped" not in events.names
+    assert "database.rotated" not in events.names
 
 
 def test_a_registry_of_some_names_reads_and_counts_only_these(
@@ -467,7 +476,7 @@ def test_a_change_is_in_force_soon_after_it_was_made(
     """The watch reports a change long before the rescan, and the status keeps the duration."""
     began = time.monotonic()
     registry_dir.write("orders", text(database, "second"))
-    events.wait("database.swapped")
+    events.wait("database.rotated")
 
     assert time.monotonic() - began < 10
     assert registry.status().reload_durations.count == 1

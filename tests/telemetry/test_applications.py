@@ -18,7 +18,7 @@ from tests.kit import Canary
 from tests.kit.server import PostgresServer
 
 PAGE = ROOT / "docs" / "events.md"
-HAPPENED = ["registry.loaded", "database.opened", "database.swapped"]
+HAPPENED = ["registry.loaded", "database.opened", "database.rotated"]
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_with_the_standard_library(environment: Environment, canary: Canary) -> 
     matches = [pattern.match(line) for line in lines]
     assert all(matches), lines
     assert set(HAPPENED) <= {match[1] for match in matches if match}
-    (swapped,) = [line for line in lines if "database.swapped" in line]
-    shown = re.search(r"^\d.*database\.swapped.*$", PAGE.read_text(), re.MULTILINE)
+    (swapped,) = [line for line in lines if "database.rotated" in line]
+    shown = re.search(r"^\d.*database\.rotated.*$", PAGE.read_text(), re.MULTILINE)
     assert shown is not None
 
     def shape(line: str) -> str:

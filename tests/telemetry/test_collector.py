@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import prometheus_client
+import psycopg_pool
 import pytest
 import structlog
+import watchfiles
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pgmonkey import PgmonkeyError, Registry
 from pgmonkey.errors import Reason
-from pgmonkey.registry import watcher
 from pgmonkey.telemetry.metrics import export
 from tests.kit import Canary, ChaosProxy
 from tests.kit.database import TemporaryDatabase
@@ -140,13 +141,13 @@ async def test_a_task_that_waits_for_a_new_connection_has_waited(registry: Regis
     assert ended.waits.sum - second.waits.sum >= first.connects.sum - opened.connects.sum > 0
 
 
-def test_counters_never_go_back_over_swaps(
+def test_counters_never_go_back_over_rotations(
     registry: Registry,
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     numbers: prometheus_client.CollectorRegistry,
 ) -> None:
-    """Counts belong to the database: ten swaps under use, and no counter is ever smaller."""
+    """Counts belong to the database: ten rotations under use, and no counter is ever smaller."""
     handle = registry.get("orders")
     last: dict[tuple[str, Any], float] = {}
     for number in range(10):
@@ -176,7 +177,7 @@ def test_a_retired_connection_is_counted_until_it_is_returned(
     database: TemporaryDatabase,
     numbers: prometheus_client.CollectorRegistry,
 ) -> None:
-    """What a checkout of an older generation still holds has a state of its own."""
+    """What a checkout of an older version still holds has a state of its own."""
     retired = POOL | {"state": "retired"}
     with registry.get("orders"):
         registry_dir.declare("orders", database, connection={"application_name": "next"})
@@ -440,13 +441,13 @@ def test_a_database_that_never_could_connect_shows_why(
         assert value("pgmonkey_cache_size", {"type": "pool"}) == 0
 
 
-def test_connections_that_a_swap_closes_are_evicted_for_a_rotation(
+def test_connections_that_a_reload_replaces_are_evicted_for_a_rotation(
     registry: Registry,
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     numbers: prometheus_client.CollectorRegistry,
 ) -> None:
-    """Idle and used connections of the old generation count as evicted, once each."""
+    """Idle and used connections of the old version count as evicted, once each."""
     handle = registry.get("orders")
     with handle:
         with handle:
@@ -550,10 +551,10 @@ def test_a_watcher_that_has_ended_is_down(
     """When the thread that watches ends by a defect, `pgmonkey_watcher_up` is 0."""
     registry_dir.declare("orders", database)
 
-    def source(_directories: Any, _stop: Any) -> Any:
+    def source(*_directories: str, **_: Any) -> Any:
         raise LookupError("a defect")
 
-    monkeypatch.setattr(watcher, "file_events", source)
+    monkeypatch.setattr(watchfiles, "watch", source)
     with Registry(registry_dir, metrics=numbers):
         eventually(lambda: numbers.get_sample_value("pgmonkey_watcher_up") == 0)
 
@@ -591,18 +592,19 @@ def test_a_secret_that_the_server_does_not_take_is_newer_than_what_runs(
         assert not newer()
 
 
-def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(registry: Registry) -> None:
+def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Read while a connection goes back to its pool, the count of checkouts does not fall by one."""
     handle = registry.get("orders")
     handle.open()
-    generation = handle.generation
-    give_back, seen = generation.putconn, []
+    give_back, seen = psycopg_pool.ConnectionPool.putconn, []
 
-    def putconn(connection: Any) -> None:
+    def putconn(pool: Any, connection: Any) -> None:
         seen.append(handle.status())
-        give_back(connection)
+        give_back(pool, connection)
 
-    generation.putconn = putconn
+    monkeypatch.setattr(psycopg_pool.ConnectionPool, "putconn", putconn)
     for number in range(3):
         with handle:
             assert handle.status().requests == number + 1

@@ -81,7 +81,7 @@ def test_a_processor_may_use_the_database_that_its_event_is_about(
         ends(registry.reload)
         assert ("config.applied", ("app-1",)) in written
         ends(lambda: registry.get("orders", force_reload=True))
-        assert ("database.swapped", ("app-1",)) in written
+        assert ("database.rotated", ("app-1",)) in written
         registry_dir.write("orders", "[")
         ends(registry.reload)
         assert ("config.rejected", ("app-1",)) in written
@@ -102,7 +102,7 @@ def test_a_processor_may_reload_and_force_and_close(
         seen.append(name)
         if name in ("config.applied", "config.rejected", "config.removed"):
             registry.reload()
-        if name == "database.swapped":
+        if name == "database.rotated":
             registry.get("orders", force_reload=True)
         if name == "database.drained":
             registry.status()
@@ -116,7 +116,7 @@ def test_a_processor_may_reload_and_force_and_close(
         ends(registry.reload)
         registry_dir.remove("orders")
         ends(registry.reload)
-        assert {"config.applied", "config.rejected", "config.removed", "database.swapped"} <= {
+        assert {"config.applied", "config.rejected", "config.removed", "database.rotated"} <= {
             *seen
         }
 
@@ -134,7 +134,7 @@ def test_a_processor_that_stands_still_holds_up_no_checkout(
     reached, go_on = threading.Event(), threading.Event()
 
     def stand_still(event: dict[str, Any]) -> None:
-        if event["event"] in ("config.applied", "database.swapped"):
+        if event["event"] in ("config.applied", "database.rotated"):
             reached.set()
             assert go_on.wait(30)
 
@@ -171,7 +171,7 @@ def test_a_processor_that_is_interrupted_leaves_no_event_behind(
         seen: list[str] = []
         processors[:] = [lambda event: seen.append(event["event"])]
         registry.get("orders", force_reload=True)
-        assert "database.swapped" in seen
+        assert "database.rotated" in seen
         with registry.get("orders") as connection:
             assert isinstance(connection, psycopg.Connection)
         eventually(lambda: registry.wait_drained(0.1), 5, "the old connections are gone")

@@ -1,0 +1,185 @@
+"""A checkout of an async handle: from entering an `async with` block to leaving it."""
+
+from __future__ import annotations
+
+from sys import _getframe
+from time import monotonic
+from typing import TYPE_CHECKING
+from weakref import ref
+
+import psycopg
+from psycopg.errors import ReadOnlySqlTransaction
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from pgmonkey.pool._async.pool import FRESH, LONG_IDLE
+from pgmonkey.pool._async.waiting import borrower, running_loop
+from pgmonkey.pool.checkout import ENTERED, PAIRED, REPORTED, Checkout
+from pgmonkey.pool.stats import FOLD_AT
+
+if TYPE_CHECKING:
+    from pgmonkey.pool._async.connection import AsyncPooledConnection
+    from pgmonkey.pool._async.database import AsyncDatabase
+    from pgmonkey.pool._async.pool import AsyncPool
+
+
+class AsyncCheckout(Checkout):
+    """Borrow one connection of an async handle."""
+
+    __slots__ = ()
+
+    async def enter(self) -> AsyncPooledConnection:
+        """Return a connection that was alive a moment ago.
+
+        The way of every checkout: one lap of the loop if nothing is wrong. It takes no lock of
+        ours, logs nothing, and asks the server nothing.
+        """
+        timeout = None
+        if self.stage != PAIRED:
+            self.enter_alone()
+            timeout = self.timeout
+        self.stage = ENTERED
+        handle: AsyncDatabase = self.handle
+        began = asked = self.began = self.taken = monotonic()
+        self.owner = borrower()
+        self.connection = connection = None
+        if handle.keeps_stacks:
+            self.keep_stack(_getframe(1))
+        pool = handle.pools.get(running_loop())
+        if pool is None or pool.target is not handle.version:
+            pool = await handle.pool_here()
+        self.pool = pool
+        if pool.guarded:
+            pool.admit(self)
+        left = timeout = pool.timeout if timeout is None else timeout
+        pool.waiting.add(self)
+        try:
+            while True:
+                try:
+                    connection = await pool.getconn(left)
+                    connection.holder = ref(self)
+                except PoolClosed:
+                    # Another psycopg_pool took its place while this client queued. Nothing was
+                    # sent, so nothing is repeated.
+                    pool.raise_if_hopeless()
+                    pool = await self._go_on(pool)
+                else:
+                    # One that came back before it was asked for was there at once; a look at the
+                    # clock costs as much as the rest of this.
+                    if connection.returned_at <= asked:
+                        now = asked
+                    else:
+                        now = monotonic()
+                        pool.stats.queued += 1
+                    if (
+                        connection.version >= pool.floor
+                        and now < connection.expires_at
+                        and not pool.examined
+                        and (
+                            (idle := now - connection.returned_at) < FRESH
+                            or (idle < LONG_IDLE and connection.is_alive())
+                        )
+                    ) or await pool.is_fit(connection, left - (now - asked)):
+                        self.taken = now
+                        self.connection = connection
+                        return connection
+                    connection = None
+                asked = monotonic()
+                left = timeout - (asked - began)
+                if left <= 0.0:
+                    raise PoolTimeout
+        except PoolTimeout:
+            pool.waiting.discard(self)
+            raise await pool.timed_out(monotonic() - began) from None
+        except BaseException as error:
+            pool.stats.errors["other"] += 1
+            pool.interrupted(connection, error)
+            raise
+        finally:
+            pool.waiting.discard(self)
+
+    __aenter__ = enter
+
+    async def _go_on(self, pool: AsyncPool) -> AsyncPool:
+        """Queue again, in the pool that there is now."""
+        now: AsyncPool = await self.handle.pool_here()
+        if now is not pool:
+            pool.waiting.discard(self)
+            self.pool = now
+            now.waiting.add(self)
+        return now
+
+    async def leave(self, kind: object = None, error: object = None, _trace: object = None) -> None:
+        """Commit or roll back, and give the connection back."""
+        pool: AsyncPool = self.pool
+        connection: AsyncPooledConnection = self.connection
+        if pool.inherited or (kind is not None and pool.is_over()):
+            pool.leave_behind(connection)
+            return
+        out = True
+        try:
+            try:
+                if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
+                    await _end(connection, failed=kind is not None)
+                if pool.resets:
+                    await _reset(connection, autocommit=pool.target.config.autocommit)
+            finally:
+                now = connection.returned_at = monotonic()
+                connection.holder = self.connection = None
+                if connection.version < pool.version:
+                    await pool.take_back(connection)
+                else:
+                    await connection.driver.putconn(connection)
+                out = False
+                handle: AsyncDatabase = self.handle
+                taken = self.taken
+                handle.record((taken - self.began, now - taken))
+                if len(handle.records) >= FOLD_AT:
+                    handle.stats.fold()
+                if self.stage == REPORTED:
+                    pool.returned_late(self, now - taken)
+                if (
+                    error is not None
+                    and pool.wants_primary
+                    and isinstance(error, ReadOnlySqlTransaction)
+                ):
+                    await pool.renew(connection.driver)  # this server is no primary any more
+        except BaseException as interrupt:
+            if out:
+                pool.interrupted(connection, interrupt)
+            raise
+
+    __aexit__ = leave
+
+
+async def _end(connection: AsyncPooledConnection, *, failed: bool) -> None:
+    """Commit or roll back what a block has left open.
+
+    Of a block that failed, its own exception is the one that the caller gets.
+    """
+    try:
+        if failed:
+            if not connection.closed:
+                await connection.rollback()
+        elif connection.broken or not connection.closed:
+            # A connection that broke unnoticed must not pass for a commit; one that the block
+            # itself has closed has nothing to commit.
+            await connection.commit()
+    except psycopg.Error:
+        if not failed:
+            raise
+        await connection.close()  # what cannot roll back is not given to anybody else
+    finally:
+        if connection.closed:
+            await connection.close()  # a broken one still has its socket and its slot
+
+
+async def _reset(connection: AsyncPooledConnection, *, autocommit: bool) -> None:
+    """Give a connection back as the next borrower shall find it; drop it if that fails."""
+    if connection.closed:
+        return
+    try:
+        await connection.set_autocommit(True)
+        await connection.execute("DISCARD ALL")
+        await connection.set_autocommit(autocommit)
+    except psycopg.Error:
+        await connection.close()

@@ -1,0 +1,271 @@
+"""Make the connections of one pool within the limits, and know each until it is closed."""
+
+from __future__ import annotations
+
+import random
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from pgmonkey.errors import ConnectError
+from pgmonkey.pool._async.connection import NO_VERSION, AsyncPooledConnection
+from pgmonkey.pool._async.waiting import Lock
+from pgmonkey.pool.connecting import Outage, refused_logins
+from pgmonkey.pool.failures import ConnectFailure, classify
+from pgmonkey.pool.host_lookup import resolved_async
+from pgmonkey.telemetry import events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.pool.limits import ConnectionLimits
+    from pgmonkey.pool.stats import Stats
+    from pgmonkey.pool.version import Version
+
+
+class NoRoomError(ConnectError):
+    """A limit of ours forbids another connection; the server was not asked."""
+
+
+async def connect(
+    config: DatabaseConfig, connection_type: ConnectionType
+) -> AsyncPooledConnection | ConnectFailure:
+    """Connect once, or return why that failed.
+
+    The driver's exception goes no further: its frames and attributes hold the password.
+
+    Args:
+        config: What to connect with.
+        connection_type: Decides which session settings count.
+    """
+    try:
+        return await AsyncPooledConnection.connect(
+            **await resolved_async(config.connect_kwargs(connection_type))
+        )
+    except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
+        return classify(error, config)
+    except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the driver's frames
+        interrupt.__context__ = None
+        raise interrupt.with_traceback(None) from None
+
+
+class AsyncConnector:
+    """Make and count the connections of one pool.
+
+    Args:
+        version: What it connects with.
+        connection_type: Decides which session settings and which pool settings count.
+        stats: Where the handle counts.
+        limits: How many connections there may be in this process.
+        on_room: Called, from any thread, when there is room again after a limit forbade a
+            connection.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        connection_type: ConnectionType,
+        *,
+        stats: Stats,
+        limits: ConnectionLimits,
+        on_room: Callable[[], object],
+    ) -> None:
+        self.name = version.config.name
+        self.connection_type = connection_type
+        self.label = f"{self.name}/{connection_type}"
+        #: What it connects with.
+        self.target = version
+        self.outage = Outage(self.name)
+        #: Whether a connection was made at least once.
+        self.opened = False
+        #: Whether its pool is closed for good, so that nobody waits for the server any more.
+        self.ended = False
+        #: Every connection, idle or handed out, until the server has closed its end.
+        self.connections: set[AsyncPooledConnection] = set()
+        #: When the older connections began to be replaced, and the version before.
+        self.rotating: tuple[float, int] | None = None
+        self._stats = stats
+        self._limits = limits
+        self._on_room = on_room
+        # Closed connections whose places are kept for a probe, with their servers.
+        self._kept: dict[AsyncPooledConnection, str] = {}
+        # Guards the descriptors of closing connections. Held while the server closes its end.
+        self._goodbyes = Lock()
+
+    def adopt(self, version: Version) -> None:
+        """Connect with this version from now on; from any thread."""
+        before, self.target = self.target, version
+        if version.since > before.since:
+            self.outage.retry()
+            self.rotating = (monotonic(), before.number) if self.older() else None
+
+    # What the limits ask
+
+    @property
+    def server(self) -> str:
+        """The host and port that it connects to."""
+        return self.target.config.server
+
+    @property
+    def max_size(self) -> int:
+        """How many connections it may have."""
+        return self.target.config.pool(self.connection_type).max_size
+
+    @property
+    def max_connections(self) -> int | None:
+        """How many connections this process may have to its server."""
+        return self.target.config.max_connections
+
+    def try_again_soon(self) -> None:
+        """Connect for the clients that wait: there is room again. Called from any thread."""
+        self._on_room()
+
+    # Making and closing
+
+    async def make(
+        self,
+        version: Version,
+        *,
+        beyond: int = 0,
+        probe: bool = False,
+        instead_of: AsyncPooledConnection | None = None,
+    ) -> AsyncPooledConnection:
+        """Connect once, after the server has closed what was closed here.
+
+        Args:
+            version: What to connect with.
+            beyond: How many more than `max_size` there may be: 1 while connections are replaced.
+            probe: Whether the version is not in force: a failure says nothing of what runs, and
+                a refused login is tried at once.
+            instead_of: A connection that `keep_place` has closed.
+
+        Raises:
+            NoRoomError: a limit of ours forbids it.
+            ConnectError: with the server's reason.
+        """
+        await self.let_go()
+        server = version.config.server
+        place = self._kept.get(instead_of) if instead_of else None
+        refusal = self._limits.take(self, server, beyond=beyond, instead_of=place)
+        if refusal is not None:
+            raise NoRoomError(refusal, database=self.name, reason="too_many_connections")
+        if instead_of is not None:
+            self._kept.pop(instead_of, None)
+        try:
+            connection = await self._make(version, probe=probe)
+        except BaseException:
+            self._limits.give(self, server)
+            raise
+        connection.link.server = server
+        connection.link.connector = self
+        self.connections.add(connection)
+        return connection
+
+    async def _make(self, version: Version, *, probe: bool) -> AsyncPooledConnection:
+        config = version.config
+        if not probe and (refused := refused_logins.claim(config)) is not None:
+            self._note_failure(version, refused)
+            raise refused.error(self.name)
+        began = monotonic()
+        self._stats.attempts += 1
+        made = await connect(config, self.connection_type)
+        now = monotonic()
+        if isinstance(made, ConnectFailure):
+            self._stats.failures[made.reason] += 1
+            if made.lasting:
+                refused_logins.refused(config, made)
+            if not probe:
+                self._note_failure(version, made)
+            raise made.error(self.name)
+        self._stats.record_connect(now - began)
+        refused_logins.accepted(config)
+        if not probe:
+            self._worked(version)
+        made.version = version.since
+        made.returned_at = now
+        jitter = random.uniform(0.95, 1.0)  # noqa: S311 - connections must not all end at once
+        made.link.expires_at = now + config.pool(self.connection_type).max_lifetime * jitter
+        return made
+
+    def _note_failure(self, version: Version, failure: ConnectFailure) -> None:
+        if version is self.target:
+            self.outage.failed(failure)
+
+    def _worked(self, version: Version) -> None:
+        self.outage.ended()
+        if not self.opened:
+            self.opened = True
+            events.emit(
+                "database.opened",
+                database=self.name,
+                connection_type=self.connection_type,
+                version=version.number,
+                config=version.config.redacted(),
+            )
+
+    def closed(self, connection: AsyncPooledConnection) -> None:
+        """Note that the server has closed its end of a connection."""
+        self.connections.discard(connection)
+        if connection not in self._kept:
+            self._limits.give(self, connection.link.server)
+        if connection.version < self.target.since:
+            self.report_drained()
+
+    def report_drained(self) -> None:
+        """Report that the last connection of the version before is closed, if it is."""
+        rotating = self.rotating
+        if rotating is None or self.older():
+            return
+        self.rotating = None
+        since, number = rotating
+        events.emit(
+            "database.drained",
+            database=self.name,
+            connection_type=self.connection_type,
+            version=number,
+            duration=round(monotonic() - since, 6),
+        )
+
+    async def let_go(self) -> None:
+        """Wait until the server has closed its end of what was closed here, a second at most."""
+        if not self.closing():
+            return
+        async with self._goodbyes:
+            for connection in self.closing():
+                await connection.wait_closed()
+
+    def closing(self) -> list[AsyncPooledConnection]:
+        """Return the connections that were closed here, and not by the server yet."""
+        return [one for one in self.connections.copy() if one.link.descriptor is not None]
+
+    def older(self) -> list[AsyncPooledConnection]:
+        """Return the connections of older versions that are open."""
+        return [
+            one
+            for one in self.connections.copy()
+            if NO_VERSION < one.version < self.target.since and one.link.hung_up_at is None
+        ]
+
+    def keep_place(self, connection: AsyncPooledConnection) -> None:
+        """Close a borrowed connection, and keep its place within the limits for a probe."""
+        self._kept[connection] = connection.link.server
+        connection.hang_up()
+
+    def give_place(self, connection: AsyncPooledConnection) -> None:
+        """Give back the place that `keep_place` has kept, unless a probe took it."""
+        server = self._kept.pop(connection, None)
+        if server is not None:
+            self._limits.give(self, server)
+
+    def explain_limit(self, version: Version) -> str | None:
+        """Return which limit over several pools is reached, and who holds its connections."""
+        return self._limits.explain(self, version.config.server)
+
+    def reserve(self, version: Version) -> str | None:
+        """Count a connection outside of the pool, or return which limit forbids it."""
+        return self._limits.take(self, version.config.server, beyond=1)
+
+    def release(self, version: Version) -> None:
+        """Count the connection of `reserve` no more."""
+        self._limits.give(self, version.config.server)

@@ -1,0 +1,327 @@
+"""The handle of an `async` or `async_pool` database: what its clients call."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from sys import _getframe
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pgmonkey.pool._async import rotation
+from pgmonkey.pool._async.checkout import AsyncCheckout
+from pgmonkey.pool._async.pool import AsyncPool
+from pgmonkey.pool._async.waiting import (
+    Loop,
+    LoopStandsStillError,
+    call_all,
+    finish_in,
+    in_thread,
+    is_closed,
+    release_in,
+    running_loop,
+    start_in,
+)
+from pgmonkey.pool._sync.connecting import connect as connect_plainly
+from pgmonkey.pool.checkout import EnterHalf, ExitHalf
+from pgmonkey.pool.failures import ConnectFailure
+from pgmonkey.pool.handle import Borrowed, BorrowedCursor, Database, Hooks
+from pgmonkey.pool.messages import no_room
+from pgmonkey.pool.stats import Stats
+
+if TYPE_CHECKING:
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.errors import PgmonkeyError
+    from pgmonkey.pool.limits import ConnectionLimits
+    from pgmonkey.pool.version import Version
+
+#: What every open pool of a handle has connected with, before a version is put in force.
+Prepared: TypeAlias = Mapping[Loop, rotation.Prepared]
+
+#: Every pool that is not closed yet, also of handles that were dropped.
+_pools: Final[set[AsyncPool]] = set()
+#: What a child process got from its parent. It is never touched again, and never freed: the
+#: destructors of pools and connections take locks that may be held for ever.
+_inherited: Final[list[AsyncPool]] = []
+
+
+class AsyncDatabase(Database):
+    """Hand out connections of an `async` or `async_pool` database, in any number of event loops.
+
+    Each loop that uses it has a pool of its own; a handle that was never used costs nothing.
+    """
+
+    checkout_class = AsyncCheckout
+    if not TYPE_CHECKING:
+        __aenter__ = EnterHalf()
+        __aexit__ = ExitHalf()
+
+    def __init__(
+        self,
+        version: Version,
+        connection_type: ConnectionType,
+        limits: ConnectionLimits,
+        hooks: Hooks,
+    ) -> None:
+        super().__init__(version, connection_type, limits, hooks)
+        #: The pool of each loop. Read without a lock.
+        self.pools: dict[Loop, AsyncPool] = {}
+        # A program may drop a handle, or end, without closing it.
+        weakref.finalize(self, _release, self.pools)
+
+    # Borrowing
+
+    def connection(self, timeout: float | None = None) -> Borrowed:
+        """Borrow a connection: see `Database.connection`."""
+        return AsyncCheckout.bound(self, timeout, _getframe(1))
+
+    def transaction(
+        self, timeout: float | None = None, *, force_rollback: bool = False
+    ) -> Borrowed:
+        """Borrow a connection in a transaction: see `Database.transaction`."""
+        checkout = AsyncCheckout.bound(self, timeout, _getframe(1))
+        return self._transaction(checkout, force_rollback)  # type: ignore[return-value]  # its other half is never there: wrong side
+
+    @asynccontextmanager
+    async def _transaction(
+        self, checkout: AsyncCheckout, force_rollback: bool
+    ) -> AsyncIterator[Any]:
+        async with checkout as connection, connection.transaction(force_rollback=force_rollback):
+            yield connection
+
+    def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
+        """Borrow a connection for one cursor: see `Database.cursor`."""
+        checkout = AsyncCheckout.bound(self, timeout, _getframe(1))
+        return self._cursor(checkout, options)  # type: ignore[return-value]  # its other half is never there: wrong side
+
+    @asynccontextmanager
+    async def _cursor(self, checkout: AsyncCheckout, options: dict[str, Any]) -> AsyncIterator[Any]:
+        async with checkout as connection, connection.cursor(**options) as cursor:
+            yield cursor
+
+    # Opening and closing
+
+    async def open(self, timeout: float | None = None) -> Database:
+        """Connect now: see `Database.open`."""
+        if self._force_due:
+            self._force_due = False
+            await in_thread(self.hooks.force_reload)
+        pool = await self.pool_here()
+        if not pool.connections:
+            async with AsyncCheckout.bound(self, timeout, _getframe(0)):
+                pass
+        return self
+
+    async def start(self) -> None:
+        """Begin to connect, without waiting for it."""
+        await self.pool_here()
+
+    async def pool_here(self) -> AsyncPool:
+        """Return the pool of the running loop, open and up to date."""
+        loop = running_loop()
+        if loop not in self.pools:
+            self.raise_if_gone()
+            self.hooks.on_open()
+        with self._lock:
+            self.raise_if_gone()
+            pool = self.pools.get(loop)
+            if pool is None:
+                drop_closed_loops()
+                pool = self.pools[loop] = AsyncPool(
+                    self.version,
+                    self.connection_type,
+                    stats=self.stats,
+                    limits=self.limits,
+                    on_refused=self.hooks.on_refused,
+                    loop=loop,
+                )
+                _pools.add(pool)
+                for closed in [one for one in self.pools if is_closed(one)]:
+                    del self.pools[closed]
+        if pool.target is not self.version:
+            await pool.catch_up(self.version)
+        await pool.open()
+        return pool
+
+    async def close(self) -> Database:
+        """Close the connections: see `Database.close`."""
+        here = running_loop()
+        pools = self._take_pools(None)
+        own = pools.pop(here, None)
+        for loop, pool in pools.items():
+            start_in(loop, pool.end)
+        if own is not None:
+            await own.end()
+            _pools.discard(own)
+        return self
+
+    def _take_pools(self, gone: PgmonkeyError | None) -> dict[Loop, AsyncPool]:
+        with self._lock:
+            if gone is not None:
+                self.gone = gone
+            pools = self.pools.copy()
+            self.pools.clear()
+        return pools
+
+    def shut(self, gone: PgmonkeyError) -> None:
+        """End this handle until `revive`, from any thread.
+
+        The pools of event loops close at the next turn of their loops.
+
+        Args:
+            gone: Why.
+        """
+        for pool in self._take_pools(gone).values():
+            if finish_in(pool.loop, pool.thread, pool.end):
+                _pools.discard(pool)
+
+    async def wait_closed(self) -> None:
+        """Wait until the pools of the running loop are closed, after `shut`."""
+        here = running_loop()
+        for pool in _pools.copy():
+            if pool.ending and pool.loop == here:
+                await pool.end()
+                _pools.discard(pool)
+
+    # Reload: prepare every pool, which may fail; then adopt and rotate, which may not.
+
+    def prepare(self, version: Version) -> Prepared:
+        """Connect once with a version in every pool that is open; from any thread.
+
+        A loop that does not turn is left out: it catches up at its next checkout. If no loop
+        turns, one connection outside of any loop tells whether the version works.
+
+        Raises:
+            ConnectError: the version does not work; nothing has changed.
+        """
+        if version.since == self.version.since or self.gone is not None:
+            return {}
+        pools = {loop: pool for loop, pool in self.pools.copy().items() if pool.opened}
+        results = call_all(
+            {loop: partial(rotation.prepare, pool, version) for loop, pool in pools.items()}
+        )
+        prepared = {
+            loop: one for loop, one in results.items() if isinstance(one, rotation.Prepared)
+        }
+        errors = [one for one in results.values() if isinstance(one, BaseException)]
+        failed = [one for one in errors if not isinstance(one, LoopStandsStillError)]
+        if failed:
+            self._discard(pools, prepared)
+            raise failed[0]
+        if errors and not prepared:
+            _probe(next(iter(pools.values())), version)
+        return prepared
+
+    def discard(self, prepared: Prepared) -> None:
+        """Close what was prepared; from any thread."""
+        self._discard(self.pools.copy(), prepared)
+
+    def _discard(self, pools: Mapping[Loop, AsyncPool], prepared: Prepared) -> None:
+        for loop, one in prepared.items():
+            if loop in pools:
+                start_in(loop, partial(rotation.discard, pools[loop], one))
+            else:
+                start_in(loop, one.connection.close)
+
+    def adopt(self, version: Version, prepared: Prepared) -> None:
+        """Put a version in force; from any thread, at once.
+
+        Pools that were not prepared, and have connections of an older version, catch up at their
+        next checkout.
+        """
+        self.version = version
+        self.keeps_stacks = version.config.leak_stack
+        for loop, pool in self.pools.copy().items():
+            if loop in prepared or not pool.opened or pool.target.since == version.since:
+                pool.adopt(version)
+
+    def rotate(self, prepared: Prepared) -> None:
+        """Replace the connections of the pools that were prepared; from any thread, after `adopt`.
+
+        Returns when no older connection is handed out any more. It waits for loops that turn.
+        """
+        pools = self.pools.copy()
+        for loop in prepared.keys() - pools.keys():  # closed meanwhile
+            start_in(loop, prepared[loop].connection.close)
+        call_all(
+            {
+                loop: partial(rotation.rotate, pool, prepared[loop])
+                if loop in prepared
+                else pool.resize
+                for loop, pool in pools.items()
+            },
+            late=True,
+        )
+        for pool in pools.values():
+            pool.floor = pool.version
+
+    # Maintenance, forks
+
+    def patrol(self, now: float) -> None:
+        """Report checkouts that last too long, and let the pools do what is due.
+
+        Args:
+            now: The monotonic clock.
+        """
+        self.report_long_checkouts(now)
+        drop_closed_loops()
+        for loop, pool in self.pools.copy().items():
+            if pool.target is not self.version:
+                start_in(loop, partial(pool.catch_up, self.version))
+            if pool.needs_care():
+                start_in(loop, pool.care)
+
+    def all_pools(self) -> list[Any]:
+        """Return the pools of this handle: one for each event loop that uses it."""
+        return [pool for loop, pool in self.pools.copy().items() if not is_closed(loop)]
+
+    def forget(self) -> None:
+        """Forget the parent's connections in a child process, without touching them."""
+        self.pools.clear()
+        self._lock = threading.Lock()
+        self.loose.clear()
+        self._count_in(Stats())
+
+
+def _probe(pool: AsyncPool, version: Version) -> None:
+    """Connect once with a version, outside of the loop of the pool that counts it.
+
+    Raises:
+        ConnectError: it does not work.
+    """
+    connector = pool.connector
+    refusal = connector.reserve(version)
+    if refusal is not None:
+        raise no_room(pool.name, refusal, connector.explain_limit(version))
+    try:
+        made = connect_plainly(version.config, pool.connection_type)
+        if isinstance(made, ConnectFailure):
+            raise made.error(pool.name)
+        made.close()
+    finally:
+        connector.release(version)
+
+
+def _release(pools: dict[Loop, AsyncPool]) -> None:
+    """Close the pools of a handle that was dropped."""
+    for pool in pools.values():
+        release_in(pool.loop, pool.end)
+
+
+def drop_closed_loops() -> None:
+    """Close the connections of loops that have ended: no task can use them any more."""
+    for pool in _pools.copy():
+        if is_closed(pool.loop):
+            pool.drop()
+        if pool.ended:
+            _pools.discard(pool)
+
+
+def forget_pools() -> None:
+    """Forget the parent's pools in a child process, without touching them."""
+    for pool in _pools:
+        pool.inherited = True
+    _inherited.extend(_pools)
+    _pools.clear()

@@ -1,0 +1,743 @@
+"""The pool of one handle in one event loop: one psycopg_pool, from open to close.
+
+Every connection carries the version of the configuration it was made with. A reload never swaps
+pools: it replaces connections inside the pool (see `rotation`). Two comparisons decide: a
+connection older than `floor` is not handed out, and one older than `version` is replaced when it
+comes back.
+
+psycopg_pool keeps the queue, the idle connections, the growth and the shrinking. Its worker asks
+`connect` for each connection that it wants.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from pgmonkey.errors import CheckoutTimeout, ConnectError, PgmonkeyError
+from pgmonkey.pool import messages
+from pgmonkey.pool._async.connecting import AsyncConnector, NoRoomError
+from pgmonkey.pool._async.connection import (
+    LONGEST_GOODBYE,
+    NO_VERSION,
+    UNUSED,
+    AsyncPooledConnection,
+)
+from pgmonkey.pool._async.waiting import (
+    AsyncDriverPool,
+    Cancelled,
+    Lock,
+    Signal,
+    end_tasks,
+    in_thread,
+    is_closed,
+    open_driver,
+    soon,
+    start,
+    start_in,
+)
+from pgmonkey.pool.connecting import refused_logins
+from pgmonkey.pool.failures import ConnectFailure
+from pgmonkey.pool.messages import Numbers
+from pgmonkey.telemetry import events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgmonkey.config.models import ConnectionType, PoolSettings
+    from pgmonkey.pool._async.waiting import Loop
+    from pgmonkey.pool.checkout import Checkout
+    from pgmonkey.pool.limits import ConnectionLimits
+    from pgmonkey.pool.stats import Stats
+    from pgmonkey.pool.version import Version
+
+#: Seconds after its return in which a connection is handed out without a look at its socket.
+FRESH: Final = 0.1
+#: Seconds unused after which a connection is asked for a sign of life before it is handed out: a
+#: network may have forgotten it without telling either end.
+LONG_IDLE: Final = 30.0
+#: The most seconds to wait for that; never more than a third of what the checkout has left.
+LONGEST_PING: Final = 2.0
+#: What the names of our pools, and so of their threads and log records, begin with.
+NAME_PREFIX: Final = "pgmonkey/"
+#: Seconds for which a client queues that only makes psycopg_pool grow.
+_NUDGE: Final = 0.001
+#: Seconds for which the explanation of one timeout serves for others: of thousands of clients
+#: that time out together, the last one must not be late.
+_SAME_MOMENT: Final = 0.1
+#: The types that hold one connection, whose blocks take turns.
+_SINGLE: Final = ("normal", "async")
+
+
+class AsyncPool:
+    """Hand out, check, replace and close the connections of one handle in one event loop.
+
+    Args:
+        version: What it connects with.
+        connection_type: `async` or `async_pool`.
+        stats: Where the handle counts.
+        limits: How many connections there may be in this process.
+        on_refused: Called when the server refused a login: reads the files again. It blocks.
+        loop: The event loop that it lives in.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        connection_type: ConnectionType,
+        *,
+        stats: Stats,
+        limits: ConnectionLimits,
+        on_refused: Callable[[], object],
+        loop: Loop,
+    ) -> None:
+        self.name = version.config.name
+        self.connection_type = connection_type
+        self.connector = AsyncConnector(
+            version, connection_type, stats=stats, limits=limits, on_room=self.try_again_soon
+        )
+        #: Every connection, idle or handed out, until the server has closed its end.
+        self.connections = self.connector.connections
+        self.outage = self.connector.outage
+        self.loop = loop
+        self.thread = threading.get_ident()
+        self.single = connection_type in _SINGLE
+        self.stats = stats
+        #: Whether it is closing for good.
+        self.ending = False
+        #: Whether it belongs to the parent of this process, and must not be touched.
+        self.inherited = False
+        #: The checkouts that wait for a connection. Adding and discarding are atomic.
+        self.waiting: set[Checkout] = set()
+        #: Connects, and other work, of which psycopg_pool counts the connection already.
+        self.pending: set[object] = set()
+        # New connections that may take the place of older ones, and those that have a place.
+        self._offers: deque[AsyncPooledConnection] = deque()
+        self._spares: deque[AsyncPooledConnection] = deque()
+        self._on_refused = on_refused
+        self._no_room = False
+        # Until when every connection is looked at, because one of them was dead.
+        self._suspicious_until = 0.0
+        # What the last timeout was explained with, and when.
+        self._explained: tuple[float, tuple[str, str]] | None = None
+        #: Whether it was reported that older connections are out for too long.
+        self.lingers = False
+        self._wake = Signal()
+        self._claimed = Signal()
+        # Guards the step from one psycopg_pool to another. Held while the new one opens.
+        self._renewing = Lock()
+        self._take_settings(version)
+        #: No connection of an older version is handed out.
+        self.floor = self.version
+        self.driver = self._new_driver()
+
+    def _take_settings(self, version: Version) -> None:
+        settings = version.config.pool(self.connection_type)
+        self.target = version
+        #: Connections of an older version are replaced when they come back.
+        self.version = version.since
+        self.settings: PoolSettings = settings
+        self.timeout = settings.timeout
+        self.wants_primary = version.config.wants_primary
+        self.resets = version.config.reset_on_return
+        self._set_flags()
+
+    def _set_flags(self) -> None:
+        settings = self.settings
+        #: Whether each checkout looks at its connection, however fresh it is.
+        self.examined = settings.check_on_checkout or self.wants_primary
+        #: Whether a checkout is looked at before it may wait.
+        self.guarded = self.single or bool(settings.max_waiting) or self.outage.failure is not None
+
+    def adopt(self, version: Version, *, cut: bool = False) -> None:
+        """Connect with this version from now on; from any thread.
+
+        Args:
+            version: What is in force.
+            cut: Hand out no older connection from now on.
+        """
+        before = self.target
+        if version is before:
+            return
+        reconnects = version.since > before.since
+        self.connector.adopt(version)
+        self._take_settings(version)
+        if cut or before.leads_elsewhere(version):
+            self.floor = self.version
+        if reconnects:
+            self.lingers = False
+            soon(self.loop, self._wake.set)
+            if self.waiting:
+                start_in(self.loop, self.nudge)
+
+    async def catch_up(self, version: Version) -> None:
+        """Move to a version that was put in force while this pool could not be rotated."""
+        self.adopt(version, cut=True)
+        await self.resize()
+
+    def _new_driver(self) -> AsyncDriverPool[AsyncPooledConnection]:
+        """Return a psycopg_pool that asks `connect` for its connections, not opened yet.
+
+        It gives up each connect that fails: when to try again is for `gave_up` to decide.
+        `max_waiting`, `check` and `reset` stay with us, too.
+
+        The first client of a psycopg_pool makes it grow although `min_size` connections are under
+        way already. So it may not be larger than that until the first one is made.
+        """
+        settings = self._made_with = self.settings
+        largest = settings.max_size if self.opened else max(1, settings.min_size)
+        driver: AsyncDriverPool[AsyncPooledConnection] = AsyncDriverPool(
+            connection_class=AsyncPooledConnection,
+            kwargs=lambda: {"connector": partial(self.connect, driver)},
+            name=f"{NAME_PREFIX}{self.label}",
+            min_size=settings.min_size,
+            max_size=largest,
+            timeout=settings.timeout,
+            max_idle=settings.max_idle,
+            max_lifetime=settings.max_lifetime,
+            reconnect_timeout=0,
+            reconnect_failed=self.gave_up,
+            num_workers=settings.num_workers,
+            open=False,
+        )
+        # What every checkout calls, without the way to it.
+        self.getconn = driver.getconn
+        return driver
+
+    async def open(self) -> None:
+        """Start, unless that is done; `min_size` connections are made in the background."""
+        if self.driver.closed:
+            await open_driver(self.driver)
+
+    @property
+    def label(self) -> str:
+        """Its database and type, for a person."""
+        return self.connector.label
+
+    @property
+    def opened(self) -> bool:
+        """Whether it has connected at least once."""
+        return self.connector.opened
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is closed for good."""
+        return self.connector.ended
+
+    @property
+    def rotating(self) -> tuple[float, int] | None:
+        """When the older connections began to be replaced, and the version before."""
+        return self.connector.rotating
+
+    @property
+    def failure(self) -> ConnectFailure | None:
+        """Why the last connect failed; `None` if it worked."""
+        return self.outage.failure
+
+    def try_again_soon(self) -> None:
+        """Connect for the clients that wait: there is room again. Called from any thread."""
+        if self.waiting and not self.inherited:
+            start_in(self.loop, self.nudge)
+
+    # Connecting
+
+    async def connect(
+        self, driver: AsyncDriverPool[AsyncPooledConnection]
+    ) -> AsyncPooledConnection:
+        """Return a connection to psycopg_pool: a spare of the rotation, or a new one.
+
+        Runs in its worker, which has other work: it waits for no limit, and after a failure a
+        second at most.
+
+        Args:
+            driver: The psycopg_pool that asks.
+        """
+        connection = await self._take_spare()
+        if connection is None:
+            connecting = object()
+            self.pending.add(connecting)
+            try:
+                await self._wake.wait(self.outage.pause_left())
+                if driver.closed:
+                    raise PoolClosed
+                first = not self.opened
+                connection = await self.connector.make(self.target)
+                if first:
+                    await self._allow_growth(driver)
+                self._set_flags()
+                self._no_room = False
+            except NoRoomError:
+                self._no_room = True
+                raise
+            except ConnectError:
+                self._no_room = False
+                self.guarded = True
+                await self._tell_waiting(driver)
+                raise
+            finally:
+                self.pending.discard(connecting)
+        connection.driver = driver
+        if driver.closed:
+            connection.version = NO_VERSION
+        return connection
+
+    async def _allow_growth(self, driver: AsyncDriverPool[AsyncPooledConnection]) -> None:
+        """Let a psycopg_pool whose first connection was made become as large as it may be."""
+        await driver.resize(self._made_with.min_size, self._made_with.max_size)
+        if len(self.waiting) > 1:
+            start(self.nudge)
+
+    async def _take_spare(self) -> AsyncPooledConnection | None:
+        while (spare := _pop(self._spares)) is not None:
+            if spare.version >= self.version and spare.is_alive():
+                return spare
+            await spare.close()
+        return None
+
+    # Trying again
+
+    async def _tell_waiting(self, driver: AsyncDriverPool[AsyncPooledConnection]) -> None:
+        """Tell the clients that queue why a connect failed, if waiting does not mend it."""
+        target, failure = self.target, self.outage.failure
+        if failure is not None and failure.reason == "auth":
+            await in_thread(self._on_refused)  # a file may have the right password by now
+        if self.waiting and self.target is target and self.hopeless() is not None:
+            # A worker cannot close its own psycopg_pool.
+            start(self.renew, driver)
+
+    async def gave_up(self, driver: object) -> None:
+        """Try again after a failed connect, if clients wait. Runs in the worker of psycopg_pool.
+
+        psycopg_pool tries again by itself only when another client queues. If there is no room,
+        the limits call when there is.
+        """
+        if self.waiting and driver is self.driver and not self._no_room:
+            await self.nudge()
+
+    def hopeless(self) -> ConnectFailure | None:
+        """Return why the last connect failed, if nothing is open and waiting does not mend it."""
+        failure = self.outage.failure
+        if failure is None or self.connections:
+            return None
+        return failure if failure.lasting or self.single else None
+
+    def raise_if_hopeless(self) -> None:
+        """Raise why the last connect failed, if waiting does not mend it."""
+        if (failure := self.hopeless()) is not None:
+            raise failure.error(self.name)
+
+    async def nudge(self) -> None:
+        """Let psycopg_pool connect again for the clients that queue.
+
+        A client that queues for a millisecond makes it grow, if there is no idle connection.
+        """
+        try:
+            connection = await self.driver.getconn(_NUDGE)
+        except (PoolTimeout, PoolClosed):
+            return
+        await connection.driver.putconn(connection)
+
+    async def resize(self) -> None:
+        """Bring psycopg_pool to the sizes that are in force."""
+        made_with, settings = self._made_with, self.settings
+        if settings == made_with or self.ending:
+            return
+        larger = (
+            settings.min_size >= made_with.min_size
+            and settings.max_size >= made_with.max_size
+            and (settings.max_idle, settings.max_lifetime, settings.num_workers)
+            == (made_with.max_idle, made_with.max_lifetime, made_with.num_workers)
+        )
+        if larger:
+            self._made_with = settings
+            await self.driver.resize(settings.min_size, settings.max_size)
+        else:
+            await self.renew(self.driver)
+
+    async def renew(self, driver: AsyncDriverPool[AsyncPooledConnection]) -> None:
+        """Put another psycopg_pool in the place of this one.
+
+        Only for what psycopg_pool has no call: telling the clients that queue of a lasting
+        failure, a smaller `max_size`, and a connection that an interrupt made it lose. Clients
+        that queue see `PoolClosed`, and ask again with the time they have left. Connections that
+        are out are closed when they come back.
+
+        Args:
+            driver: What to replace; nothing happens if another one took its place.
+        """
+        async with self._renewing:
+            if self.driver is not driver or self.ending:
+                return
+            self.driver = self._new_driver()
+            await open_driver(self.driver)
+        await self._close_driver(driver)
+
+    async def end(self) -> None:
+        """Close for good. Connections that are out are closed when they come back."""
+        self.ending = True
+        self._wake.set()
+        async with self._renewing:
+            driver = self.driver
+        await self._close_driver(driver)
+        for spares in (self._offers, self._spares):
+            while (spare := _pop(spares)) is not None:
+                await spare.close()
+        await self.connector.let_go()
+        self.connector.ended = True
+
+    async def _close_driver(self, driver: AsyncDriverPool[AsyncPooledConnection]) -> None:
+        """Close a psycopg_pool, what is idle, and what no checkout holds.
+
+        A checkout sets itself as the holder before it looks at the version, so either it sees
+        that the connection is too old, or it is seen here.
+        """
+        connections = [one for one in self.connections.copy() if one.driver is driver]
+        for connection in connections:
+            connection.version = NO_VERSION
+        # No waiting for its worker: it may be connecting, and it may be the one that called.
+        await driver.close(timeout=0)
+        for connection in connections:
+            if connection.holder is None:
+                connection.hang_up()
+        await self.connector.let_go()
+
+    def drop(self) -> None:
+        """Close everything at once: its event loop is closed, and nothing can wait in it."""
+        self.ending = self.connector.ended = True
+        end_tasks(self.loop)
+        for connection in self.connections.copy():
+            connection.pgconn.finish()
+            connection.forget()
+
+    # Handing out and taking back
+
+    def admit(self, checkout: Checkout) -> None:
+        """Refuse a checkout that would wait in vain, for itself, or for too many others.
+
+        Raises:
+            ConnectError: nothing is open, and the login was refused a moment ago.
+            NestedCheckoutError: its thread or task holds the one connection already.
+            TooManyWaiting: `max_waiting` others wait.
+        """
+        if (failure := self.hopeless()) and refused_logins.paused(self.target.config):
+            self.stats.errors["other"] += 1
+            raise failure.error(self.name)
+        if self.single:
+            for outer in self.holders():
+                if outer.owner == checkout.owner:
+                    raise messages.nested_checkout(self.name, self.connection_type, outer)
+        limit = self.settings.max_waiting
+        if limit and len(self.waiting) >= limit:
+            numbers = self.numbers()
+            out = len(numbers.held) + len(numbers.retired)
+            if out + numbers.waiting >= self.settings.max_size + limit:
+                self.stats.errors["too_many"] += 1
+                raise messages.too_many_waiting(
+                    self.name, numbers.waiting, limit, self.settings.max_size
+                )
+
+    def holders(self) -> list[Checkout]:
+        """Return the checkouts that hold a connection."""
+        numbers = self.numbers()
+        return numbers.held + numbers.retired
+
+    def numbers(self) -> Numbers:
+        """Count the connections of this moment. It waits for nothing."""
+        held: list[Checkout] = []
+        retired: list[Checkout] = []
+        idle = closing = 0
+        for connection in self.connections.copy():
+            holder = connection.holder
+            if connection.link.hung_up_at is not None:
+                closing += 1
+            elif holder is None:
+                idle += connection.driver is not None
+            elif (checkout := holder()) is not None:
+                (held if connection.version >= self.version else retired).append(checkout)
+        return Numbers(idle, held, retired, closing, len(self.waiting))
+
+    async def is_fit(self, connection: AsyncPooledConnection, left: float) -> bool:
+        """Tell whether a connection may be handed out; if not, it is closed and replaced.
+
+        Args:
+            connection: What psycopg_pool gave.
+            left: Seconds that the checkout has left.
+        """
+        now = monotonic()
+        reason = self._unfit(connection, now)
+        if reason is None and (
+            self.settings.check_on_checkout or now - connection.returned_at >= LONG_IDLE
+        ):
+            reason = "check"
+            try:
+                if await connection.ping(min(LONGEST_PING, left / 3)):
+                    reason = None
+            finally:
+                if reason is not None:  # an interrupt, too: its answer is still to come
+                    await self.retire(connection, reason)
+            return reason is None
+        if reason is None:
+            return True
+        await self.retire(connection, reason)
+        if reason == "standby":
+            await self.renew(connection.driver)  # all of them lead to that server
+        return False
+
+    def _unfit(self, connection: AsyncPooledConnection, now: float) -> str | None:
+        """Return why a connection must not be handed out, as far as no server is asked."""
+        if connection.version < self.floor:
+            return "rotation"
+        unused = connection.expires_at == UNUSED
+        if unused:
+            connection.expires_at = connection.link.expires_at
+        if now >= connection.expires_at:
+            return "lifetime"
+        suspicious = now < self._suspicious_until
+        looked_at = unused or suspicious or now - connection.returned_at >= FRESH
+        if looked_at and not connection.is_alive():
+            # What killed this one may have killed those that came back just before.
+            self._suspicious_until = now + FRESH
+            self.examined = True
+            return "dead"
+        if self._suspicious_until and not suspicious:
+            self._suspicious_until = 0.0
+            self._set_flags()
+        if self.wants_primary and connection.is_standby():
+            return "standby"
+        return None
+
+    async def retire(self, connection: AsyncPooledConnection, reason: str | None) -> None:
+        """Close a connection and let psycopg_pool replace it.
+
+        Args:
+            connection: One that was borrowed from psycopg_pool.
+            reason: Under which it counts as evicted, if it does.
+        """
+        if reason is not None and connection.version != NO_VERSION:
+            self.stats.evicted[reason] += 1
+        connection.holder = None
+        connection.hang_up()
+        await connection.driver.putconn(connection)
+        if self.ending:
+            await self.connector.let_go()
+
+    async def take_back(self, connection: AsyncPooledConnection) -> None:
+        """Take back a connection of an older version: replace it, unless its turn comes later."""
+        claimed = connection.version != NO_VERSION and self.claim()
+        if claimed or connection.version < self.floor:
+            await self.retire(connection, "rotation")
+        else:
+            await connection.driver.putconn(connection)
+        if claimed:
+            self._claimed.set()
+
+    def interrupted(self, connection: AsyncPooledConnection | None, error: BaseException) -> None:
+        """Act on an interrupt that came between psycopg_pool and the block.
+
+        psycopg_pool may count a connection as out that no block has, so another one takes its
+        place. psycopg_pool itself foresees cancellations.
+
+        Args:
+            connection: The connection, if the checkout had it.
+            error: The interrupt.
+        """
+        if connection is not None and connection.link.hung_up_at is None:
+            connection.holder = None
+        elif isinstance(error, (Cancelled, GeneratorExit, PgmonkeyError)):
+            return
+        if not isinstance(error, GeneratorExit):
+            start_in(self.loop, partial(self.renew, self.driver))
+
+    def returned_late(self, checkout: Checkout, seconds: float) -> None:
+        """Report that a checkout which was reported as leaked has come back."""
+        events.emit(
+            "checkout.returned_late",
+            database=self.name,
+            connection_type=self.connection_type,
+            seconds=round(seconds, 3),
+            place=checkout.place,
+        )
+
+    def is_over(self) -> bool:
+        """Tell whether a block of this pool can wait for nothing any more."""
+        return self.inherited or is_closed(self.loop)
+
+    def leave_behind(self, connection: AsyncPooledConnection) -> None:
+        """Close the connection of a block whose loop was closed; leave that of a parent alone."""
+        if not self.inherited:
+            connection.holder = None
+            connection.pgconn.finish()
+            connection.forget()
+
+    async def timed_out(self, waited: float) -> CheckoutTimeout:
+        """Return the error of a checkout that got no connection in time."""
+        await self.heal()
+        self.stats.errors["timeout"] += 1
+        failure = self.outage.failure
+        now = monotonic()
+        if self._explained is None or now - self._explained[0] > _SAME_MOMENT:
+            limit = None
+            if len(self.connections) < self.settings.max_size:
+                limit = self.connector.explain_limit(self.target)
+            explained = messages.explain_timeout(
+                self.numbers(), self.settings.max_size, limit, failure
+            )
+            self._explained = (now, explained)
+        return messages.checkout_timeout(self.name, waited, self._explained[1], failure)
+
+    async def heal(self) -> None:
+        """Take back what lost checkouts hold, and replace a psycopg_pool that counts too many.
+
+        Lost checkouts: the borrower was interrupted before it could give the connection back.
+        """
+        for connection in self.lost():
+            connection.holder = None
+            self.stats.leaks += 1
+            events.emit(
+                "checkout.abandoned", database=self.name, connection_type=self.connection_type
+            )
+            await self.retire(connection, None)
+        if not self.pending and self.driver.get_stats()["pool_size"] > len(self.connections):
+            await self.renew(self.driver)
+
+    def lost(self) -> list[AsyncPooledConnection]:
+        """Return the connections of lost checkouts."""
+        return [
+            one
+            for one in self.connections.copy()
+            if (holder := one.holder) is not None and holder() is None
+        ]
+
+    def needs_care(self) -> bool:
+        """Tell whether `care` has something to do."""
+        now = monotonic()
+        failure = self.outage.failure
+        return (failure is not None and not self.connections and not self.pending) or any(
+            (one.version < self.floor and one.holder is None)
+            or (one.holder is not None and one.holder() is None)
+            or now - (one.link.hung_up_at or now) > LONGEST_GOODBYE
+            for one in self.connections.copy()
+        )
+
+    async def care(self) -> None:
+        """Do what is due when no client asks: close what is old or lost, and connect again."""
+        if self.ending or self.inherited:
+            return
+        await self.heal()
+        if any(one.version < self.floor and one.holder is None for one in self.connections.copy()):
+            await self.finish_rotation()
+        await self.connector.let_go()
+        if (
+            self.outage.failure is not None
+            and not self.connections
+            and not self.pending
+            and not self.outage.pause_left()
+            and not refused_logins.paused(self.target.config)
+        ):
+            await self.nudge()
+        if self.is_short():
+            await self._grow()
+
+    def is_short(self) -> bool:
+        """Tell whether psycopg_pool has given up connections of `min_size`, and could have them."""
+        return (
+            not self.pending
+            and self.outage.failure is None
+            and not self.driver.closed
+            and self.driver.get_stats()["pool_size"] < self._made_with.min_size
+        )
+
+    async def _grow(self) -> None:
+        """Let psycopg_pool grow to `min_size`, which it does only when nothing is idle."""
+        idle: list[AsyncPooledConnection] = []
+        try:
+            while self.driver.get_stats()["pool_available"]:
+                idle.append(await self.driver.getconn(_NUDGE))
+            await self.nudge()
+        except (PoolTimeout, PoolClosed):
+            return
+        finally:
+            for connection in idle:
+                await connection.driver.putconn(connection)
+
+    # What the rotation asks
+
+    def offer(self, spare: AsyncPooledConnection) -> None:
+        """Let a new connection take the place of the next older one that comes back."""
+        self._claimed.clear()
+        self._offers.append(spare)
+
+    def claim(self) -> bool:
+        """Take the offer, if there is one: psycopg_pool gets it next."""
+        spare = _pop(self._offers)
+        if spare is None:
+            return False
+        self._spares.append(spare)
+        return True
+
+    def close_for_probe(self, connection: AsyncPooledConnection) -> None:
+        """Close a borrowed connection, and keep its place within the limits for a probe."""
+        self.pending.add(connection)
+        self.connector.keep_place(connection)
+
+    async def put_back(self, connection: AsyncPooledConnection) -> None:
+        """Let psycopg_pool replace a connection that `close_for_probe` has closed."""
+        self.connector.give_place(connection)
+        await connection.driver.putconn(connection)
+        self.pending.discard(connection)
+
+    async def replace_idle(self) -> bool:
+        """Give the place of an idle older connection to the offer; tell whether that was done."""
+        connection = await self._borrow_older()
+        if connection is None:
+            return False
+        if not self.claim():
+            await connection.driver.putconn(connection)
+            return False
+        await self.retire(connection, "rotation")
+        return True
+
+    async def wait_claimed(self, seconds: float) -> bool:
+        """Wait until a client gave its place to the offer, and tell whether one did in time."""
+        return await self._claimed.wait(seconds)
+
+    def is_draining(self) -> bool:
+        """Tell whether a connection of an older version is left, here or at the server."""
+        return bool(self.connector.older() or self.connector.closing())
+
+    async def finish_rotation(self) -> None:
+        """Hand out no older connection any more, and close those that are idle.
+
+        An offer that nobody took goes to the clients that wait, or is closed.
+        """
+        self.floor = self.version
+        while (connection := await self._borrow_older()) is not None:
+            await self.take_back(connection)
+        if self.claim():
+            await self.nudge()
+        while not self.pending and (spare := _pop(self._spares)) is not None:
+            await spare.close()
+        await self.connector.let_go()
+
+    async def _borrow_older(self) -> AsyncPooledConnection | None:
+        for _ in range(self.driver.get_stats()["pool_available"]):
+            try:
+                connection = await self.driver.getconn(_NUDGE)
+            except (PoolTimeout, PoolClosed):
+                return None
+            if connection.version < self.version:
+                return connection
+            await connection.driver.putconn(connection)
+        return None
+
+
+def _pop(spares: deque[AsyncPooledConnection]) -> AsyncPooledConnection | None:
+    try:
+        return spares.popleft()
+    except IndexError:
+        return None

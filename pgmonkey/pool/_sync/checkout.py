@@ -1,0 +1,186 @@
+# Generated from _async/checkout.py by .ci/sync_code: edit that file.
+"""A checkout of a sync handle: from entering an `with` block to leaving it."""
+
+from __future__ import annotations
+
+from sys import _getframe
+from time import monotonic
+from typing import TYPE_CHECKING
+from weakref import ref
+
+import psycopg
+from psycopg.errors import ReadOnlySqlTransaction
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from pgmonkey.pool._sync.pool import FRESH, LONG_IDLE
+from pgmonkey.pool._sync.waiting import borrower
+from pgmonkey.pool.checkout import ENTERED, PAIRED, REPORTED, Checkout
+from pgmonkey.pool.stats import FOLD_AT
+
+if TYPE_CHECKING:
+    from pgmonkey.pool._sync.connection import SyncPooledConnection
+    from pgmonkey.pool._sync.database import SyncDatabase
+    from pgmonkey.pool._sync.pool import SyncPool
+
+
+class SyncCheckout(Checkout):
+    """Borrow one connection of a sync handle."""
+
+    __slots__ = ()
+
+    def enter(self) -> SyncPooledConnection:
+        """Return a connection that was alive a moment ago.
+
+        The way of every checkout: one lap of the loop if nothing is wrong. It takes no lock of
+        ours, logs nothing, and asks the server nothing.
+        """
+        timeout = None
+        if self.stage != PAIRED:
+            self.enter_alone()
+            timeout = self.timeout
+        self.stage = ENTERED
+        handle: SyncDatabase = self.handle
+        began = asked = self.began = self.taken = monotonic()
+        self.owner = borrower()
+        self.connection = connection = None
+        if handle.keeps_stacks:
+            self.keep_stack(_getframe(1))
+        pool = handle.pools.get(None)
+        if pool is None or pool.target is not handle.version:
+            pool = handle.pool_here()
+        self.pool = pool
+        if pool.guarded:
+            pool.admit(self)
+        left = timeout = pool.timeout if timeout is None else timeout
+        pool.waiting.add(self)
+        try:
+            while True:
+                try:
+                    connection = pool.getconn(left)
+                    connection.holder = ref(self)
+                except PoolClosed:
+                    # Another psycopg_pool took its place while this client queued. Nothing was
+                    # sent, so nothing is repeated.
+                    pool.raise_if_hopeless()
+                    pool = self._go_on(pool)
+                else:
+                    # One that came back before it was asked for was there at once; a look at the
+                    # clock costs as much as the rest of this.
+                    if connection.returned_at <= asked:
+                        now = asked
+                    else:
+                        now = monotonic()
+                        pool.stats.queued += 1
+                    if (
+                        connection.version >= pool.floor
+                        and now < connection.expires_at
+                        and not pool.examined
+                        and (
+                            (idle := now - connection.returned_at) < FRESH
+                            or (idle < LONG_IDLE and connection.is_alive())
+                        )
+                    ) or pool.is_fit(connection, left - (now - asked)):
+                        self.taken = now
+                        self.connection = connection
+                        return connection
+                    connection = None
+                asked = monotonic()
+                left = timeout - (asked - began)
+                if left <= 0.0:
+                    raise PoolTimeout
+        except PoolTimeout:
+            pool.waiting.discard(self)
+            raise pool.timed_out(monotonic() - began) from None
+        except BaseException as error:
+            pool.stats.errors["other"] += 1
+            pool.interrupted(connection, error)
+            raise
+        finally:
+            pool.waiting.discard(self)
+
+    __enter__ = enter
+
+    def _go_on(self, pool: SyncPool) -> SyncPool:
+        """Queue again, in the pool that there is now."""
+        now: SyncPool = self.handle.pool_here()
+        if now is not pool:
+            pool.waiting.discard(self)
+            self.pool = now
+            now.waiting.add(self)
+        return now
+
+    def leave(self, kind: object = None, error: object = None, _trace: object = None) -> None:
+        """Commit or roll back, and give the connection back."""
+        pool: SyncPool = self.pool
+        connection: SyncPooledConnection = self.connection
+        if pool.inherited or (kind is not None and pool.is_over()):
+            pool.leave_behind(connection)
+            return
+        out = True
+        try:
+            try:
+                if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
+                    _end(connection, failed=kind is not None)
+                if pool.resets:
+                    _reset(connection, autocommit=pool.target.config.autocommit)
+            finally:
+                now = connection.returned_at = monotonic()
+                connection.holder = self.connection = None
+                if connection.version < pool.version:
+                    pool.take_back(connection)
+                else:
+                    connection.driver.putconn(connection)
+                out = False
+                handle: SyncDatabase = self.handle
+                taken = self.taken
+                handle.record((taken - self.began, now - taken))
+                if len(handle.records) >= FOLD_AT:
+                    handle.stats.fold()
+                if self.stage == REPORTED:
+                    pool.returned_late(self, now - taken)
+                if (
+                    error is not None
+                    and pool.wants_primary
+                    and isinstance(error, ReadOnlySqlTransaction)
+                ):
+                    pool.renew(connection.driver)  # this server is no primary any more
+        except BaseException as interrupt:
+            if out:
+                pool.interrupted(connection, interrupt)
+            raise
+
+    __exit__ = leave
+
+
+def _end(connection: SyncPooledConnection, *, failed: bool) -> None:
+    """Commit or roll back what a block has left open.
+
+    Of a block that failed, its own exception is the one that the caller gets.
+    """
+    try:
+        if failed:
+            if not connection.closed:
+                connection.rollback()
+        elif connection.broken or not connection.closed:
+            # A connection that broke unnoticed must not pass for a commit; one that the block
+            # itself has closed has nothing to commit.
+            connection.commit()
+    except psycopg.Error:
+        if not failed:
+            raise
+        connection.close()  # what cannot roll back is not given to anybody else
+    finally:
+        if connection.closed:
+            connection.close()  # a broken one still has its socket and its slot
+
+
+def _reset(connection: SyncPooledConnection, *, autocommit: bool) -> None:
+    """Give a connection back as the next borrower shall find it; drop it if that fails."""
+    if connection.closed:
+        return
+    try:
+        connection.set_autocommit(True)
+        connection.execute("DISCARD ALL")
+        connection.set_autocommit(autocommit)
+    except psycopg.Error:
+        connection.close()

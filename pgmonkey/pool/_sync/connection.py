@@ -1,0 +1,214 @@
+# Generated from _async/connection.py by .ci/sync_code: edit that file.
+"""The connection that a handle hands out: psycopg's own, with the version it was made with."""
+
+from __future__ import annotations
+
+import os
+import select
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ReferenceType
+
+import psycopg
+from psycopg.pq import ConnStatus
+from psycopg.rows import TupleRow
+
+from pgmonkey.pool._sync.waiting import (
+    Cancelled,
+    SyncDriverConnection,
+    cancel_again,
+    wait_readable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgmonkey.pool._sync.connecting import SyncConnector
+    from pgmonkey.pool.checkout import Checkout
+
+#: Seconds to wait until the server has closed its end of a connection that was closed here. A
+#: server process counts against the limits of server and role until then; it takes milliseconds.
+LONGEST_GOODBYE: Final = 1.0
+#: The version of a connection that belongs to no pool any more.
+NO_VERSION: Final = -1
+#: What `expires_at` is before the first use.
+UNUSED: Final = 0.0
+# As a plain number: comparing with a member of an enumeration costs as much as the system call.
+_BAD: Final = int(ConnStatus.BAD)
+# A server that closed its side is seen by this flag only; reading would see nothing.
+_PEER_CLOSED: Final = getattr(select, "POLLRDHUP", 0)
+_HANG_UP: Final = _PEER_CLOSED | select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+class Link:
+    """The socket of one connection, and its place within the limits."""
+
+    __slots__ = ("connector", "descriptor", "expires_at", "hung_up_at", "poll", "server")
+
+    def __init__(self) -> None:
+        #: What made and counts it; `None` for a connection outside any pool.
+        self.connector: SyncConnector | None = None
+        #: The host and port that it is counted for.
+        self.server = ""
+        #: When it is too old to be handed out, on the monotonic clock.
+        self.expires_at = float("inf")
+        #: Tells what happened at the socket.
+        self.poll: select.poll | None = None
+        #: When it was closed at this end, on the monotonic clock.
+        self.hung_up_at: float | None = None
+        #: A duplicate, from the close at this end to the close at the server's.
+        self.descriptor: int | None = None
+
+
+class SyncPooledConnection(SyncDriverConnection[TupleRow]):
+    """A `psycopg.Connection` that knows its version and its holder."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # No slots, no defaults of the class, and few attributes: with more than 30, psycopg's own
+        # included, the interpreter finds all of them more slowly.
+        #: The version of the configuration it was made with.
+        self.version = NO_VERSION
+        #: The checkout that holds it; `None` while nobody does.
+        self.holder: ReferenceType[Checkout] | None = None
+        #: The psycopg_pool that it belongs to.
+        self.driver: Any = None
+        #: When it was given back, or made, on the monotonic clock.
+        self.returned_at = monotonic()
+        #: When it is too old to be handed out, on the monotonic clock; `UNUSED` before its first
+        #: use, so that it is looked at then, however new it is.
+        self.expires_at = UNUSED
+        self.link = Link()
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def connect(  # type: ignore[override]  # psycopg's own arguments pass through
+        cls,
+        conninfo: str = "",
+        *,
+        connector: Callable[[], SyncPooledConnection] | None = None,
+        **kwargs: Any,
+    ) -> SyncPooledConnection:
+        """Make a connection; for psycopg_pool, the one that the connector gives.
+
+        The connector is the only argument that psycopg_pool has, so it holds no secret.
+        """
+        if connector is None:
+            return super().connect(conninfo, **kwargs)
+        try:
+            return connector()
+        except Cancelled:
+            cancel_again()
+            raise
+
+    def is_alive(self) -> bool:
+        """Tell whether the server's end is still open, without asking the server.
+
+        Costs one system call. It cannot see a server that is silent: see `ping`.
+        """
+        if self.pgconn.status == _BAD:
+            return False
+        if self.link.poll is None:
+            self.link.poll = select.poll()
+            self.link.poll.register(self.pgconn.socket, select.POLLIN | _PEER_CLOSED)
+        events = self.link.poll.poll(0)
+        if not events:
+            return True
+        if events[0][1] & _HANG_UP:
+            return False
+        try:
+            self.pgconn.consume_input()  # a NOTIFY or a notice is no reason to drop it
+        except psycopg.Error:
+            return False
+        return self.pgconn.status == ConnStatus.OK
+
+    def is_standby(self) -> bool:
+        """Tell whether the server said, with its last answer, that it is a standby."""
+        return self.pgconn.parameter_status(b"in_hot_standby") == b"on"
+
+    def ping(self, seconds: float) -> bool:
+        """Ask the server for a sign of life: one round trip, no transaction.
+
+        A stopped server or a silent network costs all the seconds; then the connection is of no
+        use any more.
+
+        Args:
+            seconds: How long to wait for the answer.
+        """
+        deadline = monotonic() + seconds
+        try:
+            self.pgconn.send_query(b"")
+            while not self._has_answered():
+                if not wait_readable(self.pgconn.socket, deadline - monotonic()):
+                    return False
+        except psycopg.Error:
+            return False
+        return not self.pgconn.transaction_status  # IDLE is 0
+
+    def _has_answered(self) -> bool:
+        """Read what there is of the answer, and tell whether that is all of it; never waits.
+
+        `get_result` alone would wait for the next part, and every thread with it, because it
+        does not let go of the interpreter.
+        """
+        self.pgconn.flush()
+        self.pgconn.consume_input()
+        while not self.pgconn.is_busy():
+            if self.pgconn.get_result() is None:
+                return True
+        return False
+
+    def close(self) -> None:
+        """Close the connection, and wait until the server has closed its end, a second at most."""
+        self._keep_descriptor()
+        super().close()
+        self.hang_up()
+        connector = self.link.connector
+        # A psycopg_pool that closes closes many: its own end waits for all of them at once.
+        if connector and (connector.ended or not (self.driver and self.driver.closed)):
+            connector.let_go()
+
+    def hang_up(self) -> None:
+        """Close the connection at this end; `SyncConnector.let_go` waits for the other."""
+        self._keep_descriptor()
+        self.pgconn.finish()  # also of a broken connection, whose socket psycopg leaves open
+        if self.link.descriptor is None:
+            self.forget()
+
+    def _keep_descriptor(self) -> None:
+        if self.link.hung_up_at is not None:
+            return
+        self.link.hung_up_at = monotonic()
+        if self.link.connector is not None and self.pgconn.status != _BAD:
+            try:
+                self.link.descriptor = os.dup(self.pgconn.socket)
+            except (OSError, psycopg.Error):
+                self.link.descriptor = None  # none is left: its place is free a little early
+
+    def wait_closed(self) -> None:
+        """Wait until the server has closed its end, and give its place back."""
+        deadline = (self.link.hung_up_at or 0.0) + LONGEST_GOODBYE
+        while (descriptor := self.link.descriptor) is not None and not _has_ended(descriptor):
+            if not wait_readable(descriptor, deadline - monotonic()):
+                break
+        self.forget()
+
+    def forget(self) -> None:
+        """Give its place back now, without waiting for the server."""
+        descriptor, self.link.descriptor = self.link.descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+        connector, self.link.connector = self.link.connector, None
+        if connector is not None:
+            connector.closed(self)
+
+
+def _has_ended(descriptor: int) -> bool:
+    """Read the server's last words, and tell whether its end is closed; never waits."""
+    try:
+        while os.read(descriptor, 4096):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,156 @@
+# Generated from _async/rotation.py by .ci/sync_code: edit that file.
+"""Replace the connections of a pool with connections of a newer version, and lose no client."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from pgmonkey.errors import ConnectError
+from pgmonkey.pool import messages
+from pgmonkey.pool._sync.connecting import NoRoomError
+from pgmonkey.pool._sync.waiting import sleep
+from pgmonkey.telemetry import events
+
+if TYPE_CHECKING:
+    from pgmonkey.pool._sync.connection import SyncPooledConnection
+    from pgmonkey.pool._sync.pool import SyncPool
+    from pgmonkey.pool.version import Version
+
+#: Seconds to wait for a connection whose place a probe takes, when there is no other.
+_BORROW: Final = 5.0
+#: Seconds for which a probe tries to get the place that it has made free: others may take it.
+_STRANGERS: Final = 0.5
+_TRY_AGAIN: Final = 0.01
+#: The longest pause between two replacements. Each costs some milliseconds of CPU, here and at the
+#: server, which clients would wait for.
+_LONGEST_PAUSE: Final = 0.05
+#: Seconds over which the replacements of a pool are spread.
+_SPREAD: Final = 0.5
+#: Seconds to wait for a client to come back. What is still out then is replaced at its return.
+_LONGEST_WAIT: Final = 1.0
+#: Seconds after which what is left is replaced as it comes back, without a spare.
+_LONGEST_ROTATION: Final = 10.0
+
+
+class Prepared(NamedTuple):
+    """A version that a pool has connected with once, and that it does not use yet.
+
+    Args:
+        version: The version.
+        connection: Made with it.
+        borrowed: The older connection that was closed to make room for it, if there was none;
+            psycopg_pool believes that a client has it.
+    """
+
+    version: Version
+    connection: SyncPooledConnection
+    borrowed: SyncPooledConnection | None = None
+
+
+def prepare(pool: SyncPool, version: Version) -> Prepared:
+    """Connect once with a version, before anything is replaced.
+
+    If the pool, the process or the server has no room for one more, an older connection is
+    borrowed, closed, and its place used: only a login tells whether the version works.
+
+    Raises:
+        ConnectError: it does not work; nothing has changed.
+    """
+    try:
+        return Prepared(version, pool.connector.make(version, beyond=1, probe=True))
+    except ConnectError as error:
+        if error.reason != "too_many_connections":
+            raise
+        refused = error
+    if not pool.connections:
+        raise _no_room(pool, version, refused)
+    try:
+        borrowed: SyncPooledConnection = pool.getconn(_BORROW)
+    except (PoolTimeout, PoolClosed):
+        raise _no_room(pool, version, refused) from None
+    pool.close_for_probe(borrowed)
+    try:
+        return Prepared(version, _connect_in_place(pool, version, borrowed), borrowed)
+    except BaseException:
+        pool.put_back(borrowed)
+        raise
+
+
+def _connect_in_place(
+    pool: SyncPool, version: Version, borrowed: SyncPooledConnection
+) -> SyncPooledConnection:
+    deadline = monotonic() + _STRANGERS
+    while True:
+        try:
+            return pool.connector.make(version, probe=True, instead_of=borrowed)
+        except ConnectError as error:
+            if error.reason != "too_many_connections":
+                raise
+            if monotonic() > deadline:
+                raise _no_room(pool, version, error) from None
+        sleep(_TRY_AGAIN)
+
+
+def _no_room(pool: SyncPool, version: Version, refused: ConnectError) -> ConnectError:
+    if not isinstance(refused, NoRoomError):
+        return refused
+    full = pool.connector.explain_limit(version)
+    return messages.no_room(pool.name, refused.text, full)
+
+
+def discard(pool: SyncPool, prepared: Prepared) -> None:
+    """Close what was prepared."""
+    prepared.connection.close()
+    if prepared.borrowed is not None:
+        pool.put_back(prepared.borrowed)
+
+
+def rotate(pool: SyncPool, prepared: Prepared) -> None:
+    """Replace the older connections of a pool, after it has adopted the version.
+
+    Where both versions lead to the same place, one after the other, the new one made first, so
+    that the pool never has fewer connections for its clients; a checkout may get either until
+    the last idle one is replaced. Else no checkout has got an older one since `adopt`.
+
+    Returns when no older connection is idle. Those that are out are replaced as they come back.
+    """
+    began = monotonic()
+    pool.resize()
+    older = len(pool.connector.older())
+    rotating = pool.rotating
+    pool.offer(prepared.connection)
+    if prepared.borrowed is not None:
+        pool.claim()
+        pool.put_back(prepared.borrowed)
+    try:
+        if pool.floor < pool.version:
+            _replace_one_by_one(pool, prepared.version, began + _LONGEST_ROTATION)
+    except ConnectError:
+        pass  # the probe has worked: what is left is replaced when it comes back
+    finally:
+        pool.finish_rotation()
+    pool.connector.report_drained()
+    if rotating is not None:
+        events.emit(
+            "database.rotated",
+            database=pool.name,
+            connection_type=pool.connection_type,
+            old=rotating[1],
+            new=prepared.version.number,
+            replaced=older,
+            duration=round(monotonic() - began, 6),
+        )
+
+
+def _replace_one_by_one(pool: SyncPool, version: Version, deadline: float) -> None:
+    pause = min(_LONGEST_PAUSE, _SPREAD / max(1, len(pool.connector.older())))
+    while pool.connector.older() and not pool.ending and pool.target is version:
+        if not pool.replace_idle() and not pool.wait_claimed(_LONGEST_WAIT):
+            return
+        if not pool.connector.older() or monotonic() > deadline:
+            return
+        sleep(pause)
+        pool.offer(pool.connector.make(version, beyond=1))

@@ -1,0 +1,165 @@
+"""How sync code waits: locks, pauses, sockets, background work. `_async/waiting.py` is its twin."""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+from psycopg import Connection as SyncDriverConnection
+from psycopg_pool import ConnectionPool as SyncDriverPool
+
+__all__ = [
+    "Cancelled",
+    "Lock",
+    "Loop",
+    "LoopStandsStillError",
+    "Signal",
+    "SyncDriverConnection",
+    "SyncDriverPool",
+    "borrower",
+    "call_all",
+    "cancel_again",
+    "end_tasks",
+    "finish_in",
+    "in_thread",
+    "is_closed",
+    "open_driver",
+    "release_in",
+    "running_loop",
+    "sleep",
+    "soon",
+    "start",
+    "start_in",
+    "wait_readable",
+]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+Cancelled = CancelledError
+#: There is one pool for all threads.
+Loop: TypeAlias = None
+Lock = threading.Lock
+borrower = threading.get_ident
+sleep = time.sleep
+
+
+class LoopStandsStillError(Exception):
+    """An event loop did not turn. A thread always does."""
+
+
+class Signal:
+    """Wake those who wait for something to change."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Wake everybody who waits."""
+        self._event.set()
+
+    def clear(self) -> None:
+        """Forget what was set before."""
+        self._event.clear()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait to be woken, and tell whether that happened in time."""
+        if seconds <= 0.0:
+            return False
+        woken = self._event.wait(seconds)
+        self._event.clear()
+        return woken
+
+
+def running_loop() -> None:
+    """Return the key of the one pool."""
+
+
+def wait_readable(descriptor: int, seconds: float) -> bool:
+    """Wait until a socket has something to read, and tell whether it has."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(seconds > 0 and poll.poll(seconds * 1000))
+
+
+# Background work
+
+
+def start(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Run something in a thread of its own."""
+    threading.Thread(
+        target=function, args=args, kwargs=kwargs, name="pgmonkey-call", daemon=True
+    ).start()
+
+
+def soon(_loop: None, function: Callable[[], object]) -> bool:
+    """Call something now."""
+    function()
+    return True
+
+
+start_in = soon
+
+
+def release_in(_loop: None, function: Callable[[], object]) -> bool:
+    """Run the end of a handle that was dropped, or is left at the exit of the program.
+
+    The garbage collector may have interrupted a thread that holds a lock, so this takes a thread
+    of its own. At the exit no thread can be started, and no other one runs.
+    """
+    if threading.main_thread().is_alive():
+        start(function)
+    else:
+        function()
+    return True
+
+
+def call_all(
+    calls: Mapping[None, Callable[[], T]],
+    *,
+    late: bool = False,  # noqa: ARG001 - as its twin
+) -> dict[None, T | BaseException]:
+    """Call something now, and return its result or its error."""
+    results: dict[None, T | BaseException] = {}
+    for key, function in calls.items():
+        try:
+            results[key] = function()
+        except Exception as error:  # noqa: BLE001 - the caller raises it, after it has cleaned up
+            results[key] = error
+    return results
+
+
+def finish_in(_loop: None, _thread: int, function: Callable[[], object]) -> bool:
+    """Call something now."""
+    function()
+    return True
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """Call something that blocks."""
+    return function()
+
+
+# Cancellation, and the end of a loop: threads have neither
+
+
+def cancel_again() -> None:
+    """Do nothing."""
+
+
+def is_closed(_loop: None) -> bool:
+    """Tell that threads can always run."""
+    return False
+
+
+def open_driver(driver: SyncDriverPool[Any]) -> None:
+    """Open a psycopg_pool."""
+    driver.open()
+
+
+def end_tasks(_loop: None) -> None:
+    """Do nothing."""

@@ -1,0 +1,184 @@
+"""When to connect again after a failure. It decides and remembers; nobody waits in here."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from pgmonkey.telemetry import events
+
+if TYPE_CHECKING:
+    from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.pool.failures import ConnectFailure
+
+#: Seconds between two failed connects of a pool: the first pause, doubled up to the longest.
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 1.0
+#: Seconds between two tries of a login that a server refused, and the longest pause, up to which
+#: it is doubled between wrong passwords.
+_LOGIN_PAUSE: Final = 1.0
+_LONGEST_PASSWORD_PAUSE: Final = 30.0
+#: How many refused logins of one account are remembered.
+_MOST_LOGINS: Final = 32
+
+
+class Outage:
+    """Remember since when the connects of one pool fail, and how long to pause before the next.
+
+    Args:
+        database: Its name, for the events that an outage began and ended.
+    """
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+        self._since: float | None = None
+        self._pause = 0.0
+        self._next = 0.0
+        #: Why the last connect failed; `None` if it worked.
+        self.failure: ConnectFailure | None = None
+        # Guards the above: workers, rotations and reloads connect side by side. An event is
+        # emitted after it was let go.
+        self._lock = threading.Lock()
+
+    def failed(self, failure: ConnectFailure) -> None:
+        """Note that a connect failed."""
+        now = monotonic()
+        with self._lock:
+            first = self._since is None
+            if first:
+                self._since = now
+                self._pause = 0.0
+            self.failure = failure
+            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+            jitter = random.uniform(0.8, 1.0)  # noqa: S311 - pools must not retry in step
+            self._next = now + self._pause * jitter
+        if first:
+            events.emit(
+                "connect.failed",
+                database=self._database,
+                reason=failure.reason,
+                error=failure.text,
+            )
+
+    def ended(self) -> None:
+        """Note that a connect worked."""
+        with self._lock:
+            since, self._since = self._since, None
+            self.failure = None
+        if since is not None:
+            outage = round(monotonic() - since, 3)
+            events.emit("connect.recovered", database=self._database, outage=outage)
+
+    def retry(self) -> None:
+        """Try again at once: the configuration has changed."""
+        with self._lock:
+            self.failure = None
+            self._pause = self._next = 0.0
+
+    def pause_left(self) -> float:
+        """Return the seconds to wait before the next connect."""
+        return 0.0 if self._since is None else max(0.0, self._next - monotonic())
+
+
+@dataclass(slots=True)
+class _Refused:
+    """One refused login: user, password, server, database, and all else that connects."""
+
+    failure: ConnectFailure
+    until: float
+
+
+@dataclass(slots=True)
+class _Account:
+    """The refused logins of one user at one server."""
+
+    logins: dict[bytes, _Refused] = field(default_factory=dict)
+    #: The pause between wrong passwords, until when none is tried, and whether one is tried now.
+    pause: float = 0.0
+    until: float = 0.0
+    trying: bool = False
+
+    def until_when(self, refused: _Refused) -> float:
+        """Return when a refused login may be tried again."""
+        return self.until if refused.failure.wrong_password else refused.until
+
+
+class RefusedLogins:
+    """Space the tries of logins that a server refuses: of all pools, loops and probes together.
+
+    A refused login is tried again after a second. Wrong passwords of an account, after which a
+    server may lock it, are tried less and less often, up to 30 seconds apart. A login that was
+    not refused yet, because a file has changed, is tried at once.
+    """
+
+    def __init__(self) -> None:
+        self._accounts: dict[bytes, _Account] = {}
+        # Guards the accounts. Never held while waiting; not taken while no login is refused.
+        self._lock = threading.Lock()
+
+    def claim(self, config: DatabaseConfig) -> ConnectFailure | None:
+        """Take the next try of a login, or return why there is none at this moment."""
+        if not self._accounts:
+            return None
+        account, login, now = config.account, config.connect_digest, monotonic()
+        with self._lock:
+            known = self._accounts.get(account)
+            if known is None or (refused := known.logins.get(login)) is None:
+                return None
+            if now < known.until_when(refused):
+                return refused.failure
+            # Nobody else tries meanwhile.
+            refused.until = now + _LOGIN_PAUSE
+            if refused.failure.wrong_password:
+                known.trying = True
+                known.until = now + known.pause
+            return None
+
+    def paused(self, config: DatabaseConfig) -> ConnectFailure | None:
+        """Return why no login would be tried at this moment, without taking a try."""
+        if not self._accounts:
+            return None
+        known = self._accounts.get(config.account)
+        if known is None or (refused := known.logins.get(config.connect_digest)) is None:
+            return None
+        return refused.failure if monotonic() < known.until_when(refused) else None
+
+    def refused(self, config: DatabaseConfig, failure: ConnectFailure) -> None:
+        """Note a refusal that waiting does not mend."""
+        now = monotonic()
+        with self._lock:
+            known = self._accounts.setdefault(config.account, _Account())
+            known.logins[config.connect_digest] = _Refused(failure, now + _LOGIN_PAUSE)
+            if len(known.logins) > _MOST_LOGINS:
+                del known.logins[next(iter(known.logins))]
+            if not failure.wrong_password:
+                return
+            if known.trying or known.pause == 0.0:  # not one of several that were under way
+                known.pause = min(max(known.pause * 2, _LOGIN_PAUSE), _LONGEST_PASSWORD_PAUSE)
+            known.trying = False
+            known.until = max(known.until, now + known.pause)
+
+    def accepted(self, config: DatabaseConfig) -> None:
+        """Note that a login works."""
+        if not self._accounts:
+            return
+        account = config.account
+        with self._lock:
+            known = self._accounts.get(account)
+            if known is None or known.logins.pop(config.connect_digest, None) is None:
+                return
+            known.pause = known.until = 0.0
+            known.trying = False
+            if not known.logins:
+                del self._accounts[account]
+
+    def reset(self) -> None:
+        """Take a new lock, in a child process whose parent may have held it."""
+        self._lock = threading.Lock()
+
+
+#: Those of this process: an account does not care which registry asks.
+refused_logins: Final = RefusedLogins()

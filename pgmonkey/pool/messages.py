@@ -1,0 +1,182 @@
+"""The errors of a checkout, in words for the person who reads them at night."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pgmonkey.errors import (
+    CheckoutTimeout,
+    ConnectError,
+    NestedCheckoutError,
+    TooManyWaiting,
+    WrongSideError,
+)
+from pgmonkey.pool.failures import HINTS
+
+if TYPE_CHECKING:
+    from pgmonkey.pool.checkout import Checkout
+    from pgmonkey.pool.failures import ConnectFailure
+
+#: How many of those who hold a connection longest an error names.
+_HOLDERS: Final = 3
+
+
+class Numbers(NamedTuple):
+    """The connections of one pool at one moment.
+
+    Args:
+        idle: Those that nobody uses.
+        held: The checkouts that hold a connection of the version in force.
+        retired: The checkouts that hold a connection of an older version.
+        closing: Connections that the server has not closed yet.
+        waiting: Clients that wait for a connection.
+    """
+
+    idle: int
+    held: list[Checkout]
+    retired: list[Checkout]
+    closing: int
+    waiting: int
+
+
+def explain_timeout(
+    numbers: Numbers, max_size: int, limit: str | None, failure: ConnectFailure | None
+) -> tuple[str, str]:
+    """Return why a checkout got no connection in time, and a hint.
+
+    Args:
+        numbers: The connections of its pool.
+        max_size: How many there may be.
+        limit: Which limit over several pools is reached, and who holds its connections.
+        failure: Why the last connect failed.
+    """
+    now = monotonic()
+    longest = sorted(numbers.held + numbers.retired, key=lambda one: one.taken)[:_HOLDERS]
+    holders = "".join(
+        f"\n  held for {now - one.taken:.1f} s by {holder_name(one.owner)}, borrowed at {one.place}"
+        for one in longest
+    )
+    used, retired = len(numbers.held), len(numbers.retired)
+    if limit is not None:
+        why = f"\n  {limit}"
+        hint = "raise max_connections, or lower max_size, min_size or max_idle of who holds them"
+    elif failure is not None:
+        why = ""
+        hint = f"{HINTS[failure.reason]}; it is tried again all the time"
+    elif not (numbers.idle + used + retired + numbers.closing):
+        why = "\n  the first connection is still being made"
+        hint = "the server is slow to answer: raise `timeout`, or look at the network"
+    else:
+        why = ""
+        hint = "raise max_size, shorten the transactions, or look for a checkout that is never left"
+    left = f", retired {retired}" if retired else ""
+    if numbers.closing:
+        left += f", closing {numbers.closing}"
+    text = (
+        f"(open {numbers.idle + used}, in use {used}{left}, waiting {numbers.waiting},"
+        f" max_size {max_size}){holders}{why}"
+    )
+    return text, hint
+
+
+def checkout_timeout(
+    database: str, waited: float, explained: tuple[str, str], failure: ConnectFailure | None
+) -> CheckoutTimeout:
+    """Return the error of a checkout that got no connection in time.
+
+    Args:
+        database: Its name.
+        waited: Seconds.
+        explained: What `explain_timeout` returned.
+        failure: Why the last connect failed.
+    """
+    text, hint = explained
+    return CheckoutTimeout(
+        f"no connection within {waited:.2f} s {text}",
+        database=database,
+        reason=failure.reason if failure else None,
+        text=failure.text if failure else "",
+        hint=hint,
+    )
+
+
+def nested_checkout(database: str, connection_type: str, outer: Checkout) -> NestedCheckoutError:
+    """Return the error of a block that would wait for the block around it."""
+    single = connection_type == "normal"
+    return NestedCheckoutError(
+        f"{database} is a {connection_type} database with one connection, and this"
+        f" {'thread' if single else 'task'} holds it already, borrowed at {outer.place}"
+        "\n  hint: use the connection of the outer block, or make it a "
+        f"{'pool' if single else 'async_pool'}"
+    )
+
+
+def too_many_waiting(
+    database: str, waiting: int, max_waiting: int, max_size: int
+) -> TooManyWaiting:
+    """Return the error of a checkout that found `max_waiting` others before it."""
+    return TooManyWaiting(
+        f"{database}: {waiting} clients wait already"
+        f" (max_waiting {max_waiting}, max_size {max_size})"
+        "\n  hint: the pool is too small for this load, or a checkout is never left"
+    )
+
+
+def no_room(database: str, why: str, limit: str | None) -> ConnectError:
+    """Return the error of a reload that finds every connection in use.
+
+    Args:
+        database: Its name.
+        why: Which limit is reached.
+        limit: Which limit over several pools is reached, if it is one, and who holds them.
+    """
+    return ConnectError(
+        f"{limit or why}, so none is left to probe the new configuration",
+        database=database,
+        reason="too_many_connections",
+        hint="the reload is tried again; shorten the transactions"
+        f" or raise {'max_connections' if limit else 'max_size'}",
+    )
+
+
+def wrong_side(name: str, connection_type: str) -> WrongSideError:
+    """Return the error for `with` on an async handle, or the reverse."""
+    used, right = (
+        ("`async with` or `await`", "with")
+        if connection_type in ("normal", "pool")
+        else ("`with`", "async with")
+    )
+    return WrongSideError(
+        f"{name} is a {connection_type} database: {used} does not work on it; "
+        f'use `{right} registry.get("{name}") as conn:`'
+    )
+
+
+def describe(checkout: Checkout, now: float) -> dict[str, Any]:
+    """Return the fields of an event about a checkout.
+
+    Args:
+        checkout: One in progress.
+        now: The monotonic clock.
+    """
+    described: dict[str, Any] = {
+        "holder": holder_name(checkout.owner),
+        "seconds": round(now - checkout.taken, 3),
+        "place": checkout.place,
+    }
+    if stack := checkout.stack:
+        described["stack"] = list(stack)
+    return described
+
+
+def holder_name(owner: Any) -> str:
+    """Return the name of a thread or task, for a person."""
+    if isinstance(owner, int):
+        for thread in threading.enumerate():
+            if thread.ident == owner:
+                return f"thread {thread.name}"
+        return f"thread {owner} (ended)"
+    name = getattr(owner, "get_name", None)
+    return f"task {name()}" if name else "unknown"

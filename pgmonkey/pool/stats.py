@@ -1,0 +1,108 @@
+"""The counters of a handle."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from typing import Final, get_args
+
+from pgmonkey.errors import Reason
+from pgmonkey.telemetry.timings import Durations, Timings
+
+#: How many durations may be pending before a checkout that ends folds them: two of each.
+FOLD_AT: Final = 1024
+# Every reason is there from the start: `+= 1` then never calls `Counter.__missing__`, a call in which
+# another thread can take its turn and a count get lost.
+_ERRORS: Final = dict.fromkeys(("timeout", "too_many", "other"), 0)
+_EVICTED: Final = dict.fromkeys(("dead", "lifetime", "check", "standby", "rotation"), 0)
+_FAILURES: Final[dict[str, int]] = dict.fromkeys(get_args(Reason), 0)
+
+
+class Stats:
+    """Count the checkouts of one handle.
+
+    A checkout leaves its two durations, by extending a deque, which the interpreter makes
+    atomic: it pays some tens of nanoseconds and never waits. They are folded into sums when
+    somebody reads, or by the checkout that finds too many of them.
+    """
+
+    __slots__ = (
+        "_connects",
+        "_lock",
+        "_queued_before",
+        "_requests_before",
+        "_uses",
+        "_waits",
+        "attempts",
+        "errors",
+        "evicted",
+        "failures",
+        "leaks",
+        "queued",
+        "records",
+    )
+
+    def __init__(self) -> None:
+        #: How long each checkout waited for its connection, and how long it kept it, in turn.
+        self.records: deque[float] = deque()
+        self._waits = Timings()
+        self._uses = Timings()
+        self._connects = Timings()
+        # Guards the three timings. A checkout that finds it taken does not wait for it.
+        self._lock = threading.Lock()
+        #: Checkouts that got no connection, by reason: timeout, too_many, other.
+        self.errors: Counter[str] = Counter(_ERRORS)
+        #: Connections that were dropped, by reason: dead, lifetime, check, standby, rotation.
+        self.evicted: Counter[str] = Counter(_EVICTED)
+        #: Checkouts that had to queue.
+        self.queued = 0
+        #: Connects: how many were tried, and why some failed.
+        self.attempts = 0
+        self.failures: Counter[str] = Counter(_FAILURES)
+        #: Checkouts held longer than `leak_detection`.
+        self.leaks = 0
+        self._requests_before = 0
+        self._queued_before = 0
+
+    def counted(self, requests: int, queued: int) -> tuple[int, int]:
+        """Return these two totals, or those that were returned before if they were higher.
+
+        They are put together from what has ended and what is out. A checkout on its way from
+        the one to the other is in neither for some microseconds; a counter that falls by one is
+        a restart to Prometheus, which would count all of it once more.
+        """
+        with self._lock:
+            self._requests_before = max(self._requests_before, requests)
+            self._queued_before = max(self._queued_before, queued)
+            return self._requests_before, self._queued_before
+
+    @property
+    def connects(self) -> Durations:
+        """Return how long the connects that succeeded took."""
+        with self._lock:
+            return self._connects.read()
+
+    def durations(self) -> tuple[Durations, Durations, Durations]:
+        """Return waits, uses and connects, all of the same moment."""
+        with self._lock:
+            self._fold()
+            return self._waits.read(), self._uses.read(), self._connects.read()
+
+    def record_connect(self, seconds: float) -> None:
+        """Record a connect that succeeded."""
+        with self._lock:
+            self._connects.record(seconds)
+
+    def fold(self) -> None:
+        """Fold the records that are pending, unless another thread is at it."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._fold()
+            finally:
+                self._lock.release()
+
+    def _fold(self) -> None:
+        take = self.records.popleft
+        taken = [take() for _ in range(len(self.records))]  # bounded: others go on
+        self._waits.record(*taken[::2])
+        self._uses.record(*taken[1::2])

@@ -1,0 +1,715 @@
+"""The record of one database: what its files say, the version in force, its handles, its reloads."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from pgmonkey.config.problems import failed_probe
+from pgmonkey.errors import (
+    LASTING,
+    ConfigError,
+    ConnectError,
+    DatabaseRemovedError,
+    HandleClosedError,
+    PgmonkeyError,
+    ReloadRejectedError,
+)
+from pgmonkey.pool._async.database import AsyncDatabase, drop_closed_loops
+from pgmonkey.pool._sync.database import SyncDatabase
+from pgmonkey.pool.failures import classify
+from pgmonkey.pool.handle import Hooks
+from pgmonkey.pool.version import Version
+from pgmonkey.registry.probing import probe_failure
+from pgmonkey.telemetry import events
+from pgmonkey.telemetry.status import DatabaseStatus, ProbeStatus, ReloadRecord, database_state
+
+if TYPE_CHECKING:
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.errors import Problem, Reason
+    from pgmonkey.pool.limits import ConnectionLimits
+
+Handle: TypeAlias = SyncDatabase | AsyncDatabase
+
+#: Seconds before a failed probe is tried again: the first pause, and the longest ones. They grow
+#: longer if only a change helps, because a server may lock an account that fails too often.
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 2.0
+_LONGEST_PAUSE_LASTING: Final = 30.0
+#: Seconds for which a client whose login was refused waits for the newest files to be applied.
+_LONGEST_DECISION: Final = 10.0
+#: How many reloads of a database are remembered for the status page.
+_REMEMBERED: Final = 20
+
+
+class Rejection(NamedTuple):
+    """Why the files of a database are not applied.
+
+    Args:
+        problems: The problems of the files, or of the failed probe.
+        reason: Why the probe failed; `None` if the files have problems.
+    """
+
+    problems: tuple[Problem, ...]
+    reason: Reason | None = None
+
+
+class Shared(NamedTuple):
+    """What all records of one registry or manager share.
+
+    Args:
+        limits: How many connections they may have together.
+        defaults: The handle of the declared type, by name: what `Registry.get` reads without a
+            lock. A record keeps its own name in it.
+        on_open: Called when a handle makes the first connection of a process or event loop.
+        look: Reads the files again because a login of this record was refused.
+    """
+
+    limits: ConnectionLimits
+    defaults: dict[str, Handle]
+    on_open: Callable[[], object]
+    look: Callable[[Record], object]
+
+
+class Record:
+    """Own the state of one database, and every transition of it.
+
+    Args:
+        name: The name of the database.
+        shared: What it shares with the other records.
+        config: The configuration in use from the start, if its files are valid.
+    """
+
+    def __init__(self, name: str, shared: Shared, config: DatabaseConfig | None = None) -> None:
+        self.name = name
+        self._shared = shared
+        self._version = None if config is None else Version(config)
+        self._handles: dict[ConnectionType, Handle] = {}
+        #: The newest configuration in the files until it is in force, and when it was seen.
+        self._wanted: DatabaseConfig | None = None
+        self._wanted_since = 0.0
+        #: Why the files are not applied, or `None` when they are.
+        self._rejection: Rejection | None = None
+        #: When a failed probe of `_wanted` is due again, and how long the pause was.
+        self._retry_at: float | None = None
+        self._pause = 0.0
+        #: Whether the file was removed, and no valid one came back.
+        self._removed = False
+        #: What was closed, in words: "registry /etc/registry.d".
+        self._closed_by: str | None = None
+        #: The forced reload under way, which those who ask for the same one share.
+        self._forced: _Forced | None = None
+        # What is shown.
+        self._outcomes: Counter[str] = Counter()
+        self._history: tuple[ReloadRecord, ...] = ()
+        self._hashed: tuple[Version, int] | None = None
+        # Background probes.
+        self._reached = False
+        self._probe: ProbeStatus | None = None
+        self._probe_error: ConnectError | None = None
+        self._probe_at: float | None = 0.0
+        self._probe_pause = 0.0
+        self._renew_locks()
+
+    def _renew_locks(self) -> None:
+        # Guards everything above. Held for moments: nothing is connected, closed or waited for.
+        # Reentrant, because a signal handler may close the owner.
+        self._lock = threading.RLock()
+        #: Notified when what the files say was put in force, rejected or dropped.
+        self._decided = threading.Condition(self._lock)
+        # Held while one reload runs, rotation included: the next one finds what is still wanted.
+        self._reloading = threading.Lock()
+
+    # What is in force
+
+    @property
+    def config(self) -> DatabaseConfig | None:
+        """The configuration in use; `None` if the files were never valid."""
+        version = self._version
+        return version.config if version else None
+
+    @property
+    def declared(self) -> bool:
+        """Whether a file of this name exists, valid or not."""
+        return not self._removed or self._rejection is not None
+
+    @property
+    def rejection(self) -> Rejection | None:
+        """Why the files are not applied; `None` when they are."""
+        return self._rejection
+
+    def handles(self) -> list[Handle]:
+        """Return the handles that were asked for so far."""
+        with self._lock:
+            return list(self._handles.values())
+
+    def handle(self, connection_type: ConnectionType | None = None) -> Handle | None:
+        """Return the handle of a connection type, the same one every time; `None` if removed.
+
+        It is made under the lock, so it is among those that a close or the next version reaches.
+
+        Args:
+            connection_type: Default: the type that the file declares.
+
+        Raises:
+            ConfigError: the files were never valid, or came back invalid after a removal.
+            HandleClosedError: the owner was closed.
+        """
+        with self._lock:
+            version = self._version
+            if self._closed_by:
+                raise HandleClosedError(f"{self.name}: the {self._closed_by} was closed")
+            wanted = connection_type or (version.config.connection_type if version else "normal")
+            handle = self._handles.get(wanted)
+            if handle is None:
+                if (version is None or self._removed) and self._rejection:
+                    raise ConfigError(self._rejection.problems)
+                if version is None or self._removed:
+                    return None
+                handle = self._handles[wanted] = self._new_handle(wanted, version)
+            if connection_type is None:
+                self._shared.defaults[self.name] = handle
+            return handle
+
+    def _new_handle(self, connection_type: ConnectionType, version: Version) -> Handle:
+        this = weakref.ref(self)  # a handle that the program kept keeps no registry alive
+        hooks = Hooks(
+            on_open=self._shared.on_open,
+            on_refused=partial(_refused, this),
+            force_reload=partial(_force, this),
+        )
+        limits = self._shared.limits
+        if connection_type in ("async", "async_pool"):
+            return AsyncDatabase(version, connection_type, limits, hooks)
+        return SyncDatabase(version, connection_type, limits, hooks)
+
+    def _gone(self) -> PgmonkeyError | None:
+        """Return why the handles may not be used, if so."""
+        if self._closed_by:
+            return HandleClosedError(
+                f"{self.name}: the {self._closed_by} of this handle was closed"
+            )
+        if not self._removed:
+            return None
+        reason = "its file was removed from the registry"
+        if self._rejection is None:
+            reason += "; when it comes back, this handle works again"
+        else:
+            reason += ", and the file that came back cannot be used:\n" + "\n".join(
+                str(problem) for problem in self._rejection.problems
+            )
+        return DatabaseRemovedError(f"{self.name}: {reason}")
+
+    # What the files say
+
+    def declare(self, config: DatabaseConfig, seen: float, *, again: bool) -> bool:
+        """Note the valid configuration of the files, and tell whether `reload` has work to do.
+
+        Args:
+            config: What the files say.
+            seen: When that was seen, on the monotonic clock.
+            again: Repeat a failed probe even if its pause is not over.
+        """
+        with self._lock:
+            if self._closed_by:
+                return False
+            if self._wanted is not None and self._wanted.digest == config.digest:
+                # Else it is under way, or waits for its next try.
+                if again:
+                    self._retry_at = None
+                return again
+            version = self._version
+            if (
+                self._wanted is None
+                and not self._removed
+                and version is not None
+                and version.config.digest == config.digest
+            ):
+                self._rejection = None  # an invalid file was mended to the version in force
+                return False
+            self._wanted, self._wanted_since = config, seen
+            self._retry_at, self._pause = None, 0.0
+            return True
+
+    def reject(self, problems: tuple[Problem, ...]) -> None:
+        """Note that the files have problems; the version in force keeps serving."""
+        with events.held_back(), self._lock:
+            self._drop_wanted()
+            if self._rejection is not None and self._rejection.problems == problems:
+                return
+            self._rejection = Rejection(problems)
+            self._ended("rejected", tuple(map(str, problems)))
+            emit_rejected(self.name, problems)
+
+    def remove(self) -> None:
+        """Note that the file is gone. Call `shut_handles` when no lock is held."""
+        with events.held_back(), self._lock:
+            self._drop_wanted()
+            self._rejection = None
+            self._removed = True
+            self._ended("removed")
+            events.emit("config.removed", database=self.name)
+
+    def _drop_wanted(self) -> None:
+        self._wanted = None
+        self._retry_at = None
+        self._pause = 0.0
+        self._decided.notify_all()
+
+    def shut_handles(self) -> None:
+        """Close the connections of a database that may not be used any more; checkouts finish."""
+        with self._lock:
+            gone, handles = self._gone(), list(self._handles.values())
+        if gone is None:
+            return
+        with ExitStack() as stack:  # an interrupt of one is raised after the others have begun
+            for handle in handles:
+                stack.callback(handle.shut, gone)
+        with self._lock:
+            if self._gone() is None:  # its file came back meanwhile
+                for handle in handles:
+                    handle.revive()
+
+    # Reloads
+
+    def reload(self, applied: Callable[[float], object]) -> None:
+        """Put in force what the files say, if it works; until nothing newer is wanted.
+
+        A reload connects with the new version in every open pool, then puts it in force, then
+        replaces the connections. It blocks; those that come meanwhile wait for it.
+
+        Args:
+            applied: Called with the seconds from the change to the end of each reload.
+        """
+        more = True
+        while more:  # the events of one reload are not held back until the next one ends
+            with events.held_back(), self._reloading:
+                more = self._reload_once(applied)
+
+    def _reload_once(self, applied: Callable[[float], object]) -> bool:
+        """Return whether the files may have changed meanwhile."""
+        with self._lock:
+            config, before, since = self._wanted, self._version, self._wanted_since
+            if config is None or self._retry_at is not None:
+                return False
+        try:
+            version, prepared = self._replace(config, forced=False)
+        except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: retried
+            return not self._note_failure(config, error)
+        if version is None:
+            return True
+        for handle, one in prepared.items():
+            handle.rotate(one)
+        changed = tuple(config.changed_keys(before.config)) if before else ("*",)
+        with self._lock:
+            self._ended("applied", changed, version.number)
+        applied(time.monotonic() - since)
+        events.emit(
+            "config.applied", database=self.name, version=version.number, changed=list(changed)
+        )
+        return True
+
+    def force(self, config: DatabaseConfig | None = None) -> None:
+        """Replace all connections, even if nothing has changed.
+
+        It blocks. Callers that ask while the same reload is under way share its result.
+
+        Args:
+            config: What to connect with; default: the configuration in use.
+
+        Raises:
+            ReloadRejectedError: the new connections cannot be made; nothing has changed.
+        """
+        while True:
+            forced, mine = self._join_forced(config)
+            if mine:
+                self._force(forced)
+            try:
+                return self._raise_if_rejected(forced.failure.result())
+            except CancelledError:
+                pass  # who did it was interrupted
+
+    async def force_async(self, config: DatabaseConfig | None = None) -> None:
+        """Do what `force` does, without blocking the running loop."""
+        while True:
+            forced, mine = self._join_forced(config)
+            if mine:
+                try:
+                    asyncio.get_running_loop().run_in_executor(None, self._force, forced)
+                except RuntimeError as error:  # no thread can be started
+                    self._end_forced(forced, error)
+            # Who is cancelled while waiting does not end the reload for those who share it.
+            await asyncio.wait([asyncio.wrap_future(forced.failure)])
+            if not forced.failure.cancelled():
+                return self._raise_if_rejected(forced.failure.result())
+
+    def _join_forced(self, config: DatabaseConfig | None) -> tuple[_Forced, bool]:
+        """Return the forced reload under way, or a new one, and whether the caller carries it out."""
+        with self._lock:
+            assert self._version is not None
+            config = config or self._version.config
+            forced = self._forced
+            if forced is not None and forced.config.digest == config.digest:
+                return forced, False
+            forced = self._forced = _Forced(config, Future())
+            return forced, True
+
+    def _force(self, forced: _Forced) -> None:
+        try:
+            with events.held_back(), self._reloading:
+                _, prepared = self._replace(forced.config, forced=True)
+                for handle, one in prepared.items():
+                    handle.rotate(one)
+            self._end_forced(forced, None)
+        except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: a reason, too
+            self._end_forced(forced, error)
+        except BaseException:
+            self._end_forced(forced, None, interrupted=True)
+            raise
+
+    def _end_forced(
+        self, forced: _Forced, error: Exception | None, *, interrupted: bool = False
+    ) -> None:
+        with self._lock:
+            if self._forced is forced:
+                self._forced = None
+        if interrupted:
+            forced.failure.cancel()
+        else:
+            failure = None if error is None else _connect_error(forced.config, error)
+            forced.failure.set_result(failure)
+
+    def _raise_if_rejected(self, error: ConnectError | None) -> None:
+        if error is not None:
+            raise ReloadRejectedError(
+                error.text, database=self.name, reason=error.reason, hint=error.hint
+            )
+
+    def _replace(
+        self, config: DatabaseConfig, *, forced: bool
+    ) -> tuple[Version | None, dict[Any, Any]]:
+        """Connect with a configuration in every open pool, and put it in force.
+
+        The caller holds `_reloading`, and rotates.
+
+        Returns:
+            The new version, and each handle with what it prepared; no version if something else
+            is wanted by now: then nothing has changed.
+        """
+        with self._lock:
+            before, handles = self._version, list(self._handles.values())
+        if before is None:
+            version = Version(config)
+        else:
+            version = before.forced(config) if forced else before.next(config)
+        # What was prepared belongs to the handle beside it; the type checker cannot see that.
+        prepared: dict[Any, Any] = {}
+        adopted = False
+        try:
+            for handle in handles:
+                prepared[handle] = handle.prepare(version)
+            with self._lock:
+                adopted = self._adopt(version, prepared, forced=forced)
+        finally:
+            if not adopted:
+                for handle, one in prepared.items():
+                    handle.discard(one)
+        return (version, prepared) if adopted else (None, {})
+
+    def _adopt(self, version: Version, prepared: dict[Any, Any], *, forced: bool) -> bool:
+        """Put a version in force, unless something else is wanted by now."""
+        if self._closed_by or (self._removed if forced else self._wanted is not version.config):
+            return False
+        before, self._version = self._version, version
+        for handle in self._handles.values():
+            handle.adopt(version, prepared.get(handle, {}))
+        if not forced:
+            self._drop_wanted()
+            self._rejection = None
+            if self._removed:
+                self._removed = False
+                for handle in self._handles.values():
+                    handle.revive()
+        if before and before.config.connection_type != version.config.connection_type:
+            self._shared.defaults.pop(self.name, None)
+        self._probe_at = 0.0
+        return True
+
+    def note_failure(self, error: Exception) -> None:
+        """Note that the reload of what is wanted could not even begin; it is tried again."""
+        if (config := self._wanted) is not None:
+            with events.held_back():
+                self._note_failure(config, error)
+
+    def _note_failure(self, config: DatabaseConfig, error: Exception) -> bool:
+        """Note that the probe of a configuration failed; return false if another is wanted now."""
+        failure = _connect_error(config, error)
+        problem = failed_probe(config.path, self.name, failure)  # reads the file
+        with self._lock:
+            if self._wanted is not config:
+                return False
+            longest = _LONGEST_PAUSE_LASTING if failure.reason in LASTING else _LONGEST_PAUSE
+            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), longest)
+            pause = self._pause * random.uniform(1.0, 1.2)  # noqa: S311 - pods must not retry in step
+            self._retry_at = time.monotonic() + pause
+            self._decided.notify_all()
+            known, self._rejection = self._rejection, Rejection((problem,), failure.reason)
+            if known is not None and known.problems == (problem,):
+                return True  # it was reported
+            self._ended("rejected", (str(problem),))
+        events.emit(
+            "database.probe_failed",
+            database=self.name,
+            reason=failure.reason,
+            error=problem.message,
+            retry_in=round(pause, 3),
+        )
+        emit_rejected(self.name, (problem,))
+        return True
+
+    def take_retry(self, now: float) -> bool:
+        """Tell whether a failed probe is due again; who is told so must call `reload`."""
+        with self._lock:
+            due = self._retry_at is not None and now >= self._retry_at
+            if due:
+                self._retry_at = None
+            return due
+
+    def is_quiet(self) -> bool:
+        """Tell whether `reload` would wait for nothing: no pool is open, no reload under way."""
+        return not self._reloading.locked() and not any(one.is_open() for one in self.handles())
+
+    def _ended(self, outcome: str, details: tuple[str, ...] = (), version: int = 0) -> None:
+        """Remember the outcome of a reload, with the keys that changed or the problems."""
+        version = version or (self._version.number if self._version else 0)
+        record = ReloadRecord(outcome, time.time(), version, details)
+        self._history = (*self._history, record)[-_REMEMBERED:]
+        self._outcomes[outcome] += 1
+
+    def refused(self) -> bool:
+        """Read the files now, because the server refused a login.
+
+        It blocks until the newest files of this database are in force or rejected.
+
+        Returns:
+            Whether another version is in force now.
+        """
+        before = self._version
+        self._shared.look(self)
+        with self._lock:
+            self._decided.wait_for(
+                lambda: self._wanted is None or self._retry_at is not None, _LONGEST_DECISION
+            )
+        return self._version is not before
+
+    # Background probes
+
+    def take_probe(self, now: float) -> bool:
+        """Tell whether a background probe is due; who is told so must call `probe`."""
+        with self._lock:
+            due = self.declared and self._probe_at is not None and now >= self._probe_at
+            if due:
+                self._probe_at = None
+            return due
+
+    def probe(self, interval: float | None = None) -> None:
+        """Connect once, outside the pools, and note whether the server was reached.
+
+        Args:
+            interval: Seconds until the next background probe, sooner if this one fails.
+        """
+        with self._lock:
+            config = None if self._removed else self.config
+            self._probe_at = None
+        began = time.monotonic()
+        error = None if config is None else probe_failure(config, self._shared.limits)
+        now = time.monotonic()
+        with self._lock:
+            up = config is not None and error is None
+            self._probe = ProbeStatus(up, now - began if config else 0.0)
+            if config is not None:
+                self._probe_error = error
+                self._reached = self._reached or up
+            if interval is not None and self._probe_at is None:
+                if up:
+                    self._probe_pause = 0.0
+                else:
+                    self._probe_pause = min(max(self._probe_pause * 2, _FIRST_PAUSE), interval)
+                pause = interval if up else self._probe_pause
+                self._probe_at = now + pause * random.uniform(0.8, 1.2)  # noqa: S311 - as above
+
+    def postpone_probe(self) -> None:
+        """Note that a background probe could not begin."""
+        with self._lock:
+            self._probe_at = time.monotonic() + _FIRST_PAUSE
+
+    # The end, and a child process
+
+    def close(self, owner: str) -> None:
+        """Close all handles for good.
+
+        Args:
+            owner: What was closed, for the error of later uses: "manager's cache".
+        """
+        with self._lock:
+            self._closed_by = owner
+            self._drop_wanted()
+            self._shared.defaults.pop(self.name, None)
+        self.shut_handles()
+
+    def forget(self) -> None:
+        """Begin without connections and with new locks in a child process.
+
+        Another thread of the parent may have been in the middle of a transition.
+        """
+        self._renew_locks()
+        self._forced = None
+        self._outcomes = Counter()
+        if self._wanted is not None:  # the thread that was applying it is not in the child
+            self._retry_at = 0.0
+        self._probe_at = 0.0
+        gone = self._gone()
+        for handle in self._handles.values():
+            handle.forget()
+            if self._version is not None:
+                handle.adopt(self._version, {})
+            if gone is not None:
+                handle.shut(gone)
+
+    # What is shown
+
+    def status(self) -> DatabaseStatus:
+        """Return the state of the database as plain values."""
+        with self._lock:
+            handles = list(self._handles.values())
+            version, removed, rejection = self._version, self._removed, self._rejection
+            wanted, history, outcomes = self._wanted, self._history, dict(self._outcomes)
+            probe, error, reached = self._probe, self._probe_error, self._reached
+        pools = tuple(handle.status() for handle in handles)
+        config = version.config if version else None
+        # Why connects fail now: the error of the last probe, else that of a pool's last connect.
+        text, reason, hint = None, None, None
+        if error is not None:
+            text, reason, hint = error.text, error.reason, error.hint
+        elif failing := next((pool for pool in pools if pool.last_failure), None):
+            text, reason = failing.last_failure, failing.last_failure_reason
+            hint = failing.last_failure_hint
+        state = None
+        if not removed or rejection is not None:
+            state = database_state(
+                configured=config is not None and not removed,
+                connect_failed=text is not None,
+                stale=rejection is not None,
+                opened=any(pool.opened for pool in pools),
+            )
+        last = history[-1] if history else None
+        return DatabaseStatus(
+            name=self.name,
+            connection_type=config.connection_type if config else None,
+            description=config.description if config else "",
+            required=config.required if config else True,
+            state=state,
+            version=version.number if version else 0,
+            stale=rejection is not None,
+            reached=reached or any(pool.connects.count for pool in pools),
+            reason=rejection.reason if rejection else None,
+            last_error=text,
+            last_error_reason=reason,
+            last_error_hint=hint,
+            problems=rejection.problems if rejection else (),
+            outcomes=outcomes,
+            last_reload=last.outcome if last else None,
+            last_reload_at=last.at if last else None,
+            # Also of a configuration that is not applied yet: the alert is about that one.
+            secret_modified=max(
+                (
+                    modified
+                    for one in (config, wanted)
+                    if one is not None and (modified := one.secret_modified) is not None
+                ),
+                default=None,
+            ),
+            config_hash=0 if removed or version is None else self._hash(version),
+            pools=pools,
+            probe=probe,
+            redacted=config.redacted if config else dict,
+            history=history,
+        )
+
+    def _hash(self, version: Version) -> int:
+        """Return 48 bits of the public part of a configuration; computed once for each version."""
+        hashed = self._hashed
+        if hashed is None or hashed[0] is not version:
+            hashed = self._hashed = (version, version.config.public_hash)
+        return hashed[1]
+
+
+class _Forced(NamedTuple):
+    """A forced reload under way."""
+
+    config: DatabaseConfig
+    #: Why it failed; `None` if it worked; cancelled if it was interrupted.
+    failure: Future[ConnectError | None]
+
+
+def _refused(this: weakref.ref[Record]) -> bool:
+    record = this()
+    return record is not None and record.refused()
+
+
+def _force(this: weakref.ref[Record]) -> None:
+    if (record := this()) is not None:
+        record.force()
+
+
+def _connect_error(config: DatabaseConfig, error: Exception) -> ConnectError:
+    """Return the error of a reload that may have failed for another reason than its connect."""
+    if isinstance(error, ConnectError):
+        return error
+    return classify(error, config).error(config.name)
+
+
+def emit_rejected(database: str | None, problems: tuple[Problem, ...]) -> None:
+    """Report problems of the files of a database, or of a directory."""
+    first = problems[0]
+    events.emit(
+        "config.rejected",
+        database=database,
+        file=first.path,
+        line=first.line,
+        key=first.key,
+        code=first.code,
+        problems=[str(problem) for problem in problems],
+    )
+
+
+def close_all(records: Iterable[Record], owner: str) -> list[AsyncDatabase]:
+    """Close the handles of records for good, from any thread; checkouts finish.
+
+    Pools of event loops close when their loops turn; those of loops of this thread that do not run,
+    between two `run_until_complete`, now.
+
+    Args:
+        records: Those of one owner.
+        owner: What was closed, for the error of later uses.
+
+    Returns:
+        The async ones. Their owner may wait for the pools of the running loop.
+    """
+    records = list(records)
+    with ExitStack() as stack:  # an interrupt of one is raised after the others have begun
+        for record in records:
+            stack.callback(record.close, owner)
+        drop_closed_loops()
+    handles = [handle for record in records for handle in record.handles()]
+    return [handle for handle in handles if isinstance(handle, AsyncDatabase)]

@@ -1,0 +1,81 @@
+"""Raise an exception at one chosen line of a checkout, as a signal handler does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psycopg_pool
+
+import pgmonkey
+
+_PACKAGES = (
+    str(Path(pgmonkey.__file__).parent / "pool"),
+    str(Path(psycopg_pool.__file__).parent),
+)
+
+
+class SoftTimeLimit(Exception):
+    """An interrupt that is an `Exception`, such as Celery's SoftTimeLimitExceeded."""
+
+
+class Interruption:
+    """Raise at one line of a block, counted from its beginning; only in this thread and task.
+
+    Lines count that are in `pgmonkey/pool`, in psycopg_pool, and in the file of the test, so that an
+    interrupt also comes between the body of a `with` and its end.
+
+    Args:
+        number: The line; 1 is the first.
+        error: What is raised there.
+        file: The file of the test.
+    """
+
+    def __init__(self, number: int, error: type[BaseException], file: str) -> None:
+        self._left = number
+        self._error = error
+        self._files = (*_PACKAGES, file)
+        #: Where it was raised; empty if the block has fewer lines.
+        self.at = ""
+
+    def __enter__(self) -> None:
+        # The garbage of others is not collected inside of the block.
+        gc.collect()
+        gc.disable()
+        self._task = _current_task()
+        self._trace_before = sys.gettrace()
+        self._hook_before = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_exc_info: object) -> None:
+        sys.settrace(self._trace_before)
+        sys.unraisablehook = self._hook_before
+        gc.enable()
+
+    def _unraisable(self, unraisable: Any) -> None:
+        # Python drops what is raised in a destructor.
+        if not isinstance(unraisable.exc_value, self._error):
+            self._hook_before(unraisable)
+
+    def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
+        if not frame.f_code.co_filename.startswith(self._files):
+            return None
+        if event == "line" and not self.at and _current_task() is self._task:
+            self._left -= 1
+            if self._left == 0:
+                path = Path(frame.f_code.co_filename)
+                self.at = f"{path.parent.name}/{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
+                raise self._error
+        return self._trace
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return None

@@ -1,0 +1,175 @@
+"""An exception from a signal handler, at each line of a checkout in turn: no connection is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from pgmonkey import PGConnectionManager, PgmonkeyError, Registry
+from tests.kit.database import TemporaryDatabase
+from tests.kit.eventually import eventually
+from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.interruption import Interruption, SoftTimeLimit
+
+SIZE = 2
+#: Seconds in which a client must be served. In a pool that has lost a connection it waits for ever.
+PATIENCE = 3.0
+#: A checkout without a fault runs at least that many lines.
+FEWEST_LINES = 40
+
+OWNERS = ("unwatched registry", "registry", "manager")
+ERRORS = (SoftTimeLimit, KeyboardInterrupt)
+#: A block that ends well, and one that fails.
+BODIES = ("SELECT 1", "SELECT 1/0")
+
+every_way = [
+    pytest.param(owner, error, body, settings, id=f"{owner}-{error.__name__}-{body}-{settings}")
+    for owner, error, body, settings in (
+        *(("unwatched registry", error, body, {}) for error in ERRORS for body in BODIES),
+        ("unwatched registry", SoftTimeLimit, "SELECT 1", {"check_on_checkout": True}),
+        ("registry", SoftTimeLimit, "SELECT 1", {}),
+        ("manager", SoftTimeLimit, "SELECT 1", {}),
+        ("manager", KeyboardInterrupt, "SELECT 1", {}),
+    )
+]
+
+
+def declare(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    connection_type: str,
+    settings: dict[str, Any],
+) -> int:
+    """Declare `orders`, and return how many connections it may have."""
+    sizes = {"min_size": 1, "max_size": SIZE, **settings}
+    section = "async_pool_settings" if connection_type == "async_pool" else "pool_settings"
+    registry_dir.declare("orders", database, connection_type, **{section: sizes})
+    return SIZE if connection_type.endswith("pool") else 1
+
+
+@contextmanager
+def opened(owner: str, registry_dir: RegistryDirectory) -> Iterator[Any]:
+    """Give the handle of `orders`, and close its owner."""
+    if owner == "manager":
+        with PGConnectionManager() as manager:
+            yield manager.get_database_connection(registry_dir.file("orders"))
+    else:
+        with Registry(registry_dir, metrics=None, watch=owner == "registry") as registry:
+            yield registry.get("orders")
+
+
+@asynccontextmanager
+async def opened_async(owner: str, registry_dir: RegistryDirectory) -> AsyncIterator[Any]:
+    """Give the async handle of `orders`, and close its owner."""
+    if owner == "manager":
+        async with PGConnectionManager() as manager:
+            yield await manager.get_database_connection(registry_dir.file("orders"))
+    else:
+        async with Registry(registry_dir, metrics=None, watch=owner == "registry") as registry:
+            yield registry.get("orders")
+
+
+def check_out(handle: Any, statement: str) -> None:
+    with handle as connection:
+        connection.execute(statement)
+
+
+async def check_out_async(handle: Any, statement: str) -> None:
+    async with handle as connection:
+        await connection.execute(statement)
+
+
+def fails_to_serve(handle: Any, size: int) -> str | None:
+    """Hold all connections at once; return why that was not possible."""
+    try:
+        with ExitStack() as stack:
+            for _ in range(size):
+                stack.enter_context(handle.connection(timeout=PATIENCE)).execute("SELECT 1")
+    except PgmonkeyError as error:
+        return type(error).__name__
+    return None
+
+
+async def fails_to_serve_async(handle: Any, size: int) -> str | None:
+    """Hold all connections at once; return why that was not possible."""
+    try:
+        async with AsyncExitStack() as stack:
+            for _ in range(size):
+                checkout = handle.connection(timeout=PATIENCE)
+                await (await stack.enter_async_context(checkout)).execute("SELECT 1")
+    except PgmonkeyError as error:
+        return type(error).__name__
+    return None
+
+
+@pytest.mark.parametrize("owner, error, body, settings", every_way)
+@pytest.mark.parametrize("connection_type", ["pool", "normal"])
+def test_an_interrupt_at_any_line_of_a_checkout_loses_no_connection(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    connection_type: str,
+    owner: str,
+    error: type[BaseException],
+    body: str,
+    settings: dict[str, Any],
+) -> None:
+    """Wherever it comes, the next clients get all connections at once, and close() ends all of them."""
+    size = declare(registry_dir, database, connection_type, settings)
+    lost = []
+    with opened(owner, registry_dir) as handle:
+        for number in range(1, 2000):
+            assert fails_to_serve(handle, size) is None
+            interruption = Interruption(number, error, __file__)
+            with suppress(error, Exception), interruption:
+                check_out(handle, body)
+            if not interruption.at:
+                break  # that was the last line
+            if why := fails_to_serve(handle, size):
+                lost.append((interruption.at, why))
+                handle.close()
+        status = handle.status()
+    assert lost == []
+    assert (status.used, status.waiting) == (0, 0)
+    assert number > FEWEST_LINES, "there was something to interrupt"
+    eventually(lambda: database.backends() == [], 5, "no session is left, in no transaction")
+
+
+@pytest.mark.parametrize("owner, error, body, settings", every_way)
+@pytest.mark.parametrize("connection_type", ["async_pool", "async"])
+def test_an_interrupt_at_any_line_of_an_async_checkout_loses_no_connection(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    connection_type: str,
+    owner: str,
+    error: type[BaseException],
+    body: str,
+    settings: dict[str, Any],
+) -> None:
+    """The same in a task."""
+    size = declare(registry_dir, database, connection_type, settings)
+    lost = []
+
+    async def main() -> tuple[int, int, int]:
+        async with opened_async(owner, registry_dir) as handle:
+            for number in range(1, 2000):
+                assert await fails_to_serve_async(handle, size) is None
+                interruption = Interruption(number, error, __file__)
+                with suppress(error, Exception), interruption:
+                    await check_out_async(handle, body)
+                if not interruption.at:
+                    break  # that was the last line
+                if why := await fails_to_serve_async(handle, size):
+                    lost.append((interruption.at, why))
+                    await handle.close()
+            status = handle.status()
+        return number, status.used, status.waiting
+
+    number, used, waiting = asyncio.run(main())
+    assert lost == []
+    assert (used, waiting) == (0, 0)
+    assert number > FEWEST_LINES, "there was something to interrupt"
+    eventually(lambda: database.backends() == [], 5, "no session is left, in no transaction")

@@ -1,0 +1,257 @@
+"""Rotations keep a pool warm: a new connection is made before an old one is given up, and none is left over."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pgmonkey import ConnectError, Registry
+from tests.kit.database import TemporaryDatabase
+from tests.kit.eventually import eventually
+from tests.kit.process import interrupted_after
+from tests.kit.proxy import ChaosProxy
+from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.side import SIDES, Client
+from tests.registry.load import Load, Peak, async_workers, sync_workers
+from tests.registry.steps import acting
+
+SIZE = 4
+
+
+def declare(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    connection_type: str,
+    number: int,
+    **connection: Any,
+) -> None:
+    sizes = {"min_size": 1, "max_size": SIZE}
+    registry_dir.declare(
+        "orders",
+        database,
+        connection_type,
+        connection={"application_name": f"app-{number}", **connection},
+        pool_settings=sizes,
+        async_pool_settings=sizes,
+    )
+
+
+def names(database: TemporaryDatabase) -> Counter[str]:
+    return Counter(one["application_name"] for one in database.backends())
+
+
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_a_rotation_under_load_never_leaves_fewer_connections(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """From the first replacement to the last, all clients have as many connections as before."""
+    database.execute("CREATE TABLE public.done (id int)")
+    database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
+    declare(registry_dir, database, connection_type, 0)
+    load = Load()
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        workers = sync_workers if connection_type == "pool" else async_workers
+        start, finish = workers(registry, load, 0.01)
+        start()
+        try:
+            eventually(lambda: len(database.backends()) == SIZE, 20, "the pool has grown")
+            with Peak(database) as peak:
+                declare(registry_dir, database, connection_type, 1)
+                assert registry.reload().applied == ("orders",)
+                status = registry.get("orders").status()
+                done = len(load.committed)
+                eventually(lambda: len(load.committed) > done + 4 * SIZE, 20, "it goes on")
+            eventually(lambda: names(database) == {"app-1": SIZE}, 20, "all are replaced")
+        finally:
+            finish()
+
+    assert SIZE <= peak.lowest <= peak.highest <= SIZE + 1
+    assert status.idle + status.used + status.retired >= SIZE
+    assert load.errors == []
+
+
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_a_pool_that_had_grown_has_as_many_connections_after_a_reload(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """Nobody borrows: when `reload` returns, each of three idle connections is replaced."""
+    declare(registry_dir, database, connection_type, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        client = Client(registry)
+        client.fill(3)
+        with Peak(database) as peak:
+            declare(registry_dir, database, connection_type, 1)
+            assert registry.reload().applied == ("orders",)
+        assert names(database) == {"app-1": 3}
+        assert client.handle.status().idle == 3
+        assert 3 <= peak.lowest <= peak.highest <= SIZE + 1
+        client.close()
+
+
+# The steps, taken by hand.
+
+
+@contextmanager
+def opened(registry: Registry) -> Iterator[Client]:
+    """Give a client with one connection."""
+    client = Client(registry)
+    try:
+        assert client.ask() == 1
+        yield client
+    finally:
+        client.close()
+
+
+def one_is_left(database: TemporaryDatabase) -> None:
+    eventually(lambda: len(database.backends()) == 1, 5, "the other one is closed")
+
+
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_what_was_prepared_is_closed_when_the_reload_is_called_off(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """A version that is discarded leaves the pool with its old connection, and no other one."""
+    declare(registry_dir, database, connection_type, 0)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        opened(registry) as client,
+    ):
+        handle = client.handle
+        before = client.ask("SELECT pg_backend_pid()")
+        prepared = handle.prepare(handle.version.forced(handle.version.config))
+        assert len(database.backends()) == 2
+        handle.discard(prepared)
+        one_is_left(database)
+        assert client.ask("SELECT pg_backend_pid()") == before
+        assert registry.wait_drained(5)
+
+
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_what_is_in_force_already_is_not_connected_with_again(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """To prepare the version that runs, or one that needs no new connections, makes none."""
+    declare(registry_dir, database, connection_type, 0)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        opened(registry) as client,
+    ):
+        handle = client.handle
+        attempts = handle.status().connect_attempts
+        for version in (handle.version, handle.version.next(handle.version.config)):
+            prepared = handle.prepare(version)
+            handle.adopt(version, prepared)
+            handle.rotate(prepared)
+            assert client.ask() == 1
+        assert handle.status().connect_attempts == attempts
+        assert len(database.backends()) == 1
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_what_was_prepared_before_the_handle_was_closed_is_closed(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    connection_type: str,
+    goes_on: bool,
+) -> None:
+    """Nothing is left at the server when a handle closes between the probe and the rotation."""
+    declare(registry_dir, database, connection_type, 0)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        opened(registry) as client,
+    ):
+        handle = client.handle
+        version = handle.version.forced(handle.version.config)
+        prepared = handle.prepare(version)
+        client.shut()
+        if goes_on:
+            handle.adopt(version, prepared)
+            handle.rotate(prepared)
+        else:
+            handle.discard(prepared)
+        eventually(lambda: database.backends() == [], 5, "no connection is left over")
+        assert client.ask() == 1
+        one_is_left(database)
+
+
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_a_reload_that_is_interrupted_while_it_connects_leaves_no_connection(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+    connection_type: str,
+) -> None:
+    """Ctrl-C while the new connection is waited for: once the network is back it is closed."""
+    declare(registry_dir, database, connection_type, 1, port=proxy.port)
+    with (
+        Registry(registry_dir, metrics=None, watch=False, max_connections=3) as registry,
+        opened(registry) as client,
+    ):
+        version = client.handle.version
+        proxy.set("blackhole")
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt), interrupted_after(0.2, KeyboardInterrupt):
+                client.handle.prepare(version.forced(version.config))
+        proxy.set("pass")
+        eventually(lambda: names(database) == {"app-1": 1}, 10, "what was begun is over")
+        with client.holding(3) as backends:
+            assert len(set(backends)) == 3, "every place is free"
+
+
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_what_one_handle_prepared_is_closed_when_another_one_cannot(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """A reload that is refused at the second handle of a database leaves nothing of the first."""
+    declare(registry_dir, database, connection_type, 0)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        opened(registry) as client,
+    ):
+        other = registry.get("orders", "normal")
+        other.open()
+
+        def refuse() -> None:
+            raise ConnectError("refused", database="orders", reason="refused")
+
+        declare(registry_dir, database, connection_type, 1)
+        with acting(other, "prepared", refuse):
+            assert set(registry.reload().rejected) == {"orders"}
+        eventually(lambda: names(database) == {"app-0": 2}, 5, "as many as before")
+        assert client.ask("SELECT current_setting('application_name')") == "app-0"
+
+
+async def test_a_loop_that_is_closed_between_the_steps_keeps_nothing(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The event loop of a pool ends after it has connected for a reload: no session stays."""
+    declare(registry_dir, database, "async_pool", 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+        used, end = threading.Event(), threading.Event()
+
+        async def use() -> None:
+            async with handle as connection:
+                await connection.execute("SELECT 1")
+            used.set()
+            await asyncio.to_thread(end.wait)
+
+        thread = threading.Thread(target=lambda: asyncio.run(use()))
+        thread.start()
+        assert used.wait(10)
+        version = handle.version.forced(handle.version.config)
+        prepared = handle.prepare(version)
+        assert len(database.backends()) == 2
+        end.set()
+        thread.join()
+        handle.adopt(version, prepared)
+        handle.rotate(prepared)
+        handle.patrol(0.0)
+        eventually(lambda: database.backends() == [], 5, "no connection is left over")
