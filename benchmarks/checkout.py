@@ -84,21 +84,21 @@ def instrumentation() -> Callable[[], None]:
 
     The one row that needs internals: nothing switches them off.
     """
-    from pgmonkey.pool.usage import FOLD_AT, Usage
+    from pgmonkey.pool.stats import FOLD_AT, Stats
 
-    usage = Usage()
-    record, records, checkouts = usage.records.extend, usage.records, set[Any]()
+    stats = Stats()
+    record, records, checkouts = stats.records.extend, stats.records, set[Any]()
     add, discard = checkouts.add, checkouts.discard
 
     def measure() -> None:
         for _ in range(CHECKOUTS):
             began = monotonic()
-            add(usage)
+            add(stats)
             now = monotonic()
-            discard(usage)
+            discard(stats)
             record((began - began, now - began))
             if len(records) >= FOLD_AT:
-                usage.fold()
+                stats.fold()
 
     return measure
 
