@@ -718,9 +718,12 @@ class AsyncPool:
         self.floor = self.version
         while (connection := await self._borrow_older()) is not None:
             await self.take_back(connection)
-        if self.claim():
+        spare = _pop(self._offers)
+        if spare is not None and self.waiting:
+            self._spares.append(spare)
             await self.nudge()
-        while not self.pending and (spare := _pop(self._spares)) is not None:
+            spare = _take(self._spares, spare)
+        if spare is not None:
             await spare.close()
         await self.connector.let_go()
 
@@ -734,6 +737,16 @@ class AsyncPool:
                 return connection
             await connection.driver.putconn(connection)
         return None
+
+
+def _take(
+    spares: deque[AsyncPooledConnection], spare: AsyncPooledConnection
+) -> AsyncPooledConnection | None:
+    try:
+        spares.remove(spare)
+    except ValueError:
+        return None
+    return spare
 
 
 def _pop(spares: deque[AsyncPooledConnection]) -> AsyncPooledConnection | None:

@@ -717,9 +717,12 @@ class SyncPool:
         self.floor = self.version
         while (connection := self._borrow_older()) is not None:
             self.take_back(connection)
-        if self.claim():
+        spare = _pop(self._offers)
+        if spare is not None and self.waiting:
+            self._spares.append(spare)
             self.nudge()
-        while not self.pending and (spare := _pop(self._spares)) is not None:
+            spare = _take(self._spares, spare)
+        if spare is not None:
             spare.close()
         self.connector.let_go()
 
@@ -733,6 +736,16 @@ class SyncPool:
                 return connection
             connection.driver.putconn(connection)
         return None
+
+
+def _take(
+    spares: deque[SyncPooledConnection], spare: SyncPooledConnection
+) -> SyncPooledConnection | None:
+    try:
+        spares.remove(spare)
+    except ValueError:
+        return None
+    return spare
 
 
 def _pop(spares: deque[SyncPooledConnection]) -> SyncPooledConnection | None:
