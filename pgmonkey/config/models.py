@@ -231,11 +231,15 @@ class PoolSettings:
         Key("How long a connection above min_size may stay unused.", "10min", "new_pool"),
     ] = 600.0
     max_lifetime: Annotated[
-        Seconds, Key("How old a connection may become before it is replaced.", "1h", "reconnect")
+        Seconds, Key("How old a connection may become before it is replaced.", "1h", "new_pool")
     ] = 3600.0
     reconnect_timeout: Annotated[
         SecondsOrZero,
-        Key("How long retries have growing pauses before they start over.", "5s", "new_pool"),
+        Key(
+            "Of pgmonkey 4.0, without effect: connects are tried at least once a second.",
+            "5s",
+            "nothing",
+        ),
     ] = 5.0
     num_workers: Annotated[
         int,

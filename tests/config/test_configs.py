@@ -37,12 +37,13 @@ CONNECTION_CHANGES = [
     {"connection_settings": {"password": "mate"}},
     {"connection_settings": {"autocommit": "true"}},
     {"connection_settings": {"prepare_threshold": "0"}},
-    {"pool_settings": {"max_size": "6"}},
     {"sync_settings": {"jit": "off"}},
-    {"timeout": "5"},
     {"pooler": "pgbouncer"},
 ]
 OTHER_CHANGES = [
+    {"pool_settings": {"max_size": "6"}},
+    {"pool_settings": {"max_lifetime": "2h"}},
+    {"timeout": "5"},
     {"description": "x"},
     {"required": "false"},
     {"leak_detection": "5s"},
@@ -54,7 +55,7 @@ OTHER_CHANGES = [
 
 @pytest.mark.parametrize("change", CONNECTION_CHANGES, ids=str)
 def test_what_a_connection_depends_on_changes_both_digests(load, change):
-    """A new generation is needed."""
+    """Its connections are replaced."""
     one, other = load(), load(**change)
     assert one.digest != other.digest
     assert one.connect_digest != other.connect_digest
