@@ -174,6 +174,7 @@ class AsyncDatabase(Database):
             gone: Why.
         """
         for pool in self._take_pools(gone).values():
+            pool.ending = True  # for `wait_closed`, which may come before the loop turns
             if finish_in(pool.loop, pool.thread, pool.end):
                 _pools.discard(pool)
 

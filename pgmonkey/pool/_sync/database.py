@@ -172,6 +172,7 @@ class SyncDatabase(Database):
             gone: Why.
         """
         for pool in self._take_pools(gone).values():
+            pool.ending = True  # for `wait_closed`, which may come before the loop turns
             if finish_in(pool.loop, pool.thread, pool.end):
                 _pools.discard(pool)
 

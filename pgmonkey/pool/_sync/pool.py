@@ -398,11 +398,12 @@ class SyncPool:
         connections = [one for one in self.connections.copy() if one.driver is driver]
         for connection in connections:
             connection.version = NO_VERSION
-        # No waiting for its worker: it may be connecting, and it may be the one that called.
-        driver.close(timeout=0)
+        # Before the first wait, which the end of its loop may cut short.
         for connection in connections:
             if connection.holder is None:
                 connection.hang_up()
+        # No waiting for its worker: it may be connecting, and it may be the one that called.
+        driver.close(timeout=0)
         self.connector.let_go()
 
     def drop(self) -> None:
