@@ -38,7 +38,11 @@ def acting(handle: Any, point: Point, action: Callable[[], object]) -> Iterator[
         return prepared
 
     def act_and_rotate(prepared: Any) -> None:
-        action()
+        try:
+            action()
+        except BaseException:
+            handle.discard(prepared)
+            raise
         rotate(prepared)
 
     def rotate_and_act(prepared: Any) -> None:

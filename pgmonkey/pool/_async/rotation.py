@@ -117,14 +117,14 @@ async def rotate(pool: AsyncPool, prepared: Prepared) -> None:
     Returns when no older connection is idle. Those that are out are replaced as they come back.
     """
     began = monotonic()
-    await pool.resize()
     older = len(pool.connector.older())
     rotating = pool.rotating
     pool.offer(prepared.connection)
-    if prepared.borrowed is not None:
-        pool.claim()
-        await pool.put_back(prepared.borrowed)
     try:
+        if prepared.borrowed is not None:
+            pool.claim()
+            await pool.put_back(prepared.borrowed)
+        await pool.resize()
         if pool.floor < pool.version:
             await _replace_one_by_one(pool, prepared.version, began + _LONGEST_ROTATION)
     except ConnectError:
@@ -142,6 +142,13 @@ async def rotate(pool: AsyncPool, prepared: Prepared) -> None:
             replaced=older,
             duration=round(monotonic() - began, 6),
         )
+
+
+async def rotate_late(pool: AsyncPool, version: Version) -> None:
+    """Do what is left of a reload in a pool whose event loop stood still until now."""
+    await pool.catch_up(version)
+    if pool.connector.older():
+        await pool.finish_rotation()
 
 
 async def _replace_one_by_one(pool: AsyncPool, version: Version, deadline: float) -> None:

@@ -178,13 +178,18 @@ release_in = start_in
 
 
 def call_all(
-    calls: Mapping[Loop, Callable[[], Coroutine[Any, Any, T]]], *, late: bool = False
+    calls: Mapping[Loop, Callable[[], Coroutine[Any, Any, T]]],
+    *,
+    late: bool = False,
+    drop: Callable[[Loop, T], object] = lambda _loop, _result: None,
 ) -> dict[Loop, T | BaseException]:
     """Run something in each of several loops, side by side; from another thread.
 
     Args:
         calls: What to run, by loop.
         late: Run it also if the loop turns too late for its result to be waited for.
+        drop: Called with each result that is not returned, because it came too late or the
+            caller was interrupted.
 
     Returns:
         The results or errors; `LoopStandsStillError` of a loop that does not turn.
@@ -199,9 +204,22 @@ def call_all(
         else:
             results[loop] = LoopStandsStillError()
     deadline = monotonic() + _TURN
-    for loop, future in waiting.items():
-        results[loop] = _result(loop, future, deadline, late=late)
+    returned: set[Loop] = set()
+    try:
+        for loop, future in waiting.items():
+            results[loop] = _result(loop, future, deadline, late=late)
+        returned = {loop for loop in waiting if not isinstance(results[loop], LoopStandsStillError)}
+    finally:  # an interrupt, too
+        for loop in waiting.keys() - returned:
+            if not late:
+                waiting[loop].cancel()
+            waiting[loop].add_done_callback(partial(_drop, drop, loop))
     return results
+
+
+def _drop(drop: Callable[[Loop, T], object], loop: Loop, future: Future[T]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        drop(loop, future.result())
 
 
 async def _run(function: Callable[[], Coroutine[Any, Any, T]], future: Future[T]) -> None:

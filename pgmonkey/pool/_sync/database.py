@@ -199,7 +199,8 @@ class SyncDatabase(Database):
             return {}
         pools = {loop: pool for loop, pool in self.pools.copy().items() if pool.opened}
         results = call_all(
-            {loop: partial(rotation.prepare, pool, version) for loop, pool in pools.items()}
+            {loop: partial(rotation.prepare, pool, version) for loop, pool in pools.items()},
+            drop=lambda loop, one: self._discard(pools, {loop: one}),
         )
         prepared = {
             loop: one for loop, one in results.items() if isinstance(one, rotation.Prepared)
@@ -248,7 +249,7 @@ class SyncDatabase(Database):
             {
                 loop: partial(rotation.rotate, pool, prepared[loop])
                 if loop in prepared
-                else pool.resize
+                else partial(rotation.rotate_late, pool, self.version)
                 for loop, pool in pools.items()
             },
             late=True,

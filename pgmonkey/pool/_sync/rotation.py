@@ -118,14 +118,14 @@ def rotate(pool: SyncPool, prepared: Prepared) -> None:
     Returns when no older connection is idle. Those that are out are replaced as they come back.
     """
     began = monotonic()
-    pool.resize()
     older = len(pool.connector.older())
     rotating = pool.rotating
     pool.offer(prepared.connection)
-    if prepared.borrowed is not None:
-        pool.claim()
-        pool.put_back(prepared.borrowed)
     try:
+        if prepared.borrowed is not None:
+            pool.claim()
+            pool.put_back(prepared.borrowed)
+        pool.resize()
         if pool.floor < pool.version:
             _replace_one_by_one(pool, prepared.version, began + _LONGEST_ROTATION)
     except ConnectError:
@@ -143,6 +143,13 @@ def rotate(pool: SyncPool, prepared: Prepared) -> None:
             replaced=older,
             duration=round(monotonic() - began, 6),
         )
+
+
+def rotate_late(pool: SyncPool, version: Version) -> None:
+    """Do what is left of a reload in a pool whose event loop stood still until now."""
+    pool.catch_up(version)
+    if pool.connector.older():
+        pool.finish_rotation()
 
 
 def _replace_one_by_one(pool: SyncPool, version: Version, deadline: float) -> None:

@@ -122,6 +122,7 @@ def call_all(
     calls: Mapping[None, Callable[[], T]],
     *,
     late: bool = False,  # noqa: ARG001 - as its twin
+    drop: Callable[[None, T], object] | None = None,  # noqa: ARG001 - as its twin
 ) -> dict[None, T | BaseException]:
     """Call something now, and return its result or its error."""
     results: dict[None, T | BaseException] = {}
