@@ -11,7 +11,7 @@ from pgmonkey.pool._async.connection import NO_VERSION, AsyncPooledConnection
 from pgmonkey.pool._async.waiting import Lock
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.failures import ConnectFailure, classify
-from pgmonkey.pool.host_lookup import resolved_async
+from pgmonkey.pool.hosts import resolved_async
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:

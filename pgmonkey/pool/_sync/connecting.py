@@ -12,7 +12,7 @@ from pgmonkey.pool._sync.connection import NO_VERSION, SyncPooledConnection
 from pgmonkey.pool._sync.waiting import Lock
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.failures import ConnectFailure, classify
-from pgmonkey.pool.host_lookup import resolved
+from pgmonkey.pool.hosts import resolved
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgmonkey.pool import host_lookup as hosts
-from pgmonkey.pool.host_lookup import look_up, names, resolved, resolved_async, with_addresses
+from pgmonkey.pool import hosts
+from pgmonkey.pool.hosts import look_up, names, resolved, resolved_async, with_addresses
 
 
 @pytest.mark.parametrize(
