@@ -1,0 +1,141 @@
+"""Many clients that wait or give up at the same moment: each costs the same, however many there are."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from statistics import median
+from typing import Any
+
+import pytest
+
+from pgmonkey import CheckoutTimeout, Registry
+from tests.kit.database import TemporaryDatabase
+from tests.kit.registry_dir import RegistryDirectory
+
+#: Seconds by which the last client may be late, on a machine that does other things too.
+LATE = 1.0
+#: Connections of a pool.
+SIZE = 2
+
+
+def declare(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
+) -> None:
+    sizes = {"min_size": SIZE, "max_size": SIZE}
+    registry_dir.declare(
+        "orders", database, connection_type, pool_settings=sizes, async_pool_settings=sizes
+    )
+
+
+@asynccontextmanager
+async def all_held(handle: Any) -> AsyncIterator[None]:
+    """Hold every connection of an async handle."""
+    async with AsyncExitStack() as stack:
+        for _ in range(handle.status().max_size):
+            await stack.enter_async_context(handle)
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.timing
+@pytest.mark.parametrize("connection_type", ["async_pool", "async"])
+async def test_thousands_of_tasks_that_time_out_together_are_all_in_time(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """4,000 tasks wait in vain: the last one has its error, with all it says, soon after its deadline."""
+    timeout, tasks = 4.0, 4000
+    late: list[float] = []
+    declare(registry_dir, database, connection_type)
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+
+        async def wait_in_vain() -> None:
+            began = time.monotonic()
+            try:
+                async with handle.connection(timeout=timeout):
+                    raise AssertionError("it got a connection")
+            except CheckoutTimeout as error:
+                late.append(time.monotonic() - began - timeout)
+                assert "held for" in str(error)
+
+        async with all_held(handle):
+            await asyncio.gather(*(wait_in_vain() for _ in range(tasks)))
+        assert len(late) == tasks
+        assert max(late) < LATE
+        assert handle.status().errors["timeout"] == tasks
+        assert handle.status().waiting == 0
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.timing
+def test_many_threads_that_time_out_together_are_all_in_time(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The same with 1,500 threads of a sync pool."""
+    timeout, number = 4.0, 1500
+    late: list[float] = []
+    declare(registry_dir, database, "pool")
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle = registry.get("orders")
+
+        def wait_in_vain() -> None:
+            began = time.monotonic()
+            try:
+                with handle.connection(timeout=timeout):
+                    raise AssertionError("it got a connection")
+            except CheckoutTimeout as error:
+                late.append(time.monotonic() - began - timeout)
+                assert "held for" in str(error)
+
+        threads = [threading.Thread(target=wait_in_vain) for _ in range(number)]
+        with ExitStack() as stack:
+            for _ in range(SIZE):
+                stack.enter_context(handle)
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert len(late) == number
+        assert max(late) < LATE
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("connection_type", ["async_pool", "async"])
+async def test_queueing_costs_the_loop_as_much_behind_thousands_as_behind_none(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
+) -> None:
+    """4,000 tasks queue, a few hundred in each turn of the loop, and no turn is longer for the last.
+
+    Then they are served one after the other.
+    """
+    turns, tasks = 20, 200
+    computed: list[float] = []
+    served = 0
+    declare(registry_dir, database, connection_type)
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+
+        async def take_a_turn() -> None:
+            nonlocal served
+            async with handle.connection(timeout=50):
+                served += 1
+
+        async with asyncio.TaskGroup() as group:
+            async with all_held(handle):
+                for _ in range(turns):
+                    for _ in range(tasks):
+                        group.create_task(take_a_turn())
+                    # The thread's own CPU time: what others take of the machine is not counted.
+                    before = time.thread_time()
+                    await asyncio.sleep(0)
+                    computed.append(time.thread_time() - before)
+                assert served == 0
+                assert handle.status().waiting == turns * tasks
+        assert served == turns * tasks
+    assert median(computed[-5:]) < 2 * median(computed[:3])

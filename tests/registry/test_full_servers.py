@@ -1,0 +1,132 @@
+"""Reloads on a server, or for a role, that has no connection left: the new login is still tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import psycopg
+import pytest
+
+from pgmonkey import Registry
+from tests.kit.canary import Canary
+from tests.kit.database import TemporaryDatabase
+from tests.kit.leaks import session_servers_key
+from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.server import PostgresServer
+from tests.pool.side import SIDES, Client
+
+SIZE = 3
+
+
+@pytest.fixture(scope="module")
+def small_server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
+    """A server of a few connections, none of them reserved."""
+    settings = {"max_connections": "12", "superuser_reserved_connections": "0"}
+    with PostgresServer(settings=settings) as server:
+        pytestconfig.stash[session_servers_key].append(server)
+        yield server
+
+
+@pytest.fixture
+def database(small_server: PostgresServer, canary: Canary) -> Iterator[TemporaryDatabase]:
+    """A database on it."""
+    database = TemporaryDatabase.create(small_server, canary)
+    yield database
+    database.disconnect()
+    try:
+        database.assert_unused()
+    finally:
+        database.drop()
+
+
+@contextmanager
+def no_slot_left(database: TemporaryDatabase) -> Iterator[psycopg.Connection]:
+    """Take every connection that the server has left, those of superusers too.
+
+    Gives one of them: nobody can connect to ask the server anything.
+    """
+    with ExitStack() as stack:
+        others = []
+        with pytest.raises(psycopg.OperationalError, match="too many clients"):
+            while True:
+                others.append(stack.enter_context(closing(database.server.connect())))
+        others[0].autocommit = True
+        yield others[0]
+
+
+def declare(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str, number: int, **more: str
+) -> None:
+    sizes = {"min_size": SIZE, "max_size": SIZE}
+    registry_dir.declare(
+        "orders",
+        database,
+        side,
+        connection={"application_name": f"app-{number}", **more},
+        pool_settings=sizes,
+        async_pool_settings=sizes,
+    )
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_wrong_password_is_rejected_though_the_server_has_no_slot_left(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, side: str
+) -> None:
+    """The server refuses a full house before it looks at the password: that tells nothing.
+
+    A reload with a wrong password is rejected with the reason, the old connections keep serving,
+    and the right password is taken on, with never more connections than the pool has.
+    """
+    declare(registry_dir, database, side, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
+        Client(registry)
+    ) as client:
+        client.fill(SIZE)
+        with no_slot_left(database) as superuser:
+            wrong = canary.secret()
+            declare(registry_dir, database, side, 1, password=wrong)
+            report = registry.reload()
+            status = registry.status().databases[0]
+            assert report.applied == ()
+            (problem,) = report.rejected["orders"]
+            assert "password authentication failed" in problem.message
+            assert (status.version, status.stale) == (1, True)
+            for _ in range(2 * SIZE):
+                assert client.ask("SHOW application_name") == "app-0"
+
+            declare(registry_dir, database, side, 2)
+            assert registry.reload().applied == ("orders",)
+            assert not registry.status().databases[0].stale
+            for _ in range(2 * SIZE):
+                assert client.ask("SHOW application_name") == "app-2"
+            ((sessions,),) = superuser.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [database.user]
+            ).fetchall()
+            assert sessions <= SIZE
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_wrong_password_is_rejected_though_the_role_has_no_connection_left(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, side: str
+) -> None:
+    """A role whose limit is the pool's size: each new login takes the place of an old connection."""
+    database.connection_limit(SIZE)
+    declare(registry_dir, database, side, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
+        Client(registry)
+    ) as client:
+        client.fill(SIZE)
+        declare(registry_dir, database, side, 1, password=canary.secret())
+        report = registry.reload()
+        (problem,) = report.rejected["orders"]
+        assert "password authentication failed" in problem.message
+        assert registry.status().databases[0].stale
+        assert client.ask("SHOW application_name") == "app-0"
+
+        database.rotate()
+        declare(registry_dir, database, side, 2)
+        assert registry.reload().applied == ("orders",)
+        with client.holding(SIZE) as backends:
+            assert len(set(backends)) == SIZE
+            assert {one["application_name"] for one in database.backends()} == {"app-2"}
