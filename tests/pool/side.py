@@ -110,6 +110,8 @@ class Client:
             try:
                 await self._fill(number, timeout, held, let_go)
             except BaseException as error:
+                if held.done():
+                    raise
                 held.set_exception(error)
 
         holder = asyncio.run_coroutine_threadsafe(hold(), self.loop)

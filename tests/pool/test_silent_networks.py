@@ -15,7 +15,7 @@ RECOVERY = 2.0
 
 @pytest.mark.slow
 @pytest.mark.parametrize("idle", [1, 3])
-def test_an_idle_connection_that_a_silent_network_forgot_stops_nobody(
+def test_an_idle_connection_that_a_silent_network_forgot_stops_no_client(
     make: Make, proxy: ChaosProxy, idle: int
 ) -> None:
     """A connect fails while connections are idle that will never answer: the pool recovers.
@@ -32,8 +32,10 @@ def test_an_idle_connection_that_a_silent_network_forgot_stops_nobody(
     with client.holding(idle):
         proxy.set("lost")
         refuses(client, 0.5)
-    # Nobody asks while the pool gives up, so no checkout looks at the idle connections.
-    eventually(lambda: client.handle.status().connect_failures["timeout"] >= 2, 15, "connects have failed")
+    # No client asks while the pool gives up, so no checkout looks at the idle connections.
+    eventually(
+        lambda: client.handle.status().connect_failures["timeout"] >= 2, 15, "connects have failed"
+    )
     proxy.set("pass")
 
     with takes(CONNECT_TIMEOUT + RECOVERY):

@@ -44,7 +44,7 @@ def database(small_server: PostgresServer, canary: Canary) -> Iterator[Temporary
 def no_slot_left(database: TemporaryDatabase) -> Iterator[psycopg.Connection]:
     """Take every connection that the server has left, those of superusers too.
 
-    Gives one of them: nobody can connect to ask the server anything.
+    Gives one of them, to ask the server something while no other can connect.
     """
     with ExitStack() as stack:
         others = []
@@ -56,7 +56,11 @@ def no_slot_left(database: TemporaryDatabase) -> Iterator[psycopg.Connection]:
 
 
 def declare(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str, number: int, **more: str
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    side: str,
+    number: int,
+    **more: str,
 ) -> None:
     sizes = {"min_size": SIZE, "max_size": SIZE}
     registry_dir.declare(
@@ -73,15 +77,16 @@ def declare(
 def test_a_wrong_password_is_rejected_though_the_server_has_no_slot_left(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, side: str
 ) -> None:
-    """The server refuses a full house before it looks at the password: that tells nothing.
+    """A full server refuses before it looks at the password, so its refusal says nothing of it.
 
     A reload with a wrong password is rejected with the reason, the old connections keep serving,
     and the right password is taken on, with never more connections than the pool has.
     """
     declare(registry_dir, database, side, 0)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         client.fill(SIZE)
         with no_slot_left(database) as superuser:
             wrong = canary.secret()
@@ -113,9 +118,10 @@ def test_a_wrong_password_is_rejected_though_the_role_has_no_connection_left(
     """A role whose limit is the pool's size: each new login takes the place of an old connection."""
     database.connection_limit(SIZE)
     declare(registry_dir, database, side, 0)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         client.fill(SIZE)
         declare(registry_dir, database, side, 1, password=canary.secret())
         report = registry.reload()

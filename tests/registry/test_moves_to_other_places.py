@@ -1,4 +1,4 @@
-"""Rotations that lead to another database: nobody works on the old one after the reload."""
+"""Rotations that lead to another database: no checkout works on the old one after the reload."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def declare(
 
 @pytest.mark.parametrize("side", SIDES)
 def test_after_a_move_no_checkout_gets_a_connection_of_the_old_place(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase, other: TemporaryDatabase, side: str
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    other: TemporaryDatabase,
+    side: str,
 ) -> None:
     """When `reload()` has returned, every checkout is at the new place, under load and ten times.
 
@@ -90,20 +93,26 @@ def test_after_a_move_no_checkout_gets_a_connection_of_the_old_place(
         assert load.outdated == []
         assert peak.highest <= SIZE + 1
         assert registry.wait_drained(timeout=10)
-        committed = [row[0] for place in places for row in place.execute("SELECT id FROM public.done")]
+        committed = [
+            row[0] for place in places for row in place.execute("SELECT id FROM public.done")
+        ]
         assert sorted(committed) == sorted(load.committed)
         assert places[(MOVES + 1) % 2].backends() == []
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_clients_that_wait_during_a_move_get_connections_of_the_new_place(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase, other: TemporaryDatabase, side: str
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    other: TemporaryDatabase,
+    side: str,
 ) -> None:
-    """Every connection is out at the old place: who waits is served from the new one as they return."""
+    """Every connection is out at the old place: clients that wait are served from the new one."""
     declare(registry_dir, database, side, database, 0)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         with client.holding(SIZE) as old:
             answers = [client.ask_soon(STATEMENT, timeout=30) for _ in range(3 * SIZE)]
             eventually(lambda: client.handle.status().waiting == 3 * SIZE, 10, "they wait")

@@ -23,9 +23,7 @@ def declare(
     **pool: str,
 ) -> None:
     sizes = {"min_size": min_size, "max_size": max_size, **pool}
-    registry_dir.declare(
-        "orders", database, side, pool_settings=sizes, async_pool_settings=sizes
-    )
+    registry_dir.declare("orders", database, side, pool_settings=sizes, async_pool_settings=sizes)
 
 
 @pytest.mark.parametrize("milliseconds", [2, 100])
@@ -78,9 +76,10 @@ def test_a_smaller_pool_waits_for_what_is_out(
 ) -> None:
     """All of five are out when the size becomes two: they finish; clients that wait are served by two."""
     declare(registry_dir, database, side, 5)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         with client.holding(5) as backends:
             answers = [client.ask_soon("SELECT 1", timeout=30) for _ in range(8)]
             eventually(lambda: client.handle.status().waiting == 8, 10, "they wait")
@@ -102,9 +101,10 @@ def test_a_larger_pool_serves_those_who_wait(
 ) -> None:
     """Clients that queue for one connection get more of them as soon as the size is larger."""
     declare(registry_dir, database, side, 1)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         with client.holding(1) as before:
             answers = [client.ask_soon("SELECT pg_backend_pid()", timeout=30) for _ in range(4)]
             eventually(lambda: client.handle.status().waiting == 4, 10, "they wait")
@@ -123,9 +123,10 @@ def test_a_larger_min_size_is_filled_and_a_smaller_one_is_allowed_to_shrink(
 ) -> None:
     """`min_size` from one to four makes three more connections without a client; they may go again."""
     declare(registry_dir, database, side, 4)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         client.fill(1)
         declare(registry_dir, database, side, 4, min_size=4)
         assert registry.reload().applied == ("orders",)
@@ -143,12 +144,15 @@ def test_size_and_login_may_change_together(
 ) -> None:
     """One file changes the size and the password; clients wait, and none fails."""
     declare(registry_dir, database, side, 6)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         client.fill(6)
         for size in (2, 6, 1, 4):
-            answers = [client.ask_soon("SELECT 1 FROM pg_sleep(0.01)", timeout=30) for _ in range(30)]
+            answers = [
+                client.ask_soon("SELECT 1 FROM pg_sleep(0.01)", timeout=30) for _ in range(30)
+            ]
             database.rotate()
             declare(registry_dir, database, side, size)
             assert registry.reload().applied == ("orders",)

@@ -17,7 +17,6 @@ from tests.kit.registry_dir import RegistryDirectory
 from tests.pool.side import GRACE, SIDES, Client
 
 
-
 def declare(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
@@ -47,9 +46,10 @@ def test_waiting_clients_are_served_in_the_order_in_which_they_came(
     order: list[int] = []
     answers: list[Future[Any]] = []
     declare(registry_dir, database, side)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         with client.holding(1):
             for number in range(3):
                 for _ in range(4):
@@ -58,7 +58,9 @@ def test_waiting_clients_are_served_in_the_order_in_which_they_came(
                     answer.add_done_callback(lambda _, came=came: order.append(came))
                     answers.append(answer)
                     eventually(
-                        lambda before=waiting: client.handle.status().waiting > before, 10, "it waits"
+                        lambda before=waiting: client.handle.status().waiting > before,
+                        10,
+                        "it waits",
                     )
                 if how == "reload":
                     declare(registry_dir, database, side, application_name=f"app-{number}")
@@ -90,9 +92,10 @@ def test_waiting_clients_keep_their_deadline_over_rotations(
     """Clients that began to wait before three rotations give up when their own time is over."""
     timeout = 3.0
     declare(registry_dir, database, side)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         ended: list[float] = []
         with client.holding(1):
             began = time.monotonic()
@@ -117,9 +120,10 @@ def test_a_rotation_ends_though_every_connection_is_out_for_long(
 ) -> None:
     """`reload()` does not wait for checkouts: they finish and commit, and what they held is replaced."""
     declare(registry_dir, database, side, max_size=3)
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
         with client.holding(3) as old:
             declare(registry_dir, database, side, max_size=3, application_name="new")
             began = time.monotonic()
@@ -142,9 +146,10 @@ def test_reloads_in_a_storm_of_clients_that_give_up_lose_no_connection(
     size = 4
     declare(registry_dir, database, side, max_size=size)
     over = threading.Event()
-    with Registry(registry_dir, metrics=None, watch=False) as registry, closing(
-        Client(registry)
-    ) as client:
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
 
         def storm() -> None:
             while not over.is_set():
