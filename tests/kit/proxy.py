@@ -109,6 +109,7 @@ class _Link:
         self.client = client
         self.upstream: asyncio.StreamWriter | None = None
         self.task: asyncio.Task[None] | None = None
+        self.lost = False
 
     def close(self, *, reset: bool) -> None:
         for writer in (self.client, self.upstream):
@@ -261,6 +262,9 @@ class ChaosProxy:
             self._open_gate.clear()
         else:
             self._open_gate.set()
+        if mode == "lost":
+            for link in self._links:
+                link.lost = True
         if mode == "reset":
             await self._cut(reset=True)
         elif mode == "half_close":
@@ -301,7 +305,7 @@ class ChaosProxy:
 
     async def _serve(self, link: _Link, reader: asyncio.StreamReader) -> None:
         try:
-            await self._pass_gate()
+            await self._pass_gate(link)
             await self._forward(link, reader)
         except (OSError, asyncio.CancelledError):
             pass  # the server is away, or we cut the link: either way it is over
@@ -311,9 +315,9 @@ class ChaosProxy:
             link.task = None
             link.close(reset=False)
 
-    async def _pass_gate(self) -> None:
+    async def _pass_gate(self, link: _Link) -> None:
         await self._open_gate.wait()
-        if self._mode == "lost":
+        if link.lost or self._mode == "lost":
             await self._never.wait()
 
     async def _forward(self, link: _Link, reader: asyncio.StreamReader) -> None:
@@ -338,7 +342,7 @@ class ChaosProxy:
             while data := await reader.read(_CHUNK):
                 if self._mode == "delay":
                     await asyncio.sleep(self._delay)
-                await self._pass_gate()
+                await self._pass_gate(link)
                 if direction == "frontend":
                     self.client_bytes += len(data)
                 else:
@@ -356,7 +360,7 @@ class ChaosProxy:
                 await writer.drain()
         except OSError:
             pass  # reset by this side; the end is passed on below
-        await self._pass_gate()
+        await self._pass_gate(link)
         if self._mode != "half_close":
             with contextlib.suppress(OSError, RuntimeError):
                 writer.write_eof()
