@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from sys import _getframe
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+from psycopg import AsyncTransaction
 
 from pgmonkey.pool._async import rotation
 from pgmonkey.pool._async.checkout import AsyncCheckout
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from pgmonkey.errors import PgmonkeyError
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.version import Version
+
+T = TypeVar("T")
 
 #: What every open pool of a handle has connected with, before a version is put in force.
 Prepared: TypeAlias = Mapping[Loop, rotation.Prepared]
@@ -88,8 +92,11 @@ class AsyncDatabase(Database):
     async def _transaction(
         self, checkout: AsyncCheckout, force_rollback: bool
     ) -> AsyncIterator[Any]:
-        async with checkout as connection, connection.transaction(force_rollback=force_rollback):
-            yield connection
+        async with checkout as connection:
+            # Not `connection.transaction()`: a generator would end it when a child process drops it.
+            transaction = AsyncTransaction(connection, force_rollback=force_rollback)
+            async with _left_where_entered(checkout, transaction):
+                yield connection
 
     def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
         """Borrow a connection for one cursor: see `Database.cursor`."""
@@ -98,7 +105,10 @@ class AsyncDatabase(Database):
 
     @asynccontextmanager
     async def _cursor(self, checkout: AsyncCheckout, options: dict[str, Any]) -> AsyncIterator[Any]:
-        async with checkout as connection, connection.cursor(**options) as cursor:
+        async with (
+            checkout as connection,
+            _left_where_entered(checkout, connection.cursor(**options)) as cursor,
+        ):
             yield cursor
 
     # Opening and closing
@@ -285,6 +295,19 @@ class AsyncDatabase(Database):
         self._lock = threading.Lock()
         self.loose.clear()
         self._count_in(Stats())
+
+
+@asynccontextmanager
+async def _left_where_entered(
+    checkout: AsyncCheckout, block: AbstractAsyncContextManager[T]
+) -> AsyncIterator[T]:
+    """Enter a block of a borrowed connection, and leave it, except in a child process."""
+    async with AsyncExitStack() as stack:
+        try:
+            yield await stack.enter_async_context(block)
+        finally:
+            if checkout.pool.inherited:
+                stack.pop_all()
 
 
 def _probe(pool: AsyncPool, version: Version) -> None:

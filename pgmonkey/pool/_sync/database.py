@@ -6,10 +6,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from sys import _getframe
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+from psycopg import Transaction
 
 from pgmonkey.pool._sync import rotation
 from pgmonkey.pool._sync.checkout import SyncCheckout
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from pgmonkey.errors import PgmonkeyError
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.version import Version
+
+T = TypeVar("T")
 
 #: What every open pool of a handle has connected with, before a version is put in force.
 Prepared: TypeAlias = Mapping[Loop, rotation.Prepared]
@@ -86,8 +90,11 @@ class SyncDatabase(Database):
 
     @contextmanager
     def _transaction(self, checkout: SyncCheckout, force_rollback: bool) -> Iterator[Any]:
-        with checkout as connection, connection.transaction(force_rollback=force_rollback):
-            yield connection
+        with checkout as connection:
+            # Not `connection.transaction()`: a generator would end it when a child process drops it.
+            transaction = Transaction(connection, force_rollback=force_rollback)
+            with _left_where_entered(checkout, transaction):
+                yield connection
 
     def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
         """Borrow a connection for one cursor: see `Database.cursor`."""
@@ -96,7 +103,10 @@ class SyncDatabase(Database):
 
     @contextmanager
     def _cursor(self, checkout: SyncCheckout, options: dict[str, Any]) -> Iterator[Any]:
-        with checkout as connection, connection.cursor(**options) as cursor:
+        with (
+            checkout as connection,
+            _left_where_entered(checkout, connection.cursor(**options)) as cursor,
+        ):
             yield cursor
 
     # Opening and closing
@@ -283,6 +293,17 @@ class SyncDatabase(Database):
         self._lock = threading.Lock()
         self.loose.clear()
         self._count_in(Stats())
+
+
+@contextmanager
+def _left_where_entered(checkout: SyncCheckout, block: AbstractContextManager[T]) -> Iterator[T]:
+    """Enter a block of a borrowed connection, and leave it, except in a child process."""
+    with ExitStack() as stack:
+        try:
+            yield stack.enter_context(block)
+        finally:
+            if checkout.pool.inherited:
+                stack.pop_all()
 
 
 def _probe(pool: SyncPool, version: Version) -> None:
