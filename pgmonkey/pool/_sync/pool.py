@@ -64,6 +64,9 @@ FRESH: Final = 0.1
 LONG_IDLE: Final = 30.0
 #: The most seconds to wait for that; never more than a third of what the checkout has left.
 LONGEST_PING: Final = 2.0
+#: Each connection that gives no sign of life halves that for the next one, down to this: a network
+#: that forgot one has forgotten others.
+_SHORTEST_PING: Final = 0.25
 #: What the names of our pools, and so of their threads and log records, begin with.
 NAME_PREFIX: Final = "pgmonkey/"
 #: Seconds for which a client queues that only makes psycopg_pool grow.
@@ -122,6 +125,7 @@ class SyncPool:
         self._spares: deque[SyncPooledConnection] = deque()
         self._on_refused = on_refused
         self._no_room = False
+        self._longest_ping = LONGEST_PING
         # Until when every connection is looked at, because one of them was dead.
         self._suspicious_until = 0.0
         # What the last timeout was explained with, and when.
@@ -212,8 +216,11 @@ class SyncPool:
 
     def open(self) -> None:
         """Start, unless that is done; `min_size` connections are made in the background."""
-        if self.driver.closed:
-            open_driver(self.driver)
+        if not self.driver.closed:
+            return
+        with self._renewing:
+            if self.driver.closed and not self.ending:
+                open_driver(self.driver)
 
     @property
     def label(self) -> str:
@@ -355,6 +362,8 @@ class SyncPool:
         if larger:
             self._made_with = settings
             self.driver.resize(settings.min_size, settings.max_size)
+            if self.waiting:
+                self.nudge()
         else:
             self.renew(self.driver)
 
@@ -424,7 +433,11 @@ class SyncPool:
             NestedCheckoutError: its thread or thread holds the one connection already.
             TooManyWaiting: `max_waiting` others wait.
         """
-        if (failure := self.hopeless()) and refused_logins.paused(self.target.config):
+        if (
+            not self.pending  # or the files are being read for another login
+            and (failure := self.hopeless())
+            and refused_logins.paused(self.target.config)
+        ):
             self.stats.errors["other"] += 1
             raise failure.error(self.name)
         if self.single:
@@ -475,10 +488,12 @@ class SyncPool:
         ):
             reason = "check"
             try:
-                if connection.ping(min(LONGEST_PING, left / 3)):
+                if connection.ping(min(self._longest_ping, left / 3)):
                     reason = None
+                    self._longest_ping = LONGEST_PING
             finally:
                 if reason is not None:  # an interrupt, too: its answer is still to come
+                    self._longest_ping = max(_SHORTEST_PING, self._longest_ping / 2)
                     self.retire(connection, reason)
             return reason is None
         if reason is None:
@@ -525,6 +540,8 @@ class SyncPool:
         connection.driver.putconn(connection)
         if self.ending:
             self.connector.let_go()
+        elif connection.driver is not self.driver:
+            self.try_again_soon()  # what took the place of its psycopg_pool may have had no room
 
     def take_back(self, connection: SyncPooledConnection) -> None:
         """Take back a connection of an older version: replace it, unless its turn comes later."""
