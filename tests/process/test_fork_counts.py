@@ -16,6 +16,8 @@ from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory
 from tests.process.test_forks_and_locks import again_and_again
 
+#: A pool makes one connection for one client.
+SIZES = {"min_size": 0, "max_size": 4}
 SIDES = ("pool", "normal", "async_pool", "async")
 FORKS = 60
 
@@ -46,7 +48,9 @@ def test_a_child_counts_what_it_did_itself(
 
     What it does changes no number of its parent.
     """
-    registry_dir.declare("orders", database, connection_type)
+    registry_dir.declare(
+        "orders", database, connection_type, pool_settings=SIZES, async_pool_settings=SIZES
+    )
     numbers = prometheus_client.CollectorRegistry()
 
     def counted() -> tuple[int, ...]:
@@ -92,7 +96,7 @@ def test_a_child_works_whatever_a_scrape_of_the_parent_was_doing(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """A fork in the middle of another thread's scrape: the child serves, shows and counts."""
-    registry_dir.declare("orders", database)
+    registry_dir.declare("orders", database, pool_settings=SIZES)
     numbers = prometheus_client.CollectorRegistry()
     with Registry(registry_dir, metrics=numbers, watch=False) as registry:
         use(registry, 1)

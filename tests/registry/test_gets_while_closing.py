@@ -18,7 +18,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.registry_dir import RegistryDirectory
 
 #: Seconds after which the one is let go on though the other has not ended: it waits for a lock.
-_LOCKED = 0.2
+_LOCKED = 0.05
 _PACKAGE = str(Path(pgmonkey.__file__).parent)
 
 

@@ -163,5 +163,5 @@ def test_many_refused_logins_read_the_files_a_few_times(
                 time.sleep(0.001)
         assert [error.reason for error in errors] == ["auth"] * DATABASES
         assert len(found) <= DATABASES / 3
-        assert most <= 2 * DATABASES + 4, "two for each pool, and no more than a few besides"
+        assert most <= 5 * DATABASES, "those of the pools, and of pools that replace others"
         assert slowest < 10
