@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: Seconds to wait until the server has closed its end of a connection that was closed here. A
 #: server process counts against the limits of server and role until then; it takes milliseconds.
-LONGEST_GOODBYE: Final = 1.0
+LONGEST_GOODBYE: Final = 0.8
 #: The version of a connection that belongs to no pool any more.
 NO_VERSION: Final = -1
 #: What `expires_at` is before the first use.

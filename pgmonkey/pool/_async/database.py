@@ -24,6 +24,7 @@ from pgmonkey.pool._async.waiting import (
     is_closed,
     release_in,
     running_loop,
+    soon,
     start_in,
 )
 from pgmonkey.pool._sync.connecting import connect as connect_plainly
@@ -185,6 +186,7 @@ class AsyncDatabase(Database):
         """
         for pool in self._take_pools(gone).values():
             pool.ending = True  # for `wait_closed`, which may come before the loop turns
+            soon(pool.loop, pool.hang_up)  # if the loop ends now, no task begins in it any more
             if finish_in(pool.loop, pool.thread, pool.end):
                 _pools.discard(pool)
 

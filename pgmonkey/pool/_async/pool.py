@@ -416,6 +416,13 @@ class AsyncPool:
         await driver.close(timeout=0)
         await self.connector.let_go()
 
+    def hang_up(self) -> None:
+        """Close at this end what no checkout holds: nothing is handed out any more."""
+        for connection in self.connections.copy():
+            connection.version = NO_VERSION
+            if connection.holder is None:
+                connection.hang_up()
+
     def drop(self) -> None:
         """Close everything at once: its event loop is closed, and nothing can wait in it."""
         self.ending = self.connector.ended = True

@@ -25,6 +25,7 @@ from pgmonkey.pool._sync.waiting import (
     in_thread,
     is_closed,
     release_in,
+    soon,
     start_in,
 )
 from pgmonkey.pool.checkout import EnterHalf, ExitHalf
@@ -183,6 +184,7 @@ class SyncDatabase(Database):
         """
         for pool in self._take_pools(gone).values():
             pool.ending = True  # for `wait_closed`, which may come before the loop turns
+            soon(pool.loop, pool.hang_up)  # if the loop ends now, no thread begins in it any more
             if finish_in(pool.loop, pool.thread, pool.end):
                 _pools.discard(pool)
 

@@ -415,6 +415,13 @@ class SyncPool:
         driver.close(timeout=0)
         self.connector.let_go()
 
+    def hang_up(self) -> None:
+        """Close at this end what no checkout holds: nothing is handed out any more."""
+        for connection in self.connections.copy():
+            connection.version = NO_VERSION
+            if connection.holder is None:
+                connection.hang_up()
+
     def drop(self) -> None:
         """Close everything at once: its event loop is closed, and nothing can wait in it."""
         self.ending = self.connector.ended = True
