@@ -11,6 +11,10 @@ from tests.docs.snippets import ROOT
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 #: Words of code, outside of the fences.
 CODE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.DOTALL | re.MULTILINE))
+#: The functions and classes that "Where is it?" names.
+NAMES = re.findall(
+    r"`((?:Async\w+\.)?\w+)`", TEXT.partition("## Where is it?")[2].partition("## The tests")[0]
+)
 #: Directories that only a run makes.
 MADE = ("build/",)
 
@@ -38,6 +42,18 @@ def test_every_path_exists(path):
 def test_every_target_exists(target):
     """A target that the text names is in the Makefile."""
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"_async", "_sync"}))
+def test_every_function_of_the_pool_exists(name):
+    """A function, class or method that "Where is it?" names is in a file that it names."""
+    files = [path for path in paths() if re.fullmatch(r"pgmonkey/pool/.*\.py", path)]
+    owner, _, function = name.rpartition(".")
+    defined = [rf"^ *(class|(async )?def) {function}\b", *([rf"^class {owner}\b"] if owner else [])]
+    assert any(
+        all(re.search(one, (ROOT / path).read_text(), re.MULTILINE) for one in defined)
+        for path in files
+    ), f"no file of pgmonkey/pool has {name}"
 
 
 def test_the_places_for_each_kind_of_change_are_short():
