@@ -189,6 +189,7 @@ class AsyncDatabase(Database):
             soon(pool.loop, pool.hang_up)  # if the loop ends now, no task begins in it any more
             if finish_in(pool.loop, pool.thread, pool.end):
                 _pools.discard(pool)
+        drop_closed_loops()
 
     async def wait_closed(self) -> None:
         """Wait until the pools of the running loop are closed, after `shut`."""

@@ -187,6 +187,7 @@ class SyncDatabase(Database):
             soon(pool.loop, pool.hang_up)  # if the loop ends now, no thread begins in it any more
             if finish_in(pool.loop, pool.thread, pool.end):
                 _pools.discard(pool)
+        drop_closed_loops()
 
     def wait_closed(self) -> None:
         """Wait until the pools of the running loop are closed, after `shut`."""
