@@ -288,7 +288,10 @@ class SyncDatabase(Database):
 
     def all_pools(self) -> list[Any]:
         """Return the pools of this handle: one for each event loop that uses it."""
-        return [pool for loop, pool in self.pools.copy().items() if not is_closed(loop)]
+        pools = self.pools.copy()
+        if any(map(is_closed, pools)):
+            drop_closed_loops()
+        return [pool for loop, pool in pools.items() if not is_closed(loop)]
 
     def forget(self) -> None:
         """Forget the parent's connections in a child process, without touching them."""
