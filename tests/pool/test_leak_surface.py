@@ -108,15 +108,15 @@ def test_the_search_finds_what_is_there(declared, canary):
     """A password deep inside of an object of ours would be seen."""
     with Registry(declared, metrics=None, watch=False) as registry:
         with registry.get("pool"):
-            (gate, *_) = [item for item in reachable(registry) if type(item).__name__ == "Gate"]
-            gate.last_failure = [{"why": canary.secret()}]
+            (outage, *_) = [item for item in reachable(registry) if type(item).__name__ == "Outage"]
+            outage.failure = [{"why": canary.secret()}]
             with pytest.raises(AssertionError, match="a secret leaked into a dump of"):
                 look(registry, canary)
-            gate.last_failure = None
+            outage.failure = None
 
 
 def test_a_sync_registry_holds_no_secret_in_the_open(declared, canary):
-    """Handles, generations, pools, configs, status, reports: before, during and after use."""
+    """Handles, pools, configs, status, reports: before, during and after use."""
     with Registry(declared, metrics=None, watch=False) as registry:
         before = look(registry, canary)
         with registry.get("pool") as one, registry.get("normal") as two:

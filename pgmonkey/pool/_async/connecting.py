@@ -168,8 +168,8 @@ class AsyncConnector:
             self._note_failure(version, refused)
             raise refused.error(self.name)
         began = monotonic()
-        self._stats.attempts += 1
         made = await connect(config, self.connection_type)
+        self._stats.attempts += 1
         now = monotonic()
         if isinstance(made, ConnectFailure):
             self._stats.failures[made.reason] += 1

@@ -127,7 +127,9 @@ class AsyncDatabase(Database):
 
     async def start(self) -> None:
         """Begin to connect, without waiting for it."""
-        await self.pool_here()
+        pool = await self.pool_here()
+        if not pool.settings.min_size and not pool.connections:
+            await pool.nudge()
 
     async def pool_here(self) -> AsyncPool:
         """Return the pool of the running loop, open and up to date."""

@@ -167,8 +167,8 @@ class SyncConnector:
             self._note_failure(version, refused)
             raise refused.error(self.name)
         began = monotonic()
-        self._stats.attempts += 1
         made = connect(config, self.connection_type)
+        self._stats.attempts += 1
         now = monotonic()
         if isinstance(made, ConnectFailure):
             self._stats.failures[made.reason] += 1

@@ -125,7 +125,9 @@ class SyncDatabase(Database):
 
     def start(self) -> None:
         """Begin to connect, without waiting for it."""
-        self.pool_here()
+        pool = self.pool_here()
+        if not pool.settings.min_size and not pool.connections:
+            pool.nudge()
 
     def pool_here(self) -> SyncPool:
         """Return the pool of the running loop, open and up to date."""
