@@ -195,7 +195,6 @@ class Reloader:
             # A new database is visible from here on, when it is in force or rejected: before,
             # there is no state to report.
             self._add(record)
-        self._note_success()
         return gone
 
     def _add(self, record: Record) -> None:
