@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from pgmonkey.telemetry import events
-
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.pool.failures import ConnectFailure
@@ -26,25 +24,19 @@ _MOST_LOGINS: Final = 32
 
 
 class Outage:
-    """Remember since when the connects of one pool fail, and how long to pause before the next.
+    """Remember since when the connects of one pool fail, and how long to pause before the next."""
 
-    Args:
-        database: Its name, for the events that an outage began and ended.
-    """
-
-    def __init__(self, database: str) -> None:
-        self._database = database
+    def __init__(self) -> None:
         self._since: float | None = None
         self._pause = 0.0
         self._next = 0.0
         #: Why the last connect failed; `None` if it worked.
         self.failure: ConnectFailure | None = None
-        # Guards the above: workers, rotations and reloads connect side by side. An event is
-        # emitted after it was let go.
+        # Guards the above: workers, rotations and reloads connect side by side.
         self._lock = threading.Lock()
 
-    def failed(self, failure: ConnectFailure) -> None:
-        """Note that a connect failed."""
+    def failed(self, failure: ConnectFailure) -> bool:
+        """Note that a connect failed, and tell whether the outage began with it."""
         now = monotonic()
         with self._lock:
             first = self._since is None
@@ -55,22 +47,14 @@ class Outage:
             self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
             jitter = random.uniform(0.8, 1.0)  # noqa: S311 - pools must not retry in step
             self._next = now + self._pause * jitter
-        if first:
-            events.emit(
-                "connect.failed",
-                database=self._database,
-                reason=failure.reason,
-                error=failure.text,
-            )
+        return first
 
-    def ended(self) -> None:
-        """Note that a connect worked."""
+    def ended(self) -> float | None:
+        """Note that a connect worked, and return the seconds of the outage, if there was one."""
         with self._lock:
             since, self._since = self._since, None
             self.failure = None
-        if since is not None:
-            outage = round(monotonic() - since, 3)
-            events.emit("connect.recovered", database=self._database, outage=outage)
+        return None if since is None else monotonic() - since
 
     def retry(self) -> None:
         """Try again at once: the configuration has changed."""

@@ -21,7 +21,7 @@ from pgmonkey.telemetry.status import CheckoutStatus, PoolStatus
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.errors import PgmonkeyError
-    from pgmonkey.pool.failures import ConnectFailure
+    from pgmonkey.pool.connecting import Outage
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.messages import Numbers
     from pgmonkey.pool.version import Version
@@ -61,6 +61,16 @@ class Hooks(NamedTuple):
     force_reload: Callable[[], object]
 
 
+class Connector(Protocol):
+    """The part of a connector that `Database` reads, whichever side it is of."""
+
+    rotating: tuple[float, int] | None
+    outage: Outage
+
+    def is_draining(self) -> bool:
+        """Tell whether a connection of an older version is left, here or at the server."""
+
+
 class Pool(Protocol):
     """The part of a pool that `Database` reads, whichever side it is of."""
 
@@ -68,22 +78,15 @@ class Pool(Protocol):
     lingers: bool
 
     @property
+    def connector(self) -> Connector:
+        """What makes its connections."""
+
+    @property
     def opened(self) -> bool:
-        """Whether it has connected at least once."""
-
-    @property
-    def rotating(self) -> tuple[float, int] | None:
-        """When the older connections began to be replaced, and the version before."""
-
-    @property
-    def failure(self) -> ConnectFailure | None:
-        """Why the last connect failed; `None` if it worked."""
+        """Whether it has connected at least once, and is not closed."""
 
     def numbers(self) -> Numbers:
         """Count the connections of this moment."""
-
-    def is_draining(self) -> bool:
-        """Tell whether a connection of an older version is left, here or at the server."""
 
 
 class Database(ABC):
@@ -288,7 +291,8 @@ class Database(ABC):
     def is_draining(self) -> bool:
         """Tell whether a connection of an older version is left, here or at the server."""
         return any(
-            pool.is_draining() or (pool.opened and pool.target.since != self.version.since)
+            pool.connector.is_draining()
+            or (pool.opened and pool.target.since != self.version.since)
             for pool in self.all_pools()
         )
 
@@ -305,7 +309,8 @@ class Database(ABC):
         ended, queued = waits.count + sum(stats.errors.values()), stats.queued
         pools = self.all_pools()
         numbers = [pool.numbers() for pool in pools]
-        failure = next((pool.failure for pool in pools if pool.failure), None)
+        failures = (pool.connector.outage.failure for pool in pools)
+        failure = next(filter(None, failures), None)
         now = monotonic()
         held = [
             CheckoutStatus(holder_name(one.owner), now - one.taken, one.place, one.stack)
@@ -352,7 +357,7 @@ class Database(ABC):
         config = self.version.config
         for pool in self.all_pools():
             numbers = pool.numbers()
-            rotating = pool.rotating
+            rotating = pool.connector.rotating
             if (
                 rotating is not None
                 and not pool.lingers

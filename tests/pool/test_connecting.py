@@ -20,7 +20,6 @@ from pgmonkey.pool.connecting import Outage, RefusedLogins
 from pgmonkey.pool.failures import ConnectFailure
 from tests.kit.database import TemporaryDatabase
 from tests.kit.dictionaries import config_from_dict
-from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
 
@@ -196,7 +195,7 @@ def copy_with(config: Any, **values: Any) -> Any:
 
 def test_the_pauses_of_an_outage_double_from_a_tenth_of_a_second_to_one(clock: Clock) -> None:
     """A pool tries soon, then each second, a little off so that pools do not try in step."""
-    outage = Outage("orders")
+    outage = Outage()
     assert outage.pause_left() == 0.0
     for pause in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0):
         outage.failed(ConnectFailure("refused", "connection refused"))
@@ -205,38 +204,30 @@ def test_the_pauses_of_an_outage_double_from_a_tenth_of_a_second_to_one(clock: C
         assert outage.pause_left() == 0.0
 
 
-def test_an_outage_is_reported_when_it_begins_and_when_it_ends(
-    clock: Clock, events: CapturedEvents
-) -> None:
-    """Once each, with the first reason and with its length; a connect that works says nothing."""
-    outage = Outage("orders")
-    outage.ended()
-    assert events.names == []
-    outage.failed(ConnectFailure("refused", "connection refused"))
-    outage.failed(ConnectFailure("timeout", "timed out"))
+def test_an_outage_begins_once_and_ends_with_its_length(clock: Clock) -> None:
+    """It begins with the first failure; a connect that works ends it once."""
+    outage = Outage()
+    assert outage.ended() is None
+    assert outage.failed(ConnectFailure("refused", "connection refused"))
+    assert not outage.failed(ConnectFailure("timeout", "timed out"))
     assert outage.failure == ConnectFailure("timeout", "timed out")
     clock.now += 5
-    outage.ended()
-    outage.ended()
+    assert outage.ended() == 5
+    assert outage.ended() is None
     assert outage.failure is None
     assert outage.pause_left() == 0.0
-    (failed,) = events.named("connect.failed", database="orders")
-    assert failed["reason"] == "refused"
-    (recovered,) = events.named("connect.recovered", database="orders")
-    assert recovered["outage"] == 5
 
 
-def test_a_changed_configuration_is_tried_at_once(clock: Clock, events: CapturedEvents) -> None:
+def test_a_changed_configuration_is_tried_at_once(clock: Clock) -> None:
     """The pause and the reason are of the old one; the outage goes on until a connect works."""
-    outage = Outage("orders")
+    outage = Outage()
     for _ in range(5):
         outage.failed(NO_DATABASE)
     outage.retry()
     assert outage.failure is None
     assert outage.pause_left() == 0.0
-    outage.failed(NO_DATABASE)
+    assert not outage.failed(NO_DATABASE)
     assert outage.pause_left() <= 0.1
-    assert len(events.named("connect.failed")) == 1
 
 
 # Wrong passwords, counted by the server.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._async.connection import NO_VERSION, AsyncPooledConnection
-from pgmonkey.pool._async.waiting import Lock
+from pgmonkey.pool._async.waiting import Lock, aside
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.failures import ConnectFailure, classify
 from pgmonkey.pool.hosts import resolved_async
@@ -76,7 +77,7 @@ class AsyncConnector:
         self.label = f"{self.name}/{connection_type}"
         #: What it connects with.
         self.target = version
-        self.outage = Outage(self.name)
+        self.outage = Outage()
         #: Whether a connection was made at least once.
         self.opened = False
         #: Whether its pool is closed for good, so that nobody waits for the server any more.
@@ -165,7 +166,7 @@ class AsyncConnector:
     async def _make(self, version: Version, *, probe: bool) -> AsyncPooledConnection:
         config = version.config
         if not probe and (refused := refused_logins.claim(config)) is not None:
-            self._note_failure(version, refused)
+            await self._note_failure(version, refused)
             raise refused.error(self.name)
         began = monotonic()
         made = await connect(config, self.connection_type)
@@ -176,33 +177,37 @@ class AsyncConnector:
             if made.lasting:
                 refused_logins.refused(config, made)
             if not probe:
-                self._note_failure(version, made)
+                await self._note_failure(version, made)
             raise made.error(self.name)
         self._stats.record_connect(now - began)
         refused_logins.accepted(config)
         if not probe:
-            self._worked(version)
+            await self._worked(version)
         made.version = version.since
         made.returned_at = now
         jitter = random.uniform(0.95, 1.0)  # noqa: S311 - connections must not all end at once
         made.link.expires_at = now + config.pool(self.connection_type).max_lifetime * jitter
         return made
 
-    def _note_failure(self, version: Version, failure: ConnectFailure) -> None:
-        if version is self.target:
-            self.outage.failed(failure)
+    async def _note_failure(self, version: Version, failure: ConnectFailure) -> None:
+        if version is self.target and self.outage.failed(failure):
+            await self._emit("connect.failed", reason=failure.reason, error=failure.text)
 
-    def _worked(self, version: Version) -> None:
-        self.outage.ended()
+    async def _worked(self, version: Version) -> None:
+        outage = self.outage.ended()
+        if outage is not None:
+            await self._emit("connect.recovered", outage=round(outage, 3))
         if not self.opened:
             self.opened = True
-            events.emit(
+            await self._emit(
                 "database.opened",
-                database=self.name,
                 connection_type=self.connection_type,
                 version=version.number,
                 config=version.config.redacted(),
             )
+
+    async def _emit(self, name: str, **fields: object) -> None:
+        await aside(partial(events.emit, name, database=self.name, **fields))
 
     def closed(self, connection: AsyncPooledConnection) -> None:
         """Note that the server has closed its end of a connection."""
@@ -212,10 +217,22 @@ class AsyncConnector:
         if connection.version < self.target.since:
             self.report_drained()
 
+    def begin_end(self) -> None:
+        """Note that no connection is to be made any more, and that those that are out end."""
+        if self.rotating is None and any(one.holder for one in self.connections.copy()):
+            self.rotating = monotonic(), self.target.number
+
+    def is_draining(self) -> bool:
+        """Tell whether a connection of an older version is left, here or at the server."""
+        return any(
+            one.version < self.target.since or one.link.hung_up_at is not None
+            for one in self.connections.copy()
+        )
+
     def report_drained(self) -> None:
         """Report that the last connection of the version before is closed, if it is."""
         rotating = self.rotating
-        if rotating is None or self.older():
+        if rotating is None or self.is_draining():
             return
         self.rotating = None
         since, number = rotating

@@ -73,6 +73,8 @@ class AsyncDatabase(Database):
         super().__init__(version, connection_type, limits, hooks)
         #: The pool of each loop. Read without a lock.
         self.pools: dict[Loop, AsyncPool] = {}
+        # Closed pools, until their last connection comes back.
+        self._closed_pools: list[AsyncPool] = []
         # A program may drop a handle, or end, without closing it.
         weakref.finalize(self, _release, self.pools)
 
@@ -121,8 +123,9 @@ class AsyncDatabase(Database):
             await in_thread(self.hooks.force_reload)
         pool = await self.pool_here()
         if not pool.connections:
-            async with AsyncCheckout.bound(self, timeout, _getframe(0)):
-                pass
+            checkout = AsyncCheckout.bound(self, timeout, _getframe(0))
+            connection = await checkout.enter()
+            await checkout.pool.put(connection)
         return self
 
     async def start(self) -> None:
@@ -167,7 +170,6 @@ class AsyncDatabase(Database):
             start_in(loop, pool.end)
         if own is not None:
             await own.end()
-            _pools.discard(own)
         return self
 
     def _take_pools(self, gone: PgmonkeyError | None) -> dict[Loop, AsyncPool]:
@@ -175,6 +177,7 @@ class AsyncDatabase(Database):
             if gone is not None:
                 self.gone = gone
             pools = self.pools.copy()
+            self._closed_pools += pools.values()
             self.pools.clear()
         return pools
 
@@ -189,8 +192,7 @@ class AsyncDatabase(Database):
         for pool in self._take_pools(gone).values():
             pool.ending = True  # for `wait_closed`, which may come before the loop turns
             soon(pool.loop, pool.hang_up)  # if the loop ends now, no task begins in it any more
-            if finish_in(pool.loop, pool.thread, pool.end):
-                _pools.discard(pool)
+            finish_in(pool.loop, pool.thread, pool.end)
         drop_closed_loops()
 
     async def wait_closed(self) -> None:
@@ -199,7 +201,6 @@ class AsyncDatabase(Database):
         for pool in _pools.copy():
             if pool.ending and pool.loop == here:
                 await pool.end()
-                _pools.discard(pool)
 
     # Reload: prepare every pool, which may fail; then adopt and rotate, which may not.
 
@@ -291,15 +292,18 @@ class AsyncDatabase(Database):
                 start_in(loop, pool.care)
 
     def all_pools(self) -> list[Any]:
-        """Return the pools of this handle: one for each event loop that uses it."""
-        pools = self.pools.copy()
-        if any(map(is_closed, pools)):
+        """Return the pools of this handle, with those that are closed but have connections out."""
+        with self._lock:
+            self._closed_pools = [pool for pool in self._closed_pools if pool.connections]
+            pools = [*self.pools.values(), *self._closed_pools]
+        if any(is_closed(pool.loop) for pool in pools):
             drop_closed_loops()
-        return [pool for loop, pool in pools.items() if not is_closed(loop)]
+        return [pool for pool in pools if not is_closed(pool.loop)]
 
     def forget(self) -> None:
         """Forget the parent's connections in a child process, without touching them."""
         self.pools.clear()
+        self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
         self._count_in(Stats())
@@ -348,7 +352,7 @@ def drop_closed_loops() -> None:
     for pool in _pools.copy():
         if is_closed(pool.loop):
             pool.drop()
-        if pool.ended:
+        if pool.connector.ended and not pool.connections:
             _pools.discard(pool)
 
 

@@ -198,7 +198,7 @@ class AsyncPool:
         driver: AsyncDriverPool[AsyncPooledConnection] = AsyncDriverPool(
             connection_class=AsyncPooledConnection,
             kwargs=lambda: {"connector": partial(self.connect, driver)},
-            name=f"{NAME_PREFIX}{self.label}",
+            name=f"{NAME_PREFIX}{self.connector.label}",
             min_size=settings.min_size,
             max_size=largest,
             timeout=settings.timeout,
@@ -218,33 +218,19 @@ class AsyncPool:
         if not self.driver.closed:
             return
         async with self._renewing:
-            if self.driver.closed and not self.ending:
-                await open_driver(self.driver)
-
-    @property
-    def label(self) -> str:
-        """Its database and type, for a person."""
-        return self.connector.label
+            driver = self.driver
+            if driver.closed and not self.ending:
+                try:
+                    await open_driver(driver)
+                except BaseException:  # no thread could be started: another one is opened later
+                    self.driver = self._new_driver()
+                    await driver.close(timeout=0)
+                    raise
 
     @property
     def opened(self) -> bool:
-        """Whether it has connected at least once."""
-        return self.connector.opened
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is closed for good."""
-        return self.connector.ended
-
-    @property
-    def rotating(self) -> tuple[float, int] | None:
-        """When the older connections began to be replaced, and the version before."""
-        return self.connector.rotating
-
-    @property
-    def failure(self) -> ConnectFailure | None:
-        """Why the last connect failed; `None` if it worked."""
-        return self.outage.failure
+        """Whether it has connected at least once, and is not closed."""
+        return self.connector.opened and not self.ending
 
     def try_again_soon(self) -> None:
         """Connect for the clients that wait: there is room again. Called from any thread."""
@@ -383,7 +369,7 @@ class AsyncPool:
             if self.driver is not driver or self.ending:
                 return
             self.driver = self._new_driver()
-            await open_driver(self.driver)
+        await self.open()
         await self._close_driver(driver)
 
     async def end(self) -> None:
@@ -393,6 +379,7 @@ class AsyncPool:
         async with self._renewing:
             driver = self.driver
         await self._close_driver(driver)
+        self.connector.begin_end()
         for spares in (self._offers, self._spares):
             while (spare := _pop(spares)) is not None:
                 await spare.close()
@@ -550,6 +537,14 @@ class AsyncPool:
             await self.connector.let_go()
         elif connection.driver is not self.driver:
             self.try_again_soon()  # what took the place of its psycopg_pool may have had no room
+
+    async def put(self, connection: AsyncPooledConnection) -> None:
+        """Take back a connection that no block has used."""
+        connection.holder = None
+        if connection.version < self.version:
+            await self.take_back(connection)
+        else:
+            await connection.driver.putconn(connection)
 
     async def take_back(self, connection: AsyncPooledConnection) -> None:
         """Take back a connection of an older version: replace it, unless its turn comes later."""
@@ -730,10 +725,6 @@ class AsyncPool:
     async def wait_claimed(self, seconds: float) -> bool:
         """Wait until a client gave its place to the offer, and tell whether one did in time."""
         return await self._claimed.wait(seconds)
-
-    def is_draining(self) -> bool:
-        """Tell whether a connection of an older version is left, here or at the server."""
-        return bool(self.connector.older() or self.connector.closing())
 
     async def finish_rotation(self) -> None:
         """Hand out no older connection any more, and close those that are idle.

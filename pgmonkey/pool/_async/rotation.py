@@ -118,7 +118,7 @@ async def rotate(pool: AsyncPool, prepared: Prepared) -> None:
     """
     began = monotonic()
     older = len(pool.connector.older())
-    rotating = pool.rotating
+    rotating = pool.connector.rotating
     pool.offer(prepared.connection)
     try:
         if prepared.borrowed is not None:

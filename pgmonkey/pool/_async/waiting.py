@@ -23,6 +23,7 @@ __all__ = [
     "Loop",
     "LoopStandsStillError",
     "Signal",
+    "aside",
     "borrower",
     "call_all",
     "cancel_again",
@@ -294,6 +295,11 @@ async def in_thread(function: Callable[[], T]) -> T:
 
     threading.Thread(target=call, name="pgmonkey-call", daemon=True).start()
     return await result
+
+
+async def aside(function: Callable[[], object]) -> None:
+    """Call something of the application's, which waits for nothing in a loop."""
+    function()
 
 
 def _raise(future: asyncio.Future[T], error: BaseException) -> None:

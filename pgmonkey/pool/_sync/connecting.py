@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._sync.connection import NO_VERSION, SyncPooledConnection
-from pgmonkey.pool._sync.waiting import Lock
+from pgmonkey.pool._sync.waiting import Lock, aside
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.failures import ConnectFailure, classify
 from pgmonkey.pool.hosts import resolved
@@ -75,7 +76,7 @@ class SyncConnector:
         self.label = f"{self.name}/{connection_type}"
         #: What it connects with.
         self.target = version
-        self.outage = Outage(self.name)
+        self.outage = Outage()
         #: Whether a connection was made at least once.
         self.opened = False
         #: Whether its pool is closed for good, so that nobody waits for the server any more.
@@ -188,20 +189,24 @@ class SyncConnector:
         return made
 
     def _note_failure(self, version: Version, failure: ConnectFailure) -> None:
-        if version is self.target:
-            self.outage.failed(failure)
+        if version is self.target and self.outage.failed(failure):
+            self._emit("connect.failed", reason=failure.reason, error=failure.text)
 
     def _worked(self, version: Version) -> None:
-        self.outage.ended()
+        outage = self.outage.ended()
+        if outage is not None:
+            self._emit("connect.recovered", outage=round(outage, 3))
         if not self.opened:
             self.opened = True
-            events.emit(
+            self._emit(
                 "database.opened",
-                database=self.name,
                 connection_type=self.connection_type,
                 version=version.number,
                 config=version.config.redacted(),
             )
+
+    def _emit(self, name: str, **fields: object) -> None:
+        aside(partial(events.emit, name, database=self.name, **fields))
 
     def closed(self, connection: SyncPooledConnection) -> None:
         """Note that the server has closed its end of a connection."""
@@ -211,10 +216,22 @@ class SyncConnector:
         if connection.version < self.target.since:
             self.report_drained()
 
+    def begin_end(self) -> None:
+        """Note that no connection is to be made any more, and that those that are out end."""
+        if self.rotating is None and any(one.holder for one in self.connections.copy()):
+            self.rotating = monotonic(), self.target.number
+
+    def is_draining(self) -> bool:
+        """Tell whether a connection of an older version is left, here or at the server."""
+        return any(
+            one.version < self.target.since or one.link.hung_up_at is not None
+            for one in self.connections.copy()
+        )
+
     def report_drained(self) -> None:
         """Report that the last connection of the version before is closed, if it is."""
         rotating = self.rotating
-        if rotating is None or self.older():
+        if rotating is None or self.is_draining():
             return
         self.rotating = None
         since, number = rotating

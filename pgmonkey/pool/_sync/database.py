@@ -73,6 +73,8 @@ class SyncDatabase(Database):
         super().__init__(version, connection_type, limits, hooks)
         #: The pool of each loop. Read without a lock.
         self.pools: dict[Loop, SyncPool] = {}
+        # Closed pools, until their last connection comes back.
+        self._closed_pools: list[SyncPool] = []
         # A program may drop a handle, or end, without closing it.
         weakref.finalize(self, _release, self.pools)
 
@@ -119,8 +121,9 @@ class SyncDatabase(Database):
             in_thread(self.hooks.force_reload)
         pool = self.pool_here()
         if not pool.connections:
-            with SyncCheckout.bound(self, timeout, _getframe(0)):
-                pass
+            checkout = SyncCheckout.bound(self, timeout, _getframe(0))
+            connection = checkout.enter()
+            checkout.pool.put(connection)
         return self
 
     def start(self) -> None:
@@ -165,7 +168,6 @@ class SyncDatabase(Database):
             start_in(loop, pool.end)
         if own is not None:
             own.end()
-            _pools.discard(own)
         return self
 
     def _take_pools(self, gone: PgmonkeyError | None) -> dict[Loop, SyncPool]:
@@ -173,6 +175,7 @@ class SyncDatabase(Database):
             if gone is not None:
                 self.gone = gone
             pools = self.pools.copy()
+            self._closed_pools += pools.values()
             self.pools.clear()
         return pools
 
@@ -187,8 +190,7 @@ class SyncDatabase(Database):
         for pool in self._take_pools(gone).values():
             pool.ending = True  # for `wait_closed`, which may come before the loop turns
             soon(pool.loop, pool.hang_up)  # if the loop ends now, no thread begins in it any more
-            if finish_in(pool.loop, pool.thread, pool.end):
-                _pools.discard(pool)
+            finish_in(pool.loop, pool.thread, pool.end)
         drop_closed_loops()
 
     def wait_closed(self) -> None:
@@ -197,7 +199,6 @@ class SyncDatabase(Database):
         for pool in _pools.copy():
             if pool.ending and pool.loop == here:
                 pool.end()
-                _pools.discard(pool)
 
     # Reload: prepare every pool, which may fail; then adopt and rotate, which may not.
 
@@ -289,15 +290,18 @@ class SyncDatabase(Database):
                 start_in(loop, pool.care)
 
     def all_pools(self) -> list[Any]:
-        """Return the pools of this handle: one for each event loop that uses it."""
-        pools = self.pools.copy()
-        if any(map(is_closed, pools)):
+        """Return the pools of this handle, with those that are closed but have connections out."""
+        with self._lock:
+            self._closed_pools = [pool for pool in self._closed_pools if pool.connections]
+            pools = [*self.pools.values(), *self._closed_pools]
+        if any(is_closed(pool.loop) for pool in pools):
             drop_closed_loops()
-        return [pool for loop, pool in pools.items() if not is_closed(loop)]
+        return [pool for pool in pools if not is_closed(pool.loop)]
 
     def forget(self) -> None:
         """Forget the parent's connections in a child process, without touching them."""
         self.pools.clear()
+        self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
         self._count_in(Stats())
@@ -344,7 +348,7 @@ def drop_closed_loops() -> None:
     for pool in _pools.copy():
         if is_closed(pool.loop):
             pool.drop()
-        if pool.ended:
+        if pool.connector.ended and not pool.connections:
             _pools.discard(pool)
 
 

@@ -119,7 +119,7 @@ def rotate(pool: SyncPool, prepared: Prepared) -> None:
     """
     began = monotonic()
     older = len(pool.connector.older())
-    rotating = pool.rotating
+    rotating = pool.connector.rotating
     pool.offer(prepared.connection)
     try:
         if prepared.borrowed is not None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from psycopg import Connection as SyncDriverConnection
 from psycopg_pool import ConnectionPool as SyncDriverPool
@@ -20,6 +20,7 @@ __all__ = [
     "Signal",
     "SyncDriverConnection",
     "SyncDriverPool",
+    "aside",
     "borrower",
     "call_all",
     "cancel_again",
@@ -46,6 +47,10 @@ Loop: TypeAlias = None
 Lock = threading.Lock
 borrower = threading.get_ident
 sleep = time.sleep
+
+
+#: Seconds for which `aside` waits.
+_ASIDE: Final = 0.2
 
 
 class LoopStandsStillError(Exception):
@@ -143,6 +148,16 @@ def finish_in(_loop: None, _thread: int, function: Callable[[], object]) -> bool
 def in_thread(function: Callable[[], T]) -> T:
     """Call something that blocks."""
     return function()
+
+
+def aside(function: Callable[[], object]) -> None:
+    """Call something of the application's, which may wait for the thread that calls this.
+
+    A processor of an event may use the database that the event is about.
+    """
+    thread = threading.Thread(target=function, name="pgmonkey-call", daemon=True)
+    thread.start()
+    thread.join(_ASIDE)
 
 
 # Cancellation, and the end of a loop: threads have neither
