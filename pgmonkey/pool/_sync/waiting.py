@@ -156,8 +156,12 @@ def aside(function: Callable[[], object]) -> None:
     A processor of an event may use the database that the event is about.
     """
     thread = threading.Thread(target=function, name="pgmonkey-call", daemon=True)
-    thread.start()
-    thread.join(_ASIDE)
+    try:
+        thread.start()
+    except RuntimeError:  # no thread can be started
+        function()
+    else:
+        thread.join(_ASIDE)
 
 
 # Cancellation, and the end of a loop: threads have neither
