@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from pgmonkey import Registry
+from pgmonkey.pool._async.pool import FRESH
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
@@ -152,8 +154,11 @@ def test_a_process_that_was_paused_knows_the_password_that_rotated_meanwhile(
         assert pipe.recv() == "ready"
         process.send_signal(signal.SIGSTOP)
         eventually(lambda: process.status() == psutil.STATUS_STOPPED, 10, "it is paused")
+        stopped = time.monotonic()
         rotate(database, volume)
         database.terminate_backends()
+        # A connection that came back a moment ago is handed out without a look at its socket.
+        eventually(lambda: time.monotonic() - stopped > 2 * FRESH, 5, "they are idle")
         pipe.send("go")
         process.send_signal(signal.SIGCONT)
         assert pipe.poll(30)

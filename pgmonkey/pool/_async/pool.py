@@ -119,6 +119,8 @@ class AsyncPool:
         self.waiting: set[Checkout] = set()
         #: Connects, and other work, of which psycopg_pool counts the connection already.
         self.pending: set[object] = set()
+        # Connects that ask the server, until what follows a refusal is decided.
+        self._asking: set[object] = set()
         # New connections that may take the place of older ones, and those that have a place.
         self._offers: deque[AsyncPooledConnection] = deque()
         self._spares: deque[AsyncPooledConnection] = deque()
@@ -258,6 +260,7 @@ class AsyncPool:
                 await self._wake.wait(self.outage.pause_left())
                 if driver.closed:
                     raise PoolClosed
+                self._asking.add(connecting)
                 first = not self.opened
                 connection = await self.connector.make(self.target)
                 if first:
@@ -274,6 +277,7 @@ class AsyncPool:
                 raise
             finally:
                 self.pending.discard(connecting)
+                self._asking.discard(connecting)
         connection.driver = driver
         if driver.closed:
             connection.version = NO_VERSION
@@ -429,7 +433,7 @@ class AsyncPool:
             TooManyWaiting: `max_waiting` others wait.
         """
         if (
-            not self.pending  # or the files are being read for another login
+            not self._asking  # else the files may be read at this moment, for another login
             and (failure := self.hopeless())
             and refused_logins.paused(self.target.config)
         ):
