@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.pool._async.pool import FRESH
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
+from tests.pool.side import FRESH
 
 CLIENTS = 6
 
