@@ -116,6 +116,8 @@ def test_a_certificate_that_cannot_be_trusted_is_the_first_error_and_heals_by_it
         finally:
             secure.present(AUTHORITY)
         eventually(lambda: not is_refused(), 10, "the server shows the good one")
-        eventually(client.handle.is_open, 20, "it is tried again though nobody asks")
+        eventually(
+            lambda: client.handle.status().idle == 1, 20, "it is tried again though nobody asks"
+        )
         assert works(client)
         client.close()

@@ -6,6 +6,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -109,15 +110,58 @@ def test_what_waiting_does_not_mend_is_the_first_error_and_heals_by_itself(
         for _ in range(20):
             with pytest.raises(ConnectError):
                 client.ask(timeout=5)
-        # The pauses are 1, 2, 4 ... seconds, so that few fit into any time.
-        allowed = 2 + math.log2(1 + time.monotonic() - began)
+        # The pauses are a second; after a wrong password 2, 4, 8 ... seconds.
+        seconds = time.monotonic() - began
+        wrong_password = fault in ("another password", "expired role")
+        allowed = 2 + (math.log2(1 + seconds) if wrong_password else seconds)
         assert client.handle.status().connect_attempts - attempts <= allowed, "it is not hammered"
         assert len(events.named("connect.failed", reason=reason)) == 1
     finally:
         mend()
-    eventually(client.handle.is_open, 20, "it is tried again though nobody asks")
+    eventually(lambda: client.handle.status().idle == 1, 20, "it is tried again though nobody asks")
     assert works(client)
     assert len(events.named("connect.recovered")) == 1
+
+
+def another_name(database: TemporaryDatabase, _secret: str) -> Callable[[], object]:
+    server, name = database.server, sql.Identifier(database.name)
+    away = sql.Identifier(f"{database.name}_away")
+    server.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+    database.terminate_backends()
+    server.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(name, away))
+
+    def mend() -> None:
+        server.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(away, name))
+        server.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+
+    return mend
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "reason, act",
+    [("auth", FAULTS["no login"][1]), ("no_database", another_name)],
+    ids=["no login", "another name"],
+)
+def test_clients_succeed_within_two_seconds_after_a_refusal_was_mended(
+    make: Make, database: TemporaryDatabase, canary: Canary, reason: str, act: Fault
+) -> None:
+    """A role that may log in again, a database that is back: also after a refusal of ten seconds."""
+    client = make(pool={"min_size": 1, "max_size": 1})
+    client.fill(1)
+    mend = act(database, canary.secret())
+    try:
+        database.terminate_backends()
+        began = time.monotonic()
+        while time.monotonic() - began < 10:
+            with takes(1), pytest.raises(ConnectError) as caught:
+                client.ask(timeout=20)
+            assert caught.value.reason == reason
+            time.sleep(0.05)
+    finally:
+        mend()
+    with takes(2):
+        eventually(lambda: works(client), 20, "it works again")
 
 
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
@@ -136,6 +180,43 @@ def test_a_mistake_in_the_file_is_the_first_error(make: Make, mistake: str) -> N
 
     with takes(2), pytest.raises(ConnectError) as caught:
         client.ask(timeout=20)
+    assert caught.value.reason == reason
+
+
+NAMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "role": ("auth", {"user": "too many clients", "password": "any"}),
+    "database": ("no_database", {"dbname": "pg_hba.conf says: authentication failed"}),
+    "quotes": ("no_database", {"dbname": 'say "SCRAM" to "SSL"'}),
+}
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_a_name_that_reads_like_an_error_does_not_decide_the_reason(make: Make, named: str) -> None:
+    """A role or a database may be called like one."""
+    reason, connection = NAMED[named]
+    client = make(connection=connection)
+    with takes(2), pytest.raises(ConnectError) as caught:
+        client.ask(timeout=20)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "directory, name, reason",
+    [
+        ("pg-ssl", "", "refused"),
+        ("SCRAM", "", "refused"),
+        ("", f"{'scram' * 14}.example", "dns"),  # no resolver accepts so long a part of a name
+    ],
+)
+def test_a_host_that_reads_like_an_error_is_waited_for(
+    make: Make, tmp_path: Path, directory: str, name: str, reason: str
+) -> None:
+    """A socket directory or a host may be called like an error that waiting does not mend."""
+    if directory:
+        (tmp_path / directory).mkdir()
+    client = make(connection={"host": name or str(tmp_path / directory)})
+    with takes(0.5, 0.5), pytest.raises(CheckoutTimeout) as caught:
+        client.ask(timeout=0.5)
     assert caught.value.reason == reason
 
 
