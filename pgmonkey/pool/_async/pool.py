@@ -178,8 +178,8 @@ class AsyncPool:
         if reconnects:
             self.lingers = False
             soon(self.loop, self._wake.set)
-            if self.waiting:
-                start_in(self.loop, self.nudge)
+        if self.waiting:  # max_connections may have been raised, too
+            start_in(self.loop, self.nudge)
 
     async def catch_up(self, version: Version) -> None:
         """Move to a version that was put in force while this pool could not be rotated."""
@@ -543,8 +543,9 @@ class AsyncPool:
             self.try_again_soon()  # what took the place of its psycopg_pool may have had no room
 
     async def put(self, connection: AsyncPooledConnection) -> None:
-        """Take back a connection that no block has used."""
+        """Take back a connection that no block has used, so nothing shows that it is alive."""
         connection.holder = None
+        connection.expires_at = UNUSED
         if connection.version < self.version:
             await self.take_back(connection)
         else:

@@ -179,8 +179,8 @@ class SyncPool:
         if reconnects:
             self.lingers = False
             soon(self.loop, self._wake.set)
-            if self.waiting:
-                start_in(self.loop, self.nudge)
+        if self.waiting:  # max_connections may have been raised, too
+            start_in(self.loop, self.nudge)
 
     def catch_up(self, version: Version) -> None:
         """Move to a version that was put in force while this pool could not be rotated."""
@@ -542,8 +542,9 @@ class SyncPool:
             self.try_again_soon()  # what took the place of its psycopg_pool may have had no room
 
     def put(self, connection: SyncPooledConnection) -> None:
-        """Take back a connection that no block has used."""
+        """Take back a connection that no block has used, so nothing shows that it is alive."""
         connection.holder = None
+        connection.expires_at = UNUSED
         if connection.version < self.version:
             self.take_back(connection)
         else:
