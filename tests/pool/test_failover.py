@@ -12,7 +12,6 @@ import pytest
 
 from pgmonkey import Registry
 from tests.kit.canary import Canary
-from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.server import PostgresServer
@@ -93,7 +92,7 @@ def test_a_promotion_is_followed_soon_after_the_new_primary_accepts_writes(
 
 
 def test_a_primary_that_was_demoted_is_left_at_the_first_read_only_error(
-    client: Client, pair: Pair, events: CapturedEvents
+    client: Client, pair: Pair
 ) -> None:
     """One error, 25006, retires every connection to the old primary; the next checkout leaves it."""
     client.fill(3)
@@ -108,4 +107,4 @@ def test_a_primary_that_was_demoted_is_left_at_the_first_read_only_error(
         client.ask("INSERT INTO done VALUES (1) RETURNING id")
     assert client.ask("INSERT INTO done VALUES (2) RETURNING id") == 2
     assert port(client) == pair.standby.port
-    assert events.wait("database.given_up")["reason"] == "standby"
+    assert client.handle.status().evicted["standby"] >= 3

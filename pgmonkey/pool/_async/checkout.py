@@ -142,7 +142,8 @@ class AsyncCheckout(Checkout):
                     and pool.wants_primary
                     and isinstance(error, ReadOnlySqlTransaction)
                 ):
-                    await pool.renew(connection.driver)  # this server is no primary any more
+                    # This server is no primary any more.
+                    await pool.renew(connection.driver, "standby")
         except BaseException as interrupt:
             if out:
                 pool.interrupted(connection, interrupt)

@@ -68,6 +68,8 @@ LONGEST_PING: Final = 2.0
 _SHORTEST_PING: Final = 0.25
 #: What the names of our pools, and so of their threads and log records, begin with.
 NAME_PREFIX: Final = "pgmonkey/"
+#: Connects of a pool that are under way at a time: a server that comes back is not stormed.
+_MOST_AT_ONCE: Final = 2
 #: Seconds for which a client queues that only makes psycopg_pool grow.
 _NUDGE: Final = 0.001
 #: Seconds for which the explanation of one timeout serves for others: of thousands of clients
@@ -208,7 +210,7 @@ class AsyncPool:
             max_lifetime=settings.max_lifetime,
             reconnect_timeout=0,
             reconnect_failed=self.gave_up,
-            num_workers=settings.num_workers,
+            num_workers=min(settings.num_workers, _MOST_AT_ONCE),
             open=False,
         )
         # What every checkout calls, without the way to it.
@@ -358,7 +360,9 @@ class AsyncPool:
         else:
             await self.renew(self.driver)
 
-    async def renew(self, driver: AsyncDriverPool[AsyncPooledConnection]) -> None:
+    async def renew(
+        self, driver: AsyncDriverPool[AsyncPooledConnection], reason: str | None = None
+    ) -> None:
         """Put another psycopg_pool in the place of this one.
 
         Only for what psycopg_pool has no call: telling the clients that queue of a lasting
@@ -368,11 +372,17 @@ class AsyncPool:
 
         Args:
             driver: What to replace; nothing happens if another one took its place.
+            reason: Under which its connections count as evicted, if they do.
         """
         async with self._renewing:
             if self.driver is not driver or self.ending:
                 return
             self.driver = self._new_driver()
+        if reason is not None:
+            self.stats.evicted[reason] += sum(
+                one.driver is driver and one.link.hung_up_at is None
+                for one in self.connections.copy()
+            )
         await self.open()
         await self._close_driver(driver)
 
@@ -499,7 +509,7 @@ class AsyncPool:
             return True
         await self.retire(connection, reason)
         if reason == "standby":
-            await self.renew(connection.driver)  # all of them lead to that server
+            await self.renew(connection.driver, reason)  # all of them lead to that server
         return False
 
     def _unfit(self, connection: AsyncPooledConnection, now: float) -> str | None:

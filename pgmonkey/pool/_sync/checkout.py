@@ -143,7 +143,8 @@ class SyncCheckout(Checkout):
                     and pool.wants_primary
                     and isinstance(error, ReadOnlySqlTransaction)
                 ):
-                    pool.renew(connection.driver)  # this server is no primary any more
+                    # This server is no primary any more.
+                    pool.renew(connection.driver, "standby")
         except BaseException as interrupt:
             if out:
                 pool.interrupted(connection, interrupt)

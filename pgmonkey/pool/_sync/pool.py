@@ -69,6 +69,8 @@ LONGEST_PING: Final = 2.0
 _SHORTEST_PING: Final = 0.25
 #: What the names of our pools, and so of their threads and log records, begin with.
 NAME_PREFIX: Final = "pgmonkey/"
+#: Connects of a pool that are under way at a time: a server that comes back is not stormed.
+_MOST_AT_ONCE: Final = 2
 #: Seconds for which a client queues that only makes psycopg_pool grow.
 _NUDGE: Final = 0.001
 #: Seconds for which the explanation of one timeout serves for others: of thousands of clients
@@ -209,7 +211,7 @@ class SyncPool:
             max_lifetime=settings.max_lifetime,
             reconnect_timeout=0,
             reconnect_failed=self.gave_up,
-            num_workers=settings.num_workers,
+            num_workers=min(settings.num_workers, _MOST_AT_ONCE),
             open=False,
         )
         # What every checkout calls, without the way to it.
@@ -357,7 +359,9 @@ class SyncPool:
         else:
             self.renew(self.driver)
 
-    def renew(self, driver: SyncDriverPool[SyncPooledConnection]) -> None:
+    def renew(
+        self, driver: SyncDriverPool[SyncPooledConnection], reason: str | None = None
+    ) -> None:
         """Put another psycopg_pool in the place of this one.
 
         Only for what psycopg_pool has no call: telling the clients that queue of a lasting
@@ -367,11 +371,17 @@ class SyncPool:
 
         Args:
             driver: What to replace; nothing happens if another one took its place.
+            reason: Under which its connections count as evicted, if they do.
         """
         with self._renewing:
             if self.driver is not driver or self.ending:
                 return
             self.driver = self._new_driver()
+        if reason is not None:
+            self.stats.evicted[reason] += sum(
+                one.driver is driver and one.link.hung_up_at is None
+                for one in self.connections.copy()
+            )
         self.open()
         self._close_driver(driver)
 
@@ -498,7 +508,7 @@ class SyncPool:
             return True
         self.retire(connection, reason)
         if reason == "standby":
-            self.renew(connection.driver)  # all of them lead to that server
+            self.renew(connection.driver, reason)  # all of them lead to that server
         return False
 
     def _unfit(self, connection: SyncPooledConnection, now: float) -> str | None:
