@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from pgmonkey.errors import PgmonkeyError
+from pgmonkey.pool._async.database import drop_closed_loops
 from pgmonkey.registry.watch import Watch, timer
 from pgmonkey.registry.workers import Workers
 from pgmonkey.telemetry import events
@@ -137,6 +138,7 @@ class Maintenance:
         ):
             self._rescan_at = now + self._rescan_interval
             self._reloader.look()
+        drop_closed_loops()
         for record in list(self._reloader.records.values()):
             if record.take_retry(now):
                 self._reloader.start(record)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from functools import partial
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -346,13 +347,8 @@ class AsyncPool:
         made_with, settings = self._made_with, self.settings
         if settings == made_with or self.ending:
             return
-        larger = (
-            settings.min_size >= made_with.min_size
-            and settings.max_size >= made_with.max_size
-            and (settings.max_idle, settings.max_lifetime, settings.num_workers)
-            == (made_with.max_idle, made_with.max_lifetime, made_with.num_workers)
-        )
-        if larger:
+        others = attrgetter("max_idle", "max_lifetime", "num_workers")
+        if settings.max_size >= made_with.max_size and others(settings) == others(made_with):
             self._made_with = settings
             await self.driver.resize(settings.min_size, settings.max_size)
             if self.waiting:

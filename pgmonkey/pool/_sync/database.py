@@ -282,7 +282,6 @@ class SyncDatabase(Database):
             now: The monotonic clock.
         """
         self.report_long_checkouts(now)
-        drop_closed_loops()
         for loop, pool in self.pools.copy().items():
             if pool.target is not self.version:
                 start_in(loop, partial(pool.catch_up, self.version))
