@@ -317,7 +317,7 @@ class Database(ABC):
             for each in numbers
             for one in each.held + each.retired
         ]
-        requests, queued = stats.counted(ended + len(held), queued)
+        requests = stats.total(ended + len(held))
         settings = self.version.config.pool(self.connection_type)
         everywhere = sum(pool.opened for pool in pools) or 1
         return PoolStatus(

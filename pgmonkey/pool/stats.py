@@ -29,7 +29,6 @@ class Stats:
     __slots__ = (
         "_connects",
         "_lock",
-        "_queued_before",
         "_requests_before",
         "_uses",
         "_waits",
@@ -48,7 +47,7 @@ class Stats:
         self._waits = Timings()
         self._uses = Timings()
         self._connects = Timings()
-        # Guards the three timings. A checkout that finds it taken does not wait for it.
+        # Guards the three timings and the total. A checkout that finds it taken does not wait for it.
         self._lock = threading.Lock()
         #: Checkouts that got no connection, by reason: timeout, too_many, other.
         self.errors: Counter[str] = Counter(_ERRORS)
@@ -62,25 +61,17 @@ class Stats:
         #: Checkouts held longer than `leak_detection`.
         self.leaks = 0
         self._requests_before = 0
-        self._queued_before = 0
 
-    def counted(self, requests: int, queued: int) -> tuple[int, int]:
-        """Return these two totals, or those that were returned before if they were higher.
+    def total(self, requests: int) -> int:
+        """Return this number of requests, or the one that was returned before if it was higher.
 
-        They are put together from what has ended and what is out. A checkout on its way from
-        the one to the other is in neither for some microseconds; a counter that falls by one is
-        a restart to Prometheus, which would count all of it once more.
+        It is put together from what has ended and what is out. A checkout on its way from the one
+        to the other is in neither for some microseconds; a counter that falls by one is a restart
+        to Prometheus, which would count all of it once more.
         """
         with self._lock:
             self._requests_before = max(self._requests_before, requests)
-            self._queued_before = max(self._queued_before, queued)
-            return self._requests_before, self._queued_before
-
-    @property
-    def connects(self) -> Durations:
-        """Return how long the connects that succeeded took."""
-        with self._lock:
-            return self._connects.read()
+            return self._requests_before
 
     def durations(self) -> tuple[Durations, Durations, Durations]:
         """Return waits, uses and connects, all of the same moment."""
