@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -16,6 +17,7 @@ from pgmonkey.config.models import CONNECTION_TYPES, ConnectionType
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._async.database import AsyncDatabase
+from pgmonkey.pool._async.waiting import in_thread
 from pgmonkey.pool.limits import ConnectionLimits
 from pgmonkey.registry import fork
 from pgmonkey.registry.record import Handle, Record, Shared, close_all
@@ -263,7 +265,7 @@ class PGConnectionManager:
     async def _reload_async(
         self, cached: _Cached, handle: AsyncDatabase, config: DatabaseConfig
     ) -> Database:
-        await cached.record.force_async(config)
+        await in_thread(partial(cached.record.force, config))
         return await self._open(cached, handle)
 
     @property

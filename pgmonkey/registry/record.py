@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
 import time
@@ -150,8 +149,7 @@ class Record:
 
     def handles(self) -> list[Handle]:
         """Return the handles that were asked for so far."""
-        with self._lock:
-            return list(self._handles.values())
+        return list(self._handles.values())
 
     def handle(self, connection_type: ConnectionType | None = None) -> Handle | None:
         """Return the handle of a connection type, the same one every time; `None` if removed.
@@ -331,69 +329,43 @@ class Record:
             ReloadRejectedError: the new connections cannot be made; nothing has changed.
         """
         while True:
-            forced, mine = self._join_forced(config)
+            with self._lock:
+                assert self._version is not None
+                wanted = config or self._version.config
+                forced = self._forced
+                mine = forced is None or forced.config.digest != wanted.digest
+                if mine:
+                    forced = self._forced = _Forced(wanted, Future())
+            assert forced is not None
             if mine:
                 self._force(forced)
             try:
-                return self._raise_if_rejected(forced.failure.result())
+                error = forced.failure.result()
             except CancelledError:
-                pass  # who did it was interrupted
-
-    async def force_async(self, config: DatabaseConfig | None = None) -> None:
-        """Do what `force` does, without blocking the running loop."""
-        while True:
-            forced, mine = self._join_forced(config)
-            if mine:
-                try:
-                    asyncio.get_running_loop().run_in_executor(None, self._force, forced)
-                except RuntimeError as error:  # no thread can be started
-                    self._end_forced(forced, error)
-            # Who is cancelled while waiting does not end the reload for those who share it.
-            await asyncio.wait([asyncio.wrap_future(forced.failure)])
-            if not forced.failure.cancelled():
-                return self._raise_if_rejected(forced.failure.result())
-
-    def _join_forced(self, config: DatabaseConfig | None) -> tuple[_Forced, bool]:
-        """Return the forced reload under way, or a new one, and whether the caller carries it out."""
-        with self._lock:
-            assert self._version is not None
-            config = config or self._version.config
-            forced = self._forced
-            if forced is not None and forced.config.digest == config.digest:
-                return forced, False
-            forced = self._forced = _Forced(config, Future())
-            return forced, True
+                continue  # the thread that carried it out was interrupted
+            if error is None:
+                return
+            raise ReloadRejectedError(
+                error.text, database=self.name, reason=error.reason, hint=error.hint
+            )
 
     def _force(self, forced: _Forced) -> None:
+        error: ConnectError | None = None
         try:
             with events.held_back(), self._reloading:
                 _, prepared = self._replace(forced.config, forced=True)
                 for handle, one in prepared.items():
                     handle.rotate(one)
-            self._end_forced(forced, None)
-        except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: a reason, too
-            self._end_forced(forced, error)
+        except Exception as failure:  # noqa: BLE001 - no descriptor, no thread, no memory: a reason, too
+            error = _connect_error(forced.config, failure)
         except BaseException:
-            self._end_forced(forced, None, interrupted=True)
-            raise
-
-    def _end_forced(
-        self, forced: _Forced, error: Exception | None, *, interrupted: bool = False
-    ) -> None:
-        with self._lock:
-            if self._forced is forced:
-                self._forced = None
-        if interrupted:
             forced.failure.cancel()
-        else:
-            failure = None if error is None else _connect_error(forced.config, error)
-            forced.failure.set_result(failure)
-
-    def _raise_if_rejected(self, error: ConnectError | None) -> None:
-        if error is not None:
-            raise ReloadRejectedError(
-                error.text, database=self.name, reason=error.reason, hint=error.hint
-            )
+            raise
+        finally:
+            with self._lock:
+                if self._forced is forced:
+                    self._forced = None
+        forced.failure.set_result(error)
 
     def _replace(
         self, config: DatabaseConfig, *, forced: bool
@@ -479,11 +451,12 @@ class Record:
 
     def take_retry(self, now: float) -> bool:
         """Tell whether a failed probe is due again; who is told so must call `reload`."""
+        due = self._retry_at
+        if due is None or now < due:
+            return False
         with self._lock:
-            due = self._retry_at is not None and now >= self._retry_at
-            if due:
-                self._retry_at = None
-            return due
+            due, self._retry_at = self._retry_at, None
+            return due is not None
 
     def is_quiet(self) -> bool:
         """Tell whether `reload` would wait for nothing: no pool is open, no reload under way."""
@@ -516,11 +489,11 @@ class Record:
 
     def take_probe(self, now: float) -> bool:
         """Tell whether a background probe is due; who is told so must call `probe`."""
-        with self._lock:
-            due = self.declared and self._probe_at is not None and now >= self._probe_at
-            if due:
-                self._probe_at = None
-            return due
+        due = self._probe_at
+        if due is None or now < due or not self.declared:
+            return False
+        self._probe_at = None
+        return True
 
     def probe(self, interval: float | None = None) -> None:
         """Connect once, outside the pools, and note whether the server was reached.

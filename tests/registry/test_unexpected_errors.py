@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pgmonkey import Registry
+from pgmonkey import PgmonkeyError, Registry
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
@@ -79,3 +79,21 @@ def test_a_reload_that_the_system_refuses_is_rejected_and_tried_again_by_itself(
         assert len(events.named("config.rejected")) == 1
         assert registry.wait_drained(timeout=5)
     eventually(lambda: database.backends() == [], 5, "no connection is left over")
+
+
+def test_a_registry_whose_thread_cannot_start_says_what_to_do(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The error names the directory and the reason; without a watcher, the registry works."""
+    registry_dir.declare("orders", database)
+    with ExitStack() as stack:
+        no_thread(stack, None)
+        with pytest.raises(PgmonkeyError, match="can't start new thread") as refused:
+            Registry(registry_dir, metrics=None)
+        assert str(registry_dir) in str(refused.value)
+        assert "watch=False" in str(refused.value)
+        unwatched = Registry(registry_dir, metrics=None, watch=False)
+    with unwatched:
+        assert application_name(unwatched) is not None
+    with Registry(registry_dir, metrics=None) as registry:
+        assert registry.watching

@@ -253,6 +253,13 @@ def test_a_secret_reloads_exactly_the_databases_that_use_it(
         assert modified == pytest.approx(volume.path("password").stat().st_mtime)
 
 
+def silent(*_directories: str, stop_event: threading.Event, **_: Any) -> Iterator[set[Any]]:
+    """Watch as an operating system does that reports nothing."""
+    while not stop_event.is_set():
+        stop_event.wait(0.02)
+        yield set()
+
+
 def test_a_lost_event_is_made_good_by_the_rescan(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
@@ -261,12 +268,6 @@ def test_a_lost_event_is_made_good_by_the_rescan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """When no file event ever comes, the rescan finds the change."""
-
-    def silent(*_directories: str, stop_event: threading.Event, **_: Any) -> Iterator[set[Any]]:
-        while not stop_event.is_set():
-            stop_event.wait(0.02)
-            yield set()
-
     monkeypatch.setattr(watchfiles, "watch", silent)
     registry_dir.write("orders", text(database, "first"))
     with Registry(registry_dir, metrics=numbers, rescan_interval=0.2) as registry:
@@ -277,6 +278,25 @@ def test_a_lost_event_is_made_good_by_the_rescan(
         assert application_name(registry) == "second"
         assert [one["version"] for one in events.named("config.applied")] == [2]
         assert numbers.of("config_version") == 2
+
+
+def test_a_pause_of_the_process_is_a_reason_to_read_the_files(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that was stopped, or a machine that slept, may have missed events: it looks."""
+    monkeypatch.setattr(watchfiles, "watch", silent)
+    registry_dir.write("orders", text(database, "first"))
+    with Registry(registry_dir, metrics=None, rescan_interval=3600) as registry:
+        assert application_name(registry) == "first"
+        events.wait("watch.started")
+        registry_dir.write("orders", text(database, "second"))
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 60)  # it is a minute later
+
+        eventually(lambda: application_name(registry) == "second", 10, "it has read the files")
 
 
 def test_without_file_events_the_directory_is_polled_and_the_event_says_so(
