@@ -86,7 +86,7 @@ class ConnectionLimits:
                 instead_of = None
             if instead_of is not None:
                 self._count(member, instead_of, -1)
-            refusal = self.refusal(member, server, beyond=beyond)
+            refusal = self._refusal(member, server, beyond)
             if refusal is None:
                 self._count(member, server, 1)
                 self._refused.pop(member, None)
@@ -105,18 +105,6 @@ class ConnectionLimits:
         self._given.append((member, server))
         self._count_given()
 
-    def refusal(self, member: Member, server: str, *, beyond: int = 0) -> str | None:
-        """Return which limit forbids another connection at this moment, or `None`; see `take`."""
-        own = self.held(member)
-        if own >= member.max_size + beyond:
-            return f"all {own} connections that max_size allows are open"
-        full = self._full(member, server)
-        return None if full is None else _words(*full)
-
-    def held(self, member: Member) -> int:
-        """Return how many connections a pool has, with those that are being made."""
-        return sum(self._held.get(member, {}).copy().values())
-
     def explain(self, member: Member, server: str) -> str | None:
         """Return which limit over several pools is reached and who holds its connections."""
         full = self._full(member, server)
@@ -130,6 +118,13 @@ class ConnectionLimits:
         named = ", ".join(f"{label} {number}" for label, number in held[:_NAMED])
         more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
         return f"{_words(*full)} ({named}{more})"
+
+    def _refusal(self, member: Member, server: str, beyond: int) -> str | None:
+        own = sum(self._held.get(member, {}).values())
+        if own >= member.max_size + beyond:
+            return f"all {own} connections that max_size allows are open"
+        full = self._full(member, server)
+        return None if full is None else _words(*full)
 
     def _full(self, member: Member, server: str) -> tuple[str | None, int] | None:
         """Return the limit over several pools that is reached: of a server or of all, how high."""

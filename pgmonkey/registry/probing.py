@@ -34,14 +34,14 @@ class _Probe:
         """Ask again: another connection was closed."""
         self._freed.set()
 
-    def take(self, limits: ConnectionLimits) -> bool:
-        """Count one more connection, and tell whether that was possible within a second."""
+    def take(self, limits: ConnectionLimits) -> str | None:
+        """Count one more connection within a second, or return which limit forbids it."""
         deadline = time.monotonic() + _ROOM
-        while limits.take(self, self.server) is not None:
+        while (refusal := limits.take(self, self.server)) is not None:
             if not self._freed.wait(max(0.0, deadline - time.monotonic())):
-                return False
+                return limits.explain(self, self.server) or refusal
             self._freed.clear()
-        return True
+        return None
 
 
 def probe_failure(config: DatabaseConfig, limits: ConnectionLimits) -> ConnectError | None:
@@ -54,9 +54,9 @@ def probe_failure(config: DatabaseConfig, limits: ConnectionLimits) -> ConnectEr
     if (failure := refused_logins.paused(config)) is not None:
         return failure.error(config.name)
     probe = _Probe(config)
-    if not probe.take(limits):
+    if (refusal := probe.take(limits)) is not None:
         return ConnectError(
-            f"{limits.explain(probe, probe.server)}, so none is left for the probe",
+            f"{refusal}, so none is left for the probe",
             database=config.name,
             reason="too_many_connections",
             hint="raise max_connections",
