@@ -1,5 +1,5 @@
 # Generated from _async/database.py by .ci/sync_code: edit that file.
-"""The handle of an `normal` or `pool` database: what its clients call."""
+"""The handle of a `normal` or `pool` database: what its clients call."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ _inherited: Final[list[SyncPool]] = []
 
 
 class SyncDatabase(Database):
-    """Hand out connections of an `normal` or `pool` database, in any number of event loops.
+    """Hand out connections of a `normal` or `pool` database.
 
-    Each loop that uses it has a pool of its own; a handle that was never used costs nothing.
+    All threads share one pool; a handle that was never used costs nothing.
     """
 
     checkout_class = SyncCheckout

@@ -1,5 +1,5 @@
 # Generated from _async/pool.py by .ci/sync_code: edit that file.
-"""The pool of one handle in one event loop: one psycopg_pool, from open to close.
+"""The pool of one handle, for all threads: one psycopg_pool, from open to close.
 
 Every connection carries the version of the configuration it was made with. A reload never swaps
 pools: it replaces connections inside the pool (see `rotation`). Two comparisons decide: a
@@ -82,7 +82,7 @@ _SINGLE: Final = ("normal", "async")
 
 
 class SyncPool:
-    """Hand out, check, replace and close the connections of one handle in one event loop.
+    """Hand out, check, replace and close the connections of one handle, for all threads.
 
     Args:
         version: What it connects with.
@@ -90,7 +90,7 @@ class SyncPool:
         stats: Where the handle counts.
         limits: How many connections there may be in this process.
         on_refused: Called when the server refused a login: reads the files again. It blocks.
-        loop: The event loop that it lives in.
+        loop: None: there is one pool for all threads.
     """
 
     def __init__(
@@ -434,7 +434,7 @@ class SyncPool:
 
         Raises:
             ConnectError: nothing is open, and the login was refused a moment ago.
-            NestedCheckoutError: its thread or thread holds the one connection already.
+            NestedCheckoutError: its thread holds the one connection already.
             TooManyWaiting: `max_waiting` others wait.
         """
         if (
