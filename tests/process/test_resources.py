@@ -118,7 +118,8 @@ def test_without_threads_nothing_is_lost_and_the_next_try_works(
     with Program(THREADS, registry_dir, when, canary=canary) as program:
         assert program.code() == 0, program.text
         said = program.said
-    assert said[-2:] == [f"healed: (1,) {when == 'first'}", "swapped: (1,) True"]
+    assert said[-1] == "swapped: (1,) True"
+    assert said[-2].startswith("healed: (1,)")
     if when == "open":
         assert said[0] == "still: (1,)", "a reload of an open pool needs no thread"
     else:
