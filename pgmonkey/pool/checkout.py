@@ -8,7 +8,7 @@ from threading import get_ident
 from types import CodeType, FrameType, MethodType
 from typing import Any, Final, Self
 
-from pgmonkey.pool.messages import wrong_side
+from pgmonkey.errors import WrongSideError
 
 #: The stages of a checkout: looked up in one half only, made for one block, looked up in both
 #: halves by one `with`, which enters it at once, entered otherwise, reported as held too long.
@@ -244,3 +244,16 @@ def loose(handle: Any) -> Any:
         return handle.loose.pop()
     except IndexError:
         raise RuntimeError(f"{handle!r} was not entered") from None
+
+
+def wrong_side(name: str, connection_type: str) -> WrongSideError:
+    """Return the error for `with` on an async handle, or the reverse."""
+    used, right = (
+        ("`async with` or `await`", "with")
+        if connection_type in ("normal", "pool")
+        else ("`with`", "async with")
+    )
+    return WrongSideError(
+        f"{name} is a {connection_type} database: {used} does not work on it; "
+        f'use `{right} registry.get("{name}") as conn:`'
+    )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import TupleRow
 
-from pgmonkey.pool.checkout import REPORTED, Checkout
-from pgmonkey.pool.messages import describe, holder_name, wrong_side
+from pgmonkey.pool.checkout import REPORTED, Checkout, wrong_side
+from pgmonkey.pool.messages import describe, holder_name
 from pgmonkey.pool.stats import Stats
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import CheckoutStatus, PoolStatus

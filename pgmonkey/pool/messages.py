@@ -11,7 +11,6 @@ from pgmonkey.errors import (
     ConnectError,
     NestedCheckoutError,
     TooManyWaiting,
-    WrongSideError,
 )
 from pgmonkey.pool.failures import HINTS
 
@@ -138,19 +137,6 @@ def no_room(database: str, why: str, limit: str | None) -> ConnectError:
         reason="too_many_connections",
         hint="the reload is tried again; shorten the transactions"
         f" or raise {'max_connections' if limit else 'max_size'}",
-    )
-
-
-def wrong_side(name: str, connection_type: str) -> WrongSideError:
-    """Return the error for `with` on an async handle, or the reverse."""
-    used, right = (
-        ("`async with` or `await`", "with")
-        if connection_type in ("normal", "pool")
-        else ("`with`", "async with")
-    )
-    return WrongSideError(
-        f"{name} is a {connection_type} database: {used} does not work on it; "
-        f'use `{right} registry.get("{name}") as conn:`'
     )
 
 

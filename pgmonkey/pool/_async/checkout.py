@@ -18,7 +18,6 @@ from pgmonkey.pool.stats import FOLD_AT
 
 if TYPE_CHECKING:
     from pgmonkey.pool._async.connection import AsyncPooledConnection
-    from pgmonkey.pool._async.database import AsyncDatabase
     from pgmonkey.pool._async.pool import AsyncPool
 
 
@@ -38,13 +37,13 @@ class AsyncCheckout(Checkout):
             self.enter_alone()
             timeout = self.timeout
         self.stage = ENTERED
-        handle: AsyncDatabase = self.handle
+        handle = self.handle
         began = asked = self.began = self.taken = monotonic()
         self.owner = borrower()
         self.connection = connection = None
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
-        pool = handle.pools.get(running_loop())
+        pool: AsyncPool | None = handle.pools.get(running_loop())
         if pool is None or pool.target is not handle.version:
             pool = await handle.pool_here()
         self.pool = pool
@@ -130,7 +129,7 @@ class AsyncCheckout(Checkout):
                 else:
                     await connection.driver.putconn(connection)
                 out = False
-                handle: AsyncDatabase = self.handle
+                handle = self.handle
                 taken = self.taken
                 handle.record((taken - self.began, now - taken))
                 if len(handle.records) >= FOLD_AT:

@@ -19,7 +19,6 @@ from pgmonkey.pool.stats import FOLD_AT
 
 if TYPE_CHECKING:
     from pgmonkey.pool._sync.connection import SyncPooledConnection
-    from pgmonkey.pool._sync.database import SyncDatabase
     from pgmonkey.pool._sync.pool import SyncPool
 
 
@@ -39,13 +38,13 @@ class SyncCheckout(Checkout):
             self.enter_alone()
             timeout = self.timeout
         self.stage = ENTERED
-        handle: SyncDatabase = self.handle
+        handle = self.handle
         began = asked = self.began = self.taken = monotonic()
         self.owner = borrower()
         self.connection = connection = None
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
-        pool = handle.pools.get(None)
+        pool: SyncPool | None = handle.pools.get(None)
         if pool is None or pool.target is not handle.version:
             pool = handle.pool_here()
         self.pool = pool
@@ -131,7 +130,7 @@ class SyncCheckout(Checkout):
                 else:
                     connection.driver.putconn(connection)
                 out = False
-                handle: SyncDatabase = self.handle
+                handle = self.handle
                 taken = self.taken
                 handle.record((taken - self.began, now - taken))
                 if len(handle.records) >= FOLD_AT:

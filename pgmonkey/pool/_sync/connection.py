@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import select
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ReferenceType
 
 import psycopg
@@ -23,7 +23,6 @@ from pgmonkey.pool._sync.waiting import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pgmonkey.pool._sync.connecting import SyncConnector
     from pgmonkey.pool.checkout import Checkout
 
 #: Seconds to wait until the server has closed its end of a connection that was closed here. A
@@ -40,6 +39,18 @@ _PEER_CLOSED: Final = getattr(select, "POLLRDHUP", 0)
 _HANG_UP: Final = _PEER_CLOSED | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
+class SyncCounter(Protocol):
+    """What counts a connection until it is closed: see `SyncConnector`."""
+
+    ended: bool
+
+    def closed(self, connection: SyncPooledConnection) -> None:
+        """Note that the server has closed its end of a connection."""
+
+    def let_go(self) -> None:
+        """Wait until the server has closed its end of what was closed here."""
+
+
 class Link:
     """The socket of one connection, and its place within the limits."""
 
@@ -47,7 +58,7 @@ class Link:
 
     def __init__(self) -> None:
         #: What made and counts it; `None` for a connection outside any pool.
-        self.connector: SyncConnector | None = None
+        self.connector: SyncCounter | None = None
         #: The host and port that it is counted for.
         self.server = ""
         #: When it is too old to be handed out, on the monotonic clock.
