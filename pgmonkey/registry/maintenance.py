@@ -111,7 +111,7 @@ class Maintenance:
                 thread.start()
             except RuntimeError as error:
                 raise PgmonkeyError(
-                    f"{self._path}: cannot start the thread that watches the files: {error}"
+                    f"{self._path}: cannot start the thread of the registry: {error}"
                     "\n  hint: allow this process more threads, or open the registry with"
                     " watch=False and without probe_interval"
                 ) from None

@@ -328,15 +328,12 @@ class Record:
         Raises:
             ReloadRejectedError: the new connections cannot be made; nothing has changed.
         """
+        digest = None if config is None else config.digest
         while True:
             with self._lock:
-                assert self._version is not None
-                wanted = config or self._version.config
                 forced = self._forced
-                mine = forced is None or forced.config.digest != wanted.digest
-                if mine:
-                    forced = self._forced = _Forced(wanted, Future())
-            assert forced is not None
+                if mine := forced is None or forced.digest != digest:
+                    forced = self._forced = _Forced(config, digest, Future())
             if mine:
                 self._force(forced)
             try:
@@ -353,11 +350,15 @@ class Record:
         error: ConnectError | None = None
         try:
             with events.held_back(), self._reloading:
-                _, prepared = self._replace(forced.config, forced=True)
-                for handle, one in prepared.items():
-                    handle.rotate(one)
-        except Exception as failure:  # noqa: BLE001 - no descriptor, no thread, no memory: a reason, too
-            error = _connect_error(forced.config, failure)
+                assert self._version is not None
+                config = forced.config or self._version.config  # the one in force by now
+                try:
+                    _, prepared = self._replace(config, forced=True)
+                except Exception as failure:  # noqa: BLE001 - no descriptor, no thread, no memory: a reason, too
+                    error = _connect_error(config, failure)
+                else:
+                    for handle, one in prepared.items():
+                        handle.rotate(one)
         except BaseException:
             forced.failure.cancel()
             raise
@@ -630,7 +631,9 @@ class Record:
 class _Forced(NamedTuple):
     """A forced reload under way."""
 
-    config: DatabaseConfig
+    #: What to connect with; `None`: what is in force.
+    config: DatabaseConfig | None
+    digest: bytes | None
     #: Why it failed; `None` if it worked; cancelled if it was interrupted.
     failure: Future[ConnectError | None]
 

@@ -152,8 +152,8 @@ class Registry:
         Args:
             name: The name: the stem of the file.
             connection_type: Another type than the file declares. Each type has its own handle.
-            force_reload: Replace the connections even if nothing changed: those of a sync
-                handle at once, those of an async handle when it is awaited.
+            force_reload: Replace the connections of the database even if nothing changed: at
+                once, or, for an async type, when the handle is awaited.
 
         Raises:
             UnknownDatabaseError: no file declares the name.

@@ -127,6 +127,31 @@ def test_the_newest_of_several_versions_wins_while_one_is_being_probed(
         assert registry.wait_drained(timeout=5)
 
 
+def test_a_forced_reload_that_waits_for_a_reload_keeps_what_that_one_has_applied(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """It replaces connections with what is in force when its turn comes, not when it was asked for."""
+    declare(registry_dir, database, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        assert seen(registry) == "app-0"
+        reload = threading.Thread(target=registry.reload)
+        force = threading.Thread(target=lambda: registry.get("orders", force_reload=True))
+        with Pause(registry.get("orders"), "prepared") as pause:
+            declare(registry_dir, database, 1)
+            reload.start()
+            pause.wait()
+            force.start()
+            force.join(0.2)
+            assert force.is_alive(), "it waits for its turn"
+        reload.join()
+        force.join()
+
+        assert seen(registry) == "app-1"
+        assert next(one.version for one in registry.status().databases if one.name == "orders") == 3
+        assert registry.wait_drained(timeout=5)
+        assert seen(registry) == "app-1"
+
+
 def test_a_slow_database_holds_up_no_other(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
