@@ -92,6 +92,7 @@ class Checkout:
         Raises:
             RuntimeError: it was entered before.
         """
+        self.owner = get_ident()
         if self.stage == BOUND:
             return
         if self.stage >= ENTERED:

@@ -139,13 +139,7 @@ class Database(ABC):
         # Guards `gone` and the pools. Never held while waiting.
         self._lock = threading.Lock()
         self._force_due = False
-        self._count_in(Stats())
-
-    def _count_in(self, stats: Stats) -> None:
-        self.stats = stats
-        # What every checkout calls when it ends, without the way to it.
-        self.records = stats.records
-        self.record = stats.records.extend
+        self.stats = Stats()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.connection_type}>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from typing import Final, get_args
 
 from pgmonkey.errors import Reason
@@ -21,7 +21,7 @@ _FAILURES: Final[dict[str, int]] = dict.fromkeys(get_args(Reason), 0)
 class Stats:
     """Count the checkouts of one handle.
 
-    A checkout leaves its two durations, by extending a deque, which the interpreter makes
+    A checkout leaves its two durations, by extending a list, which the interpreter makes
     atomic: it pays some tens of nanoseconds and never waits. They are folded into sums when
     somebody reads, or by the checkout that finds too many of them.
     """
@@ -43,7 +43,7 @@ class Stats:
 
     def __init__(self) -> None:
         #: How long each checkout waited for its connection, and how long it kept it, in turn.
-        self.records: deque[float] = deque()
+        self.records: list[float] = []
         self._waits = Timings()
         self._uses = Timings()
         self._connects = Timings()
@@ -93,7 +93,8 @@ class Stats:
                 self._lock.release()
 
     def _fold(self) -> None:
-        take = self.records.popleft
-        taken = [take() for _ in range(len(self.records))]  # bounded: others go on
+        records = self.records
+        taken = records[: len(records)]
+        del records[: len(taken)]  # others go on, and extend the rest
         self._waits.record(*taken[::2])
         self._uses.record(*taken[1::2])

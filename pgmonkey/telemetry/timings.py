@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 #: Upper bounds of the histograms' buckets, in seconds: those that OpenTelemetry advises for databases.
@@ -41,11 +42,12 @@ class Timings:
         """Record durations; many at once cost a fraction of what they cost one by one."""
         self._count += len(durations)
         self._sum += sum(durations)
-        shortest = BUCKETS[0]
-        longer = [seconds for seconds in durations if seconds > shortest]
-        self._buckets[0] += len(durations) - len(longer)
-        for seconds in longer:
-            self._buckets[bisect_left(BUCKETS, seconds)] += 1
+        ordered = sorted(durations)
+        before = 0
+        for bucket, bound in enumerate((*BUCKETS, inf)):
+            upto = bisect_right(ordered, bound)
+            self._buckets[bucket] += upto - before
+            before = upto
 
     def read(self) -> Durations:
         """Return all durations recorded so far."""

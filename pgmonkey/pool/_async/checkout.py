@@ -12,7 +12,7 @@ from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from pgmonkey.pool._async.pool import FRESH, LONG_IDLE
-from pgmonkey.pool._async.waiting import borrower, running_loop
+from pgmonkey.pool._async.waiting import current_task, running_loop
 from pgmonkey.pool.checkout import ENTERED, PAIRED, REPORTED, Checkout
 from pgmonkey.pool.stats import FOLD_AT
 
@@ -39,7 +39,7 @@ class AsyncCheckout(Checkout):
         self.stage = ENTERED
         handle = self.handle
         began = asked = self.began = self.taken = monotonic()
-        self.owner = borrower()
+        self.owner = current_task()
         self.connection = connection = None
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
@@ -127,13 +127,12 @@ class AsyncCheckout(Checkout):
                 if connection.version < pool.version:
                     await pool.take_back(connection)
                 else:
-                    await connection.driver.putconn(connection)
+                    await connection.give_back(connection)
                 out = False
-                handle = self.handle
                 taken = self.taken
-                handle.record((taken - self.began, now - taken))
-                if len(handle.records) >= FOLD_AT:
-                    handle.stats.fold()
+                pool.record((taken - self.began, now - taken))
+                if len(pool.records) >= FOLD_AT:
+                    pool.stats.fold()
                 if self.stage == REPORTED:
                     pool.returned_late(self, now - taken)
                 if (
@@ -142,7 +141,7 @@ class AsyncCheckout(Checkout):
                     and isinstance(error, ReadOnlySqlTransaction)
                 ):
                     # This server is no primary any more.
-                    await pool.renew(connection.driver, "standby")
+                    await pool.renew(connection.link.driver, "standby")
         except BaseException as interrupt:
             if out:
                 pool.interrupted(connection, interrupt)

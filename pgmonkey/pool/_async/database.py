@@ -305,7 +305,7 @@ class AsyncDatabase(Database):
         self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
-        self._count_in(Stats())
+        self.stats = Stats()
 
 
 @asynccontextmanager

@@ -114,6 +114,9 @@ class AsyncPool:
         self.thread = threading.get_ident()
         self.single = connection_type in _SINGLE
         self.stats = stats
+        # What every checkout calls when it ends, without the way to it.
+        self.records = stats.records
+        self.record = stats.records.extend
         #: Whether it is closing for good.
         self.ending = False
         #: Whether it belongs to the parent of this process, and must not be touched.
@@ -281,7 +284,8 @@ class AsyncPool:
             finally:
                 self.pending.discard(connecting)
                 self._asking.discard(connecting)
-        connection.driver = driver
+        connection.link.driver = driver
+        connection.give_back = driver.putconn
         if driver.closed:
             connection.version = NO_VERSION
         return connection
@@ -340,7 +344,7 @@ class AsyncPool:
             connection = await self.driver.getconn(_NUDGE)
         except (PoolTimeout, PoolClosed):
             return
-        await connection.driver.putconn(connection)
+        await connection.give_back(connection)
 
     async def resize(self) -> None:
         """Bring psycopg_pool to the sizes that are in force."""
@@ -376,7 +380,7 @@ class AsyncPool:
             self.driver = self._new_driver()
         if reason is not None:
             self.stats.evicted[reason] += sum(
-                one.driver is driver and one.link.hung_up_at is None
+                one.link.driver is driver and one.link.hung_up_at is None
                 for one in self.connections.copy()
             )
         await self.open()
@@ -402,7 +406,7 @@ class AsyncPool:
         A checkout sets itself as the holder before it looks at the version, so either it sees
         that the connection is too old, or it is seen here.
         """
-        connections = [one for one in self.connections.copy() if one.driver is driver]
+        connections = [one for one in self.connections.copy() if one.link.driver is driver]
         for connection in connections:
             connection.version = NO_VERSION
         # Before the first wait, which the end of its loop may cut short.
@@ -474,7 +478,7 @@ class AsyncPool:
             if connection.link.hung_up_at is not None:
                 closing += 1
             elif holder is None:
-                idle += connection.driver is not None
+                idle += connection.link.driver is not None
             elif (checkout := holder()) is not None:
                 (held if connection.version >= self.version else retired).append(checkout)
         return Numbers(idle, held, retired, closing, len(self.waiting))
@@ -505,7 +509,7 @@ class AsyncPool:
             return True
         await self.retire(connection, reason)
         if reason == "standby":
-            await self.renew(connection.driver, reason)  # all of them lead to that server
+            await self.renew(connection.link.driver, reason)  # all of them lead to that server
         return False
 
     def _unfit(self, connection: AsyncPooledConnection, now: float) -> str | None:
@@ -542,10 +546,10 @@ class AsyncPool:
             self.stats.evicted[reason] += 1
         connection.holder = None
         connection.hang_up()
-        await connection.driver.putconn(connection)
+        await connection.give_back(connection)
         if self.ending:
             await self.connector.let_go()
-        elif connection.driver is not self.driver:
+        elif connection.link.driver is not self.driver:
             self.try_again_soon()  # what took the place of its psycopg_pool may have had no room
 
     async def put(self, connection: AsyncPooledConnection) -> None:
@@ -555,7 +559,7 @@ class AsyncPool:
         if connection.version < self.version:
             await self.take_back(connection)
         else:
-            await connection.driver.putconn(connection)
+            await connection.give_back(connection)
 
     async def take_back(self, connection: AsyncPooledConnection) -> None:
         """Take back a connection of an older version: replace it, unless its turn comes later."""
@@ -563,7 +567,7 @@ class AsyncPool:
         if claimed or connection.version < self.floor:
             await self.retire(connection, "rotation")
         else:
-            await connection.driver.putconn(connection)
+            await connection.give_back(connection)
         if claimed:
             self._claimed.set()
 
@@ -694,7 +698,7 @@ class AsyncPool:
             return
         finally:
             for connection in idle:
-                await connection.driver.putconn(connection)
+                await connection.give_back(connection)
 
     # What the rotation asks
 
@@ -719,7 +723,7 @@ class AsyncPool:
     async def put_back(self, connection: AsyncPooledConnection) -> None:
         """Let psycopg_pool replace a connection that `close_for_probe` has closed."""
         self.connector.give_place(connection)
-        await connection.driver.putconn(connection)
+        await connection.give_back(connection)
         self.pending.discard(connection)
 
     async def replace_idle(self) -> bool:
@@ -728,7 +732,7 @@ class AsyncPool:
         if connection is None:
             return False
         if not self.claim():
-            await connection.driver.putconn(connection)
+            await connection.give_back(connection)
             return False
         await self.retire(connection, "rotation")
         return True
@@ -762,7 +766,7 @@ class AsyncPool:
                 return None
             if connection.version < self.version:
                 return connection
-            await connection.driver.putconn(connection)
+            await connection.give_back(connection)
         return None
 
 

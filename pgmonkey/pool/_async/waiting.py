@@ -24,9 +24,9 @@ __all__ = [
     "LoopStandsStillError",
     "Signal",
     "aside",
-    "borrower",
     "call_all",
     "cancel_again",
+    "current_task",
     "end_tasks",
     "finish_in",
     "in_thread",
@@ -48,7 +48,7 @@ Cancelled = asyncio.CancelledError
 Loop: TypeAlias = asyncio.AbstractEventLoop
 Lock = asyncio.Lock
 running_loop = asyncio.get_running_loop
-borrower = asyncio.current_task
+current_task = asyncio.current_task
 sleep = asyncio.sleep
 
 #: Seconds after which a loop that has not turned is taken to stand still.

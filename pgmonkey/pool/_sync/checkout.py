@@ -13,7 +13,6 @@ from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from pgmonkey.pool._sync.pool import FRESH, LONG_IDLE
-from pgmonkey.pool._sync.waiting import borrower
 from pgmonkey.pool.checkout import ENTERED, PAIRED, REPORTED, Checkout
 from pgmonkey.pool.stats import FOLD_AT
 
@@ -40,7 +39,6 @@ class SyncCheckout(Checkout):
         self.stage = ENTERED
         handle = self.handle
         began = asked = self.began = self.taken = monotonic()
-        self.owner = borrower()
         self.connection = connection = None
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
@@ -128,13 +126,12 @@ class SyncCheckout(Checkout):
                 if connection.version < pool.version:
                     pool.take_back(connection)
                 else:
-                    connection.driver.putconn(connection)
+                    connection.give_back(connection)
                 out = False
-                handle = self.handle
                 taken = self.taken
-                handle.record((taken - self.began, now - taken))
-                if len(handle.records) >= FOLD_AT:
-                    handle.stats.fold()
+                pool.record((taken - self.began, now - taken))
+                if len(pool.records) >= FOLD_AT:
+                    pool.stats.fold()
                 if self.stage == REPORTED:
                     pool.returned_late(self, now - taken)
                 if (
@@ -143,7 +140,7 @@ class SyncCheckout(Checkout):
                     and isinstance(error, ReadOnlySqlTransaction)
                 ):
                     # This server is no primary any more.
-                    pool.renew(connection.driver, "standby")
+                    pool.renew(connection.link.driver, "standby")
         except BaseException as interrupt:
             if out:
                 pool.interrupted(connection, interrupt)

@@ -54,13 +54,23 @@ class SyncCounter(Protocol):
 class Link:
     """The socket of one connection, and its place within the limits."""
 
-    __slots__ = ("connector", "descriptor", "expires_at", "hung_up_at", "poll", "server")
+    __slots__ = (
+        "connector",
+        "descriptor",
+        "driver",
+        "expires_at",
+        "hung_up_at",
+        "poll",
+        "server",
+    )
 
     def __init__(self) -> None:
         #: What made and counts it; `None` for a connection outside any pool.
         self.connector: SyncCounter | None = None
         #: The host and port that it is counted for.
         self.server = ""
+        #: The psycopg_pool that it belongs to.
+        self.driver: Any = None
         #: When it is too old to be handed out, on the monotonic clock.
         self.expires_at = float("inf")
         #: Tells what happened at the socket.
@@ -81,8 +91,9 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
         self.version = NO_VERSION
         #: The checkout that holds it; `None` while nobody does.
         self.holder: ReferenceType[Checkout] | None = None
-        #: The psycopg_pool that it belongs to.
-        self.driver: Any = None
+        #: Gives it back to the psycopg_pool that it belongs to. Looked up once: every checkout
+        #: calls it.
+        self.give_back: Any = None
         #: When it was given back, or made, on the monotonic clock.
         self.returned_at = monotonic()
         #: When it is too old to be handed out, on the monotonic clock; `UNUSED` before its first
@@ -175,7 +186,8 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
         self.hang_up()
         connector = self.link.connector
         # A psycopg_pool that closes closes many: its own end waits for all of them at once.
-        if connector and (connector.ended or not (self.driver and self.driver.closed)):
+        driver = self.link.driver
+        if connector and (connector.ended or not (driver and driver.closed)):
             connector.let_go()
 
     def hang_up(self) -> None:

@@ -303,7 +303,7 @@ class SyncDatabase(Database):
         self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
-        self._count_in(Stats())
+        self.stats = Stats()
 
 
 @contextmanager

@@ -115,6 +115,9 @@ class SyncPool:
         self.thread = threading.get_ident()
         self.single = connection_type in _SINGLE
         self.stats = stats
+        # What every checkout calls when it ends, without the way to it.
+        self.records = stats.records
+        self.record = stats.records.extend
         #: Whether it is closing for good.
         self.ending = False
         #: Whether it belongs to the parent of this process, and must not be touched.
@@ -280,7 +283,8 @@ class SyncPool:
             finally:
                 self.pending.discard(connecting)
                 self._asking.discard(connecting)
-        connection.driver = driver
+        connection.link.driver = driver
+        connection.give_back = driver.putconn
         if driver.closed:
             connection.version = NO_VERSION
         return connection
@@ -339,7 +343,7 @@ class SyncPool:
             connection = self.driver.getconn(_NUDGE)
         except (PoolTimeout, PoolClosed):
             return
-        connection.driver.putconn(connection)
+        connection.give_back(connection)
 
     def resize(self) -> None:
         """Bring psycopg_pool to the sizes that are in force."""
@@ -375,7 +379,7 @@ class SyncPool:
             self.driver = self._new_driver()
         if reason is not None:
             self.stats.evicted[reason] += sum(
-                one.driver is driver and one.link.hung_up_at is None
+                one.link.driver is driver and one.link.hung_up_at is None
                 for one in self.connections.copy()
             )
         self.open()
@@ -401,7 +405,7 @@ class SyncPool:
         A checkout sets itself as the holder before it looks at the version, so either it sees
         that the connection is too old, or it is seen here.
         """
-        connections = [one for one in self.connections.copy() if one.driver is driver]
+        connections = [one for one in self.connections.copy() if one.link.driver is driver]
         for connection in connections:
             connection.version = NO_VERSION
         # Before the first wait, which the end of its loop may cut short.
@@ -473,7 +477,7 @@ class SyncPool:
             if connection.link.hung_up_at is not None:
                 closing += 1
             elif holder is None:
-                idle += connection.driver is not None
+                idle += connection.link.driver is not None
             elif (checkout := holder()) is not None:
                 (held if connection.version >= self.version else retired).append(checkout)
         return Numbers(idle, held, retired, closing, len(self.waiting))
@@ -504,7 +508,7 @@ class SyncPool:
             return True
         self.retire(connection, reason)
         if reason == "standby":
-            self.renew(connection.driver, reason)  # all of them lead to that server
+            self.renew(connection.link.driver, reason)  # all of them lead to that server
         return False
 
     def _unfit(self, connection: SyncPooledConnection, now: float) -> str | None:
@@ -541,10 +545,10 @@ class SyncPool:
             self.stats.evicted[reason] += 1
         connection.holder = None
         connection.hang_up()
-        connection.driver.putconn(connection)
+        connection.give_back(connection)
         if self.ending:
             self.connector.let_go()
-        elif connection.driver is not self.driver:
+        elif connection.link.driver is not self.driver:
             self.try_again_soon()  # what took the place of its psycopg_pool may have had no room
 
     def put(self, connection: SyncPooledConnection) -> None:
@@ -554,7 +558,7 @@ class SyncPool:
         if connection.version < self.version:
             self.take_back(connection)
         else:
-            connection.driver.putconn(connection)
+            connection.give_back(connection)
 
     def take_back(self, connection: SyncPooledConnection) -> None:
         """Take back a connection of an older version: replace it, unless its turn comes later."""
@@ -562,7 +566,7 @@ class SyncPool:
         if claimed or connection.version < self.floor:
             self.retire(connection, "rotation")
         else:
-            connection.driver.putconn(connection)
+            connection.give_back(connection)
         if claimed:
             self._claimed.set()
 
@@ -693,7 +697,7 @@ class SyncPool:
             return
         finally:
             for connection in idle:
-                connection.driver.putconn(connection)
+                connection.give_back(connection)
 
     # What the rotation asks
 
@@ -718,7 +722,7 @@ class SyncPool:
     def put_back(self, connection: SyncPooledConnection) -> None:
         """Let psycopg_pool replace a connection that `close_for_probe` has closed."""
         self.connector.give_place(connection)
-        connection.driver.putconn(connection)
+        connection.give_back(connection)
         self.pending.discard(connection)
 
     def replace_idle(self) -> bool:
@@ -727,7 +731,7 @@ class SyncPool:
         if connection is None:
             return False
         if not self.claim():
-            connection.driver.putconn(connection)
+            connection.give_back(connection)
             return False
         self.retire(connection, "rotation")
         return True
@@ -761,7 +765,7 @@ class SyncPool:
                 return None
             if connection.version < self.version:
                 return connection
-            connection.driver.putconn(connection)
+            connection.give_back(connection)
         return None
 
 

@@ -21,7 +21,6 @@ __all__ = [
     "SyncDriverConnection",
     "SyncDriverPool",
     "aside",
-    "borrower",
     "call_all",
     "cancel_again",
     "end_tasks",
@@ -45,7 +44,6 @@ Cancelled = CancelledError
 #: There is one pool for all threads.
 Loop: TypeAlias = None
 Lock = threading.Lock
-borrower = threading.get_ident
 sleep = time.sleep
 
 
