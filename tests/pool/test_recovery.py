@@ -289,3 +289,36 @@ def test_clients_that_poll_a_dead_server_leave_nothing_behind(
 
     with takes(RECOVERY):
         assert client.ask(timeout=20) == 1
+
+
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_a_pool_is_filled_again_after_an_outage_though_nobody_asks(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+    connection_type: str,
+) -> None:
+    """`min_size` connections are open again, as before the outage in which all of them died."""
+    pool = {"min_size": 3, "max_size": 3}
+    registry_dir.declare(
+        "orders",
+        database,
+        connection_type,
+        connection={"host": proxy.host, "port": proxy.port},
+        pool_settings=pool,
+        async_pool_settings=pool,
+    )
+    with Registry(registry_dir, metrics=None) as registry:
+        client = Client(registry)
+        try:
+            client.fill(3)
+            proxy.set("refuse")
+            proxy.kill()
+            refuses(client, 0.5)
+            assert client.handle.status().idle == 0
+
+            proxy.set("pass")
+
+            eventually(lambda: client.handle.status().idle == 3, 20, "it is filled again")
+        finally:
+            client.close()

@@ -652,11 +652,15 @@ class AsyncPool:
         """Tell whether `care` has something to do."""
         now = monotonic()
         failure = self.outage.failure
-        return (failure is not None and not self.connections and not self.pending) or any(
-            (one.version < self.floor and one.holder is None)
-            or (one.holder is not None and one.holder() is None)
-            or now - (one.link.hung_up_at or now) > LONGEST_GOODBYE
-            for one in self.connections.copy()
+        return (
+            (failure is not None and not self.connections and not self.pending)
+            or self.is_short()
+            or any(
+                (one.version < self.floor and one.holder is None)
+                or (one.holder is not None and one.holder() is None)
+                or now - (one.link.hung_up_at or now) > LONGEST_GOODBYE
+                for one in self.connections.copy()
+            )
         )
 
     async def care(self) -> None:
