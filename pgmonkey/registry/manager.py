@@ -158,8 +158,8 @@ class PGConnectionManager:
                 or not any(other is last for where, other in self._last.items() if where != place)
             )
         ):
-            self._cached.remove(last)
-            self._cached.append(last)
+            # In one step: a child process may be forked between two.
+            self._cached[:] = [*(one for one in self._cached if one is not last), last]
             return last
         return self._find(config, wanted)
 
