@@ -3,73 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
-import pgmonkey
 from pgmonkey import HandleClosedError, PGConnectionManager, Registry
 from tests.kit.database import TemporaryDatabase
 from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.stopped import Stopped
 
 #: Seconds after which the one is let go on though the other has not ended: it waits for a lock.
 _LOCKED = 0.05
-_PACKAGE = str(Path(pgmonkey.__file__).parent)
-
-
-class Stopped:
-    """Run a call in a thread, and let it stand still before the line of ours with that number.
-
-    Args:
-        call: What to call.
-        number: Counted from the first line of ours that it runs.
-    """
-
-    def __init__(self, call: Callable[[], Any], number: int) -> None:
-        self._call = call
-        self._left = number
-        #: What it returned.
-        self.got: Any = None
-        #: Whether it had so many lines.
-        self.stood_still = False
-        self._reached, self._go_on = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def start(self) -> None:
-        """Return when it stands still, or has ended."""
-        self._thread.start()
-        assert self._reached.wait(20)
-
-    def finish(self) -> None:
-        """Let it run to its end."""
-        self._go_on.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        sys.settrace(self._trace)
-        try:
-            self.got = self._call()
-        except HandleClosedError:
-            pass
-        finally:
-            sys.settrace(None)
-            self._reached.set()
-
-    def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
-        if not frame.f_code.co_filename.startswith(_PACKAGE):
-            return None
-        if event == "line":
-            self._left -= 1
-            if self._left == 0:
-                self.stood_still = True
-                self._reached.set()
-                self._go_on.wait(20)
-        return self._trace
 
 
 def serves(handle: Any) -> bool:
@@ -99,6 +46,7 @@ def close_in_the_middle(get: Callable[[], Any], close: Callable[[], None], line:
     closing.join(_LOCKED)
     stopped.finish()
     closing.join()
+    assert stopped.error is None or isinstance(stopped.error, HandleClosedError)
     return stopped
 
 
