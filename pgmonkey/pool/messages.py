@@ -15,6 +15,8 @@ from pgmonkey.errors import (
 from pgmonkey.pool.failures import HINTS
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from pgmonkey.pool.checkout import Checkout
     from pgmonkey.pool.failures import ConnectFailure
 
@@ -155,6 +157,11 @@ def describe(checkout: Checkout, now: float) -> dict[str, Any]:
     if stack := checkout.stack:
         described["stack"] = list(stack)
     return described
+
+
+def function_name(code: CodeType | None) -> str:
+    """Return where a function is, as `file:line in function`."""
+    return f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" if code else "unknown"
 
 
 def holder_name(owner: Any) -> str:

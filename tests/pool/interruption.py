@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import linecache
 import sys
 from pathlib import Path
 from types import FrameType
@@ -13,10 +14,10 @@ import psycopg_pool
 
 import pgmonkey
 
-_PACKAGES = (
-    str(Path(pgmonkey.__file__).parent / "pool"),
-    str(Path(psycopg_pool.__file__).parent),
-)
+_OURS = str(Path(pgmonkey.__file__).parent / "pool")
+#: The end of a `with`, a `try`, and the first line of a `finally` that releases a lock.
+_SKIPPED = ("with ", "async with ", "try:", "self._lock.release()")
+_THEIRS = str(Path(psycopg_pool.__file__).parent)
 
 
 class SoftTimeLimit(Exception):
@@ -27,25 +28,27 @@ class Interruption:
     """Raise at one line of a block, counted from its beginning; only in this thread and task.
 
     Lines count that are in `pgmonkey/pool`, in psycopg_pool, and in the file of the test, so that an
-    interrupt also comes between the body of a `with` and its end.
+    interrupt also comes between the body of its `with` and `__exit__`. Elsewhere, lines are left out
+    at which a signal does not come, because nothing is called between them and the line before.
 
     Args:
         number: The line; 1 is the first.
         error: What is raised there.
         file: The file of the test.
+        everywhere: Whether the lines of psycopg_pool count, too.
     """
 
-    def __init__(self, number: int, error: type[BaseException], file: str) -> None:
+    def __init__(
+        self, number: int, error: type[BaseException], file: str, *, everywhere: bool = True
+    ) -> None:
         self._left = number
         self._error = error
-        self._files = (*_PACKAGES, file)
+        self._files = (_OURS, _THEIRS, file) if everywhere else (_OURS, file)
         #: Where it was raised; empty if the block has fewer lines.
         self.at = ""
 
     def __enter__(self) -> None:
-        # The garbage of others is not collected inside of the block.
-        gc.collect()
-        gc.disable()
+        gc.disable()  # else the garbage of others may be collected inside of the block
         self._task = _current_task()
         self._trace_before = sys.gettrace()
         self._hook_before = sys.unraisablehook
@@ -62,10 +65,20 @@ class Interruption:
         if not isinstance(unraisable.exc_value, self._error):
             self._hook_before(unraisable)
 
+    def _is_skipped(self, frame: FrameType) -> bool:
+        path = frame.f_code.co_filename
+        line = linecache.getline(path, frame.f_lineno).lstrip()
+        return path != self._files[-1] and line.startswith(_SKIPPED)
+
     def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(self._files):
             return None
-        if event == "line" and not self.at and _current_task() is self._task:
+        if (
+            event == "line"
+            and not self.at
+            and _current_task() is self._task
+            and not self._is_skipped(frame)
+        ):
             self._left -= 1
             if self._left == 0:
                 path = Path(frame.f_code.co_filename)

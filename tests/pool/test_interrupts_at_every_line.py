@@ -21,21 +21,25 @@ PATIENCE = 3.0
 #: A checkout without a fault runs at least that many lines.
 FEWEST_LINES = 40
 
-OWNERS = ("unwatched registry", "registry", "manager")
-ERRORS = (SoftTimeLimit, KeyboardInterrupt)
 #: A block that ends well, and one that fails.
-BODIES = ("SELECT 1", "SELECT 1/0")
+COMMITS, FAILS = "SELECT 1", "SELECT 1/0"
 
-every_way = [
-    pytest.param(owner, error, body, settings, id=f"{owner}-{error.__name__}-{body}-{settings}")
-    for owner, error, body, settings in (
-        *(("unwatched registry", error, body, {}) for error in ERRORS for body in BODIES),
-        ("unwatched registry", SoftTimeLimit, "SELECT 1", {"check_on_checkout": True}),
-        ("registry", SoftTimeLimit, "SELECT 1", {}),
-        ("manager", SoftTimeLimit, "SELECT 1", {}),
-        ("manager", KeyboardInterrupt, "SELECT 1", {}),
-    )
-]
+#: Who owns the handle, what is raised, what the block does, and pool settings.
+WAYS: dict[str, tuple[str, type[BaseException], str, dict[str, Any]]] = {
+    "time limit": ("unwatched registry", SoftTimeLimit, COMMITS, {}),
+    "time limit after an error": ("unwatched registry", SoftTimeLimit, FAILS, {}),
+    "time limit with pings": (
+        "unwatched registry",
+        SoftTimeLimit,
+        COMMITS,
+        {"check_on_checkout": True},
+    ),
+    "time limit, watched": ("registry", SoftTimeLimit, COMMITS, {}),
+    "time limit, manager": ("manager", SoftTimeLimit, COMMITS, {}),
+    "Ctrl-C": ("unwatched registry", KeyboardInterrupt, COMMITS, {}),
+    "Ctrl-C after an error": ("unwatched registry", KeyboardInterrupt, FAILS, {}),
+    "Ctrl-C, manager": ("manager", KeyboardInterrupt, COMMITS, {}),
+}
 
 
 def declare(
@@ -106,70 +110,70 @@ async def fails_to_serve_async(handle: Any, size: int) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("owner, error, body, settings", every_way)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("connection_type", ["pool", "normal"])
 def test_an_interrupt_at_any_line_of_a_checkout_loses_no_connection(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     connection_type: str,
-    owner: str,
-    error: type[BaseException],
-    body: str,
-    settings: dict[str, Any],
+    way: str,
 ) -> None:
     """Wherever it comes, the next clients get all connections at once, and close() ends all of them."""
+    owner, error, body, settings = WAYS[way]
     size = declare(registry_dir, database, connection_type, settings)
-    lost = []
+    lost: list[str] = []
     with opened(owner, registry_dir) as handle:
+        assert fails_to_serve(handle, size) is None
         for number in range(1, 2000):
-            assert fails_to_serve(handle, size) is None
             interruption = Interruption(number, error, __file__)
             with suppress(error, Exception), interruption:
                 check_out(handle, body)
             if not interruption.at:
                 break  # that was the last line
             if why := fails_to_serve(handle, size):
-                lost.append((interruption.at, why))
+                lost.append(f"{interruption.at}: {why}")
                 handle.close()
         status = handle.status()
-    assert lost == []
+    assert not lost, "\n".join(lost)
     assert (status.used, status.waiting) == (0, 0)
     assert number > FEWEST_LINES, "there was something to interrupt"
     eventually(lambda: database.backends() == [], 5, "no session is left, in no transaction")
 
 
-@pytest.mark.parametrize("owner, error, body, settings", every_way)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("connection_type", ["async_pool", "async"])
 def test_an_interrupt_at_any_line_of_an_async_checkout_loses_no_connection(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     connection_type: str,
-    owner: str,
-    error: type[BaseException],
-    body: str,
-    settings: dict[str, Any],
+    way: str,
 ) -> None:
     """The same in a task."""
+    owner, error, body, settings = WAYS[way]
     size = declare(registry_dir, database, connection_type, settings)
-    lost = []
+    lost: list[str] = []
 
     async def main() -> tuple[int, int, int]:
         async with opened_async(owner, registry_dir) as handle:
+            assert await fails_to_serve_async(handle, size) is None
             for number in range(1, 2000):
-                assert await fails_to_serve_async(handle, size) is None
                 interruption = Interruption(number, error, __file__)
                 with suppress(error, Exception), interruption:
                     await check_out_async(handle, body)
                 if not interruption.at:
                     break  # that was the last line
                 if why := await fails_to_serve_async(handle, size):
-                    lost.append((interruption.at, why))
+                    lost.append(f"{interruption.at}: {why}")
                     await handle.close()
             status = handle.status()
         return number, status.used, status.waiting
 
     number, used, waiting = asyncio.run(main())
-    assert lost == []
+    assert not lost, "\n".join(lost)
     assert (used, waiting) == (0, 0)
     assert number > FEWEST_LINES, "there was something to interrupt"
     eventually(lambda: database.backends() == [], 5, "no session is left, in no transaction")

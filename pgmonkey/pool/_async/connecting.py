@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pgmonkey.errors import ConnectError
-from pgmonkey.pool._async.connection import NO_VERSION, AsyncPooledConnection
+from pgmonkey.pool._async.connection import LONGEST_GOODBYE, NO_VERSION, AsyncPooledConnection
 from pgmonkey.pool._async.waiting import Lock, aside
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.failures import ConnectFailure, classify
@@ -211,6 +211,8 @@ class AsyncConnector:
 
     def closed(self, connection: AsyncPooledConnection) -> None:
         """Note that the server has closed its end of a connection."""
+        if connection not in self.connections:
+            return
         self.connections.discard(connection)
         if connection not in self._kept:
             self._limits.give(self, connection.link.server)
@@ -254,7 +256,12 @@ class AsyncConnector:
 
     def closing(self) -> list[AsyncPooledConnection]:
         """Return the connections that were closed here, and not by the server yet."""
-        return [one for one in self.connections.copy() if one.link.descriptor is not None]
+        late = monotonic() - LONGEST_GOODBYE  # an interrupt may have come while it was forgotten
+        return [
+            one
+            for one in self.connections.copy()
+            if one.link.descriptor is not None or (one.link.hung_up_at or late) < late
+        ]
 
     def older(self) -> list[AsyncPooledConnection]:
         """Return the connections of older versions that are open."""

@@ -21,6 +21,7 @@ from pgmonkey.pool._async.waiting import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import CodeType
 
     from pgmonkey.pool.checkout import Checkout
 
@@ -40,8 +41,6 @@ _HANG_UP: Final = _PEER_CLOSED | select.POLLHUP | select.POLLERR | select.POLLNV
 
 class AsyncCounter(Protocol):
     """What counts a connection until it is closed: see `AsyncConnector`."""
-
-    ended: bool
 
     def closed(self, connection: AsyncPooledConnection) -> None:
         """Note that the server has closed its end of a connection."""
@@ -93,6 +92,8 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         #: Gives it back to the psycopg_pool that it belongs to. Looked up once: every checkout
         #: calls it.
         self.give_back: Any = None
+        #: The function that borrowed it last: all that is left to name when a checkout is lost.
+        self.borrower: CodeType | None = None
         #: When it was given back, or made, on the monotonic clock.
         self.returned_at = monotonic()
         #: When it is too old to be handed out, on the monotonic clock; `UNUSED` before its first
@@ -180,13 +181,12 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
 
     async def close(self) -> None:
         """Close the connection, and wait until the server has closed its end, a second at most."""
+        waited_for = self.link.hung_up_at is not None  # by who hung up, for all that it closes
         self._keep_descriptor()
         await super().close()
         self.hang_up()
         connector = self.link.connector
-        # A psycopg_pool that closes closes many: its own end waits for all of them at once.
-        driver = self.link.driver
-        if connector and (connector.ended or not (driver and driver.closed)):
+        if connector and not waited_for:
             await connector.let_go()
 
     def hang_up(self) -> None:
@@ -219,7 +219,7 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         descriptor, self.link.descriptor = self.link.descriptor, None
         if descriptor is not None:
             os.close(descriptor)
-        connector, self.link.connector = self.link.connector, None
+        connector = self.link.connector
         if connector is not None:
             connector.closed(self)
 

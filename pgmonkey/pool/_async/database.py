@@ -177,8 +177,7 @@ class AsyncDatabase(Database):
             if gone is not None:
                 self.gone = gone
             pools = self.pools.copy()
-            self._closed_pools += pools.values()
-            self.pools.clear()
+            self._closed_pools.extend(map(self.pools.pop, pools))  # one step for an interrupt
         return pools
 
     def shut(self, gone: PgmonkeyError) -> None:
@@ -284,6 +283,9 @@ class AsyncDatabase(Database):
             now: The monotonic clock.
         """
         self.report_long_checkouts(now)
+        for pool in self._closed_pools.copy():
+            if not pool.connector.ended:  # perhaps an interrupt kept it from its end
+                start_in(pool.loop, pool.end)
         for loop, pool in self.pools.copy().items():
             if pool.target is not self.version:
                 start_in(loop, partial(pool.catch_up, self.version))

@@ -38,6 +38,7 @@ from pgmonkey.pool._async.waiting import (
     in_thread,
     is_closed,
     open_driver,
+    release_in,
     soon,
     start,
     start_in,
@@ -550,7 +551,9 @@ class AsyncPool:
         if self.ending:
             await self.connector.let_go()
         elif connection.link.driver is not self.driver:
-            self.try_again_soon()  # what took the place of its psycopg_pool may have had no room
+            # What took the place of its psycopg_pool may have had no room.
+            start(self.connector.let_go)
+            self.try_again_soon()
 
     async def put(self, connection: AsyncPooledConnection) -> None:
         """Take back a connection that no block has used, so nothing shows that it is alive."""
@@ -625,6 +628,14 @@ class AsyncPool:
             self._explained = (now, explained)
         return messages.checkout_timeout(self.name, waited, self._explained[1], failure)
 
+    def abandoned(self, _holder: object) -> None:
+        """Take back what a lost checkout holds: called when a checkout is freed, by any thread.
+
+        That thread may hold any lock at that moment, so nothing is waited for here.
+        """
+        if not self.inherited:
+            release_in(self.loop, self.heal)
+
     async def heal(self) -> None:
         """Take back what lost checkouts hold, and replace a psycopg_pool that counts too many.
 
@@ -634,7 +645,10 @@ class AsyncPool:
             connection.holder = None
             self.stats.leaks += 1
             events.emit(
-                "checkout.abandoned", database=self.name, connection_type=self.connection_type
+                "checkout.abandoned",
+                database=self.name,
+                connection_type=self.connection_type,
+                place=messages.function_name(connection.borrower),
             )
             await self.retire(connection, None)
         if not self.pending and self.driver.get_stats()["pool_size"] > len(self.connections):

@@ -49,51 +49,53 @@ class SyncCheckout(Checkout):
         if pool.guarded:
             pool.admit(self)
         left = timeout = pool.timeout if timeout is None else timeout
-        pool.waiting.add(self)
         try:
-            while True:
-                try:
-                    connection = pool.getconn(left)
-                    connection.holder = ref(self)
-                except PoolClosed:
-                    # Another psycopg_pool took its place while this client queued. Nothing was
-                    # sent, so nothing is repeated.
-                    pool.raise_if_hopeless()
-                    pool = self._go_on(pool)
-                else:
-                    # One that came back before it was asked for was there at once; a look at the
-                    # clock costs as much as the rest of this.
-                    if connection.returned_at <= asked:
-                        now = asked
+            try:
+                pool.waiting.add(self)
+                while True:
+                    try:
+                        connection = pool.getconn(left)
+                        connection.holder = ref(self, pool.abandoned)
+                        connection.borrower = self.code
+                    except PoolClosed:
+                        # Another psycopg_pool took its place while this client queued. Nothing was
+                        # sent, so nothing is repeated.
+                        pool.raise_if_hopeless()
+                        pool = self._go_on(pool)
                     else:
-                        now = monotonic()
-                        pool.stats.queued += 1
-                    if (
-                        connection.version >= pool.floor
-                        and now < connection.expires_at
-                        and not pool.examined
-                        and (
-                            (idle := now - connection.returned_at) < FRESH
-                            or (idle < LONG_IDLE and connection.is_alive())
-                        )
-                    ) or pool.is_fit(connection, left - (now - asked)):
-                        self.taken = now
-                        self.connection = connection
-                        return connection
-                    connection = None
-                asked = monotonic()
-                left = timeout - (asked - began)
-                if left <= 0.0:
-                    raise PoolTimeout
+                        # One that came back before it was asked for was there at once; a look at the
+                        # clock costs as much as the rest of this.
+                        if connection.returned_at <= asked:
+                            now = asked
+                        else:
+                            now = monotonic()
+                            pool.stats.queued += 1
+                        if (
+                            connection.version >= pool.floor
+                            and now < connection.expires_at
+                            and not pool.examined
+                            and (
+                                (idle := now - connection.returned_at) < FRESH
+                                or (idle < LONG_IDLE and connection.is_alive())
+                            )
+                        ) or pool.is_fit(connection, left - (now - asked)):
+                            self.taken = now
+                            self.connection = connection
+                            return connection
+                        connection = None
+                    asked = monotonic()
+                    left = timeout - (asked - began)
+                    if left <= 0.0:
+                        raise PoolTimeout
+            finally:
+                pool.waiting.discard(self)
         except PoolTimeout:
-            pool.waiting.discard(self)
             raise pool.timed_out(monotonic() - began) from None
         except BaseException as error:
+            pool.waiting.discard(self)  # an interrupt may come inside of the step above
             pool.stats.errors["other"] += 1
             pool.interrupted(connection, error)
             raise
-        finally:
-            pool.waiting.discard(self)
 
     __enter__ = enter
 
@@ -110,11 +112,11 @@ class SyncCheckout(Checkout):
         """Commit or roll back, and give the connection back."""
         pool: SyncPool = self.pool
         connection: SyncPooledConnection = self.connection
-        if pool.inherited or (kind is not None and pool.is_over()):
-            pool.leave_behind(connection)
-            return
         out = True
         try:
+            if pool.inherited or (kind is not None and pool.is_over()):
+                pool.leave_behind(connection)
+                return
             try:
                 if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
                     _end(connection, failed=kind is not None)

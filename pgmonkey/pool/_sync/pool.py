@@ -39,6 +39,7 @@ from pgmonkey.pool._sync.waiting import (
     in_thread,
     is_closed,
     open_driver,
+    release_in,
     soon,
     start,
     start_in,
@@ -549,7 +550,9 @@ class SyncPool:
         if self.ending:
             self.connector.let_go()
         elif connection.link.driver is not self.driver:
-            self.try_again_soon()  # what took the place of its psycopg_pool may have had no room
+            # What took the place of its psycopg_pool may have had no room.
+            start(self.connector.let_go)
+            self.try_again_soon()
 
     def put(self, connection: SyncPooledConnection) -> None:
         """Take back a connection that no block has used, so nothing shows that it is alive."""
@@ -624,6 +627,14 @@ class SyncPool:
             self._explained = (now, explained)
         return messages.checkout_timeout(self.name, waited, self._explained[1], failure)
 
+    def abandoned(self, _holder: object) -> None:
+        """Take back what a lost checkout holds: called when a checkout is freed, by any thread.
+
+        That thread may hold any lock at that moment, so nothing is waited for here.
+        """
+        if not self.inherited:
+            release_in(self.loop, self.heal)
+
     def heal(self) -> None:
         """Take back what lost checkouts hold, and replace a psycopg_pool that counts too many.
 
@@ -633,7 +644,10 @@ class SyncPool:
             connection.holder = None
             self.stats.leaks += 1
             events.emit(
-                "checkout.abandoned", database=self.name, connection_type=self.connection_type
+                "checkout.abandoned",
+                database=self.name,
+                connection_type=self.connection_type,
+                place=messages.function_name(connection.borrower),
             )
             self.retire(connection, None)
         if not self.pending and self.driver.get_stats()["pool_size"] > len(self.connections):
