@@ -1,4 +1,4 @@
-"""When to connect again after a failure. It decides and remembers; nobody waits in here."""
+"""When to connect again after a failure. It decides and remembers, and never waits."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class RefusedLogins:
                 return None
             if now < known.until_when(refused):
                 return refused.failure
-            # Nobody else tries meanwhile.
+            # No other pool or probe tries meanwhile.
             refused.until = now + _LOGIN_PAUSE
             if refused.failure.wrong_password:
                 known.trying = True
@@ -131,7 +131,7 @@ class RefusedLogins:
         return refused.failure if monotonic() < known.until_when(refused) else None
 
     def refused(self, config: DatabaseConfig, failure: ConnectFailure) -> None:
-        """Note a refusal that waiting does not mend."""
+        """Note a refusal that waiting does not change."""
         now = monotonic()
         with self._lock:
             known = self._accounts.setdefault(config.account, _Account())

@@ -112,7 +112,7 @@ HINTS: Final[Mapping[Reason, str]] = {
 
 
 class ConnectFailure(NamedTuple):
-    """Keep what is worth knowing of one failed connect: never the exception, which holds secrets.
+    """Describe one failed connect, without its exception, which holds secrets.
 
     Args:
         reason: From the list above; the label of metrics and events.
@@ -126,7 +126,7 @@ class ConnectFailure(NamedTuple):
 
     @property
     def lasting(self) -> bool:
-        """Tell whether waiting alone will not mend it."""
+        """Tell whether it lasts until something is corrected: waiting does not help."""
         return self.reason in LASTING
 
     @property

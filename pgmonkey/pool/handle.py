@@ -297,7 +297,7 @@ class Database(ABC):
             >>> registry.get("orders").status().used
             0
         """
-        # Before what is out: what ends between the two is then missing once, not counted twice.
+        # Before the checkouts in progress: one that ends in between is missing once, not counted twice.
         stats = self.stats
         waits, uses, connects = stats.durations()
         ended, queued = waits.count + sum(stats.errors.values()), stats.queued

@@ -20,8 +20,8 @@ Answer: TypeAlias = tuple[str, ...] | OSError
 
 _DEFAULT_PORT: Final = "5432"
 
-# The lookups under way. A resolver that does not answer may keep its thread for longer than
-# anybody waits, so all who ask for a name meanwhile wait for the same thread.
+# The lookups under way. A resolver that does not answer may keep its thread for longer than any
+# client waits, so all clients that look up one name wait for the same thread.
 _under_way: Final[dict[Name, Future[Answer]]] = {}
 # Guards the step from looking to adding. Never held while waiting.
 _lock = threading.Lock()
@@ -31,8 +31,8 @@ def resolved(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return connection parameters with the addresses of their hosts.
 
     A driver asks the system's resolver, which may wait for a dead name server for much longer
-    than `connect_timeout`. With the addresses at hand it asks nobody; the name stays what the
-    server's certificate is compared with. Costs a thread for the time of each lookup.
+    than `connect_timeout`. Given the addresses, it asks no resolver. The server's certificate is
+    still compared with the name. Costs a thread for the time of each lookup.
 
     Args:
         parameters: As for `psycopg.connect`.
@@ -64,7 +64,7 @@ async def resolved_async(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def look_up(name: Name) -> Future[Answer]:
-    """Begin to ask the system's resolver, or join who has begun already."""
+    """Begin a lookup by the system's resolver, or join the one under way."""
     with _lock:
         lookup = _under_way.get(name)
         if lookup is None:
@@ -113,7 +113,7 @@ def with_addresses(
 
     Args:
         parameters: As for `psycopg.connect`.
-        answers: What became of the lookup of each name.
+        answers: The result of the lookup of each name.
 
     Raises:
         psycopg.OperationalError: no host is left.

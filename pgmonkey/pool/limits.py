@@ -19,7 +19,7 @@ class Member(Protocol):
 
     @property
     def label(self) -> str:
-        """Its database and type, for a person."""
+        """Its database and type, for messages."""
 
     @property
     def max_size(self) -> int:
@@ -79,7 +79,7 @@ class ConnectionLimits:
                 refused, it is still to be given back.
 
         Returns:
-            Which limit forbids it, in words for a person; `None` if the connection was counted.
+            Which limit forbids it, in words; `None` if the connection was counted.
         """
         with self._lock:
             if instead_of is not None and not self._holds(member, instead_of):
@@ -147,9 +147,9 @@ class ConnectionLimits:
         self._total += change
 
     def _count_given(self) -> None:
-        """Count what was given back, and call the pools that were refused.
+        """Count the places that were given back, and call the pools that were refused.
 
-        If the lock is taken, who has it calls this afterwards.
+        If another thread has the lock, that thread calls this afterwards.
         """
         while self._given and self._lock.acquire(blocking=False):
             try:

@@ -28,7 +28,7 @@ class Numbers(NamedTuple):
     """The connections of one pool at one moment.
 
     Args:
-        idle: Those that nobody uses.
+        idle: Those that are not checked out.
         held: The checkouts that hold a connection of the version in force.
         retired: The checkouts that hold a connection of an older version.
         closing: Connections that the server has not closed yet.
@@ -165,7 +165,7 @@ def function_name(code: CodeType | None) -> str:
 
 
 def holder_name(owner: Any) -> str:
-    """Return the name of a thread or task, for a person."""
+    """Return the name of a thread or task, for messages."""
     if isinstance(owner, int):
         for thread in threading.enumerate():
             if thread.ident == owner:

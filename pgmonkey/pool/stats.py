@@ -65,9 +65,9 @@ class Stats:
     def total(self, requests: int) -> int:
         """Return this number of requests, or the one that was returned before if it was higher.
 
-        It is put together from what has ended and what is out. A checkout on its way from the one
-        to the other is in neither for some microseconds; a counter that falls by one is a restart
-        to Prometheus, which would count all of it once more.
+        It adds the checkouts that have ended to those in progress. One that is just ending is in
+        neither for some microseconds. To Prometheus a counter that falls by one is a restart: it
+        would count everything once more.
         """
         with self._lock:
             self._requests_before = max(self._requests_before, requests)

@@ -94,7 +94,7 @@ class Maintenance:
             PgmonkeyError: no thread can be started.
         """
         if self._forked_from:
-            if self._watches:  # what was rotated since the fork would fail the first login
+            if self._watches:  # a password rotated since the fork would fail
                 self._reloader.look(again=True)
             with suppress(IndexError):  # another thread has emitted it
                 parent = self._forked_from.pop()
@@ -131,7 +131,7 @@ class Maintenance:
 
     def _tick(self, *, changed: bool) -> None:
         now, ticked_at = time.monotonic(), self._ticked_at
-        # The clock of the day: the monotonic one stands still while the machine sleeps.
+        # Wall-clock time: the monotonic clock stops while the machine sleeps.
         self._ticked_at = time.time()
         if self._watches and (
             changed or now >= self._rescan_at or abs(self._ticked_at - ticked_at) > _GAP

@@ -419,7 +419,7 @@ class Record:
         return True
 
     def note_failure(self, error: Exception) -> None:
-        """Note that the reload of what is wanted could not even begin; it is tried again."""
+        """Note that the reload could not begin; it is tried again."""
         if (config := self._wanted) is not None:
             with events.held_back():
                 self._note_failure(config, error)
@@ -451,7 +451,7 @@ class Record:
         return True
 
     def take_retry(self, now: float) -> bool:
-        """Tell whether a failed probe is due again; who is told so must call `reload`."""
+        """Tell whether a failed probe is due again; if so, the caller must call `reload`."""
         due = self._retry_at
         if due is None or now < due:
             return False
@@ -489,7 +489,7 @@ class Record:
     # Background probes
 
     def take_probe(self, now: float) -> bool:
-        """Tell whether a background probe is due; who is told so must call `probe`."""
+        """Tell whether a background probe is due; if so, the caller must call `probe`."""
         due = self._probe_at
         if due is None or now < due or not self.declared:
             return False

@@ -135,7 +135,7 @@ class Reloader:
     def look_for(self, record: Record) -> None:
         """Read the files because the server refused a login of a database.
 
-        Those who ask while the files are being read share the next look: sixty databases whose
+        Callers that ask while the files are being read share the next look: sixty databases whose
         passwords were rotated do not read the directory sixty times. A failed probe of this
         database is repeated at once: perhaps the server had not been told yet.
         """

@@ -26,7 +26,7 @@ class Workers:
         self.forget()
 
     def submit(self, job: Job) -> threading.Event:
-        """Run a job as soon as a thread is free, and return what is set when it has ended.
+        """Run a job as soon as a thread is free, and return the event that is set when it has ended.
 
         Raises:
             RuntimeError: no thread runs, and none can be started.

@@ -16,13 +16,7 @@ AVOIDED = re.compile(
 )
 FILES = sorted(
     path
-    for pattern in (
-        *(f"pgmonkey/{package}/*.py" for package in ("cli", "config", "demo", "service", "telemetry")),
-        "pgmonkey/*.py",
-        "tests/kit/*.py",
-        "docs/**/*.md",
-        "*.md",
-    )
+    for pattern in ("pgmonkey/**/*.py", "tests/kit/*.py", "docs/**/*.md", "*.md")
     for path in ROOT.glob(pattern)
 )
 

@@ -175,7 +175,7 @@ async def _end(connection: AsyncPooledConnection, *, failed: bool) -> None:
 
 
 async def _reset(connection: AsyncPooledConnection, *, autocommit: bool) -> None:
-    """Give a connection back as the next borrower shall find it; drop it if that fails."""
+    """Reset a connection for its next borrower; close it if that fails."""
     if connection.closed:
         return
     try:

@@ -80,7 +80,7 @@ class AsyncConnector:
         self.outage = Outage()
         #: Whether a connection was made at least once.
         self.opened = False
-        #: Whether its pool is closed for good, so that nobody waits for the server any more.
+        #: Whether its pool is closed for good, so that no client waits for the server any more.
         self.ended = False
         #: Every connection, idle or handed out, until the server has closed its end.
         self.connections: set[AsyncPooledConnection] = set()
@@ -132,7 +132,7 @@ class AsyncConnector:
         probe: bool = False,
         instead_of: AsyncPooledConnection | None = None,
     ) -> AsyncPooledConnection:
-        """Connect once, after the server has closed what was closed here.
+        """Connect once, after the server has closed its end of closed connections.
 
         Args:
             version: What to connect with.
@@ -247,7 +247,7 @@ class AsyncConnector:
         )
 
     async def let_go(self) -> None:
-        """Wait until the server has closed its end of what was closed here, a second at most."""
+        """Wait until the server has closed its end of closed connections, a second at most."""
         if not self.closing():
             return
         async with self._goodbyes:

@@ -46,7 +46,7 @@ class AsyncCounter(Protocol):
         """Note that the server has closed its end of a connection."""
 
     async def let_go(self) -> None:
-        """Wait until the server has closed its end of what was closed here."""
+        """Wait until the server has closed its end of closed connections."""
 
 
 class Link:
@@ -87,7 +87,7 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         # included, the interpreter finds all of them more slowly.
         #: The version of the configuration it was made with.
         self.version = NO_VERSION
-        #: The checkout that holds it; `None` while nobody does.
+        #: The checkout that holds it; `None` while it is idle.
         self.holder: ReferenceType[Checkout] | None = None
         #: Gives it back to the psycopg_pool that it belongs to. Looked up once: every checkout
         #: calls it.
@@ -225,7 +225,7 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
 
 
 def _has_ended(descriptor: int) -> bool:
-    """Read the server's last words, and tell whether its end is closed; never waits."""
+    """Read what the server still sent, and tell whether its end is closed; never waits."""
     try:
         while os.read(descriptor, 4096):
             pass

@@ -232,7 +232,7 @@ class AsyncDatabase(Database):
         return prepared
 
     def discard(self, prepared: Prepared) -> None:
-        """Close what was prepared; from any thread."""
+        """Close the prepared connections; from any thread."""
         self._discard(self.pools.copy(), prepared)
 
     def _discard(self, pools: Mapping[Loop, AsyncPool], prepared: Prepared) -> None:

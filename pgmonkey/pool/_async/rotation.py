@@ -30,7 +30,7 @@ _LONGEST_PAUSE: Final = 0.05
 _SPREAD: Final = 0.5
 #: Seconds to wait for a client to come back. What is still out then is replaced at its return.
 _LONGEST_WAIT: Final = 1.0
-#: Seconds after which what is left is replaced as it comes back, without a spare.
+#: Seconds after which the remaining connections are replaced as they come back, without a spare.
 _LONGEST_ROTATION: Final = 10.0
 
 
@@ -101,7 +101,7 @@ def _no_room(pool: AsyncPool, version: Version, refused: ConnectError) -> Connec
 
 
 async def discard(pool: AsyncPool, prepared: Prepared) -> None:
-    """Close what was prepared."""
+    """Close the prepared connection."""
     await prepared.connection.close()
     if prepared.borrowed is not None:
         await pool.put_back(prepared.borrowed)
@@ -128,7 +128,7 @@ async def rotate(pool: AsyncPool, prepared: Prepared) -> None:
         if pool.floor < pool.version:
             await _replace_one_by_one(pool, prepared.version, began + _LONGEST_ROTATION)
     except ConnectError:
-        pass  # the probe has worked: what is left is replaced when it comes back
+        pass  # the probe has worked: the others are replaced when they come back
     finally:
         await pool.finish_rotation()
     pool.connector.report_drained()
@@ -145,7 +145,7 @@ async def rotate(pool: AsyncPool, prepared: Prepared) -> None:
 
 
 async def rotate_late(pool: AsyncPool, version: Version) -> None:
-    """Do what is left of a reload in a pool whose event loop stood still until now."""
+    """Finish a reload in a pool whose event loop did not turn until now."""
     await pool.catch_up(version)
     if pool.connector.older():
         await pool.finish_rotation()

@@ -225,7 +225,7 @@ def _drop(drop: Callable[[Loop, T], object], loop: Loop, future: Future[T]) -> N
 
 async def _run(function: Callable[[], Coroutine[Any, Any, T]], future: Future[T]) -> None:
     if not future.set_running_or_notify_cancel():
-        return  # nobody waits for it any more
+        return  # the caller does not wait any more
     try:
         future.set_result(await function())
     except asyncio.CancelledError:

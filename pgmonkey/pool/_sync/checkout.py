@@ -174,7 +174,7 @@ def _end(connection: SyncPooledConnection, *, failed: bool) -> None:
 
 
 def _reset(connection: SyncPooledConnection, *, autocommit: bool) -> None:
-    """Give a connection back as the next borrower shall find it; drop it if that fails."""
+    """Reset a connection for its next borrower; close it if that fails."""
     if connection.closed:
         return
     try:

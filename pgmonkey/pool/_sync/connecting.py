@@ -79,7 +79,7 @@ class SyncConnector:
         self.outage = Outage()
         #: Whether a connection was made at least once.
         self.opened = False
-        #: Whether its pool is closed for good, so that nobody waits for the server any more.
+        #: Whether its pool is closed for good, so that no client waits for the server any more.
         self.ended = False
         #: Every connection, idle or handed out, until the server has closed its end.
         self.connections: set[SyncPooledConnection] = set()
@@ -131,7 +131,7 @@ class SyncConnector:
         probe: bool = False,
         instead_of: SyncPooledConnection | None = None,
     ) -> SyncPooledConnection:
-        """Connect once, after the server has closed what was closed here.
+        """Connect once, after the server has closed its end of closed connections.
 
         Args:
             version: What to connect with.
@@ -246,7 +246,7 @@ class SyncConnector:
         )
 
     def let_go(self) -> None:
-        """Wait until the server has closed its end of what was closed here, a second at most."""
+        """Wait until the server has closed its end of closed connections, a second at most."""
         if not self.closing():
             return
         with self._goodbyes:

@@ -47,7 +47,7 @@ class SyncCounter(Protocol):
         """Note that the server has closed its end of a connection."""
 
     def let_go(self) -> None:
-        """Wait until the server has closed its end of what was closed here."""
+        """Wait until the server has closed its end of closed connections."""
 
 
 class Link:
@@ -88,7 +88,7 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
         # included, the interpreter finds all of them more slowly.
         #: The version of the configuration it was made with.
         self.version = NO_VERSION
-        #: The checkout that holds it; `None` while nobody does.
+        #: The checkout that holds it; `None` while it is idle.
         self.holder: ReferenceType[Checkout] | None = None
         #: Gives it back to the psycopg_pool that it belongs to. Looked up once: every checkout
         #: calls it.
@@ -226,7 +226,7 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
 
 
 def _has_ended(descriptor: int) -> bool:
-    """Read the server's last words, and tell whether its end is closed; never waits."""
+    """Read what the server still sent, and tell whether its end is closed; never waits."""
     try:
         while os.read(descriptor, 4096):
             pass

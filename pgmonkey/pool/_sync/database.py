@@ -230,7 +230,7 @@ class SyncDatabase(Database):
         return prepared
 
     def discard(self, prepared: Prepared) -> None:
-        """Close what was prepared; from any thread."""
+        """Close the prepared connections; from any thread."""
         self._discard(self.pools.copy(), prepared)
 
     def _discard(self, pools: Mapping[Loop, SyncPool], prepared: Prepared) -> None:

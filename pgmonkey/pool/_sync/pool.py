@@ -306,7 +306,7 @@ class SyncPool:
     # Trying again
 
     def _tell_waiting(self, driver: SyncDriverPool[SyncPooledConnection]) -> None:
-        """Tell the clients that queue why a connect failed, if waiting does not mend it."""
+        """Tell the clients that queue why a connect failed, if waiting does not help."""
         target, failure = self.target, self.outage.failure
         if failure is not None and failure.reason == "auth":
             in_thread(self._on_refused)  # a file may have the right password by now
@@ -324,14 +324,14 @@ class SyncPool:
             self.nudge()
 
     def hopeless(self) -> ConnectFailure | None:
-        """Return why the last connect failed, if nothing is open and waiting does not mend it."""
+        """Return why the last connect failed, if nothing is open and waiting does not help."""
         failure = self.outage.failure
         if failure is None or self.connections:
             return None
         return failure if failure.lasting or self.single else None
 
     def raise_if_hopeless(self) -> None:
-        """Raise why the last connect failed, if waiting does not mend it."""
+        """Raise why the last connect failed, if waiting does not help."""
         if (failure := self.hopeless()) is not None:
             raise failure.error(self.name)
 
@@ -401,7 +401,7 @@ class SyncPool:
         self.connector.ended = True
 
     def _close_driver(self, driver: SyncDriverPool[SyncPooledConnection]) -> None:
-        """Close a psycopg_pool, what is idle, and what no checkout holds.
+        """Close a psycopg_pool, its idle connections, and those that no checkout holds.
 
         A checkout sets itself as the holder before it looks at the version, so either it sees
         that the connection is too old, or it is seen here.
@@ -435,7 +435,7 @@ class SyncPool:
     # Handing out and taking back
 
     def admit(self, checkout: Checkout) -> None:
-        """Refuse a checkout that would wait in vain, for itself, or for too many others.
+        """Refuse a checkout that cannot succeed now, or that would wait for itself or too many others.
 
         Raises:
             ConnectError: nothing is open, and the login was refused a moment ago.
@@ -761,7 +761,7 @@ class SyncPool:
     def finish_rotation(self) -> None:
         """Hand out no older connection any more, and close those that are idle.
 
-        An offer that nobody took goes to the clients that wait, or is closed.
+        An offer that no client took goes to the clients that wait, or is closed.
         """
         self.floor = self.version
         while (connection := self._borrow_older()) is not None:

@@ -31,7 +31,7 @@ _LONGEST_PAUSE: Final = 0.05
 _SPREAD: Final = 0.5
 #: Seconds to wait for a client to come back. What is still out then is replaced at its return.
 _LONGEST_WAIT: Final = 1.0
-#: Seconds after which what is left is replaced as it comes back, without a spare.
+#: Seconds after which the remaining connections are replaced as they come back, without a spare.
 _LONGEST_ROTATION: Final = 10.0
 
 
@@ -102,7 +102,7 @@ def _no_room(pool: SyncPool, version: Version, refused: ConnectError) -> Connect
 
 
 def discard(pool: SyncPool, prepared: Prepared) -> None:
-    """Close what was prepared."""
+    """Close the prepared connection."""
     prepared.connection.close()
     if prepared.borrowed is not None:
         pool.put_back(prepared.borrowed)
@@ -129,7 +129,7 @@ def rotate(pool: SyncPool, prepared: Prepared) -> None:
         if pool.floor < pool.version:
             _replace_one_by_one(pool, prepared.version, began + _LONGEST_ROTATION)
     except ConnectError:
-        pass  # the probe has worked: what is left is replaced when it comes back
+        pass  # the probe has worked: the others are replaced when they come back
     finally:
         pool.finish_rotation()
     pool.connector.report_drained()
@@ -146,7 +146,7 @@ def rotate(pool: SyncPool, prepared: Prepared) -> None:
 
 
 def rotate_late(pool: SyncPool, version: Version) -> None:
-    """Do what is left of a reload in a pool whose event loop stood still until now."""
+    """Finish a reload in a pool whose event loop did not turn until now."""
     pool.catch_up(version)
     if pool.connector.older():
         pool.finish_rotation()
