@@ -16,6 +16,9 @@ from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
 from tests.pool.side import GRACE, SIDES, Client
 
+#: The types with which the server sees one connection of a pool whose size is one.
+TYPES = (*SIDES, "normal", "async")
+
 
 def declare(
     registry_dir: RegistryDirectory,
@@ -38,7 +41,7 @@ def declare(
 
 
 @pytest.mark.parametrize("how", ["reload", "force_reload"])
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", TYPES)
 def test_waiting_clients_are_served_in_the_order_in_which_they_came(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str, how: str
 ) -> None:
@@ -85,7 +88,7 @@ def replace_all(registry: Registry, client: Client) -> None:
     client._run(force())
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", TYPES)
 def test_waiting_clients_keep_their_deadline_over_rotations(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
 ) -> None:
