@@ -60,7 +60,7 @@ class Registry:
         trust: What to do if other accounts can change a file of a database, its secrets or its
             TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
         max_connections: Server connections that this process may have at a time over all
-            databases, probes and replaced pools included; default: no limit. A checkout that
+            databases, probes and retired connections included; default: no limit. A checkout that
             needs one more waits for it, up to its `timeout`.
 
     Raises:

@@ -34,7 +34,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "connect.failed": ("warning", "connects began to fail"),
     "connect.recovered": ("info", "connects work again"),
     "checkout.leaked": ("warning", "a checkout is held longer than leak_detection"),
-    "checkout.abandoned": ("warning", "an interrupt left a checkout that no code could end; it was closed"),
+    "checkout.abandoned": ("warning", "a checkout was interrupted and could not give its connection back"),
     "checkout.returned_late": ("info", "a checkout that was reported as leaked was returned"),
     "file.untrusted": ("warning", "other accounts can change a file"),
     "watch.started": ("info", "the directories are watched"),

@@ -168,7 +168,7 @@ async def _end(connection: AsyncPooledConnection, *, failed: bool) -> None:
     except psycopg.Error:
         if not failed:
             raise
-        await connection.close()  # what cannot roll back is not given to anybody else
+        await connection.close()  # if it cannot roll back, no one else gets it
     finally:
         if connection.closed:
             await connection.close()  # a broken one still has its socket and its slot

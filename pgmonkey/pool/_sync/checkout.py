@@ -167,7 +167,7 @@ def _end(connection: SyncPooledConnection, *, failed: bool) -> None:
     except psycopg.Error:
         if not failed:
             raise
-        connection.close()  # what cannot roll back is not given to anybody else
+        connection.close()  # if it cannot roll back, no one else gets it
     finally:
         if connection.closed:
             connection.close()  # a broken one still has its socket and its slot
