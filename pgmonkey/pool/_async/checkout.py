@@ -40,7 +40,7 @@ class AsyncCheckout(Checkout):
         handle = self.handle
         began = asked = self.began = self.taken = monotonic()
         self.owner = current_task()
-        self.connection = connection = None
+        connection = None
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
         pool: AsyncPool | None = handle.pools.get(running_loop())
@@ -56,7 +56,7 @@ class AsyncCheckout(Checkout):
                 while True:
                     try:
                         connection = await pool.getconn(left)
-                        connection.holder = ref(self, pool.abandoned)
+                        connection.holder = ref(self, pool.on_lost)
                         connection.borrower = self.code
                     except PoolClosed:
                         # Another psycopg_pool took its place while this client queued. Nothing was

@@ -93,6 +93,50 @@ class AsyncPool:
         loop: The event loop that it lives in.
     """
 
+    # Every checkout reads many of them. An object with more than 30 attributes is slow without slots.
+    __slots__ = (
+        "_asking",
+        "_claimed",
+        "_explained",
+        "_longest_ping",
+        "_made_with",
+        "_no_room",
+        "_offers",
+        "_on_refused",
+        "_renewing",
+        "_spares",
+        "_suspicious_until",
+        "_wake",
+        "connection_type",
+        "connections",
+        "connector",
+        "driver",
+        "ending",
+        "examined",
+        "floor",
+        "getconn",
+        "guarded",
+        "inherited",
+        "lingers",
+        "loop",
+        "name",
+        "on_lost",
+        "outage",
+        "pending",
+        "record",
+        "records",
+        "resets",
+        "settings",
+        "single",
+        "stats",
+        "target",
+        "thread",
+        "timeout",
+        "version",
+        "waiting",
+        "wants_primary",
+    )
+
     def __init__(
         self,
         version: Version,
@@ -115,9 +159,10 @@ class AsyncPool:
         self.thread = threading.get_ident()
         self.single = connection_type in _SINGLE
         self.stats = stats
-        # What every checkout calls when it ends, without the way to it.
+        # What every checkout calls or passes on, without the way to it.
         self.records = stats.records
         self.record = stats.records.extend
+        self.on_lost = self._take_lost_back
         #: Whether it is closing for good.
         self.ending = False
         #: Whether it belongs to the parent of this process, and must not be touched.
@@ -628,7 +673,7 @@ class AsyncPool:
             self._explained = (now, explained)
         return messages.checkout_timeout(self.name, waited, self._explained[1], failure)
 
-    def abandoned(self, _holder: object) -> None:
+    def _take_lost_back(self, _holder: object) -> None:
         """Take back what a lost checkout holds: called when a checkout is freed, by any thread.
 
         That thread may hold any lock at that moment, so nothing is waited for here.

@@ -39,7 +39,7 @@ class SyncCheckout(Checkout):
         self.stage = ENTERED
         handle = self.handle
         began = asked = self.began = self.taken = monotonic()
-        self.connection = connection = None
+        connection = None
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
         pool: SyncPool | None = handle.pools.get(None)
@@ -55,7 +55,7 @@ class SyncCheckout(Checkout):
                 while True:
                     try:
                         connection = pool.getconn(left)
-                        connection.holder = ref(self, pool.abandoned)
+                        connection.holder = ref(self, pool.on_lost)
                         connection.borrower = self.code
                     except PoolClosed:
                         # Another psycopg_pool took its place while this client queued. Nothing was
