@@ -42,14 +42,14 @@ def declare(
 def test_connections_of_an_older_version_that_hold_the_room_are_counted(
     client: Client, registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """After a rotation three retired connections leave room for one: the error says so."""
+    """After a rotation three retired connections leave no room: the error says so."""
     with client.holding(3):
         declare(registry_dir, database, client.handle.connection_type, 1)
         assert client.registry.reload().applied == ("orders",)
-        with client.holding(1), pytest.raises(CheckoutTimeout) as caught:
+        with pytest.raises(CheckoutTimeout) as caught:
             client.ask(timeout=0.2)
 
     message = str(caught.value)
-    assert "(open 1, in use 1, retired 3, waiting 0, max_size 3)" in message
+    assert "(open 0, in use 0, retired 3, waiting 0, max_size 3)" in message
     assert message.count("borrowed at") == 3, "the three that hold longest"
     assert client.ask() == 1

@@ -597,7 +597,6 @@ def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(
 ) -> None:
     """Read while a connection goes back to its pool, the count of checkouts does not fall by one."""
     handle = registry.get("orders")
-    handle.open()
     give_back, seen = psycopg_pool.ConnectionPool.putconn, []
 
     def putconn(pool: Any, connection: Any) -> None:
@@ -605,6 +604,8 @@ def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(
         give_back(pool, connection)
 
     monkeypatch.setattr(psycopg_pool.ConnectionPool, "putconn", putconn)
+    handle.open()
+    seen.clear()
     for number in range(3):
         with handle:
             assert handle.status().requests == number + 1

@@ -12,6 +12,7 @@ psycopg_pool keeps the queue, the idle connections, the growth and the shrinking
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from functools import partial
@@ -675,9 +676,10 @@ class SyncPool:
     def _take_lost_back(self, _holder: object) -> None:
         """Take back what a lost checkout holds: called when a checkout is freed, by any thread.
 
-        That thread may hold any lock at that moment, so nothing is waited for here.
+        That thread may hold any lock at that moment, so nothing is waited for here. When the program
+        ends, every checkout is freed.
         """
-        if not self.inherited:
+        if not self.inherited and not sys.is_finalizing():
             release_in(self.loop, self.heal)
 
     def heal(self) -> None:
