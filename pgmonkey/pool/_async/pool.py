@@ -17,7 +17,7 @@ from collections import deque
 from functools import partial
 from operator import attrgetter
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from psycopg_pool import PoolClosed, PoolTimeout
 
@@ -38,6 +38,7 @@ from pgmonkey.pool._async.waiting import (
     end_tasks,
     in_thread,
     is_closed,
+    let_queue,
     open_driver,
     release_in,
     soon,
@@ -439,6 +440,7 @@ class AsyncPool:
         self._wake.set()
         async with self._renewing:
             driver = self.driver
+        self.getconn = _refuse
         await self._close_driver(driver)
         self.connector.begin_end()
         for spares in (self._offers, self._spares):
@@ -460,6 +462,7 @@ class AsyncPool:
         for connection in connections:
             if connection.holder is None:
                 connection.hang_up()
+        await let_queue(driver, self.waiting)
         # No waiting for its worker: it may be connecting, and it may be the one that called.
         await driver.close(timeout=0)
         await self.connector.let_go()
@@ -833,6 +836,11 @@ class AsyncPool:
                 return connection
             await connection.give_back(connection)
         return None
+
+
+async def _refuse(timeout: float | None = None) -> NoReturn:  # noqa: ARG001 - as psycopg_pool's
+    """Stand for the `getconn` of a psycopg_pool that is about to be closed."""
+    raise PoolClosed
 
 
 def _take(

@@ -31,6 +31,7 @@ __all__ = [
     "finish_in",
     "in_thread",
     "is_closed",
+    "let_queue",
     "open_driver",
     "release_in",
     "running_loop",
@@ -328,6 +329,10 @@ def cancel_again() -> None:
 def is_closed(loop: Loop) -> bool:
     """Tell whether nothing can run in a loop any more."""
     return loop.is_closed()
+
+
+async def let_queue(_driver: AsyncDriverPool[Any], _clients: set[Any]) -> None:
+    """Do nothing: a task comes into the queue of a psycopg_pool without a wait on its way."""
 
 
 async def open_driver(driver: AsyncDriverPool[Any]) -> None:

@@ -18,7 +18,7 @@ from collections import deque
 from functools import partial
 from operator import attrgetter
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from psycopg_pool import PoolClosed, PoolTimeout
 
@@ -39,6 +39,7 @@ from pgmonkey.pool._sync.waiting import (
     end_tasks,
     in_thread,
     is_closed,
+    let_queue,
     open_driver,
     release_in,
     soon,
@@ -438,6 +439,7 @@ class SyncPool:
         self._wake.set()
         with self._renewing:
             driver = self.driver
+        self.getconn = _refuse
         self._close_driver(driver)
         self.connector.begin_end()
         for spares in (self._offers, self._spares):
@@ -459,6 +461,7 @@ class SyncPool:
         for connection in connections:
             if connection.holder is None:
                 connection.hang_up()
+        let_queue(driver, self.waiting)
         # No waiting for its worker: it may be connecting, and it may be the one that called.
         driver.close(timeout=0)
         self.connector.let_go()
@@ -832,6 +835,11 @@ class SyncPool:
                 return connection
             connection.give_back(connection)
         return None
+
+
+def _refuse(timeout: float | None = None) -> NoReturn:  # noqa: ARG001 - as psycopg_pool's
+    """Stand for the `getconn` of a psycopg_pool that is about to be closed."""
+    raise PoolClosed
 
 
 def _take(

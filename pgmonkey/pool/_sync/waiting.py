@@ -27,6 +27,7 @@ __all__ = [
     "finish_in",
     "in_thread",
     "is_closed",
+    "let_queue",
     "open_driver",
     "release_in",
     "running_loop",
@@ -49,6 +50,9 @@ sleep = time.sleep
 
 #: Seconds for which `aside` waits.
 _ASIDE: Final = 0.2
+#: The most seconds for which `let_queue` waits, and between two looks.
+_LONGEST_WAY: Final = 0.2
+_LOOK_AGAIN: Final = 0.001
 
 
 class LoopStandsStillError(Exception):
@@ -172,6 +176,24 @@ def cancel_again() -> None:
 def is_closed(_loop: None) -> bool:
     """Tell that threads can always run."""
     return False
+
+
+def let_queue(driver: SyncDriverPool[Any], clients: set[Any]) -> None:
+    """Wait until the clients that are on their way into the queue of a psycopg_pool are in it.
+
+    psycopg_pool looks whether it is closed before it takes the lock of its queue. A client that is
+    between the two when it is closed would wait in the queue in vain, until its timeout.
+
+    Args:
+        driver: What is about to be closed; no other client may call its `getconn`.
+        clients: Those that wait for a connection.
+    """
+    before = [one for one in clients.copy() if one.owner != threading.get_ident()]
+    deadline = time.monotonic() + _LONGEST_WAY
+    while time.monotonic() < deadline:
+        if sum(one in clients for one in before) <= driver.get_stats()["requests_waiting"]:
+            return
+        time.sleep(_LOOK_AGAIN)
 
 
 def open_driver(driver: SyncDriverPool[Any]) -> None:
