@@ -280,7 +280,7 @@ def test_a_leak_is_reported_with_the_stack_of_its_borrower_if_the_file_asks_for_
         assert status.checkouts[0].stack == ()
 
 
-def test_the_stack_can_be_asked_for_without_a_swap(
+def test_the_stack_can_be_asked_for_without_a_rotation(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
 ) -> None:
     """Turned on in the file at night, it holds for the next checkouts; no connection is replaced."""

@@ -46,7 +46,7 @@ with Registry(argv[0], metrics=numbers, watch=False) as registry:
         os.close(held.pop())
     say("healed:", dict(registry.reload().rejected))
     registry.get("orders", force_reload=True)
-    say("swapped:", works(), registry.status().last_reload_successful,
+    say("rotated:", works(), registry.status().last_reload_successful,
         numbers.get_sample_value("pgmonkey_pool_connect_failures_total",
                                  {"database": "orders", "type": "pool", "reason": "other"}))
 """
@@ -67,7 +67,7 @@ def test_without_descriptors_open_connections_serve_and_reloads_are_rejected_unt
     assert said[3] == "connect: ReloadRejectedError"
     assert said[4] == "still: (1,)"
     assert said[5] == "healed: {}"
-    assert said[6].startswith("swapped: (1,) True")
+    assert said[6].startswith("rotated: (1,) True")
 
 
 THREADS = """
@@ -105,7 +105,7 @@ with Registry(argv[0], metrics=None, watch=False) as registry:
     denying = False
     say("healed:", works(), denied > 0 or argv[1] == "open")
     registry.get("orders", force_reload=True)
-    say("swapped:", works(), registry.wait_drained(5))
+    say("rotated:", works(), registry.wait_drained(5))
 """
 
 
@@ -118,7 +118,7 @@ def test_without_threads_nothing_is_lost_and_the_next_try_works(
     with Program(THREADS, registry_dir, when, canary=canary) as program:
         assert program.code() == 0, program.text
         said = program.said
-    assert said[-1] == "swapped: (1,) True"
+    assert said[-1] == "rotated: (1,) True"
     assert said[-2].startswith("healed: (1,)")
     if when == "open":
         assert said[0] == "still: (1,)", "a reload of an open pool needs no thread"

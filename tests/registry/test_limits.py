@@ -163,7 +163,7 @@ def test_a_leaked_checkout_is_reported_once_and_again_when_it_comes_back(
     assert len(events.named("checkout.leaked")) == 1
 
 
-def test_fifty_forced_reloads_at_once_make_one_swap(
+def test_fifty_forced_reloads_at_once_make_one_rotation(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents
 ) -> None:
     """Callers that ask for a reload while one is under way share its result."""
@@ -212,7 +212,7 @@ def test_a_forced_reload_that_cannot_connect_keeps_what_runs(
 async def test_a_forced_reload_of_an_async_handle_happens_when_it_is_awaited(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """`await registry.get(name, force_reload=True)` swaps; a refused login keeps what runs."""
+    """`await registry.get(name, force_reload=True)` rotates; a refused login keeps what runs."""
     registry_dir.declare("events", database, "async_pool")
     async with Registry(registry_dir, metrics=None) as registry:
         handle: Any = registry.get("events")

@@ -184,7 +184,7 @@ async def test_a_loop_is_served_while_a_secret_comes_before_the_server_knows_it(
     volume: SecretVolume,
     events: CapturedEvents,
 ) -> None:
-    """The same on an event loop: no task sees an error, and the loop swaps when the login works."""
+    """The same on an event loop: no task sees an error, and the loop rotates when the login works."""
     registry_dir.declare("events", database, "async_pool", volume=volume)
     done, stop = 0, asyncio.Event()
     async with Registry(registry_dir, metrics=None) as registry:

@@ -69,7 +69,7 @@ def test_fifty_rotations_lose_nothing_and_never_need_more_than_one_connection_ov
     """16 workers write while the password is rotated 50 times: no error, every commit is there.
 
     Another role counts at most pool size + 1 connections all the time, and every checkout that
-    starts after a swap was reported sees the new application_name, by asking the server.
+    starts after a rotation was reported sees the new application_name, by asking the server.
     """
     database.execute("CREATE TABLE public.done (id int)")
     database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
@@ -91,9 +91,9 @@ def test_fifty_rotations_lose_nothing_and_never_need_more_than_one_connection_ov
                     eventually(
                         lambda wanted=wanted: _in_force(registry, wanted), 30, f"{wanted} in force"
                     )
-                    swapped = events.named("database.rotated")
+                    rotated = events.named("database.rotated")
                     version = registry.status().databases[0].version
-                    if swapped and swapped[-1]["new"] == version:
+                    if rotated and rotated[-1]["new"] == version:
                         load.expected = wanted
                 done = len(load.committed)
                 eventually(lambda: len(load.committed) > done + WORKERS, 30, "the load goes on")
@@ -118,7 +118,7 @@ def _in_force(registry: Registry, application_name: str) -> bool:
     return not status.stale and settings["application_name"] == application_name
 
 
-def test_every_checkout_after_a_reported_swap_is_of_the_new_generation(
+def test_every_checkout_after_a_reported_rotation_is_of_the_new_version(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     volume: SecretVolume,

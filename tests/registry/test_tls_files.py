@@ -95,7 +95,7 @@ def accepts(probe: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("connection_type", SIDES)
-def test_a_new_authority_in_the_same_file_is_a_swap(
+def test_a_new_authority_in_the_same_file_is_a_rotation(
     registry_dir: RegistryDirectory,
     secure: SecureServer,
     orders: TemporaryDatabase,
@@ -192,7 +192,7 @@ def test_a_new_client_certificate_is_shown_by_the_next_checkout(
     events: CapturedEvents,
     tmp_path: Path,
 ) -> None:
-    """cert-manager renews certificate and key under the same names: a swap, by content."""
+    """cert-manager renews certificate and key under the same names: a rotation, by content."""
     own = tmp_path / "own"
     own.mkdir()
     (own / "ca.crt").write_text(authority.pem)
@@ -215,7 +215,7 @@ def test_a_new_client_certificate_is_shown_by_the_next_checkout(
         authority.issue(orders.user, own, name="client")
         eventually(lambda: session(registry)[1] == serial(), 10, "the new one is in use")
         assert first[1] != serial()
-        # The swap is seen by a checkout a moment before it is reported.
+        # The rotation is seen by a checkout a moment before it is reported.
         eventually(
             lambda: (
                 {"connection_settings.sslcert", "connection_settings.sslkey"}

@@ -6,14 +6,14 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 from pgmonkey import ConnectError, Registry
 from tests.kit.database import TemporaryDatabase
-from tests.kit.eventually import eventually
+from tests.kit.eventually import aeventually, eventually
 from tests.kit.process import interrupted_after
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
@@ -255,3 +255,53 @@ async def test_a_loop_that_is_closed_between_the_steps_keeps_nothing(
         handle.rotate(prepared)
         handle.patrol(0.0)
         eventually(lambda: database.backends() == [], 5, "no connection is left over")
+
+
+# A rotation in which everything ends.
+
+
+@pytest.mark.parametrize("replaced", [1, 2, 3, SIZE])
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_a_registry_that_is_closed_in_the_middle_of_a_rotation_leaves_nothing(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    connection_type: str,
+    replaced: int,
+) -> None:
+    """However many connections are replaced by then: none is left, old or new."""
+    declare(registry_dir, database, connection_type, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        client = Client(registry)
+        client.fill(SIZE)
+        declare(registry_dir, database, connection_type, 1)
+        reloading = threading.Thread(target=registry.reload)
+        reloading.start()
+        eventually(lambda: names(database)["app-1"] >= replaced, 10, "it has come so far")
+        registry.close()
+        reloading.join()
+        eventually(lambda: database.backends() == [], 5, "no connection is left over")
+        client.close()
+
+
+@pytest.mark.parametrize("replaced", [1, 2, 3, SIZE])
+def test_a_loop_that_ends_in_the_middle_of_a_rotation_leaves_nothing(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, replaced: int
+) -> None:
+    """The same when the event loop ends right after the registry was closed in it."""
+    declare(registry_dir, database, "async_pool", 0)
+
+    async def main() -> None:
+        async with Registry(registry_dir, metrics=None, watch=False) as registry:
+            handle = registry.get("orders")
+            async with AsyncExitStack() as stack:
+                for _ in range(SIZE):
+                    await stack.enter_async_context(handle.connection())
+            declare(registry_dir, database, "async_pool", 1)
+            reloading = asyncio.create_task(registry.areload())
+            await aeventually(
+                lambda: names(database)["app-1"] >= replaced, 10, "it has come so far"
+            )
+        reloading.cancel()
+
+    asyncio.run(main())
+    eventually(lambda: database.backends() == [], 5, "no connection is left over")
