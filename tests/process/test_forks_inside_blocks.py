@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
 
 from pgmonkey import Registry
 from tests.kit.database import TemporaryDatabase
+from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory
 
@@ -139,3 +143,73 @@ async def test_what_a_child_leaves_is_ended_by_the_task_of_its_parent(
         async with handle as connection:
             await connection.execute("INSERT INTO rows VALUES (2)")
         assert 2 in await asyncio.to_thread(rows)
+
+
+@pytest.mark.parametrize("connection_type", ["pool", "normal"])
+def test_a_transaction_of_psycopgs_own_is_not_ended_by_a_child(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    rows: Callable[[], list[int]],
+    connection_type: str,
+) -> None:
+    """`conn.transaction()` inside of a block: what the child does with it reaches no server."""
+    registry_dir.declare("orders", database, connection_type)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle = registry.get("orders")
+
+        def child(connection: Any, transaction: Any) -> str:
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("INSERT INTO rows VALUES (2)")
+            with suppress(psycopg.OperationalError):
+                transaction.__exit__(*NOTHING)
+            return "left"
+
+        with suppress(ValueError), handle as connection:
+            transaction = connection.transaction()
+            transaction.__enter__()
+            connection.execute("INSERT INTO rows VALUES (1)")
+            assert in_a_child(lambda: child(connection, transaction)) == "left"
+            assert rows() == []
+            connection.execute("INSERT INTO rows VALUES (3)")
+            transaction.__exit__(*NOTHING)
+        assert rows() == [1, 3]
+
+
+def test_the_sessions_of_a_parent_that_is_killed_end_though_its_child_lives_on(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A child keeps no socket of its parent open, with a transaction and its locks."""
+    registry_dir.declare("orders", database)
+    telling, told = os.pipe()
+    going_on, go_on = os.pipe()
+
+    def child() -> None:
+        os.close(go_on)
+        os.write(told, b"forked")
+        os.read(going_on, 1)  # until the test ends
+
+    def parent() -> None:
+        with Registry(registry_dir, metrics=None, watch=False) as registry:
+            with registry.get("orders") as connection:
+                connection.execute("SELECT 1")
+                if os.fork() == 0:
+                    child()
+                    os._exit(0)
+                signal.pause()
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.alarm(30)
+            parent()
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(telling, 6) == b"forked"
+        assert len(database.backends()) == 1
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        eventually(lambda: database.backends() == [], 10, "its session has ended")
+    finally:
+        for end in (telling, told, going_on, go_on):
+            os.close(end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ReferenceType
@@ -223,6 +224,19 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
         connector = self.link.connector
         if connector is not None:
             connector.closed(self)
+
+    def cut_off(self) -> None:
+        """Let nothing that a child process does with its parent's connection reach the server.
+
+        In the child alone /dev/null takes the place of the socket, so that the parent's session
+        does not outlive the parent either.
+        """
+        with suppress(OSError, psycopg.Error):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            try:
+                os.dup2(nowhere, self.pgconn.socket, inheritable=False)
+            finally:
+                os.close(nowhere)
 
 
 def _has_ended(descriptor: int) -> bool:

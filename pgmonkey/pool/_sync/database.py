@@ -357,5 +357,7 @@ def forget_pools() -> None:
     """Forget the parent's pools in a child process, without touching them."""
     for pool in _pools:
         pool.inherited = True
+        for connection in pool.connections:
+            connection.cut_off()
     _inherited.extend(_pools)
     _pools.clear()
