@@ -58,7 +58,6 @@ class AsyncDatabase(Database):
     Each loop that uses it has a pool of its own; a handle that was never used costs nothing.
     """
 
-    checkout_class = AsyncCheckout
     if not TYPE_CHECKING:
         __aenter__ = EnterHalf()
         __aexit__ = ExitHalf()
@@ -71,6 +70,8 @@ class AsyncDatabase(Database):
         hooks: Hooks,
     ) -> None:
         super().__init__(version, connection_type, limits, hooks)
+        # Not of the class: an attribute of the object is found faster, by every checkout.
+        self.checkout_class = AsyncCheckout
         #: The pool of each loop. Read without a lock.
         self.pools: dict[Loop, AsyncPool] = {}
         # Closed pools, until their last connection comes back.
