@@ -32,8 +32,8 @@ class Checkout:
     open at once in one thread or task, and end in another one, in any order.
     """
 
-    # Every block has one. What `with` itself has entered and left is used again by another block,
-    # because nobody else has it: making it, and its weak reference, takes longer than all the rest.
+    # Every block has one. One that `with` itself has entered and left is used again by another block,
+    # because no other code has it: to make it, and its weak reference, takes longer than all the rest.
     __slots__ = (
         "__weakref__",
         "began",
