@@ -226,7 +226,15 @@ class EnterHalf:
                 checkout.stage = PAIRED
                 checkout.owner = thread
                 return checkout.enter
-        checkout = _free_or_new(handle, frame)
+        # The same as `_free_or_new` without its call: this is on the way of every block.
+        try:
+            checkout = handle.free.pop()
+            checkout.handle = handle
+        except IndexError:
+            checkout = handle.checkout_class(handle)
+        checkout.stage = MADE
+        checkout.code = frame.f_code
+        checkout.instruction = frame.f_lasti
         if not _EXIT_FIRST:
             _halves[thread] = checkout
         return checkout.enter
