@@ -68,7 +68,10 @@ class Interruption:
     def _is_skipped(self, frame: FrameType) -> bool:
         path = frame.f_code.co_filename
         line = linecache.getline(path, frame.f_lineno).lstrip()
-        return path != self._files[-1] and line.startswith(_SKIPPED)
+        before = linecache.getline(path, frame.f_lineno - 1).lstrip()
+        # The thread would keep the exception that was caught for the rest of its life.
+        caught = before.startswith("except ") and line.startswith("return")
+        return path != self._files[-1] and (caught or line.startswith(_SKIPPED))
 
     def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(self._files):

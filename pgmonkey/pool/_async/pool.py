@@ -79,6 +79,9 @@ _NUDGE: Final = 0.001
 #: Seconds for which the explanation of one timeout serves for others: of thousands of clients
 #: that time out together, the last one must not be late.
 _SAME_MOMENT: Final = 0.1
+#: How many clients that gave up may be in the queue of a psycopg_pool with nothing open. Each takes
+#: some kilobytes, and later time.
+_LONGEST_QUEUE: Final = 1000
 #: The types that hold one connection, whose blocks take turns.
 _SINGLE: Final = ("normal", "async")
 
@@ -688,7 +691,7 @@ class AsyncPool:
             release_in(self.loop, self.heal)
 
     async def heal(self) -> None:
-        """Take back what lost checkouts hold, and replace a psycopg_pool that counts too many.
+        """Take back what lost checkouts hold, and replace a psycopg_pool that keeps too much.
 
         Lost checkouts: the borrower was interrupted before it could give the connection back.
         """
@@ -702,7 +705,11 @@ class AsyncPool:
                 place=messages.function_name(connection.borrower),
             )
             await self.retire(connection, None)
-        if not self.pending and self.driver.get_stats()["pool_size"] > len(self.connections):
+        stats = self.driver.get_stats()
+        too_large = not self.pending and stats["pool_size"] > len(self.connections)
+        # It takes clients that gave up out of its queue when a connection comes.
+        clogged = stats["requests_waiting"] > len(self.waiting) + _LONGEST_QUEUE
+        if too_large or (clogged and not self.connections):
             await self.renew(self.driver)
 
     def lost(self) -> list[AsyncPooledConnection]:
