@@ -363,6 +363,7 @@ def _end(task: asyncio.Task[Any]) -> None:
             coroutine.close()
             break
     if inner is not None:
+        inner._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather does; there is no public way, and before Python 3.12 only
         _end(inner)
 
 
