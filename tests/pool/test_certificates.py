@@ -117,7 +117,7 @@ def test_a_certificate_that_cannot_be_trusted_is_the_first_error_and_heals_by_it
             secure.present(AUTHORITY)
         eventually(lambda: not is_refused(), 10, "the server shows the good one")
         eventually(
-            lambda: client.handle.status().idle == 1, 20, "it is tried again though nobody asks"
+            lambda: client.handle.status().idle == 1, 20, "it is tried again without a client"
         )
         assert works(client)
         client.close()

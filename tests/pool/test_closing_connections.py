@@ -1,4 +1,4 @@
-"""Connections that the server has yet to let go: whoever waits for the room is woken, and does not poll."""
+"""Connections that the server has not closed yet: a client that needs the room is woken, and does not poll."""
 
 from __future__ import annotations
 

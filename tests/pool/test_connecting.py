@@ -67,7 +67,7 @@ OLD, NEW, OTHER = login("old"), login("new"), login("old", user="other")
 def test_a_wrong_password_is_repeated_after_pauses_that_double_from_one_to_thirty_seconds(
     clock: Clock,
 ) -> None:
-    """Exactly one try is given out at the end of each pause, whoever asks."""
+    """Exactly one try is given out at the end of each pause, however many ask."""
     logins = RefusedLogins()
     assert logins.claim(OLD) is None
     logins.refused(OLD, WRONG)

@@ -118,7 +118,7 @@ def test_what_waiting_does_not_mend_is_the_first_error_and_heals_by_itself(
         assert len(events.named("connect.failed", reason=reason)) == 1
     finally:
         mend()
-    eventually(lambda: client.handle.status().idle == 1, 20, "it is tried again though nobody asks")
+    eventually(lambda: client.handle.status().idle == 1, 20, "it is tried again without a client")
     assert works(client)
     assert len(events.named("connect.recovered")) == 1
 

@@ -60,7 +60,8 @@ class User:
         async def ask_async() -> tuple[str, int]:
             async with self._handle as connection:
                 cursor = await connection.execute(statement)
-                return await cursor.fetchone()  # type: ignore[no-any-return]
+                found: tuple[str, int] = await cursor.fetchone()
+            return found
 
         found = {self._sync.run(lambda connection: connection.execute(statement).fetchone())}
         for loop in self._loops:
