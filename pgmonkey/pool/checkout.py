@@ -7,16 +7,16 @@ from sys import _getframe
 from threading import get_ident
 from types import CodeType, FrameType, MethodType
 from typing import Any, Final, Self
-from weakref import ReferenceType, ref
 
 from pgmonkey.errors import WrongSideError
 
 #: The stages of a checkout: looked up in one half only, made for one block, looked up in both
-#: halves by one `with`, which enters it at once, entered otherwise.
+#: halves by one `with`, which enters it at once, entered otherwise, reported as held too long.
 MADE: Final = 0
 BOUND: Final = 1
 PAIRED: Final = 2
 ENTERED: Final = 3
+REPORTED: Final = 4
 
 #: How many calls of a borrower's stack are kept.
 DEEPEST: Final = 40
@@ -32,8 +32,8 @@ class Checkout:
     open at once in one thread or task, and end in another one, in any order.
     """
 
-    # Every block has one. One that `with` itself has entered and left is used again by another block,
-    # because no other code has it: to make it, and its weak reference, takes longer than all the rest.
+    # One is made for every block. Slots that are set where their value is known cost a third of
+    # what defaults of the class cost, which an object without slots would hide one by one.
     __slots__ = (
         "__weakref__",
         "began",
@@ -44,26 +44,19 @@ class Checkout:
         "instruction",
         "owner",
         "pool",
-        "reported",
         "stage",
         "taken",
         "timeout",
-        "weak",
     )
 
-    #: Its handle, while it is in use.
     handle: Any
     #: Seconds to wait, or `None` for the configured ones.
     timeout: float | None
     #: How far it is.
     stage: int
-    #: Whether it was reported as held too long.
-    reported: bool
     # What follows is set when it is entered.
     connection: Any
     pool: Any
-    #: Refers to it, and tells the pool when it is freed.
-    weak: ReferenceType[Checkout]
     #: The thread's number or the task that borrowed.
     owner: Any
     #: When it began to wait, and when it got its connection, on the monotonic clock.
@@ -76,12 +69,6 @@ class Checkout:
     code: CodeType
     instruction: int
 
-    def __init__(self, handle: Any, timeout: float | None = None) -> None:
-        self.handle = handle
-        self.timeout = timeout
-        self.pool = None
-        self.reported = False
-
     @classmethod
     def bound(cls, handle: Any, timeout: float | None, frame: FrameType) -> Self:
         """Return a checkout that is its own `with` block's, such as `connection()` gives.
@@ -91,7 +78,9 @@ class Checkout:
             timeout: Seconds to wait, or `None` for the configured ones.
             frame: The borrower's.
         """
-        checkout = cls(handle, timeout)
+        checkout = cls()
+        checkout.handle = handle
+        checkout.timeout = timeout
         checkout.code = frame.f_code
         checkout.instruction = frame.f_lasti
         checkout.stage = BOUND
@@ -103,18 +92,13 @@ class Checkout:
         Raises:
             RuntimeError: it was entered before.
         """
+        self.owner = get_ident()
+        if self.stage == BOUND:
+            return
         if self.stage >= ENTERED:
             raise RuntimeError("a checkout can be entered once; ask the handle for another one")
-        self.owner = get_ident()
-        if self.stage == MADE:
-            _halves.pop(self.owner, None)  # it would keep this checkout alive
-            self.handle.loose.append(self)
-        self.stage = ENTERED
-
-    def use(self, pool: Any) -> None:
-        """Borrow from this pool, which hears of it when the checkout is freed."""
-        self.pool = pool
-        self.weak = ref(self, pool.on_lost)
+        _halves.pop(get_ident(), None)  # it would keep this checkout alive
+        self.handle.loose.append(self)
 
     def __enter__(self) -> Any:
         raise wrong_side(self.handle.name, self.handle.connection_type)
@@ -184,24 +168,6 @@ class _Unbound:
         return self.checkout.leave(*exc_info)
 
 
-def _free_or_new(handle: Any, frame: FrameType) -> Any:
-    """Return a checkout for a `with` block of a handle.
-
-    Args:
-        handle: The handle.
-        frame: The borrower's.
-    """
-    try:
-        checkout = handle.free.pop()
-        checkout.handle = handle
-    except IndexError:
-        checkout = handle.checkout_class(handle)
-    checkout.stage = MADE
-    checkout.code = frame.f_code
-    checkout.instruction = frame.f_lasti
-    return checkout
-
-
 class EnterHalf:
     """`__enter__` or `__aenter__` of a handle: each look-up begins or completes a checkout.
 
@@ -226,12 +192,10 @@ class EnterHalf:
                 checkout.stage = PAIRED
                 checkout.owner = thread
                 return checkout.enter
-        # The same as `_free_or_new` without its call: this is on the way of every block.
-        try:
-            checkout = handle.free.pop()
-            checkout.handle = handle
-        except IndexError:
-            checkout = handle.checkout_class(handle)
+        # Made here, field by field: this is on the way of every block.
+        checkout = handle.checkout_class()
+        checkout.handle = handle
+        checkout.timeout = None
         checkout.stage = MADE
         checkout.code = frame.f_code
         checkout.instruction = frame.f_lasti
@@ -251,7 +215,8 @@ class ExitHalf:
         if handle is None:
             return _leave_of_class(checkout)
         if _EXIT_FIRST:
-            checkout = _halves[thread] = _free_or_new(handle, _getframe(1))
+            checkout = _halves[thread] = handle.checkout_class.bound(handle, None, _getframe(1))
+            checkout.stage = MADE
             return MethodType(_leave_or_loose, checkout)
         if checkout is not None and checkout.handle is handle and checkout.stage == MADE:
             checkout.stage = PAIRED

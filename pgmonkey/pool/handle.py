@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import TupleRow
 
-from pgmonkey.pool.checkout import Checkout, wrong_side
+from pgmonkey.pool.checkout import REPORTED, Checkout, wrong_side
 from pgmonkey.pool.messages import describe, holder_name
 from pgmonkey.pool.stats import Stats
 from pgmonkey.telemetry import events
@@ -134,8 +134,6 @@ class Database(ABC):
         self.gone: PgmonkeyError | None = None
         #: Whether a checkout keeps the stack of its borrower.
         self.keeps_stacks = version.config.leak_stack
-        #: Checkouts that `with` has left, for the next ones.
-        self.free: list[Checkout] = []
         #: Checkouts entered by calling `__enter__` by hand, which have no `__exit__` yet.
         self.loose: list[Checkout] = []
         # Guards `gone` and the pools. Never held while waiting.
@@ -371,8 +369,8 @@ class Database(ABC):
             if config.leak_detection is None:
                 continue
             for one in numbers.held + numbers.retired:
-                if not one.reported and now - one.taken > config.leak_detection:
-                    one.reported = True
+                if one.stage != REPORTED and now - one.taken > config.leak_detection:
+                    one.stage = REPORTED
                     self.stats.leaks += 1
                     events.emit(
                         "checkout.leaked",

@@ -456,3 +456,17 @@ def test_the_other_order_of_looking_up_the_two_halves_works_too(
     assert handle.status().used == 0
     with pytest.raises(RuntimeError, match="not entered"):
         handle.__exit__(None, None, None)
+
+
+def test_leaving_a_block_twice_by_hand_ends_no_other_block(registry: Registry) -> None:
+    """The second time is an error, and the connection of the next block stays its own."""
+    handle: Any = registry.get("orders")
+    enter, leave = handle.__enter__, handle.__exit__
+    enter()
+    leave(None, None, None)
+    with handle as connection:
+        with pytest.raises(AttributeError):
+            leave(None, None, None)
+        status = handle.status()
+        assert status.used + status.retired == 1
+        assert connection.execute("SELECT 1").fetchone() == (1,)

@@ -189,7 +189,7 @@ def test_a_checkout_logs_nothing_and_starts_nothing(
     ours = {name for module, name in called if module.startswith("pgmonkey")}
     way = {"get", "__get__", "enter", "leave"}
     if sys.version_info >= (3, 14):  # `with` looks `__exit__` up before there is a checkout
-        way |= {"_free_or_new", "_leave_or_loose"}
+        way |= {"bound", "_leave_or_loose"}
     assert ours == way, "nothing else of ours is on the way"
     assert not {
         module

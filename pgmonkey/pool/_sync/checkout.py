@@ -6,13 +6,14 @@ from __future__ import annotations
 from sys import _getframe
 from time import monotonic
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import psycopg
 from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from pgmonkey.pool._sync.pool import FRESH, LONG_IDLE
-from pgmonkey.pool.checkout import PAIRED, Checkout
+from pgmonkey.pool.checkout import ENTERED, PAIRED, REPORTED, Checkout
 from pgmonkey.pool.stats import FOLD_AT
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class SyncCheckout(Checkout):
         if self.stage != PAIRED:
             self.enter_alone()
             timeout = self.timeout
+        self.stage = ENTERED
         handle = self.handle
         began = asked = self.began = self.taken = monotonic()
         connection = None
@@ -43,8 +45,7 @@ class SyncCheckout(Checkout):
         pool: SyncPool | None = handle.pools.get(None)
         if pool is None or pool.target is not handle.version:
             pool = handle.pool_here()
-        if self.pool is not pool:
-            self.use(pool)
+        self.pool = pool
         if pool.guarded:
             pool.admit(self)
         left = timeout = pool.timeout if timeout is None else timeout
@@ -54,7 +55,7 @@ class SyncCheckout(Checkout):
                 while True:
                     try:
                         connection = pool.getconn(left)
-                        connection.holder = self.weak
+                        connection.holder = ref(self, pool.on_lost)
                         connection.borrower = self.code
                     except PoolClosed:
                         # Another psycopg_pool took its place while this client queued. Nothing was
@@ -103,7 +104,7 @@ class SyncCheckout(Checkout):
         now: SyncPool = self.handle.pool_here()
         if now is not pool:
             pool.waiting.discard(self)
-            self.use(now)
+            self.pool = now
             now.waiting.add(self)
         return now
 
@@ -133,8 +134,7 @@ class SyncCheckout(Checkout):
                 pool.record((taken - self.began, now - taken))
                 if len(pool.records) >= FOLD_AT:
                     pool.stats.fold()
-                if self.reported:
-                    self.reported = False
+                if self.stage == REPORTED:
                     pool.returned_late(self, now - taken)
                 if (
                     error is not None
@@ -143,12 +143,6 @@ class SyncCheckout(Checkout):
                 ):
                     # This server is no primary any more.
                     pool.renew(connection.link.driver, "standby")
-                if self.stage == PAIRED:
-                    handle = self.handle
-                    self.handle = self.owner = None
-                    handle.free.append(self)
-                else:
-                    del self.weak  # who keeps this checkout may free it at any time
         except BaseException as interrupt:
             if out:
                 pool.interrupted(connection, interrupt)

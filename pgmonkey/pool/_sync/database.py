@@ -155,7 +155,6 @@ class SyncDatabase(Database):
                 _pools.add(pool)
                 for closed in [one for one in self.pools if is_closed(one)]:
                     del self.pools[closed]
-                    self.free.clear()
         if pool.target is not self.version:
             pool.catch_up(self.version)
         pool.open()
@@ -178,7 +177,6 @@ class SyncDatabase(Database):
                 self.gone = gone
             pools = self.pools.copy()
             self._closed_pools.extend(map(self.pools.pop, pools))  # one step for an interrupt
-        self.free.clear()
         return pools
 
     def shut(self, gone: PgmonkeyError) -> None:
@@ -251,7 +249,6 @@ class SyncDatabase(Database):
         """
         self.version = version
         self.keeps_stacks = version.config.leak_stack
-        self.free.clear()  # they may have stacks
         for loop, pool in self.pools.copy().items():
             if loop in prepared or not pool.opened or pool.target.since == version.since:
                 pool.adopt(version)
@@ -308,7 +305,6 @@ class SyncDatabase(Database):
         self.pools.clear()
         self._closed_pools = []
         self._lock = threading.Lock()
-        self.free.clear()
         self.loose.clear()
         self.stats = Stats()
 

@@ -679,14 +679,13 @@ class SyncPool:
             self._explained = (now, explained)
         return messages.checkout_timeout(self.name, waited, self._explained[1], failure)
 
-    def _take_lost_back(self, holder: object) -> None:
+    def _take_lost_back(self, _holder: object) -> None:
         """Take back what a lost checkout holds: called when a checkout is freed, by any thread.
 
         That thread may hold any lock at that moment, so nothing is waited for here. When the program
         ends, every checkout is freed.
         """
-        lost = any(one.holder is holder for one in self.connections.copy())
-        if lost and not self.inherited and not sys.is_finalizing():
+        if not self.inherited and not sys.is_finalizing():
             release_in(self.loop, self.heal)
 
     def heal(self) -> None:
