@@ -66,7 +66,7 @@ def _typed(section: str, key: str, value: Any) -> Any:
     if keyword is None or not isinstance(value, str) or value.strip("-0123456789,"):
         return value  # no setting of libpq, or masked
     match keyword.kind:
-        case "integer" | "seconds":
+        case "integer" | "seconds" | "milliseconds":
             return int(value)
         case "flag":
             return value == "1"

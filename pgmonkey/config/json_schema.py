@@ -32,7 +32,9 @@ _REFERENCES: Final = {
 _INTEGER: Final = "^(?:[+-]?[1-9][0-9]{0,11}|[+-]?0)$"
 _NUMBER: Final = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _ZERO: Final = r"[0.]+"
-_UNIT: Final = "(?:[ ]*(?:ms|s|min|h|d))?"
+_UNITS: Final = "ms|s|min|h|d"
+_UNIT: Final = f"(?:[ ]*(?:{_UNITS}))?"
+_DURATION: Final = "a duration, such as 500ms, 30s, 5min, 2h or 1d"
 _URL: Final = "^(?!postgres(?:ql)?://)"
 _ANY_URL: Final = "^(?![^$]*://)"
 _LONGEST: Final = 10 * 365 * 86400  # seconds
@@ -126,6 +128,15 @@ def _written(hint: Mapping[str, Any]) -> Schema:
                 "maximum": high,
                 "pattern": _INTEGER,
             }
+        case "integer_or_duration":
+            bounds = {key: hint[key] for key in ("minimum", "maximum")}
+            pattern = f"{_INTEGER}|^[ ]*{_NUMBER}[ ]*(?:{_UNITS})[ ]*$"
+            return {
+                "title": _DURATION,
+                "type": ["integer", "string"],
+                "pattern": pattern,
+                **bounds,
+            }
         case "flag":
             return {
                 "title": "true or false",
@@ -169,7 +180,7 @@ def _text(hint: Mapping[str, Any]) -> Schema:
 def _duration(*, zero: bool, off: bool) -> Schema:
     pattern = f"{_NUMBER}{_UNIT}" if zero else f"(?!{_ZERO}{_UNIT}[ ]*$){_NUMBER}{_UNIT}"
     schema: Schema = {
-        "title": "a duration, such as 500ms, 30s, 5min, 2h or 1d",
+        "title": _DURATION,
         "type": ["string", "number"],
         ("minimum" if zero else "exclusiveMinimum"): 0,
         "maximum": _LONGEST,

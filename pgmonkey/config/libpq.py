@@ -9,13 +9,14 @@ from typing import Final, Literal, NamedTuple
 
 from psycopg import pq
 
-Kind = Literal["text", "choice", "integer", "flag", "port", "seconds", "file", "host", "database"]
+Kind = Literal[
+    "text", "choice", "integer", "flag", "port", "seconds", "milliseconds", "file", "host", "database"
+]
 
 #: The environment variables that libpq always turns into session settings.
 SESSION_VARIABLES: Final = ("PGDATESTYLE", "PGGEQO", "PGTZ")
 #: A path that cannot exist: libpq looks there for a password file and finds none, silently.
 NO_FILE: Final = "/dev/null/none"
-CONNECT_TIMEOUT: Final = 10  # seconds
 PREPARE_THRESHOLD: Final = 5  # executions, psycopg's own default
 
 
@@ -29,6 +30,7 @@ class Keyword(NamedTuple):
     #: Declared where there is no built-in default; each empty one was tried against a server.
     neutral: str | None = None
     choices: tuple[str, ...] = ()
+    default: int | None = None  # pgmonkey's own, where it has one
     name: str = ""
     variable: str | None = None  # the environment variable that would fill it
 
@@ -63,7 +65,7 @@ _KNOWN: Final[Mapping[str, Keyword]] = {
         "How long one attempt to connect may take: a duration, in whole seconds, at least 2 s.",
         "10",
         "seconds",
-        str(CONNECT_TIMEOUT),
+        default=10,
     ),
     "client_encoding": Keyword("The encoding of the session.", "UTF8", "text", ""),
     "options": Keyword("Command-line options for the session.", "-c geqo=off", "text", ""),
@@ -102,11 +104,27 @@ _KNOWN: Final[Mapping[str, Keyword]] = {
         choices=("disable", "random"),
     ),
     "keepalives": Keyword("Whether TCP keepalives are sent.", "1", "flag"),
-    "keepalives_idle": Keyword("Seconds of silence before a TCP keepalive.", "60", "integer"),
-    "keepalives_interval": Keyword("Seconds between unanswered TCP keepalives.", "15", "integer"),
-    "keepalives_count": Keyword("Lost TCP keepalives that end a connection.", "5", "integer"),
+    "keepalives_idle": Keyword(
+        "The silence before a TCP keepalive: a duration, in whole seconds.",
+        "1min",
+        "seconds",
+        default=30,
+    ),
+    "keepalives_interval": Keyword(
+        "The time between unanswered TCP keepalives: a duration, in whole seconds.",
+        "15",
+        "seconds",
+        default=10,
+    ),
+    "keepalives_count": Keyword(
+        "Lost TCP keepalives that end a connection.", "5", "integer", default=3
+    ),
     "tcp_user_timeout": Keyword(
-        "Milliseconds that sent data may be unacknowledged.", "10000", "integer"
+        "How long sent data may stay unacknowledged: a duration; as in libpq, a bare number is "
+        "milliseconds.",
+        "30s",
+        "milliseconds",
+        default=30_000,
     ),
     "gssencmode": Keyword(kind="choice", choices=_MODES),
     "sslnegotiation": Keyword(kind="choice", choices=("postgres", "direct")),
@@ -123,6 +141,9 @@ _KNOWN: Final[Mapping[str, Keyword]] = {
     "sslcrldir": Keyword(neutral=""),
 }
 FILES: Final = frozenset(name for name, known in _KNOWN.items() if known.kind == "file")
+
+_KEEPALIVES: Final = ("keepalives_idle", "keepalives_interval", "keepalives_count")
+_OF_TCP: Final = (*_KEEPALIVES, "tcp_user_timeout")
 
 #: The name of a session setting, as a regular expression that JSON Schema understands as well.
 SETTING_NAME: Final = r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*"
@@ -160,6 +181,35 @@ def isolation() -> Mapping[str, str]:
 
 
 @cache
+def defaults() -> Mapping[str, str]:
+    """Return pgmonkey's own default of each parameter that has one."""
+    return {
+        keyword.name: str(keyword.default)
+        for keyword in keywords().values()
+        if keyword.default is not None
+    }
+
+
+def defaults_for(given: Mapping[str, str]) -> dict[str, str]:
+    """Return pgmonkey's own defaults of the parameters that are not given.
+
+    Those that end the silence of a network are for TCP. A service may set them in its file.
+    """
+    unused: set[str] = set(given)
+    if "service" in given or not _uses_tcp(given):
+        unused.update(_OF_TCP)
+    elif given.get("keepalives") == "0":
+        unused.update(_KEEPALIVES)
+    return {name: value for name, value in defaults().items() if name not in unused}
+
+
+def _uses_tcp(given: Mapping[str, str]) -> bool:
+    """Tell whether a host may be reached over TCP: not if all are directories of sockets."""
+    hosts = given.get("host", "").split(",")
+    return bool(given.get("hostaddr")) or not all(host.startswith(("/", "@")) for host in hosts)
+
+
+@cache
 def _variables() -> frozenset[str]:
     named = {keyword.variable for keyword in keywords().values() if keyword.variable is not None}
     return frozenset(named | set(SESSION_VARIABLES))
@@ -181,7 +231,7 @@ def conflicting_variables(
     """
     if not variables:
         return
-    present = frozenset(given) | {"connect_timeout"}  # has a default of ours
+    present = frozenset(given) | defaults().keys()
     for variable in SESSION_VARIABLES:
         if variable in variables:
             yield variable, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from math import ceil
 from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args, get_type_hints
@@ -25,7 +25,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict, is_typeddict
 
-from pgmonkey.config.libpq import CONNECT_TIMEOUT, PREPARE_THRESHOLD, Keyword, keywords
+from pgmonkey.config.libpq import PREPARE_THRESHOLD, Keyword, keywords
 from pgmonkey.config.redaction import Secret, is_sensitive, mask_urls
 from pgmonkey.config.types import (
     Flag,
@@ -129,6 +129,13 @@ def _connect_timeout(value: Any) -> str:
     return str(max(2, ceil(seconds)) if seconds else 0)
 
 
+def _time_of_tcp(value: Any, unit: float) -> str:
+    """Accept an integer, as libpq does, or a duration, which is rounded up to units of seconds."""
+    if isinstance(value, str) and value.strip(" ")[-1:].isalpha():
+        value = str(ceil(round(to_seconds(value, zero=True) / unit, 3)))
+    return str(to_integer(value, _LOWEST, _HIGHEST))
+
+
 def _threshold(value: Any) -> int | None:
     return None if value is None else to_integer(value, 0, 1_000_000)
 
@@ -136,8 +143,7 @@ def _threshold(value: Any) -> int | None:
 def _keyword_type(keyword: Keyword) -> Any:
     """Return the annotation of one parameter of libpq, whose values are text to it."""
     name = keyword.name
-    default = CONNECT_TIMEOUT if name == "connect_timeout" else None
-    key = Key(keyword.description, keyword.example or None, default=default)
+    key = Key(keyword.description, keyword.example or None, default=keyword.default)
     validator: Any = Strict()
     match keyword.kind:
         case "choice":
@@ -150,8 +156,12 @@ def _keyword_type(keyword: Keyword) -> Any:
             return Annotated[Flag, AfterValidator(lambda value: "1" if value else "0"), key]
         case "port":
             validator, schema = BeforeValidator(_ports), kind("ports")
-        case "seconds":
+        case "seconds" if name == "connect_timeout":
             validator, schema = BeforeValidator(_connect_timeout), kind("duration", zero=True)
+        case "seconds" | "milliseconds":
+            unit = 1.0 if keyword.kind == "seconds" else 0.001
+            validator = BeforeValidator(partial(_time_of_tcp, unit=unit))
+            schema = kind("integer_or_duration", minimum=_LOWEST, maximum=_HIGHEST)
         case "host":
             validator, schema = BeforeValidator(_hosts), kind("texts", url=False)
         case "database":

@@ -11,9 +11,9 @@ from operator import attrgetter, itemgetter
 from typing import Any, Final, Self
 
 from pgmonkey.config.libpq import (
-    CONNECT_TIMEOUT,
     FILES,
     PREPARE_THRESHOLD,
+    defaults_for,
     isolation,
     session_options,
 )
@@ -141,10 +141,7 @@ class DatabaseConfig(DatabaseFile):
         if self._isolate and "service" not in connection:
             kwargs.update(isolation())
         kwargs.update((key, _clear(value)) for key, value in connection.items())
-        if "connect_timeout" not in connection and (
-            self._isolate or "PGCONNECT_TIMEOUT" not in os.environ
-        ):
-            kwargs["connect_timeout"] = str(CONNECT_TIMEOUT)
+        kwargs.update(self._defaults())
         side = connection_type in ("normal", "pool")
         session = self.sync_settings if side else self.async_settings
         if session:
@@ -215,7 +212,7 @@ class DatabaseConfig(DatabaseFile):
             else _masked(key, value, known)
             for key, value in self._values()
         }
-        shown["connection_settings"].setdefault("connect_timeout", str(CONNECT_TIMEOUT))
+        shown["connection_settings"].update(self._defaults())
         return shown
 
     def changed_keys(self, other: DatabaseConfig) -> dict[str, Effect]:
@@ -226,6 +223,13 @@ class DatabaseConfig(DatabaseFile):
             files = FILES & self.connection_settings.keys() & other.connection_settings.keys()
             changed |= {f"connection_settings.{key}" for key in files}
         return {key: effect_of(key) for key in sorted(changed)}
+
+    def _defaults(self) -> dict[str, str]:
+        """Return the defaults of the connection settings that the file leaves open."""
+        found = defaults_for(self.connection_settings)
+        if not self._isolate and "PGCONNECT_TIMEOUT" in os.environ:
+            found.pop("connect_timeout", None)
+        return found
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         """Yield every key at the top with its effective value; sections as dictionaries."""

@@ -89,6 +89,8 @@ def test_good_files_are_accepted(schema_file: Path, tmp_path: Path) -> None:
         "  connect_timeout: 0\n"
         "  keepalives: ON\n"
         "  keepalives_idle: '60'\n"
+        "  keepalives_interval: 1min\n"
+        "  tcp_user_timeout: 1.5 s\n"
         "  autocommit: yes\n"
         "  prepare_threshold: null\n"
         "pool_settings: {min_size: 0, max_size: '${SIZE}', timeout: 5, max_idle: 10 min}\n"
@@ -123,6 +125,8 @@ WRONG = [
     "connection_settings: {password: '${P:-x}'}",
     "connection_settings: {password: {from_env: A, from_file: B}}",
     "connection_settings: {keepalives: 2}",
+    "connection_settings: {tcp_user_timeout: 1.5}",
+    "connection_settings: {tcp_user_timeout: 5m}",
     "sync_settings: {search path: x}",
     "sync_settings: {a: {b: c}}",
     "connection_settings: [host]",
@@ -148,3 +152,4 @@ def test_every_value_is_described(schema_file: Path) -> None:
     assert properties["max_size"]["default"] == 10
     assert properties["autocommit"]["default"] is False
     assert properties["timeout"]["examples"] == ["5s"]
+    assert properties["tcp_user_timeout"]["default"] == 30_000

@@ -111,6 +111,8 @@ def test_show_says_where_each_value_comes_from(registry: Path, canary: Canary) -
         "connection_settings.password": f"***REDACTED*** {file}:8:13, secret file ../password",
         "connection_settings.port": f"5433 {file}:9:9",
         "connection_settings.connect_timeout": "10 default",
+        "connection_settings.keepalives_idle": "30 default",
+        "connection_settings.tcp_user_timeout": "30000 default",
         "connection_settings.autocommit": "false default",
         "pool_settings.max_size": f"4 {file}:11:27",
         "pool_settings.timeout": f"7s {defaults}:4:10",  # the pool takes that of the database
@@ -189,6 +191,8 @@ def test_show_as_json_has_types(tmp_path: Path, canary: Canary) -> None:
         "connect_timeout": 60,
         "keepalives": True,
         "keepalives_idle": 60,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
         "sslsni": False,
         "sslmode": "require",
         "tcp_user_timeout": -1,

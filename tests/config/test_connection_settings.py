@@ -10,6 +10,9 @@ from pgmonkey.config.redaction import Secret
 from pgmonkey.errors import ConfigError
 from tests.kit.dictionaries import config_from_dict
 
+#: What ends the silence of a network.
+SILENCE = ("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+
 
 @pytest.fixture
 def load(tmp_path):
@@ -40,6 +43,80 @@ def test_values_become_what_libpq_takes(load):
     assert kwargs["port"] == "5433"
     assert (kwargs["keepalives"], kwargs["keepalives_idle"]) == ("1", "60")
     assert kwargs["connect_timeout"] == "2"
+
+
+@pytest.mark.parametrize(
+    "line, value",
+    [
+        ("tcp_user_timeout: 1500", "1500"),
+        ("tcp_user_timeout: 30s", "30000"),
+        ("tcp_user_timeout: 0.3 s", "300"),
+        ("tcp_user_timeout: 0", "0"),
+        ("tcp_user_timeout: -1", "-1"),
+        ("keepalives_idle: 45", "45"),
+        ("keepalives_idle: 1min", "60"),
+        ("keepalives_idle: 0", "0"),
+        ("keepalives_interval: 1500ms", "2"),
+    ],
+)
+def test_the_times_of_tcp_take_a_unit_or_are_what_libpq_takes(load, line, value):
+    """A bare number has the unit of libpq: milliseconds for `tcp_user_timeout`, else seconds."""
+    assert load(line).connect_kwargs("pool")[line.partition(":")[0]] == value
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("tcp_user_timeout: 1.5", "expected an integer"),
+        ("tcp_user_timeout: 100d", "expected an integer from -2147483648 to 2147483647"),
+        ("tcp_user_timeout: 5m", '"m" is ambiguous'),
+        ("keepalives_idle: soon", "expected a duration"),
+    ],
+)
+def test_other_times_of_tcp_are_problems(load, line, said):
+    """No number is guessed: what is neither an integer nor a duration is refused."""
+    with pytest.raises(ConfigError, match=said):
+        load(line)
+
+
+def test_a_silent_network_has_a_limit_by_default(load):
+    """The keepalives and the timeout of TCP have defaults, and each that is given wins."""
+
+    def silence(connection=""):
+        config = load(connection)
+        shown = config.redacted()["connection_settings"]
+        kwargs = config.connect_kwargs("pool")
+        assert [kwargs.get(key) for key in SILENCE] == [shown.get(key) for key in SILENCE]
+        return tuple(kwargs.get(key) for key in SILENCE)
+
+    assert silence() == ("30", "10", "3", "30000")
+    assert silence("keepalives_idle: 90") == ("90", "10", "3", "30000")
+    assert silence("tcp_user_timeout: 0") == ("30", "10", "3", "0")
+    assert silence("keepalives: off") == (None, None, None, "30000")
+    assert silence("keepalives: on") == ("30", "10", "3", "30000")
+    assert silence("hostaddr: 192.0.2.1") == ("30", "10", "3", "30000")
+
+
+@pytest.mark.parametrize(
+    "connection, has_one",
+    [
+        ("host: /run/postgresql", False),
+        ("host: '@postgresql'", False),
+        ("host: [/run/a, /run/b]", False),
+        ("host: [/run/a, db.example]", True),
+        ("host: /run/a, hostaddr: 192.0.2.1", True),
+        ("service: orders", False),
+    ],
+)
+def test_a_unix_socket_and_a_service_have_no_such_default(tmp_path, connection, has_one):
+    """A Unix socket needs none, and ours would replace what the file of the service says."""
+    path = tmp_path / "orders.yaml"
+    path.write_text(f"connection_settings: {{{connection}, dbname: d, user: u}}")
+    kwargs = load_file(path).connect_kwargs("pool")
+    assert (kwargs.get("keepalives_idle"), kwargs.get("tcp_user_timeout")) == (
+        ("30", "30000") if has_one else (None, None)
+    )
+    assert kwargs["connect_timeout"] == "10"
 
 
 def test_a_list_of_hosts_is_one_value(tmp_path):

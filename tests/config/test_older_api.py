@@ -188,6 +188,8 @@ def test_dictionaries_may_hold_native_values(tmp_path):
         "host": "db", "port": "5432", "autocommit": True, "sslrootcert": str(tmp_path / "x"),
         "keepalives": "1", "connect_timeout": "3", "prepare_threshold": 5,
         "options": "-c lock_timeout=10 -c jit=false",
+        "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3",
+        "tcp_user_timeout": "30000",
     }  # fmt: skip
     assert (config.connection_type, config.pool("pool").timeout) == ("pool", 0.5)
 
