@@ -74,8 +74,8 @@ _SHORTEST_PING: Final = 0.25
 NAME_PREFIX: Final = "pgmonkey/"
 #: Connects of a pool that are under way at a time: a server that comes back is not stormed.
 _MOST_AT_ONCE: Final = 2
-#: Seconds for which a client queues that only makes psycopg_pool grow.
-_NUDGE: Final = 0.001
+#: Seconds for which a client queues that wants an idle connection, or psycopg_pool to grow.
+_MOMENT: Final = 0.001
 #: Seconds for which the explanation of one timeout serves for others: of thousands of clients
 #: that time out together, the last one must not be late.
 _SAME_MOMENT: Final = 0.1
@@ -182,6 +182,7 @@ class AsyncPool:
         self._offers: deque[AsyncPooledConnection] = deque()
         self._spares: deque[AsyncPooledConnection] = deque()
         self._on_refused = on_refused
+        # Whether a limit forbade the last connect, and has not called since.
         self._no_room = False
         self._longest_ping = LONGEST_PING
         # Until when every connection is looked at, because one of them was dead.
@@ -293,6 +294,7 @@ class AsyncPool:
 
     def try_again_soon(self) -> None:
         """Connect for the clients that wait: there is room again. Called from any thread."""
+        self._no_room = False
         if self.waiting and not self.inherited:
             start_in(self.loop, self.nudge)
 
@@ -319,13 +321,14 @@ class AsyncPool:
                     raise PoolClosed
                 self._asking.add(connecting)
                 first = not self.opened
+                # Until it is known: `try_again_soon` may come before the refusal does.
+                self._no_room = True
                 connection = await self.connector.make(self.target)
                 if first:
                     await self._allow_growth(driver)
                 self._set_flags()
                 self._no_room = False
             except NoRoomError:
-                self._no_room = True
                 raise
             except ConnectError:
                 self._no_room = False
@@ -387,15 +390,28 @@ class AsyncPool:
             raise failure.error(self.name)
 
     async def nudge(self) -> None:
-        """Let psycopg_pool connect again for the clients that queue.
+        """Let psycopg_pool connect again for the clients that queue."""
+        connection = await self._borrow_idle()
+        if connection is not None:
+            await connection.give_back(connection)
 
-        A client that queues for a millisecond makes it grow, if there is no idle connection.
+    async def _borrow_idle(self) -> AsyncPooledConnection | None:
+        """Borrow an idle connection; if there is none, queue for a moment, so psycopg_pool grows.
+
+        On a busy machine the moment may be over before psycopg_pool looks. Then the client did not
+        queue, which changes nothing there, so it asks again.
         """
-        try:
-            connection = await self.driver.getconn(_NUDGE)
-        except (PoolTimeout, PoolClosed):
-            return
-        await connection.give_back(connection)
+        driver, moment = self.driver, _MOMENT
+        queued = driver.get_stats().get("requests_queued", 0)
+        while True:
+            try:
+                return await driver.getconn(moment)
+            except PoolClosed:
+                return None
+            except PoolTimeout:
+                if driver.get_stats().get("requests_queued", 0) > queued:
+                    return None
+                moment *= 2
 
     async def resize(self) -> None:
         """Bring psycopg_pool to the sizes that are in force."""
@@ -767,10 +783,10 @@ class AsyncPool:
         idle: list[AsyncPooledConnection] = []
         try:
             while self.driver.get_stats()["pool_available"]:
-                idle.append(await self.driver.getconn(_NUDGE))
+                if (connection := await self._borrow_idle()) is None:
+                    return
+                idle.append(connection)
             await self.nudge()
-        except (PoolTimeout, PoolClosed):
-            return
         finally:
             for connection in idle:
                 await connection.give_back(connection)
@@ -835,11 +851,8 @@ class AsyncPool:
 
     async def _borrow_older(self) -> AsyncPooledConnection | None:
         for _ in range(self.driver.get_stats()["pool_available"]):
-            try:
-                connection = await self.driver.getconn(_NUDGE)
-            except (PoolTimeout, PoolClosed):
-                return None
-            if connection.version < self.version:
+            connection = await self._borrow_idle()
+            if connection is None or connection.version < self.version:
                 return connection
             await connection.give_back(connection)
         return None

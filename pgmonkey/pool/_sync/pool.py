@@ -75,8 +75,8 @@ _SHORTEST_PING: Final = 0.25
 NAME_PREFIX: Final = "pgmonkey/"
 #: Connects of a pool that are under way at a time: a server that comes back is not stormed.
 _MOST_AT_ONCE: Final = 2
-#: Seconds for which a client queues that only makes psycopg_pool grow.
-_NUDGE: Final = 0.001
+#: Seconds for which a client queues that wants an idle connection, or psycopg_pool to grow.
+_MOMENT: Final = 0.001
 #: Seconds for which the explanation of one timeout serves for others: of thousands of clients
 #: that time out together, the last one must not be late.
 _SAME_MOMENT: Final = 0.1
@@ -183,6 +183,7 @@ class SyncPool:
         self._offers: deque[SyncPooledConnection] = deque()
         self._spares: deque[SyncPooledConnection] = deque()
         self._on_refused = on_refused
+        # Whether a limit forbade the last connect, and has not called since.
         self._no_room = False
         self._longest_ping = LONGEST_PING
         # Until when every connection is looked at, because one of them was dead.
@@ -294,6 +295,7 @@ class SyncPool:
 
     def try_again_soon(self) -> None:
         """Connect for the clients that wait: there is room again. Called from any thread."""
+        self._no_room = False
         if self.waiting and not self.inherited:
             start_in(self.loop, self.nudge)
 
@@ -318,13 +320,14 @@ class SyncPool:
                     raise PoolClosed
                 self._asking.add(connecting)
                 first = not self.opened
+                # Until it is known: `try_again_soon` may come before the refusal does.
+                self._no_room = True
                 connection = self.connector.make(self.target)
                 if first:
                     self._allow_growth(driver)
                 self._set_flags()
                 self._no_room = False
             except NoRoomError:
-                self._no_room = True
                 raise
             except ConnectError:
                 self._no_room = False
@@ -386,15 +389,28 @@ class SyncPool:
             raise failure.error(self.name)
 
     def nudge(self) -> None:
-        """Let psycopg_pool connect again for the clients that queue.
+        """Let psycopg_pool connect again for the clients that queue."""
+        connection = self._borrow_idle()
+        if connection is not None:
+            connection.give_back(connection)
 
-        A client that queues for a millisecond makes it grow, if there is no idle connection.
+    def _borrow_idle(self) -> SyncPooledConnection | None:
+        """Borrow an idle connection; if there is none, queue for a moment, so psycopg_pool grows.
+
+        On a busy machine the moment may be over before psycopg_pool looks. Then the client did not
+        queue, which changes nothing there, so it asks again.
         """
-        try:
-            connection = self.driver.getconn(_NUDGE)
-        except (PoolTimeout, PoolClosed):
-            return
-        connection.give_back(connection)
+        driver, moment = self.driver, _MOMENT
+        queued = driver.get_stats().get("requests_queued", 0)
+        while True:
+            try:
+                return driver.getconn(moment)
+            except PoolClosed:
+                return None
+            except PoolTimeout:
+                if driver.get_stats().get("requests_queued", 0) > queued:
+                    return None
+                moment *= 2
 
     def resize(self) -> None:
         """Bring psycopg_pool to the sizes that are in force."""
@@ -766,10 +782,10 @@ class SyncPool:
         idle: list[SyncPooledConnection] = []
         try:
             while self.driver.get_stats()["pool_available"]:
-                idle.append(self.driver.getconn(_NUDGE))
+                if (connection := self._borrow_idle()) is None:
+                    return
+                idle.append(connection)
             self.nudge()
-        except (PoolTimeout, PoolClosed):
-            return
         finally:
             for connection in idle:
                 connection.give_back(connection)
@@ -834,11 +850,8 @@ class SyncPool:
 
     def _borrow_older(self) -> SyncPooledConnection | None:
         for _ in range(self.driver.get_stats()["pool_available"]):
-            try:
-                connection = self.driver.getconn(_NUDGE)
-            except (PoolTimeout, PoolClosed):
-                return None
-            if connection.version < self.version:
+            connection = self._borrow_idle()
+            if connection is None or connection.version < self.version:
                 return connection
             connection.give_back(connection)
         return None
