@@ -14,89 +14,26 @@ from pgmonkey.errors import LASTING, ConnectError, Reason
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
 
-# libpq reports a failed connect without an SQLSTATE, so the text is all there is. It follows
-# the server's lc_messages: a reason is a label and a hint, and `other` is always possible.
-# Names are taken out before the comparison: `role "SSL" does not exist` reads `role "" does ...`.
-_PATTERNS: Final[tuple[tuple[Reason, str], ...]] = (
-    (
-        "too_many_connections",
-        (
-            r"too many (clients|connections)|remaining connection slots|connection limit .*exceeded"
-            # PgBouncer, Supavisor
-            r"|no more connections allowed|client connections exceeded"
-            r"|max client connections|max clients reached"
-        ),
-    ),
-    # Before `hba`: after a wrong password libpq may try again without TLS, and be rejected.
-    (
-        "auth",
-        (
-            r'authentication failed|no password supplied|(role|user)( "")? does not exist'
-            r"|is not permitted to log in|fe_sendauth|authentication method requirement"
-            r"|SCRAM|channel binding"
-            # PgBouncer, Supavisor, RDS Proxy, Azure
-            r"|no such user|login rejected|wrong password|password returned by client"
-            r"|no username supplied|tenant or user not found|has no credentials|invalid username"
-        ),
-    ),
-    ("hba", r"pg_hba\.conf"),
-    (
-        "no_database",
-        (
-            r'database( "")? does not exist|permission denied for database'
-            r'|database "" is not currently accepting connections'
-            # PgBouncer, Neon
-            r'|no such database|database "" is disabled|endpoint could not be found'
-        ),
-    ),
-    (
-        "setting",
-        (
-            r"unrecognized configuration parameter|invalid value for parameter"
-            r"|permission denied to set parameter|cannot be (set|changed)|invalid command-line argument"
-            r"|requires a (numeric|boolean) value|is outside the valid range"
-            r"|unsupported (options )?startup parameter"  # PgBouncer
-        ),
-    ),
-    (
-        "dns",
-        (
-            r"could not translate host name|failed to resolve|name or service not known"
-            r"|temporary failure in name resolution|nodename nor servname"
-        ),
-    ),
-    # Something answers that is no PostgreSQL: a web server, say. Not a matter of certificates.
-    ("other", r"invalid response to (SSL|GSSAPI) negotiation"),
-    # Before `tls`: a network may fail during a handshake, too.
-    (
-        "refused",
-        (
-            r"connection refused|starting up|shutting down|not (yet )?accepting connections"
-            r"|in recovery mode|(failed|to server): no such file or directory|no route to host"
-            r"|network is unreachable|server closed the connection|connection reset|broken pipe"
-            r"|SSL connection has been closed|unexpected eof"
-            r"|(SSL SYSCALL error|could not (send|receive))(?!.*timed out)"
-            # PgBouncer, Neon
-            r"|connect failed|server down|server conn crashed|connect to compute node"
-        ),
-    ),
-    ("timeout", r"timeout expired|timed[ -]out|wait_timeout"),
-    ("tls", r"\b(SSL|TLS|SNI)\b|GSSAPI|gssencmode|certificate|private key|connection is insecure"),
-)
 
-# An error after which a server may have counted one more wrong password of the account.
-_REFUSED_LOGIN: Final = r"authentication failed|wrong password"
+class _Rule(NamedTuple):
+    """One kind of failed connect: what the texts of its errors have in common.
 
-# Names are in quotes, which depend on the language. PgBouncer has none around that of a database.
-_NAME: Final = r"""(?<=no such database: ).*|"[^"]*"|(?<!\w)'[^']*'(?!\w)|»[^«]*«|«[^»]*»|„[^“”]*[“”]|“[^”]*”"""
+    Args:
+        reason: What it is.
+        says: Patterns, one of which is found in the text.
+        hint: What to do about it, where `HINTS` is not right.
+    """
 
-# What libpq advises below its own message: the hint says it, and no less.
-_ADVICE: Final = (
-    r"\n\s{0,8}Is the server running (?:on that host and accepting TCP/IP connections"
-    r"|locally and accepting connections on that socket)\?"
-)
+    reason: Reason
+    says: tuple[str, ...]
+    hint: str = ""
 
-#: What to do about each of them, in one line.
+    def fits(self, text: str) -> bool:
+        """Tell whether the text of an error, without its names, is of this kind."""
+        return bool(re.search("|".join(self.says), text, re.IGNORECASE))
+
+
+#: What to do about a failed connect, in one line.
 HINTS: Final[Mapping[Reason, str]] = {
     "auth": "check the user and the password, or the files that they come from",
     "refused": "is the server running, and are host and port right?",
@@ -109,6 +46,243 @@ HINTS: Final[Mapping[Reason, str]] = {
     "setting": "the server refused a session setting: check sync_settings, async_settings, options",
     "other": "is this the port of a PostgreSQL server? If so, see its log",
 }
+_BEHIND_PGBOUNCER: Final = "the server is behind PgBouncer, whose log says what is wrong"
+_NO_SERVER_CONNECTION: Final = (
+    "the pooler got no server connection in its time: is the server up? If so, lower max_size,"
+    " or raise the pool size of the pooler"
+)
+_ADDRESS: Final = "the address of this machine is not in the list of allowed addresses"
+
+_STARTUP_PARAMETER: Final = _Rule("setting", ("unsupported (options )?startup parameter",))
+_NO_ANSWER: Final = _Rule(
+    "timeout",
+    (
+        "timeout expired",
+        "timed[ -]out",
+        # PgBouncer, Supavisor
+        "connect timeout",
+        "client_login_timeout",
+        "timeout while waiting",
+    ),
+)
+_NO_RULE: Final = _Rule("other", ())
+
+# libpq reports a failed connect without an SQLSTATE, so the text is all there is. It follows
+# the server's lc_messages: a reason is a label and a hint, and `other` is always possible.
+# Names are taken out before the comparison: `role "SSL" does not exist` reads `role "" does ...`.
+# The first rule that fits is taken, so their order counts.
+_RULES: Final = (
+    _Rule(
+        "too_many_connections",
+        (
+            "query_wait_timeout",  # PgBouncer
+            "unable to check out connection from the pool",  # Supavisor
+            "waiting to acquire database connection",  # RDS Proxy
+        ),
+        _NO_SERVER_CONNECTION,
+    ),
+    _Rule(
+        "too_many_connections",
+        (
+            r"too many (\w+ ){0,3}(clients|connections?|servers|requests)\b",
+            "remaining connection slots",
+            "connection limit .*exceeded",
+            # PgBouncer
+            "no more connections allowed",
+            "client connections exceeded",
+            # Supavisor
+            "max client connections",
+            "max clients reached",
+            "max pools count",
+            # RDS Proxy
+            "connections? to (the )?proxy exceeded",
+        ),
+    ),
+    # pgpool's text says "authentication failed", too.
+    _Rule(
+        "hba", (r"pool_hba\.conf",), "the pool_hba.conf of pgpool does not allow this connection"
+    ),
+    # The login of a pooler at the server, which our password has no part in.
+    _Rule("auth", ("authentication failed.*server_login_retry",), _BEHIND_PGBOUNCER),
+    # Before `hba`: after a wrong password libpq may try again without TLS, and be rejected.
+    _Rule(
+        "auth",
+        (
+            "authentication failed",
+            "no password supplied",
+            '(role|user)( "")? does not exist',
+            "is not permitted to log in",
+            "fe_sendauth",
+            "authentication method requirement",
+            "SASL authentication mechanisms",
+            "OAuth",
+            "SCRAM",
+            "channel binding",
+            # PgBouncer
+            "no such user",
+            "login (rejected|failed)",
+            "wrong password",
+            "password returned by client",
+            "no username supplied",
+            "no authentication method",
+            "(username|password) too long",
+            # Supavisor
+            "tenant(/| or )user",
+            "user not found",
+            "no tenant identifier",
+            "invalid format for user",
+            "authentication error",
+            "too many authentication failures",
+            # RDS Proxy
+            "has no credentials",
+            "password that was provided",
+            "supports only IAM",
+            "user name is missing",
+            # Azure
+            "invalid username",
+            "access token",
+            # Odyssey
+            "incorrect user",
+            "user blocked",
+        ),
+    ),
+    _Rule("hba", (r"pg_hba\.conf", "host based authentication rejected")),
+    _Rule(
+        "hba",
+        (
+            "not in tenant allow_list",  # Supavisor
+            "not allowed to connect to this endpoint|from a blocked network",  # Neon
+        ),
+        _ADDRESS,
+    ),
+    _Rule(
+        "no_database",
+        (
+            'database( "")? does not exist',
+            "permission denied for database",
+            'database "" is not currently accepting connections',
+            # PgBouncer
+            "no such database",
+            "database does not allow connections",
+            'database "" is disabled',
+            # Neon
+            "endpoint (could not|cannot) be found|endpoint is disabled",
+            # PgCat, Odyssey
+            "no pool configured for database",
+            r"\broute for\b",
+        ),
+    ),
+    _STARTUP_PARAMETER,
+    _Rule(
+        "setting",
+        (
+            "unrecognized configuration parameter",
+            "invalid value for parameter",
+            "permission denied to set parameter",
+            "cannot be (set|changed)",
+            "invalid command-line argument",
+            "requires a (numeric|boolean) value",
+            "is outside the valid range",
+            "RDS Proxy currently doesn.t support",
+        ),
+    ),
+    _Rule(
+        "dns",
+        (
+            "could not translate host name",
+            "failed to resolve",
+            "name or service not known",
+            "temporary failure in name resolution",
+            "nodename nor servname",
+            "DNS lookup failed",  # PgBouncer
+        ),
+    ),
+    # Something answers that is no PostgreSQL: a web server, say. Not a matter of certificates.
+    _Rule("other", ("invalid response to (SSL|GSSAPI) negotiation",)),
+    _Rule("refused", (r"try again later \(server_login_retry\)",), _BEHIND_PGBOUNCER),
+    # Before `tls`: a network may fail during a handshake, too.
+    _Rule(
+        "refused",
+        (
+            "connection refused",
+            "starting up",
+            "shutting down",
+            "not (yet )?accepting (any new )?connections",
+            "in recovery mode",
+            "(failed|to server): no such file or directory",
+            "no route to host",
+            "network is unreachable",
+            "server closed the connection",
+            "connection reset",
+            "broken pipe",
+            "SSL connection has been closed",
+            "unexpected eof",
+            "(SSL SYSCALL error|could not (send|receive))(?!.*timed out)",
+            "server sent an error response during",
+            # PgBouncer
+            "connect failed",
+            "server down",
+            "server conn crashed",
+            "database configuration changed",
+            # Supavisor
+            "circuit breaker open",
+            "connection to database (closed|not available)",
+            "SSL handshake failed: :closed",
+            # Neon
+            "connect to compute node",
+            "control plane request failed",
+            # PgCat, Odyssey, pgpool
+            "pool down for database",
+            "failed to (connect to|get) remote server",
+            "backend nodes are down",
+        ),
+    ),
+    _NO_ANSWER,
+    _Rule(
+        "auth",
+        ("ticket expired", "kerberos credentials", "GSSAPI (continuation|context creation) error"),
+        "look at the Kerberos ticket of this account: klist",
+    ),
+    _Rule("auth", ("could not initiate GSSAPI security context",)),
+    _Rule(
+        "tls",
+        (
+            r"\b(SSL|TLS|SNI)\b",
+            "GSSAPI|gssencmode",
+            "certificate",
+            "private key",
+            "connection is insecure",
+        ),
+    ),
+    _Rule(
+        "other",
+        ("session is (not )?read-only", "server is (not )?in hot standby mode"),
+        "no server of `host` is what target_session_attrs asks for",
+    ),
+    # libpq has one blank after its own colons, and two after the severity that a server sends.
+    _Rule("other", (r":  \S",), "the server answered: its log, or that of a pooler, may say more"),
+)
+
+# An error after which a server may have counted one more wrong password of the account.
+_REFUSED_LOGIN: Final = r"(authentication failed|wrong password|is wrong)(?!.*server_login_retry)"
+
+# Names are in quotes, which depend on the language.
+_QUOTED: Final = r""""[^"]*"|(?<!\w)'[^']*'(?!\w)|»[^«]*«|«[^»]*»|„[^“”]*[“”]|“[^”]*”"""
+# PgBouncer has no quotes around these, which end their line.
+_AT_THE_END: Final = (
+    r"(no such database: |does not allow connections: |startup parameter(?: in options)?: ).*"
+)
+# What poolers write before the name of a user or a tenant, without quotes.
+_BEFORE_A_NAME: Final = r"for (?:the role|user:?) |tenant/user |user blocked: |route for '"
+
+# Where there is a Kerberos ticket, libpq tries encryption by GSSAPI first: what came next counts.
+_FIRST_TRY: Final = r"(?m)^.*could not initiate GSSAPI security context.*\n(?=.)"
+
+# What libpq advises below its own message: the hint says it, and no less.
+_ADVICE: Final = (
+    r"\n\s{0,8}Is the server running (?:on that host and accepting TCP/IP connections"
+    r"|locally and accepting connections on that socket)\?"
+)
 
 
 class ConnectFailure(NamedTuple):
@@ -118,21 +292,18 @@ class ConnectFailure(NamedTuple):
         reason: From the list above; the label of metrics and events.
         text: libpq's words, scrubbed.
         wrong_password: Whether a server may lock the account after some more of them.
+        hint: What to do about it, in one line.
     """
 
     reason: Reason
     text: str
     wrong_password: bool = False
+    hint: str = ""
 
     @property
     def lasting(self) -> bool:
         """Tell whether it lasts until something is corrected: waiting does not help."""
         return self.reason in LASTING
-
-    @property
-    def hint(self) -> str:
-        """Return what to do about it, in one line."""
-        return HINTS[self.reason]
 
     def error(self, database: str) -> ConnectError:
         """Return a new error that reports this failure.
@@ -153,20 +324,44 @@ def classify(error: BaseException, config: DatabaseConfig) -> ConnectFailure:
     """
     text = str(error).strip().removeprefix("connection failed: ")  # psycopg's; ours says it, too
     text = re.sub(_ADVICE, "", text) or type(error).__name__
-    words = _without_names(text, config)
-    shown = scrub(text, config.secrets)
+    words = _without_names(re.sub(_FIRST_TRY, "", text), config)
+    rule = next((rule for rule in _RULES if rule.fits(words)), _NO_RULE)
     if isinstance(error, psycopg.errors.ConnectionTimeout):
-        return ConnectFailure("timeout", shown)
-    for reason, pattern in _PATTERNS:
-        if re.search(pattern, words, re.IGNORECASE):
-            wrong_password = bool(re.search(_REFUSED_LOGIN, words, re.IGNORECASE))
-            return ConnectFailure(reason, shown, wrong_password and reason == "auth")
-    return ConnectFailure("other", shown)
+        rule = _NO_ANSWER
+    shown = scrub(text, config.secrets)
+    wrong_password = rule.reason == "auth" and re.search(_REFUSED_LOGIN, words, re.IGNORECASE)
+    return ConnectFailure(rule.reason, shown, bool(wrong_password), _hint(rule, shown, config))
 
 
 def _without_names(text: str, config: DatabaseConfig) -> str:
-    """Return an error's text with nothing between its quotes."""
+    """Return an error's text without names, whatever they are."""
     for name in config.names:  # which may hold quotes themselves
         for before, after in ('""', '"/', "''"):  # a slash: the directory of a socket
             text = text.replace(f"{before}{name}{after}", f"{before}{after}")
-    return re.sub(_NAME, '""', text)
+    known = "|".join(map(re.escape, config.names))
+    text = re.sub(rf"({_BEFORE_A_NAME})(?:{known})(?!\w)", r"\1", text)
+    return re.sub(_QUOTED, '""', re.sub(_AT_THE_END, r"\1", text))
+
+
+def _hint(rule: _Rule, shown: str, config: DatabaseConfig) -> str:
+    """Return what to do about a failed connect, in one line."""
+    behind_pgbouncer = config.pooler == "pgbouncer"
+    if rule is _STARTUP_PARAMETER:
+        found = re.search(r"unsupported startup parameter(?: in options)?: (\S+)", shown)
+        name = found[1] if found else "options"
+        if behind_pgbouncer:
+            return (
+                f"PgBouncer does not take {name}: remove it from the service file and the"
+                " environment, or add it to PgBouncer's ignore_startup_parameters"
+            )
+        setting = "session settings" if name == "options" else name
+        return (
+            f"this is PgBouncer: write `pooler: pgbouncer`, and set {setting} for the role"
+            " instead: ALTER ROLE ... SET ..."
+        )
+    if rule is _NO_ANSWER and behind_pgbouncer:
+        return (
+            "no answer in connect_timeout: check host, port and firewall,"
+            " and whether PgBouncer gets a connection to its server"
+        )
+    return rule.hint or HINTS[rule.reason]

@@ -12,7 +12,6 @@ from pgmonkey.errors import (
     NestedCheckoutError,
     TooManyWaiting,
 )
-from pgmonkey.pool.failures import HINTS
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -65,7 +64,7 @@ def explain_timeout(
         hint = "raise max_connections, or lower max_size, min_size or max_idle of who holds them"
     elif failure is not None:
         why = ""
-        hint = f"{HINTS[failure.reason]}; it is tried again all the time"
+        hint = f"{failure.hint}; it is tried again all the time"
     elif not (numbers.idle + used + retired + numbers.closing):
         why = "\n  the first connection is still being made"
         hint = "the server is slow to answer: raise `timeout`, or look at the network"

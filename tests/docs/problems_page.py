@@ -9,9 +9,11 @@ from contextlib import chdir
 from pathlib import Path
 from unittest import mock
 
+import psycopg
+
 from pgmonkey.errors import Reason
-from pgmonkey.pool.failures import HINTS
-from pgmonkey.errors import ConfigError, ConnectError
+from pgmonkey.pool.failures import classify
+from pgmonkey.errors import ConfigError
 from pgmonkey.config.problems import failed_probe
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.warnings import find_warnings
@@ -207,9 +209,12 @@ def _probed() -> Iterator[Problem]:
         path = Path("registry.d", "orders.yaml")
         path.parent.mkdir()
         path.write_text(_FILE)
+        environ = {"ORDERS_PASSWORD": "tea"}
+        config = DirectoryLoader("registry.d", environ=environ).scan().configs["orders"]
         for reason, text in _PROBES.items():
-            error = ConnectError(text, database="orders", reason=reason, hint=HINTS[reason])
-            yield failed_probe(str(path), "orders", error)
+            failure = classify(psycopg.OperationalError(text), config)
+            assert failure.reason == reason
+            yield failed_probe(str(path), "orders", failure.error("orders"))
 
 
 def _warned() -> Iterator[Problem]:
