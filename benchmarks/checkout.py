@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import ExitStack
 from time import monotonic, sleep, thread_time
 from typing import Any
 
@@ -22,8 +22,8 @@ CHECKOUTS = 500
 GETS = 20_000
 ROUNDS = 60
 LEAKS = "leak_detection: 30s"
-#: Connections that take turns, and the seconds that each rests: longer than 0.1, so every checkout
-#: looks at its socket.
+#: Handles, or connections of psycopg_pool, that take turns, and the seconds that each rests: longer
+#: than 0.1, so every checkout looks at its socket.
 TURNS = 50
 REST = 0.12
 
@@ -32,9 +32,10 @@ def run() -> list[Result]:
     """Compare the hot path with the raw pool's, and with others'."""
     with setting(max_connections="300") as place:
         place.declare("orders", "pool")
-        place.declare("watched", "pool", size=TURNS, min_size=TURNS, more=LEAKS)
         place.declare("events", "async_pool")
-        place.declare("watched_events", "async_pool", size=TURNS, min_size=TURNS, more=LEAKS)
+        for number in range(TURNS):
+            place.declare(f"watched-{number}", "pool", more=LEAKS)
+            place.declare(f"watched-events-{number}", "async_pool", more=LEAKS)
         metrics = prometheus_client.CollectorRegistry()
         with Registry(place.directory, watch=False, metrics=metrics) as registry:
             return [
@@ -168,17 +169,16 @@ def _sync(registry: Registry, place: Setting) -> list[Result]:
 
 
 def _rested(registry: Registry, arguments: dict[str, Any]) -> Result:
-    watched = registry.get("watched")
+    watched = [registry.get(f"watched-{number}") for number in range(TURNS)]
     with ConnectionPool(kwargs=arguments, min_size=TURNS, max_size=TURNS, open=True) as pool:
         pool.wait()
-        with ExitStack() as stack:
-            for _ in range(TURNS):
-                stack.enter_context(watched)
+        for handle in watched:
+            handle.open()
 
         def ours() -> None:
             sleep(REST)
-            for _ in range(TURNS):
-                with watched:
+            for handle in watched:
+                with handle:
                     pass
 
         def raw() -> None:
@@ -193,7 +193,8 @@ def _rested(registry: Registry, arguments: dict[str, Any]) -> Result:
             operations=TURNS,
             clock=thread_time,
         )
-    watched.close()
+    for handle in watched:
+        handle.close()
     return race.result(
         "the same with every liveness poll and leak detection", "pgmonkey", "psycopg_pool", bar=1.05
     )
@@ -201,7 +202,8 @@ def _rested(registry: Registry, arguments: dict[str, Any]) -> Result:
 
 def _async(registry: Registry, arguments: dict[str, Any]) -> list[Result]:
     loop = asyncio.new_event_loop()
-    handle, watched = registry.get("events"), registry.get("watched_events")
+    handle = registry.get("events")
+    watched = [registry.get(f"watched-events-{number}") for number in range(TURNS)]
 
     async def open_pool(size: int) -> AsyncConnectionPool[Any]:
         pool = AsyncConnectionPool(kwargs=arguments, min_size=size, max_size=size, open=False)
@@ -209,10 +211,8 @@ def _async(registry: Registry, arguments: dict[str, Any]) -> list[Result]:
         return pool
 
     async def open_ours() -> None:
-        await handle
-        async with AsyncExitStack() as stack:
-            for _ in range(TURNS):
-                await stack.enter_async_context(watched)
+        for one in (handle, *watched):
+            await one
 
     single, several = (loop.run_until_complete(open_pool(size)) for size in (1, TURNS))
     loop.run_until_complete(open_ours())
@@ -229,8 +229,8 @@ def _async(registry: Registry, arguments: dict[str, Any]) -> list[Result]:
 
     async def ours_rested() -> None:
         await asyncio.sleep(REST)
-        for _ in range(TURNS):
-            async with watched:
+        for one in watched:
+            async with one:
                 pass
 
     async def raw_rested() -> None:
@@ -256,8 +256,10 @@ def _async(registry: Registry, arguments: dict[str, Any]) -> list[Result]:
             clock=thread_time,
         )
     finally:
-        for one in (handle, watched, single, several):
-            loop.run_until_complete(one.close())
+        for opened in (handle, *watched):
+            loop.run_until_complete(opened.close())
+        for pool in (single, several):
+            loop.run_until_complete(pool.close())
         loop.close()
     print(race.table("A checkout without a query, async", "psycopg_pool"))
     return [

@@ -97,8 +97,18 @@ class PostgresServer(EmbeddedServer):
         self._end(_SIGNALS[mode])
 
     def kill9(self) -> None:
-        """Kill the main process without warning; `start` recovers."""
+        """Kill the main process without warning; `start` recovers. Returns when its backends are gone.
+
+        They notice it by themselves: until then, one of them may still answer.
+        """
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        backends = [Path("/proc", pid, "cmdline") for pid in children.read_text().split()]
         self._end(signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while any(map(_lives, backends)):
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError("backends outlive the main process")
+            time.sleep(_PAUSE)
 
     def restart(self, mode: StopMode = "fast") -> None:
         """Stop the server and start it again on the same port."""
@@ -175,3 +185,11 @@ def _memory_is_roomy() -> bool:
     except OSError:
         return False
     return memory.f_bavail * memory.f_frsize >= _ROOM and not memory.f_flag & os.ST_NOEXEC
+
+
+def _lives(command_line: Path) -> bool:
+    """Tell whether a process is there that has not ended: of one that has, no command line is left."""
+    try:
+        return bool(command_line.read_bytes())
+    except OSError:
+        return False

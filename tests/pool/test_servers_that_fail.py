@@ -120,7 +120,7 @@ def test_a_stopped_backend_costs_a_sign_of_life_and_no_error(
     os.kill(stopped, signal.SIGSTOP)
     try:
         with takes(4):
-            backends = {client.ask("SELECT pg_backend_pid()", timeout=4) for _ in range(2)}
+            backends = client.fill(2, timeout=4)
     finally:
         os.kill(stopped, signal.SIGCONT)
 

@@ -55,9 +55,13 @@ class AsyncCheckout(Checkout):
                 pool.waiting.add(self)
                 while True:
                     try:
-                        connection = await pool.getconn(left)
+                        connection = (
+                            recent.pop() if (recent := pool.recent) else await pool.getconn(left)
+                        )
                         connection.holder = ref(self, pool.on_lost)
                         connection.borrower = self.code
+                    except IndexError:
+                        connection = None  # another thread took the recent one
                     except PoolClosed:
                         # Another psycopg_pool took its place while this client queued. Nothing was
                         # sent, so nothing is repeated.
@@ -119,17 +123,23 @@ class AsyncCheckout(Checkout):
                 pool.leave_behind(connection)
                 return
             try:
-                if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
+                if status := connection.pgconn.transaction_status:  # anything but IDLE, which is 0
                     await _end(connection, failed=kind is not None)
+                    status = connection.pgconn.transaction_status
                 if pool.resets:
                     await _reset(connection, autocommit=pool.target.config.autocommit)
+                    status = connection.pgconn.transaction_status
             finally:
                 now = connection.returned_at = monotonic()
                 connection.holder = self.connection = None
                 if connection.version < pool.version:
                     await pool.take_back(connection)
-                else:
+                elif status or pool.recent or pool.waiting or not pool.keeps_recent:
                     await connection.give_back(connection)
+                else:
+                    pool.recent.append(connection)
+                    if pool.waiting:  # one came meanwhile, and may not have seen it
+                        await pool.pass_on_recent()
                 out = False
                 taken = self.taken
                 pool.record((taken - self.began, now - taken))

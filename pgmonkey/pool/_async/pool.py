@@ -6,7 +6,8 @@ connection older than `floor` is not handed out, and one older than `version` is
 comes back.
 
 psycopg_pool keeps the queue, the idle connections, the growth and the shrinking. Its worker asks
-`connect` for each connection that it wants.
+`connect` for each connection that it wants. The connection that came back last is kept here, in
+`recent`: the next checkout takes it in less than half of the time.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class AsyncPool:
     # Every checkout reads many of them. An object with more than 30 attributes is slow without slots.
     __slots__ = (
         "_asking",
+        "_borrows",
         "_claimed",
         "_explained",
         "_longest_ping",
@@ -122,12 +124,14 @@ class AsyncPool:
         "getconn",
         "guarded",
         "inherited",
+        "keeps_recent",
         "lingers",
         "loop",
         "name",
         "on_lost",
         "outage",
         "pending",
+        "recent",
         "record",
         "records",
         "resets",
@@ -174,6 +178,12 @@ class AsyncPool:
         self.inherited = False
         #: The checkouts that wait for a connection. Adding and discarding are atomic.
         self.waiting: set[Checkout] = set()
+        #: The connection that came back last, if no client waited. psycopg_pool counts it as out. A
+        #: checkout counts as waiting before it looks here, and a connection is put here before the
+        #: look for those who wait, so no client waits while a connection is here.
+        self.recent: deque[AsyncPooledConnection] = deque()
+        # Whether a probe waits for a connection.
+        self._borrows = False
         #: Connects, and other work, of which psycopg_pool counts the connection already.
         self.pending: set[object] = set()
         # Connects that ask the server, until what follows a refusal is decided.
@@ -217,6 +227,9 @@ class AsyncPool:
         self.examined = settings.check_on_checkout or self.wants_primary
         #: Whether a checkout is looked at before it may wait.
         self.guarded = self.single or bool(settings.max_waiting) or self.outage.failure is not None
+        #: Whether a connection that comes back may go into `recent`. psycopg_pool closes unused
+        #: connections down to `min_size`, but not those that it counts as out.
+        self.keeps_recent = settings.min_size > 0 and not self._borrows
 
     def adopt(self, version: Version, *, cut: bool = False) -> None:
         """Connect with this version from now on; from any thread.
@@ -632,6 +645,26 @@ class AsyncPool:
         else:
             await connection.give_back(connection)
 
+    async def pass_on_recent(self) -> None:
+        """Give the connection that came back last to psycopg_pool, whose clients wait for it."""
+        while (connection := _pop(self.recent)) is not None:
+            await connection.give_back(connection)
+
+    async def borrow(self, timeout: float) -> AsyncPooledConnection:
+        """Borrow a connection for a probe: its turn comes like that of a client.
+
+        Raises:
+            PoolTimeout, PoolClosed: as psycopg_pool does.
+        """
+        self._borrows = True
+        self._set_flags()
+        try:
+            await self.pass_on_recent()
+            return await self.getconn(timeout)
+        finally:
+            self._borrows = False
+            self._set_flags()
+
     async def take_back(self, connection: AsyncPooledConnection) -> None:
         """Take back a connection of an older version: replace it, unless its turn comes later."""
         claimed = connection.version != NO_VERSION and self.claim()
@@ -850,6 +883,7 @@ class AsyncPool:
         await self.connector.let_go()
 
     async def _borrow_older(self) -> AsyncPooledConnection | None:
+        await self.pass_on_recent()
         for _ in range(self.driver.get_stats()["pool_available"]):
             connection = await self._borrow_idle()
             if connection is None or connection.version < self.version:

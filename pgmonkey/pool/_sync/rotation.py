@@ -68,7 +68,7 @@ def prepare(pool: SyncPool, version: Version) -> Prepared:
     if not pool.connections:
         raise _no_room(pool, version, refused)
     try:
-        borrowed: SyncPooledConnection = pool.getconn(_BORROW)
+        borrowed: SyncPooledConnection = pool.borrow(_BORROW)
     except (PoolTimeout, PoolClosed):
         raise _no_room(pool, version, refused) from None
     pool.close_for_probe(borrowed)
