@@ -9,9 +9,16 @@ with registry.get("orders") as conn:
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pgmonkey.version import __version__
+
+if sys.platform == "win32":
+    raise ImportError(
+        "pgmonkey does not run on Windows: it needs poll, fork and the file owners of POSIX;"
+        " in WSL it does"
+    )
 
 if TYPE_CHECKING:
     from pgmonkey.config.legacy import load_config

@@ -19,7 +19,7 @@ from pgmonkey.errors import ConnectError
 from pgmonkey.pool._async.database import AsyncDatabase
 from pgmonkey.pool._async.waiting import in_thread
 from pgmonkey.pool.limits import ConnectionLimits
-from pgmonkey.registry import fork
+from pgmonkey.registry import fork, greenlets
 from pgmonkey.registry.record import Handle, Record, Shared, close_all
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class PGConnectionManager:
     """
 
     def __init__(self) -> None:
+        greenlets.check()
         self._limits = ConnectionLimits()
         self._shared = Shared(self._limits, {}, on_open=_nothing, look=_nothing)
         #: Every handle that was given, the last one that was made or reloaded at the end.

@@ -17,7 +17,7 @@ from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.errors import HandleClosedError, PgmonkeyError, UnknownDatabaseError
 from pgmonkey.pool._async.database import AsyncDatabase
 from pgmonkey.pool.limits import ConnectionLimits
-from pgmonkey.registry import fork
+from pgmonkey.registry import fork, greenlets
 from pgmonkey.registry.maintenance import Maintenance
 from pgmonkey.registry.record import Handle, Record, Shared, close_all
 from pgmonkey.registry.reload import Reloader, ReloadReport
@@ -66,7 +66,8 @@ class Registry:
     Raises:
         RegistryConfigError: the directory or a file has problems, or the databases keep more
             connections open (`min_size`) than `max_connections`.
-        PgmonkeyError: the thread that watches the files cannot be started.
+        PgmonkeyError: the thread that watches the files cannot be started, or threads were replaced
+            in a way that cannot work.
         ValueError: `probe_interval` is not more than 0.
 
     Example:
@@ -93,6 +94,7 @@ class Registry:
     ) -> None:
         if probe_interval is not None and probe_interval <= 0:
             raise ValueError(f"probe_interval must be more than 0 seconds, not {probe_interval!r}")
+        greenlets.check()
         self.path = Path(path)
         self._loader = DirectoryLoader(
             self.path,

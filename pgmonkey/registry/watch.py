@@ -10,6 +10,7 @@ from typing import Final
 
 import watchfiles
 
+from pgmonkey.registry.greenlets import threads_are_greenlets
 from pgmonkey.telemetry import events
 
 #: Milliseconds: how often watchfiles looks for events, and how long it collects further ones.
@@ -32,8 +33,10 @@ class Watch:
         self._stop = stop
         self._lost: frozenset[str] = frozenset()
         self._started = False
+        # watchfiles waits outside of Python, where no other greenlet can take its turn.
+        self._polls = threads_are_greenlets()
         #: Whether every tick is a change, because there are no file events.
-        self.polling = False
+        self.polling = self._polls
         #: How often there were no file events.
         self.errors = 0
 
@@ -44,7 +47,9 @@ class Watch:
             watched = _identities(wanted)
             self._report_lost(frozenset(wanted - watched.keys()))
             try:
-                if watched:
+                if self._polls:
+                    self._report_started(watched, "polling")
+                elif watched:
                     yield from self._events(wanted, watched)
                     continue
             except (
@@ -78,12 +83,15 @@ class Watch:
             # The files are read once when the watch has begun: a change before that made no event.
             yield number == 0 or bool(batch)
             self.polling = False
-            if not self._started:
-                self._started = True
-                events.emit("watch.started", directories=sorted(watched), mode="events")
+            self._report_started(watched, "events")
             current = self._directories()
             if current != wanted or _identities(current) != watched:
                 return
+
+    def _report_started(self, directories: Iterable[str], mode: str) -> None:
+        if not self._started:
+            self._started = True
+            events.emit("watch.started", directories=sorted(directories), mode=mode)
 
     def _report_lost(self, lost: frozenset[str]) -> None:
         for directory in sorted(lost - self._lost):

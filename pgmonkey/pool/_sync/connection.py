@@ -134,16 +134,16 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
         if self.link.poll is None:
             self.link.poll = select.poll()
             self.link.poll.register(self.pgconn.socket, select.POLLIN | _PEER_CLOSED)
-        events = self.link.poll.poll(0)
-        if not events:
-            return True
-        if events[0][1] & _HANG_UP:
-            return False
-        try:
-            self.pgconn.consume_input()  # a NOTIFY or a notice is no reason to drop it
-        except psycopg.Error:
-            return False
-        return self.pgconn.status == ConnStatus.OK
+        while events := self.link.poll.poll(0):
+            if events[0][1] & _HANG_UP:
+                return False
+            try:
+                self.pgconn.consume_input()  # a NOTIFY or a notice is no reason to drop it
+            except psycopg.Error:
+                return False
+            if self.pgconn.status == _BAD:
+                return False
+        return True
 
     def is_standby(self) -> bool:
         """Tell whether the server said, with its last answer, that it is a standby."""
