@@ -10,7 +10,16 @@ from typing import Final, Literal, NamedTuple
 from psycopg import pq
 
 Kind = Literal[
-    "text", "choice", "integer", "flag", "port", "seconds", "milliseconds", "file", "host", "database"
+    "text",
+    "choice",
+    "integer",
+    "flag",
+    "port",
+    "seconds",
+    "milliseconds",
+    "file",
+    "host",
+    "database",
 ]
 
 #: The environment variables that libpq always turns into session settings.
