@@ -13,7 +13,11 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from tests.kit.ports import free_port
 
-Mode = Literal["pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset"]
+Mode = Literal[
+    "pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset", "cut"
+]
+#: How a connection ends in the mode `cut`: with FIN, with RST, or without a word.
+End = Literal["fin", "rst", "silence"]
 T = TypeVar("T")
 
 _CHUNK = 65_536
@@ -110,6 +114,8 @@ class _Link:
         self.upstream: asyncio.StreamWriter | None = None
         self.task: asyncio.Task[None] | None = None
         self.lost = False
+        #: Bytes that have come from the server.
+        self.received = 0
 
     def close(self, *, reset: bool) -> None:
         for writer in (self.client, self.upstream):
@@ -141,6 +147,7 @@ class ChaosProxy:
     | `delay` | each piece is held for `delay` seconds, each way | the same |
     | `half_close` | the client sees the end, the server does not | the same |
     | `reset` | reset at once | accepted, then reset |
+    | `cut` | the same as for new ones | ended after `after` bytes from the server, as `end` says |
 
     Back in `pass`, what a blackhole held is delivered, as a network does that recovers. The port
     stays the same over all modes. All methods may be called from any thread.
@@ -170,6 +177,8 @@ class ChaosProxy:
         self._mode: Mode = "pass"
         self._shutting = False
         self._delay = 0.0
+        self._after = 0
+        self._end: End = "fin"
         self._links: set[_Link] = set()
         self._opening: set[_Link] = set()
         self._never = asyncio.Event()
@@ -215,16 +224,19 @@ class ChaosProxy:
         """How often the server told a client that it is ready for the next query."""
         return self.backend["Z"]
 
-    def set(self, mode: Mode, *, delay: float = 0.0) -> None:
+    def set(self, mode: Mode, *, delay: float = 0.0, after: int = 0, end: End = "fin") -> None:
         """Change the behaviour; returns when the change is in force.
 
         Args:
             mode: The new mode.
             delay: Seconds that each piece is held, for `delay`.
+            after: Bytes from the server after which a connection ends, for `cut`.
+            end: How it ends, for `cut`.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"{mode!r} is no mode of the proxy")
         self._delay = delay
+        self._after, self._end = after, end
         self._call(self._switch(mode))
 
     def kill(self, *, reset: bool = False) -> None:
@@ -350,6 +362,9 @@ class ChaosProxy:
                 counter.feed(direction, data)
                 if self._mode == "truncate" and direction == "backend":
                     data = data[:5]
+                if self._mode == "cut" and direction == "backend":
+                    await self._cut_off(link, data)
+                    continue
                 if counter.ready:
                     self._opening.discard(link)
                 if writer.transport.is_closing() or (
@@ -364,3 +379,18 @@ class ChaosProxy:
         if self._mode != "half_close":
             with contextlib.suppress(OSError, RuntimeError):
                 writer.write_eof()
+
+    async def _cut_off(self, link: _Link, data: bytes) -> None:
+        """Pass on what is left of the bytes that a connection may have, and end it after them."""
+        left = self._after - link.received
+        link.received += len(data)
+        if left < 0:
+            return
+        link.client.write(data[:left])
+        await link.client.drain()
+        if len(data) < left:
+            return
+        if self._end == "rst":
+            link.close(reset=True)
+        elif self._end == "fin":
+            link.half_close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import struct
 import threading
 import time
 from contextlib import suppress
@@ -156,3 +157,17 @@ def test_kill_cuts_what_is_connected(proxy, connect, database):
         conn.execute("SELECT 1")
     connect().execute("SELECT 1")
     eventually(lambda: len(database.backends()) == 1)
+
+
+@pytest.mark.parametrize("end, error", [("fin", None), ("rst", ConnectionResetError)])
+def test_cut_ends_a_connection_after_so_many_bytes(proxy, end, error):
+    """The client gets exactly these bytes of the server, then the end that was asked for."""
+    proxy.set("cut", after=1, end=end)
+    with socket.create_connection((proxy.host, proxy.port), timeout=5) as client:
+        client.sendall(struct.pack("!II", 8, 80_877_103) * 2)
+        assert client.recv(100) == b"N"
+        if error is None:
+            assert client.recv(100) == b""
+        else:
+            with pytest.raises(error):
+                client.recv(100)
