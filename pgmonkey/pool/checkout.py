@@ -11,12 +11,15 @@ from typing import Any, Final, Self
 from pgmonkey.errors import WrongSideError
 
 #: The stages of a checkout: looked up in one half only, made for one block, looked up in both
-#: halves by one `with`, which enters it at once, entered otherwise, reported as held too long.
+#: halves by one `with`, which enters it at once, entered otherwise.
 MADE: Final = 0
 BOUND: Final = 1
 PAIRED: Final = 2
 ENTERED: Final = 3
+#: What is added to the last stage: it was reported as held too long; its block succeeded, but
+#: swallowed the error of a statement, so that the server rolled it back.
 REPORTED: Final = 4
+ROLLED_BACK: Final = 8
 
 #: How many calls of a borrower's stack are kept.
 DEEPEST: Final = 40

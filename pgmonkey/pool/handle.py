@@ -369,8 +369,8 @@ class Database(ABC):
             if config.leak_detection is None:
                 continue
             for one in numbers.held + numbers.retired:
-                if one.stage != REPORTED and now - one.taken > config.leak_detection:
-                    one.stage = REPORTED
+                if not one.stage & REPORTED and now - one.taken > config.leak_detection:
+                    one.stage |= REPORTED
                     self.stats.leaks += 1
                     events.emit(
                         "checkout.leaked",

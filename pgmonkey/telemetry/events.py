@@ -35,6 +35,8 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "connect.recovered": ("info", "connects work again"),
     "checkout.leaked": ("warning", "a checkout is held longer than leak_detection"),
     "checkout.abandoned": ("warning", "a checkout was interrupted and could not give its connection back"),
+    "checkout.rolled_back": ("warning", "a block succeeded but was rolled back, because it swallowed an error"),
+    "checkout.used_after_return": ("warning", "a connection was used after its block; that was rolled back"),
     "checkout.returned_late": ("info", "a checkout that was reported as leaked was returned"),
     "file.untrusted": ("warning", "other accounts can change a file"),
     "watch.started": ("info", "the directories are watched"),
@@ -69,6 +71,10 @@ class Event(NamedTuple):
 KEPT: Final = 500
 #: Fields that are too large to keep; the page shows the configuration elsewhere.
 _NOT_KEPT: Final = ("config",)
+
+#: How many places in the code are remembered from which an event has come that comes once from each.
+_MOST_PLACES: Final = 1000
+_places: Final[dict[object, object]] = {}
 
 # Appending to a deque, copying it and counting are one step each for the interpreter: no lock.
 _recent: deque[Event] = deque(maxlen=KEPT)
@@ -136,6 +142,27 @@ def emit(event: str, **fields: Any) -> None:
         _held_back.events.append((level, event, known))
 
 
+def is_first(event: str, *place: object) -> bool:
+    """Tell whether an event that comes once from each place in the code has not come from this one.
+
+    Args:
+        event: Its name.
+        place: What tells this place from others.
+
+    Example:
+        >>> is_first("checkout.rolled_back", "orders.py", 57)
+        True
+        >>> is_first("checkout.rolled_back", "orders.py", 57)
+        False
+    """
+    mine = object()
+    if _places.setdefault((event, *place), mine) is not mine:
+        return False
+    if len(_places) > _MOST_PLACES:
+        _places.clear()
+    return True
+
+
 def _write(level: str, event: str, known: dict[str, Any]) -> None:
     logger = structlog.get_logger("pgmonkey") if structlog.is_configured() else _wrapped_stdlib
     try:
@@ -164,6 +191,7 @@ def reset() -> None:
     """Forget in a child process what its parent emitted and lost."""
     global _dropped, _dropped_so_far
     _recent.clear()
+    _places.clear()
     _dropped, _dropped_so_far = count(), 0
 
 

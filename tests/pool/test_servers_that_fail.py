@@ -7,16 +7,17 @@ import signal
 import socketserver
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
 import pytest
 
-from pgmonkey import CheckoutTimeout
+from pgmonkey import CheckoutTimeout, ConnectError
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.proxy import ChaosProxy
-from tests.pool.side import Make, refuses, takes, works
+from tests.pool.side import Client, Make, refuses, takes, works
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
@@ -32,6 +33,69 @@ def test_dead_idle_connections_after_a_restart_cost_no_error(
         client.fill(4)
     assert client.handle.status().evicted["dead"] >= 1
     assert client.errors() == {}
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_of_twenty_connections_that_came_back_a_moment_ago_one_at_most_fails_a_block(
+    make: Make, database: TemporaryDatabase, mode: Any
+) -> None:
+    """The first block that meets a dead one makes all others be looked at, however fresh they are."""
+    client = make(pool={"min_size": 1, "max_size": 20}, connection={"autocommit": "true"})
+    for _ in range(3):
+        with client.holding(20):
+            database.server.restart(mode)
+        assert [fails(client) for _ in range(40)].count(True) <= 1
+
+    assert client.errors() == {}
+
+
+@pytest.mark.parametrize("connection_type", ["async_pool"])
+def test_a_block_that_meets_a_dead_connection_warns_the_other_loops_of_the_handle(
+    make: Make, database: TemporaryDatabase
+) -> None:
+    """What one loop finds out, the pools of the other loops know: one block fails in all of them."""
+    client = make(pool={"min_size": 1, "max_size": 5}, connection={"autocommit": "true"})
+    others = [Client(client.registry) for _ in range(2)]
+    everyone = [client, *others]
+    try:
+        for _ in range(5):
+            with ExitStack() as stack:
+                for one in everyone:
+                    stack.enter_context(one.holding(5))
+                database.terminate_backends()
+            assert [fails(one) for _ in range(10) for one in everyone].count(True) <= 1
+    finally:
+        for one in others:
+            one.close()
+
+
+@pytest.mark.parametrize("connection_type", ["async_pool"])
+def test_a_dead_connection_that_nobody_borrowed_warns_the_other_loops_of_the_handle(
+    make: Make, database: TemporaryDatabase
+) -> None:
+    """It is found before it is handed out: no block fails, in no loop."""
+    client = make(pool={"min_size": 1, "max_size": 5}, connection={"autocommit": "true"})
+    other = Client(client.registry)
+    try:
+        for _ in range(5):
+            client.fill(1)
+            with other.holding(5):
+                database.terminate_backends()
+            assert not fails(client)
+            assert not any(fails(other) for _ in range(10))
+    finally:
+        other.close()
+
+
+def fails(client: Client) -> bool:
+    """Tell whether a block fails because the server has closed its connection."""
+    try:
+        client.ask()
+    except ConnectError:
+        raise
+    except psycopg.OperationalError:
+        return True
+    return False
 
 
 def test_thirty_dead_connections_cost_no_error_and_no_backoff(

@@ -11,9 +11,10 @@ import psycopg
 from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
+from pgmonkey.pool._async.connection import IN_ERROR
 from pgmonkey.pool._async.pool import FRESH, LONG_IDLE
 from pgmonkey.pool._async.waiting import current_task, running_loop
-from pgmonkey.pool.checkout import ENTERED, PAIRED, REPORTED, Checkout
+from pgmonkey.pool.checkout import ENTERED, PAIRED, ROLLED_BACK, Checkout
 from pgmonkey.pool.stats import FOLD_AT
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ class AsyncCheckout(Checkout):
                             recent.pop() if (recent := pool.recent) else await pool.getconn(left)
                         )
                         connection.holder = ref(self, pool.on_lost)
-                        connection.borrower = self.code
                     except IndexError:
                         connection = None  # another thread took the recent one
                     except PoolClosed:
@@ -79,12 +79,14 @@ class AsyncCheckout(Checkout):
                             connection.version >= pool.floor
                             and now < connection.expires_at
                             and not pool.examined
+                            and not connection.pgconn.transaction_status  # IDLE is 0
                             and (
                                 (idle := now - connection.returned_at) < FRESH
                                 or (idle < LONG_IDLE and connection.is_alive())
                             )
                         ) or await pool.is_fit(connection, left - (now - asked)):
                             self.taken = now
+                            connection.borrower = self.code
                             self.connection = connection
                             return connection
                         connection = None
@@ -124,7 +126,7 @@ class AsyncCheckout(Checkout):
                 return
             try:
                 if status := connection.pgconn.transaction_status:  # anything but IDLE, which is 0
-                    await _end(connection, failed=kind is not None)
+                    await _end(self, connection, failed=kind is not None)
                     status = connection.pgconn.transaction_status
                 if pool.resets:
                     await _reset(connection, autocommit=pool.target.config.autocommit)
@@ -145,8 +147,8 @@ class AsyncCheckout(Checkout):
                 pool.record((taken - self.began, now - taken))
                 if len(pool.records) >= FOLD_AT:
                     pool.stats.fold()
-                if self.stage == REPORTED:
-                    pool.returned_late(self, now - taken)
+                if self.stage != ENTERED:
+                    pool.report(self, now - taken)
                 if (
                     error is not None
                     and pool.wants_primary
@@ -162,11 +164,12 @@ class AsyncCheckout(Checkout):
     __aexit__ = leave
 
 
-async def _end(connection: AsyncPooledConnection, *, failed: bool) -> None:
+async def _end(checkout: AsyncCheckout, connection: AsyncPooledConnection, *, failed: bool) -> None:
     """Commit or roll back what a block has left open.
 
     Of a block that failed, its own exception is the one that the caller gets.
     """
+    status = connection.pgconn.transaction_status
     try:
         if failed:
             if not connection.closed:
@@ -175,12 +178,16 @@ async def _end(connection: AsyncPooledConnection, *, failed: bool) -> None:
             # A connection that broke unnoticed must not pass for a commit; one that the block
             # itself has closed has nothing to commit.
             await connection.commit()
+            if status == IN_ERROR:  # the server has rolled back instead
+                checkout.stage |= ROLLED_BACK
     except psycopg.Error:
         if not failed:
             raise
         await connection.close()  # if it cannot roll back, no one else gets it
     finally:
         if connection.closed:
+            if connection.broken:
+                checkout.pool.suspect_all()
             await connection.close()  # a broken one still has its socket and its slot
 
 

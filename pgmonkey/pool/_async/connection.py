@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import select
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ReferenceType
 
 import psycopg
-from psycopg.pq import ConnStatus
+from psycopg import AsyncTransaction
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
 from pgmonkey.pool._async.waiting import (
@@ -19,10 +20,13 @@ from pgmonkey.pool._async.waiting import (
     cancel_again,
     wait_readable,
 )
+from pgmonkey.pool.checkout import ROLLED_BACK
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from types import CodeType
+
+    from psycopg.pq.abc import PGresult
 
     from pgmonkey.pool.checkout import Checkout
 
@@ -31,10 +35,12 @@ if TYPE_CHECKING:
 LONGEST_GOODBYE: Final = 0.8
 #: The version of a connection that belongs to no pool any more.
 NO_VERSION: Final = -1
-#: What `expires_at` is before the first use.
+#: What `expires_at` is until somebody has looked at the connection.
 UNUSED: Final = 0.0
-# As a plain number: comparing with a member of an enumeration costs as much as the system call.
+# As plain numbers: comparing with a member of an enumeration costs as much as the system call.
 _BAD: Final = int(ConnStatus.BAD)
+#: The status of a transaction in which a statement has failed.
+IN_ERROR: Final = int(TransactionStatus.INERROR)
 # A server that closed its side is seen by this flag only; reading would see nothing.
 _PEER_CLOSED: Final = getattr(select, "POLLRDHUP", 0)
 _HANG_UP: Final = _PEER_CLOSED | select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -98,7 +104,7 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         #: When it was given back, or made, on the monotonic clock.
         self.returned_at = monotonic()
         #: When it is too old to be handed out, on the monotonic clock; `UNUSED` before its first
-        #: use, so that it is looked at then, however new it is.
+        #: use, and after another one was found dead, so that it is looked at, however fresh it is.
         self.expires_at = UNUSED
         self.link = Link()
         super().__init__(*args, **kwargs)
@@ -122,6 +128,19 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         except Cancelled:
             cancel_again()
             raise
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[AsyncTransaction]:
+        """Open a transaction or a savepoint, as psycopg does; see `AsyncConnection.transaction`."""
+        failed = False
+        async with super().transaction(savepoint_name, force_rollback) as transaction:
+            yield transaction
+            failed = self.pgconn.transaction_status == IN_ERROR and not force_rollback
+        # No error: it was no savepoint, and the server has rolled back instead of a commit.
+        if failed and self.holder is not None and (checkout := self.holder()) is not None:
+            checkout.stage |= ROLLED_BACK
 
     def is_alive(self) -> bool:
         """Tell whether the server's end is still open, without asking the server.
@@ -157,17 +176,45 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         Args:
             seconds: How long to wait for the answer.
         """
-        deadline = monotonic() + seconds
+        return await self.ask(b"", seconds) is not None and not self.pgconn.transaction_status
+
+    async def roll_back(self, seconds: float) -> bool:
+        """Roll back the transaction of somebody who has no right to it any more; false if in vain.
+
+        Args:
+            seconds: How long to wait for the answer.
+        """
+        if await self.ask(b"ROLLBACK", seconds) is None or self.lock.locked():
+            return False
         try:
-            self.pgconn.send_query(b"")
-            while not self._has_answered():
-                if not await wait_readable(self.pgconn.socket, deadline - monotonic()):
-                    return False
+            await self.commit()  # sends nothing; complains if his `transaction()` is not left yet
         except psycopg.Error:
             return False
         return not self.pgconn.transaction_status  # IDLE is 0
 
-    def _has_answered(self) -> bool:
+    async def ask(self, statement: bytes, seconds: float) -> PGresult | None:
+        """Run one or more statements in one round trip, past psycopg, which has no deadline for it.
+
+        Args:
+            statement: What to run; it must be no COPY.
+            seconds: How long to wait for the answer.
+
+        Returns:
+            The last result, or `None` after an error or without an answer in time: then the
+            connection is not to be used any more.
+        """
+        deadline = monotonic() + seconds
+        results: list[PGresult] = []
+        try:
+            self.pgconn.send_query(statement)
+            while not self._has_answered(results):
+                if not await wait_readable(self.pgconn.socket, deadline - monotonic()):
+                    return None
+        except psycopg.Error:
+            return None
+        return None if results[-1].status == ExecStatus.FATAL_ERROR else results[-1]
+
+    def _has_answered(self, results: list[PGresult]) -> bool:
         """Read what there is of the answer, and tell whether that is all of it; never waits.
 
         `get_result` alone would wait for the next part, and every thread with it, because it
@@ -176,8 +223,9 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         self.pgconn.flush()
         self.pgconn.consume_input()
         while not self.pgconn.is_busy():
-            if self.pgconn.get_result() is None:
+            if (result := self.pgconn.get_result()) is None:
                 return True
+            results.append(result)
         return False
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ from psycopg import AsyncTransaction
 
 from pgmonkey.pool._async import rotation
 from pgmonkey.pool._async.checkout import AsyncCheckout
+from pgmonkey.pool._async.connection import IN_ERROR
 from pgmonkey.pool._async.pool import AsyncPool
 from pgmonkey.pool._async.waiting import (
     Loop,
@@ -28,7 +29,7 @@ from pgmonkey.pool._async.waiting import (
     start_in,
 )
 from pgmonkey.pool._sync.connecting import connect as connect_plainly
-from pgmonkey.pool.checkout import EnterHalf, ExitHalf
+from pgmonkey.pool.checkout import ROLLED_BACK, EnterHalf, ExitHalf
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.handle import Borrowed, BorrowedCursor, Database, Hooks
 from pgmonkey.pool.messages import no_room
@@ -101,6 +102,8 @@ class AsyncDatabase(Database):
             transaction = AsyncTransaction(connection, force_rollback=force_rollback)
             async with _left_where_entered(checkout, transaction):
                 yield connection
+                if connection.pgconn.transaction_status == IN_ERROR and not force_rollback:
+                    checkout.stage |= ROLLED_BACK  # that is what the server does now
 
     def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
         """Borrow a connection for one cursor: see `Database.cursor`."""
@@ -153,6 +156,7 @@ class AsyncDatabase(Database):
                     limits=self.limits,
                     on_refused=self.hooks.on_refused,
                     loop=loop,
+                    pools=self.pools,
                 )
                 _pools.add(pool)
                 for closed in [one for one in self.pools if is_closed(one)]:

@@ -12,8 +12,9 @@ import psycopg
 from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
+from pgmonkey.pool._sync.connection import IN_ERROR
 from pgmonkey.pool._sync.pool import FRESH, LONG_IDLE
-from pgmonkey.pool.checkout import ENTERED, PAIRED, REPORTED, Checkout
+from pgmonkey.pool.checkout import ENTERED, PAIRED, ROLLED_BACK, Checkout
 from pgmonkey.pool.stats import FOLD_AT
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ class SyncCheckout(Checkout):
                     try:
                         connection = recent.pop() if (recent := pool.recent) else pool.getconn(left)
                         connection.holder = ref(self, pool.on_lost)
-                        connection.borrower = self.code
                     except IndexError:
                         connection = None  # another thread took the recent one
                     except PoolClosed:
@@ -76,12 +76,14 @@ class SyncCheckout(Checkout):
                             connection.version >= pool.floor
                             and now < connection.expires_at
                             and not pool.examined
+                            and not connection.pgconn.transaction_status  # IDLE is 0
                             and (
                                 (idle := now - connection.returned_at) < FRESH
                                 or (idle < LONG_IDLE and connection.is_alive())
                             )
                         ) or pool.is_fit(connection, left - (now - asked)):
                             self.taken = now
+                            connection.borrower = self.code
                             self.connection = connection
                             return connection
                         connection = None
@@ -121,7 +123,7 @@ class SyncCheckout(Checkout):
                 return
             try:
                 if status := connection.pgconn.transaction_status:  # anything but IDLE, which is 0
-                    _end(connection, failed=kind is not None)
+                    _end(self, connection, failed=kind is not None)
                     status = connection.pgconn.transaction_status
                 if pool.resets:
                     _reset(connection, autocommit=pool.target.config.autocommit)
@@ -142,8 +144,8 @@ class SyncCheckout(Checkout):
                 pool.record((taken - self.began, now - taken))
                 if len(pool.records) >= FOLD_AT:
                     pool.stats.fold()
-                if self.stage == REPORTED:
-                    pool.returned_late(self, now - taken)
+                if self.stage != ENTERED:
+                    pool.report(self, now - taken)
                 if (
                     error is not None
                     and pool.wants_primary
@@ -159,11 +161,12 @@ class SyncCheckout(Checkout):
     __exit__ = leave
 
 
-def _end(connection: SyncPooledConnection, *, failed: bool) -> None:
+def _end(checkout: SyncCheckout, connection: SyncPooledConnection, *, failed: bool) -> None:
     """Commit or roll back what a block has left open.
 
     Of a block that failed, its own exception is the one that the caller gets.
     """
+    status = connection.pgconn.transaction_status
     try:
         if failed:
             if not connection.closed:
@@ -172,12 +175,16 @@ def _end(connection: SyncPooledConnection, *, failed: bool) -> None:
             # A connection that broke unnoticed must not pass for a commit; one that the block
             # itself has closed has nothing to commit.
             connection.commit()
+            if status == IN_ERROR:  # the server has rolled back instead
+                checkout.stage |= ROLLED_BACK
     except psycopg.Error:
         if not failed:
             raise
         connection.close()  # if it cannot roll back, no one else gets it
     finally:
         if connection.closed:
+            if connection.broken:
+                checkout.pool.suspect_all()
             connection.close()  # a broken one still has its socket and its slot
 
 

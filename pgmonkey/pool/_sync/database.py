@@ -16,6 +16,7 @@ from psycopg import Transaction
 from pgmonkey.pool._sync import rotation
 from pgmonkey.pool._sync.checkout import SyncCheckout
 from pgmonkey.pool._sync.connecting import connect as connect_plainly
+from pgmonkey.pool._sync.connection import IN_ERROR
 from pgmonkey.pool._sync.pool import SyncPool
 from pgmonkey.pool._sync.waiting import (
     Loop,
@@ -28,7 +29,7 @@ from pgmonkey.pool._sync.waiting import (
     soon,
     start_in,
 )
-from pgmonkey.pool.checkout import EnterHalf, ExitHalf
+from pgmonkey.pool.checkout import ROLLED_BACK, EnterHalf, ExitHalf
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.handle import Borrowed, BorrowedCursor, Database, Hooks
 from pgmonkey.pool.messages import no_room
@@ -99,6 +100,8 @@ class SyncDatabase(Database):
             transaction = Transaction(connection, force_rollback=force_rollback)
             with _left_where_entered(checkout, transaction):
                 yield connection
+                if connection.pgconn.transaction_status == IN_ERROR and not force_rollback:
+                    checkout.stage |= ROLLED_BACK  # that is what the server does now
 
     def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
         """Borrow a connection for one cursor: see `Database.cursor`."""
@@ -151,6 +154,7 @@ class SyncDatabase(Database):
                     limits=self.limits,
                     on_refused=self.hooks.on_refused,
                     loop=loop,
+                    pools=self.pools,
                 )
                 _pools.add(pool)
                 for closed in [one for one in self.pools if is_closed(one)]:

@@ -37,6 +37,7 @@ from pgmonkey.pool._sync.waiting import (
     Lock,
     Signal,
     SyncDriverPool,
+    aside,
     end_tasks,
     in_thread,
     is_closed,
@@ -47,13 +48,15 @@ from pgmonkey.pool._sync.waiting import (
     start,
     start_in,
 )
+from pgmonkey.pool.checkout import REPORTED, ROLLED_BACK
 from pgmonkey.pool.connecting import refused_logins
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.messages import Numbers
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from types import CodeType
 
     from pgmonkey.config.models import ConnectionType, PoolSettings
     from pgmonkey.pool._sync.waiting import Loop
@@ -98,6 +101,7 @@ class SyncPool:
         limits: How many connections there may be in this process.
         on_refused: Called when the server refused a login: reads the files again. It blocks.
         loop: None: there is one pool for all threads.
+        pools: The pools of the handle, this one included: what one finds out concerns all.
     """
 
     # Every checkout reads many of them. An object with more than 30 attributes is slow without slots.
@@ -111,9 +115,9 @@ class SyncPool:
         "_no_room",
         "_offers",
         "_on_refused",
+        "_pools",
         "_renewing",
         "_spares",
-        "_suspicious_until",
         "_wake",
         "connection_type",
         "connections",
@@ -156,6 +160,7 @@ class SyncPool:
         limits: ConnectionLimits,
         on_refused: Callable[[], object],
         loop: Loop,
+        pools: Mapping[Loop, SyncPool],
     ) -> None:
         self.name = version.config.name
         self.connection_type = connection_type
@@ -193,11 +198,10 @@ class SyncPool:
         self._offers: deque[SyncPooledConnection] = deque()
         self._spares: deque[SyncPooledConnection] = deque()
         self._on_refused = on_refused
+        self._pools = pools
         # Whether a limit forbade the last connect, and has not called since.
         self._no_room = False
         self._longest_ping = LONGEST_PING
-        # Until when every connection is looked at, because one of them was dead.
-        self._suspicious_until = 0.0
         # What the last timeout was explained with, and when.
         self._explained: tuple[float, tuple[str, str]] | None = None
         #: Whether it was reported that older connections are out for too long.
@@ -573,18 +577,23 @@ class SyncPool:
         """
         now = monotonic()
         reason = self._unfit(connection, now)
-        if reason is None and (
-            self.settings.check_on_checkout or now - connection.returned_at >= LONG_IDLE
+        used = reason is None and bool(connection.pgconn.transaction_status)
+        if used or (
+            reason is None
+            and (self.settings.check_on_checkout or now - connection.returned_at >= LONG_IDLE)
         ):
-            reason = "check"
+            reason = "used" if used else "check"
+            asks = connection.roll_back if used else connection.ping
             try:
-                if connection.ping(min(self._longest_ping, left / 3)):
+                if asks(min(self._longest_ping, left / 3)):
                     reason = None
                     self._longest_ping = LONGEST_PING
             finally:
                 if reason is not None:  # an interrupt, too: its answer is still to come
                     self._longest_ping = max(_SHORTEST_PING, self._longest_ping / 2)
                     self.retire(connection, reason)
+            if used:
+                self._report_use(connection.borrower)
             return reason is None
         if reason is None:
             return True
@@ -602,19 +611,40 @@ class SyncPool:
             connection.expires_at = connection.link.expires_at
         if now >= connection.expires_at:
             return "lifetime"
-        suspicious = now < self._suspicious_until
-        looked_at = unused or suspicious or now - connection.returned_at >= FRESH
+        looked_at = (
+            unused
+            or now - connection.returned_at >= FRESH
+            or connection.pgconn.transaction_status  # its last borrower may have closed it
+        )
         if looked_at and not connection.is_alive():
-            # What killed this one may have killed those that came back just before.
-            self._suspicious_until = now + FRESH
-            self.examined = True
+            self.suspect_all()
             return "dead"
-        if self._suspicious_until and not suspicious:
-            self._suspicious_until = 0.0
-            self._set_flags()
         if self.wants_primary and connection.is_standby():
             return "standby"
         return None
+
+    def suspect_all(self) -> None:
+        """Look at every connection of the handle before it is handed out: one of them was dead.
+
+        What killed that one may have killed those that came back a moment ago, in every loop.
+        """
+        for pool in list(self._pools.values()):
+            for connection in pool.connections.copy():
+                connection.expires_at = UNUSED
+
+    def _report_use(self, borrower: CodeType | None) -> None:
+        """Report that a connection was used after its return, once for each borrower."""
+        name = "checkout.used_after_return"
+        place = messages.function_name(borrower)
+        if events.is_first(name, place):
+            report = partial(
+                events.emit,
+                name,
+                database=self.name,
+                connection_type=self.connection_type,
+                place=place,
+            )
+            aside(report)
 
     def retire(self, connection: SyncPooledConnection, reason: str | None) -> None:
         """Close a connection and let psycopg_pool replace it.
@@ -691,15 +721,16 @@ class SyncPool:
         if not isinstance(error, GeneratorExit):
             start_in(self.loop, partial(self.renew, self.driver))
 
-    def returned_late(self, checkout: Checkout, seconds: float) -> None:
-        """Report that a checkout which was reported as leaked has come back."""
-        events.emit(
-            "checkout.returned_late",
-            database=self.name,
-            connection_type=self.connection_type,
-            seconds=round(seconds, 3),
-            place=checkout.place,
-        )
+    def report(self, checkout: Checkout, seconds: float) -> None:
+        """Report what is to be told of a checkout that has ended."""
+        emit = partial(events.emit, database=self.name, connection_type=self.connection_type)
+        if checkout.stage & REPORTED:
+            emit("checkout.returned_late", seconds=round(seconds, 3), place=checkout.place)
+        if checkout.stage & ROLLED_BACK:
+            code = checkout.code
+            name = "checkout.rolled_back"
+            if events.is_first(name, code.co_filename, code.co_firstlineno, checkout.instruction):
+                emit(name, place=checkout.place)
 
     def is_over(self) -> bool:
         """Tell whether a block of this pool can wait for nothing any more."""
