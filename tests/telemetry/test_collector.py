@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import re
 import sys
 import threading
@@ -11,10 +12,10 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_args
 
 import prometheus_client
-import psycopg_pool
 import pytest
 import structlog
 import watchfiles
@@ -23,7 +24,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pgmonkey import PgmonkeyError, Registry
 from pgmonkey.errors import Reason
+from pgmonkey.pool._sync.checkout import SyncCheckout
 from pgmonkey.telemetry.metrics import export
+from pgmonkey.telemetry.status import PoolStatus
 from tests.kit import Canary, ChaosProxy
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
@@ -592,26 +595,31 @@ def test_a_secret_that_the_server_does_not_take_is_newer_than_what_runs(
         assert not newer()
 
 
-def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Read while a connection goes back to its pool, the count of checkouts does not fall by one."""
-    handle = registry.get("orders")
-    give_back, seen = psycopg_pool.ConnectionPool.putconn, []
+def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(registry: Registry) -> None:
+    """Read at each line of a return, the count of checkouts does not fall by one."""
+    handle = registry.get("orders").open()
+    code = inspect.getfile(SyncCheckout)
+    seen: list[PoolStatus] = []
 
-    def putconn(pool: Any, connection: Any) -> None:
-        seen.append(handle.status())
-        give_back(pool, connection)
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        if frame.f_code.co_filename != code:
+            return None
+        if event == "line":
+            seen.append(handle.status())
+        return trace
 
-    monkeypatch.setattr(psycopg_pool.ConnectionPool, "putconn", putconn)
-    handle.open()
-    seen.clear()
-    for number in range(3):
-        with handle:
-            assert handle.status().requests == number + 1
-    assert [status.requests for status in seen] == [1, 2, 3]
+    checkout = handle.connection()
+    checkout.__enter__()
+    sys.settrace(trace)
+    try:
+        checkout.__exit__(None, None, None)
+    finally:
+        sys.settrace(None)
+
+    assert len(seen) > 10, "there were lines to look at"
+    assert {status.requests for status in seen} == {1}
     assert {status.waiting for status in seen} == {0}
-    assert handle.status().requests == 3
+    assert handle.status().requests == 1
 
 
 def test_counters_are_exact_when_threads_have_come_and_gone(registry: Registry) -> None:
