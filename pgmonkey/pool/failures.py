@@ -40,7 +40,7 @@ HINTS: Final[Mapping[Reason, str]] = {
     "timeout": "nothing answered in connect_timeout: check host, port and firewall",
     "dns": "check host, and whether this machine can resolve it",
     "tls": "check sslmode and the certificate files",
-    "too_many_connections": "the server or the role has no connection left: lower max_size",
+    "too_many_connections": "the server, the role or a pooler has no connection left: lower max_size",
     "hba": "the server's pg_hba.conf does not allow this user, database and address",
     "no_database": "check dbname, and the role's CONNECT privilege",
     "setting": "the server refused a session setting: check sync_settings, async_settings, options",
@@ -238,12 +238,16 @@ _RULES: Final = (
         ),
     ),
     _NO_ANSWER,
+    _Rule("refused", ("cannot contact any KDC",), "the Kerberos server (KDC) does not answer"),
     _Rule(
         "auth",
-        ("ticket expired", "kerberos credentials", "GSSAPI (continuation|context creation) error"),
+        (
+            "GSSAPI continuation error",
+            "could not initiate GSSAPI security context",
+            "no credential cache",
+        ),
         "look at the Kerberos ticket of this account: klist",
     ),
-    _Rule("auth", ("could not initiate GSSAPI security context",)),
     _Rule(
         "tls",
         (

@@ -76,15 +76,27 @@ TEXTS = {
     " more information: Ticket expired": "auth",
     "GSSAPI continuation error: Unspecified GSS failure.  Minor code may provide more information:"
     " Ticket expired": "auth",
-    "GSSAPI continuation error: No Kerberos credentials available (default cache:"
-    " FILE:/tmp/krb5cc_0000)": "auth",
+    (
+        "GSSAPI continuation error: No credentials were supplied, or the credentials were unavailable"
+        " or inaccessible: No Kerberos credentials available (default cache: FILE:/tmp/krb5cc_0)"
+    ): "auth",
+    (
+        'connection to server at "{host}", port 5432 failed: could not initiate GSSAPI security'
+        " context: Unspecified GSS failure.  Minor code may provide more information: Ticket expired\n"
+        'connection to server at "{host}", port 5432 failed: GSSAPI continuation error: Unspecified'
+        " GSS failure.  Minor code may provide more information: Ticket expired"
+    ): "auth",
+    (
+        "GSSAPI continuation error: Unspecified GSS failure.  Minor code may provide more information:"
+        " Cannot contact any KDC for realm 'EXAMPLE.TEST'"
+    ): "refused",
     'connection to server at "{host}", port 5432 failed: could not initiate GSSAPI security context:'
     ' Ticket expired\nconnection to server at "{host}", port 5432 failed: Connection'
     " refused": "refused",
     'connection to server at "{host}", port 5432 failed: could not initiate GSSAPI security context:'
     ' Ticket expired\nconnection to server at "{host}", port 5432 failed: FATAL:  something'
     " new": "other",
-    "GSSAPI encryption required but no credential cache": "tls",
+    "GSSAPI encryption required but no credential cache": "auth",
     "server doesn't support GSSAPI encryption, but it was required": "tls",
     "server sent an error response during SSL exchange": "refused",
     # PgBouncer
