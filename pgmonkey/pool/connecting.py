@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import TYPE_CHECKING, Final
+
+from pgmonkey.pool.clock import monotonic
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig

@@ -6,13 +6,13 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import TupleRow
 
 from pgmonkey.pool.checkout import REPORTED, Checkout, wrong_side
+from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.messages import describe, holder_name
 from pgmonkey.pool.stats import Stats
 from pgmonkey.telemetry import events

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgmonkey.errors import (
@@ -12,6 +11,7 @@ from pgmonkey.errors import (
     NestedCheckoutError,
     TooManyWaiting,
 )
+from pgmonkey.pool.clock import monotonic
 
 if TYPE_CHECKING:
     from types import CodeType

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pgmonkey.errors import PgmonkeyError
 from pgmonkey.pool._async.database import drop_closed_loops
+from pgmonkey.pool.clock import monotonic
 from pgmonkey.registry.watch import Watch, timer
 from pgmonkey.registry.workers import Workers
 from pgmonkey.telemetry import events
@@ -104,7 +105,7 @@ class Maintenance:
         with self._starting:
             if self._thread is not None or self.stopping.is_set():
                 return
-            self._rescan_at = time.monotonic() + self._rescan_interval
+            self._rescan_at = monotonic() + self._rescan_interval
             self._ticked_at = time.time()
             thread = threading.Thread(target=self._run, name="pgmonkey-watcher", daemon=True)
             try:
@@ -130,8 +131,8 @@ class Maintenance:
             self._tick(changed=changed)
 
     def _tick(self, *, changed: bool) -> None:
-        now, ticked_at = time.monotonic(), self._ticked_at
-        # Wall-clock time: the monotonic clock stops while the machine sleeps.
+        now, ticked_at = monotonic(), self._ticked_at
+        # Wall-clock time: no other clock goes on while a hypervisor stops the machine.
         self._ticked_at = time.time()
         if self._watches and (
             changed or now >= self._rescan_at or abs(self._ticked_at - ticked_at) > _GAP

@@ -25,6 +25,7 @@ from pgmonkey.errors import (
 )
 from pgmonkey.pool._async.database import AsyncDatabase, drop_closed_loops
 from pgmonkey.pool._sync.database import SyncDatabase
+from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.failures import classify
 from pgmonkey.pool.handle import Hooks
 from pgmonkey.pool.version import Version
@@ -311,7 +312,7 @@ class Record:
         changed = tuple(config.changed_keys(before.config)) if before else ("*",)
         with self._lock:
             self._ended("applied", changed, version.number)
-        applied(time.monotonic() - since)
+        applied(monotonic() - since)
         events.emit(
             "config.applied", database=self.name, version=version.number, changed=list(changed)
         )
@@ -434,7 +435,7 @@ class Record:
             longest = _LONGEST_PAUSE_LASTING if failure.reason in LASTING else _LONGEST_PAUSE
             self._pause = min(max(self._pause * 2, _FIRST_PAUSE), longest)
             pause = self._pause * random.uniform(1.0, 1.2)  # noqa: S311 - pods must not retry in step
-            self._retry_at = time.monotonic() + pause
+            self._retry_at = monotonic() + pause
             self._decided.notify_all()
             known, self._rejection = self._rejection, Rejection((problem,), failure.reason)
             if known is not None and known.problems == (problem,):
@@ -505,9 +506,9 @@ class Record:
         with self._lock:
             config = None if self._removed else self.config
             self._probe_at = None
-        began = time.monotonic()
+        began = monotonic()
         error = None if config is None else probe_failure(config, self._shared.limits)
-        now = time.monotonic()
+        now = monotonic()
         with self._lock:
             up = config is not None and error is None
             self._probe = ProbeStatus(up, now - began if config else 0.0)
@@ -525,7 +526,7 @@ class Record:
     def postpone_probe(self) -> None:
         """Note that a background probe could not begin."""
         with self._lock:
-            self._probe_at = time.monotonic() + _FIRST_PAUSE
+            self._probe_at = monotonic() + _FIRST_PAUSE
 
     # The end, and a child process
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgmonkey.errors import Problem, RegistryConfigError
+from pgmonkey.pool.clock import monotonic
 from pgmonkey.registry.record import Record, emit_rejected
 from pgmonkey.registry.workers import Workers
 from pgmonkey.telemetry import events
@@ -139,7 +140,7 @@ class Reloader:
         passwords were rotated do not read the directory sixty times. A failed probe of this
         database is repeated at once: perhaps the server had not been told yet.
         """
-        asked = time.monotonic()
+        asked = monotonic()
         self.look(after=asked)
         if record.take_retry(float("inf")):
             self.start(record)
@@ -156,8 +157,8 @@ class Reloader:
             if after is not None:
                 if self._looked_at > after:
                     return look
-                time.sleep(max(0.0, self._looked_at + _BETWEEN_REFUSALS - time.monotonic()))
-            self._looked_at = time.monotonic()
+                time.sleep(max(0.0, self._looked_at + _BETWEEN_REFUSALS - monotonic()))
+            self._looked_at = monotonic()
             gone = self._compare(look, again=again)
         for record in gone:
             record.shut_handles()

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import random
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 import pgmonkey
 from pgmonkey import HandleClosedError, Registry
+from pgmonkey.pool.clock import monotonic
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
@@ -231,7 +231,7 @@ def test_what_an_interrupted_close_has_left_open_is_closed_by_the_watcher(
             with handle.connection(timeout=5) as connection:
                 connection.execute("SELECT 1")
             handle.close()
-            now = time.monotonic()
+            now = monotonic()
             handle.patrol(now)
             handle.patrol(now + 6)
             eventually(lambda: database.backends() == [], 5, f"closed: {interruption.at}")

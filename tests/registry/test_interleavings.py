@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pgmonkey import Registry, ReloadRejectedError
+from pgmonkey.pool.clock import monotonic
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually, eventually
@@ -312,7 +313,7 @@ def test_a_loop_that_turns_while_the_server_is_away_connects_by_itself_when_it_i
             proxy.set("pass")
 
             def connected() -> bool:
-                handle.patrol(time.monotonic())  # as maintenance does, twice a second
+                handle.patrol(monotonic())  # as maintenance does, twice a second
                 return {one["application_name"] for one in database.backends()} == {"app-1"}
 
             eventually(connected, 10, "it is connected")

@@ -10,7 +10,6 @@ import gc
 import os
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from pgmonkey import HandleClosedError, PGConnectionManager, Registry
+from pgmonkey.pool.clock import monotonic
 from tests.kit import ChaosProxy, RegistryDirectory, TemporaryDatabase, aeventually, eventually
 from tests.kit.manager import Write
 
@@ -216,7 +216,7 @@ def test_a_loop_that_is_closed_while_it_opens_leaves_nothing(
         del handle, manager
         PGConnectionManager().clear_cache()
     else:
-        handle.patrol(time.monotonic())
+        handle.patrol(monotonic())
 
     none_is_left(database)
     gc.collect()
@@ -280,7 +280,7 @@ def test_a_loop_that_is_closed_while_a_reload_waits_for_a_place_gives_the_place_
 
         left = loop.run_until_complete(main())
         loop.close()
-        orders.patrol(time.monotonic())
+        orders.patrol(monotonic())
         reloading.join(20)
         assert reports
         assert left
@@ -317,10 +317,10 @@ def test_a_block_whose_loop_was_closed_under_it_ends_without_a_complaint(
     handle = loop.run_until_complete(main())
     loop.close()
     if looked_at:
-        handle.patrol(time.monotonic())
+        handle.patrol(monotonic())
         none_is_left(database)
     gc.collect()
-    handle.patrol(time.monotonic())
+    handle.patrol(monotonic())
 
     none_is_left(database)
     assert handle.status().used == 0

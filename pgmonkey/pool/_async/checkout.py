@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sys import _getframe
-from time import monotonic
+from time import clock_gettime
 from typing import TYPE_CHECKING
 from weakref import ref
 
@@ -15,6 +15,7 @@ from pgmonkey.pool._async.connection import IN_ERROR
 from pgmonkey.pool._async.pool import FRESH, LONG_IDLE
 from pgmonkey.pool._async.waiting import current_task, running_loop
 from pgmonkey.pool.checkout import ENTERED, PAIRED, ROLLED_BACK, Checkout
+from pgmonkey.pool.clock import CLOCK
 from pgmonkey.pool.stats import FOLD_AT
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class AsyncCheckout(Checkout):
             timeout = self.timeout
         self.stage = ENTERED
         handle = self.handle
-        began = asked = self.began = self.taken = monotonic()
+        began = asked = self.began = self.taken = clock_gettime(CLOCK)
         self.owner = current_task()
         connection = None
         if handle.keeps_stacks:
@@ -73,7 +74,7 @@ class AsyncCheckout(Checkout):
                         if connection.returned_at <= asked:
                             now = asked
                         else:
-                            now = monotonic()
+                            now = clock_gettime(CLOCK)
                             pool.stats.queued += 1
                         if (
                             connection.version >= pool.floor
@@ -90,14 +91,14 @@ class AsyncCheckout(Checkout):
                             self.connection = connection
                             return connection
                         connection = None
-                    asked = monotonic()
+                    asked = clock_gettime(CLOCK)
                     left = timeout - (asked - began)
                     if left <= 0.0:
                         raise PoolTimeout
             finally:
                 pool.waiting.discard(self)
         except PoolTimeout:
-            raise await pool.timed_out(monotonic() - began) from None
+            raise await pool.timed_out(clock_gettime(CLOCK) - began) from None
         except BaseException as error:
             pool.waiting.discard(self)  # an interrupt may come inside of the step above
             pool.stats.errors["other"] += 1
@@ -132,7 +133,7 @@ class AsyncCheckout(Checkout):
                     await _reset(connection, autocommit=pool.target.config.autocommit)
                     status = connection.pgconn.transaction_status
             finally:
-                now = connection.returned_at = monotonic()
+                now = connection.returned_at = clock_gettime(CLOCK)
                 connection.holder = self.connection = None
                 if connection.version < pool.version:
                     await pool.take_back(connection)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 from contextlib import asynccontextmanager, suppress
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ReferenceType
 
@@ -21,6 +20,7 @@ from pgmonkey.pool._async.waiting import (
     wait_readable,
 )
 from pgmonkey.pool.checkout import ROLLED_BACK
+from pgmonkey.pool.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from sys import _getframe
-from time import monotonic
+from time import clock_gettime
 from typing import TYPE_CHECKING
 from weakref import ref
 
@@ -15,6 +15,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from pgmonkey.pool._sync.connection import IN_ERROR
 from pgmonkey.pool._sync.pool import FRESH, LONG_IDLE
 from pgmonkey.pool.checkout import ENTERED, PAIRED, ROLLED_BACK, Checkout
+from pgmonkey.pool.clock import CLOCK
 from pgmonkey.pool.stats import FOLD_AT
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class SyncCheckout(Checkout):
             timeout = self.timeout
         self.stage = ENTERED
         handle = self.handle
-        began = asked = self.began = self.taken = monotonic()
+        began = asked = self.began = self.taken = clock_gettime(CLOCK)
         connection = None
         if handle.keeps_stacks:
             self.keep_stack(_getframe(1))
@@ -70,7 +71,7 @@ class SyncCheckout(Checkout):
                         if connection.returned_at <= asked:
                             now = asked
                         else:
-                            now = monotonic()
+                            now = clock_gettime(CLOCK)
                             pool.stats.queued += 1
                         if (
                             connection.version >= pool.floor
@@ -87,14 +88,14 @@ class SyncCheckout(Checkout):
                             self.connection = connection
                             return connection
                         connection = None
-                    asked = monotonic()
+                    asked = clock_gettime(CLOCK)
                     left = timeout - (asked - began)
                     if left <= 0.0:
                         raise PoolTimeout
             finally:
                 pool.waiting.discard(self)
         except PoolTimeout:
-            raise pool.timed_out(monotonic() - began) from None
+            raise pool.timed_out(clock_gettime(CLOCK) - began) from None
         except BaseException as error:
             pool.waiting.discard(self)  # an interrupt may come inside of the step above
             pool.stats.errors["other"] += 1
@@ -129,7 +130,7 @@ class SyncCheckout(Checkout):
                     _reset(connection, autocommit=pool.target.config.autocommit)
                     status = connection.pgconn.transaction_status
             finally:
-                now = connection.returned_at = monotonic()
+                now = connection.returned_at = clock_gettime(CLOCK)
                 connection.holder = self.connection = None
                 if connection.version < pool.version:
                     pool.take_back(connection)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import random
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._sync.connection import LONGEST_GOODBYE, NO_VERSION, SyncPooledConnection
 from pgmonkey.pool._sync.waiting import Lock, aside
+from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.failures import ConnectFailure, classify
 from pgmonkey.pool.hosts import resolved

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import select
 from contextlib import contextmanager, suppress
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ReferenceType
 
@@ -22,6 +21,7 @@ from pgmonkey.pool._sync.waiting import (
     wait_readable,
 )
 from pgmonkey.pool.checkout import ROLLED_BACK
+from pgmonkey.pool.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,6 @@ import threading
 from collections import deque
 from functools import partial
 from operator import attrgetter
-from time import monotonic
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -49,6 +48,7 @@ from pgmonkey.pool._sync.waiting import (
     start_in,
 )
 from pgmonkey.pool.checkout import REPORTED, ROLLED_BACK
+from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.messages import Numbers

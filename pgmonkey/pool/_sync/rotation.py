@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -12,6 +11,7 @@ from pgmonkey.errors import ConnectError
 from pgmonkey.pool import messages
 from pgmonkey.pool._sync.connecting import NoRoomError
 from pgmonkey.pool._sync.waiting import sleep
+from pgmonkey.pool.clock import monotonic
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
