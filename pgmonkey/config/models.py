@@ -309,8 +309,8 @@ class DatabaseFile:
     reset_on_return: Annotated[
         Flag,
         Key(
-            "Whether a connection that comes back is reset (`DISCARD ALL`), so that the next "
-            "borrower gets a clean session. Costs one round trip for each checkout.",
+            "Whether the session of a connection that comes back is reset (`DISCARD ALL`, but "
+            "prepared statements stay). Costs one round trip for each checkout.",
             "true",
             "reconnect",
         ),

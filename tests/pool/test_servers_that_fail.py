@@ -390,32 +390,3 @@ def test_a_connection_past_its_lifetime_is_not_handed_out(make: Make) -> None:
 
     assert client.ask("SELECT pg_backend_pid()") != before
     assert client.handle.status().evicted["lifetime"] == 1
-
-
-def test_reset_on_return_gives_the_next_borrower_a_clean_session(make: Make) -> None:
-    """What a borrower has set is gone for the next one; the configured settings stay."""
-    client = make(
-        reset_on_return=True,
-        pool={"min_size": 1, "max_size": 1},
-        connection={"options": "-c work_mem=5MB"},
-    )
-    backend = client.ask("SELECT pg_backend_pid()")
-    client.ask("SELECT set_config('work_mem', '9MB', false)")
-
-    assert client.ask("SELECT current_setting('work_mem')") == "5MB"
-    assert client.ask("SELECT pg_backend_pid()") == backend
-
-
-def test_reset_on_return_takes_prepared_statements_and_temporary_tables_along(make: Make) -> None:
-    """The server forgets its prepared statements, and so does the driver: they work again."""
-    client = make(
-        reset_on_return=True,
-        pool={"min_size": 1, "max_size": 1},
-        connection={"prepare_threshold": 0},
-    )
-    for _ in range(3):
-        assert client.ask("SELECT 2") == 2
-        assert client.ask("SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql") <= 1
-    client.run(lambda connection: connection.execute("CREATE TEMPORARY TABLE mine (one int)"))
-    with pytest.raises(psycopg.errors.UndefinedTable):
-        client.ask("SELECT one FROM mine")

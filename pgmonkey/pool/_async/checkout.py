@@ -129,8 +129,9 @@ class AsyncCheckout(Checkout):
                 if status := connection.pgconn.transaction_status:  # anything but IDLE, which is 0
                     await _end(self, connection, failed=kind is not None)
                     status = connection.pgconn.transaction_status
-                if pool.resets:
-                    await _reset(connection, autocommit=pool.target.config.autocommit)
+                if pool.resets and not connection.closed:
+                    status = True  # it is busy, should an interrupt come
+                    await connection.reset()
                     status = connection.pgconn.transaction_status
             finally:
                 now = connection.returned_at = clock_gettime(CLOCK)
@@ -190,15 +191,3 @@ async def _end(checkout: AsyncCheckout, connection: AsyncPooledConnection, *, fa
             if connection.broken:
                 checkout.pool.suspect_all()
             await connection.close()  # a broken one still has its socket and its slot
-
-
-async def _reset(connection: AsyncPooledConnection, *, autocommit: bool) -> None:
-    """Reset a connection for its next borrower; close it if that fails."""
-    if connection.closed:
-        return
-    try:
-        await connection.set_autocommit(True)
-        await connection.execute("DISCARD ALL")
-        await connection.set_autocommit(autocommit)
-    except psycopg.Error:
-        await connection.close()

@@ -35,6 +35,15 @@ if TYPE_CHECKING:
 LONGEST_GOODBYE: Final = 0.8
 #: The version of a connection that belongs to no pool any more.
 NO_VERSION: Final = -1
+#: Seconds to wait for a reset. It takes long if there are many temporary tables, and as long when
+#: the server closes the connection instead.
+_LONGEST_RESET: Final = 5.0
+#: What DISCARD ALL does, except for the prepared statements: psycopg goes on to use them. In one
+#: round trip and one transaction.
+_RESET: Final = (
+    b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *;"
+    b" SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
+)
 #: What `expires_at` is until somebody has looked at the connection.
 UNUSED: Final = 0.0
 # As plain numbers: comparing with a member of an enumeration costs as much as the system call.
@@ -191,6 +200,14 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         except psycopg.Error:
             return False
         return not self.pgconn.transaction_status  # IDLE is 0
+
+    async def reset(self) -> None:
+        """Reset the server's side of the session for the next borrower; close it if that fails."""
+        if await self.ask(_RESET, _LONGEST_RESET) is None:
+            await self.close()
+            return
+        while self.pgconn.notifies() is not None:
+            pass  # what it has listened to concerns no other borrower
 
     async def ask(self, statement: bytes, seconds: float) -> PGresult | None:
         """Run one or more statements in one round trip, past psycopg, which has no deadline for it.

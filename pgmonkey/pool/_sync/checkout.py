@@ -126,8 +126,9 @@ class SyncCheckout(Checkout):
                 if status := connection.pgconn.transaction_status:  # anything but IDLE, which is 0
                     _end(self, connection, failed=kind is not None)
                     status = connection.pgconn.transaction_status
-                if pool.resets:
-                    _reset(connection, autocommit=pool.target.config.autocommit)
+                if pool.resets and not connection.closed:
+                    status = True  # it is busy, should an interrupt come
+                    connection.reset()
                     status = connection.pgconn.transaction_status
             finally:
                 now = connection.returned_at = clock_gettime(CLOCK)
@@ -187,15 +188,3 @@ def _end(checkout: SyncCheckout, connection: SyncPooledConnection, *, failed: bo
             if connection.broken:
                 checkout.pool.suspect_all()
             connection.close()  # a broken one still has its socket and its slot
-
-
-def _reset(connection: SyncPooledConnection, *, autocommit: bool) -> None:
-    """Reset a connection for its next borrower; close it if that fails."""
-    if connection.closed:
-        return
-    try:
-        connection.set_autocommit(True)
-        connection.execute("DISCARD ALL")
-        connection.set_autocommit(autocommit)
-    except psycopg.Error:
-        connection.close()
