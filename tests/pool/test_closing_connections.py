@@ -1,7 +1,8 @@
-"""Connections that the server has not closed yet: a client that needs the room is woken, and does not poll."""
+"""The end of connections: nothing is left of a closed handle, and who needs the room is woken, and does not poll."""
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import threading
 
@@ -51,3 +52,32 @@ def test_a_client_that_waits_for_a_connection_to_close_does_not_poll(
         proxy.set("pass")
         assert client.ask(timeout=10) == 1
         client.close()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("connection_type", SIDES)
+def test_a_handle_that_is_closed_while_it_connects_leaves_no_session(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+    connection_type: str,
+) -> None:
+    """When `close()` returns, the server has no session of it: a user, a database can be dropped."""
+    sizes = {"min_size": 4, "max_size": 4}
+    registry_dir.declare(
+        "orders",
+        database,
+        connection_type,
+        connection={"port": proxy.port},
+        pool_settings=sizes,
+        async_pool_settings=sizes,
+    )
+    proxy.set("delay", delay=0.005)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        contextlib.closing(Client(registry)) as client,
+    ):
+        for _ in range(20):
+            assert client.ask() == 1
+            client.shut()
+            assert database.backends() == []

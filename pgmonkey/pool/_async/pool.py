@@ -105,6 +105,7 @@ class AsyncPool:
 
     # Every checkout reads many of them. An object with more than 30 attributes is slow without slots.
     __slots__ = (
+        "_answered",
         "_asking",
         "_borrows",
         "_claimed",
@@ -207,6 +208,7 @@ class AsyncPool:
         self.lingers = False
         self._wake = Signal()
         self._claimed = Signal()
+        self._answered = Signal()
         # Guards the step from one psycopg_pool to another. Held while the new one opens.
         self._renewing = Lock()
         self._take_settings(version)
@@ -334,9 +336,9 @@ class AsyncPool:
             self.pending.add(connecting)
             try:
                 await self._wake.wait(self.outage.pause_left())
-                if driver.closed:
-                    raise PoolClosed
                 self._asking.add(connecting)
+                if driver.closed:  # looked at after the step above: see `_finish_connects`
+                    raise PoolClosed
                 first = not self.opened
                 # Until it is known: `try_again_soon` may come before the refusal does.
                 self._no_room = True
@@ -355,6 +357,7 @@ class AsyncPool:
             finally:
                 self.pending.discard(connecting)
                 self._asking.discard(connecting)
+                self._answered.set()
         connection.link.driver = driver
         connection.give_back = driver.putconn
         if driver.closed:
@@ -478,12 +481,21 @@ class AsyncPool:
             driver = self.driver
         self.getconn = _refuse
         await self._close_driver(driver)
+        if self.outage.failure is None:  # else the server may not answer at all
+            await self._finish_connects()
         self.connector.begin_end()
         for spares in (self._offers, self._spares):
             while (spare := _pop(spares)) is not None:
                 await spare.close()
         await self.connector.let_go()
         self.connector.ended = True
+
+    async def _finish_connects(self) -> None:
+        """Wait until no connect is under way, a second at most, and close what was made."""
+        deadline = monotonic() + LONGEST_GOODBYE
+        while self._asking and await self._answered.wait(deadline - monotonic()):
+            pass
+        self.hang_up()
 
     async def _close_driver(self, driver: AsyncDriverPool[AsyncPooledConnection]) -> None:
         """Close a psycopg_pool, its idle connections, and those that no checkout holds.

@@ -106,6 +106,7 @@ class SyncPool:
 
     # Every checkout reads many of them. An object with more than 30 attributes is slow without slots.
     __slots__ = (
+        "_answered",
         "_asking",
         "_borrows",
         "_claimed",
@@ -208,6 +209,7 @@ class SyncPool:
         self.lingers = False
         self._wake = Signal()
         self._claimed = Signal()
+        self._answered = Signal()
         # Guards the step from one psycopg_pool to another. Held while the new one opens.
         self._renewing = Lock()
         self._take_settings(version)
@@ -333,9 +335,9 @@ class SyncPool:
             self.pending.add(connecting)
             try:
                 self._wake.wait(self.outage.pause_left())
-                if driver.closed:
-                    raise PoolClosed
                 self._asking.add(connecting)
+                if driver.closed:  # looked at after the step above: see `_finish_connects`
+                    raise PoolClosed
                 first = not self.opened
                 # Until it is known: `try_again_soon` may come before the refusal does.
                 self._no_room = True
@@ -354,6 +356,7 @@ class SyncPool:
             finally:
                 self.pending.discard(connecting)
                 self._asking.discard(connecting)
+                self._answered.set()
         connection.link.driver = driver
         connection.give_back = driver.putconn
         if driver.closed:
@@ -477,12 +480,21 @@ class SyncPool:
             driver = self.driver
         self.getconn = _refuse
         self._close_driver(driver)
+        if self.outage.failure is None:  # else the server may not answer at all
+            self._finish_connects()
         self.connector.begin_end()
         for spares in (self._offers, self._spares):
             while (spare := _pop(spares)) is not None:
                 spare.close()
         self.connector.let_go()
         self.connector.ended = True
+
+    def _finish_connects(self) -> None:
+        """Wait until no connect is under way, a second at most, and close what was made."""
+        deadline = monotonic() + LONGEST_GOODBYE
+        while self._asking and self._answered.wait(deadline - monotonic()):
+            pass
+        self.hang_up()
 
     def _close_driver(self, driver: SyncDriverPool[SyncPooledConnection]) -> None:
         """Close a psycopg_pool, its idle connections, and those that no checkout holds.
