@@ -129,7 +129,16 @@ class DatabaseConfig(DatabaseFile):
     @property
     def wants_primary(self) -> bool:
         """Whether it needs a primary."""
-        return self.connection_settings.get("target_session_attrs") in ("read-write", "primary")
+        return self.needs_writes or self._target == "primary"
+
+    @property
+    def needs_writes(self) -> bool:
+        """Whether it needs a server whose transactions may write by default."""
+        return self._target == "read-write"
+
+    @property
+    def _target(self) -> object:
+        return self.connection_settings.get("target_session_attrs")
 
     def connect_kwargs(self, connection_type: ConnectionType) -> dict[str, Any]:
         """Return everything for `psycopg.connect(**kwargs)`, with the secrets in clear.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import psycopg
@@ -287,6 +287,21 @@ _ADVICE: Final = (
     r"\n\s{0,8}Is the server running (?:on that host and accepting TCP/IP connections"
     r"|locally and accepting connections on that socket)\?"
 )
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and all that it was raised from, that it came after, or that it groups."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += (one.__cause__, one.__context__)
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
 
 
 class ConnectFailure(NamedTuple):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 import psycopg
-from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from pgmonkey.pool._async.connection import IN_ERROR
@@ -121,6 +120,7 @@ class AsyncCheckout(Checkout):
         pool: AsyncPool = self.pool
         connection: AsyncPooledConnection = self.connection
         out = True
+        left = False
         try:
             if pool.inherited or (kind is not None and pool.is_over()):
                 pool.leave_behind(connection)
@@ -132,6 +132,10 @@ class AsyncCheckout(Checkout):
                 if pool.resets and not connection.closed:
                     status = True  # it is busy, should an interrupt come
                     await connection.reset()
+                    status = connection.pgconn.transaction_status
+                if pool.wants_primary:
+                    status = True
+                    left = await pool.is_left(connection, error)
                     status = connection.pgconn.transaction_status
             finally:
                 now = connection.returned_at = clock_gettime(CLOCK)
@@ -151,13 +155,8 @@ class AsyncCheckout(Checkout):
                     pool.stats.fold()
                 if self.stage != ENTERED:
                     pool.report(self, now - taken)
-                if (
-                    error is not None
-                    and pool.wants_primary
-                    and isinstance(error, ReadOnlySqlTransaction)
-                ):
-                    # This server is no primary any more.
-                    await pool.renew(connection.link.driver, "standby")
+                if left:
+                    await pool.leave_server(connection.link.driver)
         except BaseException as interrupt:
             if out:
                 pool.interrupted(connection, interrupt)

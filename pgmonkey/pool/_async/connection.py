@@ -172,9 +172,9 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
                 return False
         return True
 
-    def is_standby(self) -> bool:
-        """Tell whether the server said, with its last answer, that it is a standby."""
-        return self.pgconn.parameter_status(b"in_hot_standby") == b"on"
+    def reported(self, parameter: bytes) -> bytes | None:
+        """Return what the server said of a parameter with its last answer; `None`: nothing, ever."""
+        return self.pgconn.parameter_status(parameter)
 
     async def ping(self, seconds: float) -> bool:
         """Ask the server for a sign of life: one round trip, no transaction.

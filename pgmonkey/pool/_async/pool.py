@@ -19,6 +19,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from pgmonkey.errors import CheckoutTimeout, ConnectError, PgmonkeyError
@@ -49,7 +50,7 @@ from pgmonkey.pool._async.waiting import (
 from pgmonkey.pool.checkout import REPORTED, ROLLED_BACK
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
-from pgmonkey.pool.failures import ConnectFailure
+from pgmonkey.pool.failures import ConnectFailure, chain
 from pgmonkey.pool.messages import Numbers
 from pgmonkey.telemetry import events
 
@@ -86,6 +87,12 @@ _SAME_MOMENT: Final = 0.1
 #: How many clients that gave up may be in the queue of a psycopg_pool with nothing open. Each takes
 #: some kilobytes, and later time.
 _LONGEST_QUEUE: Final = 1000
+#: Asks whether a server takes no writes, as libpq does for `read-write`. A block may have changed
+#: the setting for its session.
+_TAKES_NO_WRITES: Final = (
+    b"RESET default_transaction_read_only;"
+    b" SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean"
+)
 #: The types that hold one connection, whose blocks take turns.
 _SINGLE: Final = ("normal", "async")
 
@@ -607,12 +614,15 @@ class AsyncPool:
                     await self.retire(connection, reason)
             if used:
                 await self._report_use(connection.borrower)
-            return reason is None
+            if reason is not None:
+                return False
+        if reason is None and self.wants_primary and await self.is_left(connection):
+            reason = "standby"
         if reason is None:
             return True
         await self.retire(connection, reason)
         if reason == "standby":
-            await self.renew(connection.link.driver, reason)  # all of them lead to that server
+            await self.leave_server(connection.link.driver)
         return False
 
     def _unfit(self, connection: AsyncPooledConnection, now: float) -> str | None:
@@ -632,9 +642,49 @@ class AsyncPool:
         if looked_at and not connection.is_alive():
             self.suspect_all()
             return "dead"
-        if self.wants_primary and connection.is_standby():
-            return "standby"
         return None
+
+    async def is_left(self, connection: AsyncPooledConnection, error: object = None) -> bool:
+        """Tell whether the server of a connection is no primary any more, so that all must leave it.
+
+        libpq knows what the server said with its last answer. Before PostgreSQL 14, and behind some
+        poolers, it does not, and an error is the only sign. Both may be the doing of a block that
+        wants to read only. So the server is asked, which is one round trip in these cases.
+
+        Args:
+            connection: One without a transaction.
+            error: The exception of its block.
+        """
+        if connection.closed:
+            return False
+        standby = connection.reported(b"in_hot_standby")
+        if standby == b"on":
+            return True
+        question = b"SELECT pg_is_in_recovery()"
+        if self.target.config.needs_writes:
+            question = _TAKES_NO_WRITES
+            asks = connection.reported(b"default_transaction_read_only") == b"on"
+        else:
+            asks = False
+        if standby is None and isinstance(error, BaseException):
+            asks = asks or any(isinstance(one, ReadOnlySqlTransaction) for one in chain(error))
+        if not asks:
+            return False
+        answer = await connection.ask(question, LONGEST_PING)
+        return answer is None or answer.get_value(0, 0) == b"t"
+
+    async def leave_server(self, driver: AsyncDriverPool[AsyncPooledConnection]) -> None:
+        """Replace all connections of the handle, in every loop: their server is no primary any more.
+
+        Args:
+            driver: The psycopg_pool whose connection has shown that; nothing happens if another one
+                took its place.
+        """
+        if self.driver is driver and not self.ending:
+            for pool in list(self._pools.values()):
+                if pool is not self:
+                    start_in(pool.loop, partial(pool.renew, pool.driver, "standby"))
+        await self.renew(driver, "standby")
 
     def suspect_all(self) -> None:
         """Look at every connection of the handle before it is handed out: one of them was dead.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 import psycopg
-from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from pgmonkey.pool._sync.connection import IN_ERROR
@@ -118,6 +117,7 @@ class SyncCheckout(Checkout):
         pool: SyncPool = self.pool
         connection: SyncPooledConnection = self.connection
         out = True
+        left = False
         try:
             if pool.inherited or (kind is not None and pool.is_over()):
                 pool.leave_behind(connection)
@@ -129,6 +129,10 @@ class SyncCheckout(Checkout):
                 if pool.resets and not connection.closed:
                     status = True  # it is busy, should an interrupt come
                     connection.reset()
+                    status = connection.pgconn.transaction_status
+                if pool.wants_primary:
+                    status = True
+                    left = pool.is_left(connection, error)
                     status = connection.pgconn.transaction_status
             finally:
                 now = connection.returned_at = clock_gettime(CLOCK)
@@ -148,13 +152,8 @@ class SyncCheckout(Checkout):
                     pool.stats.fold()
                 if self.stage != ENTERED:
                     pool.report(self, now - taken)
-                if (
-                    error is not None
-                    and pool.wants_primary
-                    and isinstance(error, ReadOnlySqlTransaction)
-                ):
-                    # This server is no primary any more.
-                    pool.renew(connection.link.driver, "standby")
+                if left:
+                    pool.leave_server(connection.link.driver)
         except BaseException as interrupt:
             if out:
                 pool.interrupted(connection, interrupt)
