@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,18 @@ def volume(tmp_path: Path) -> SecretVolume:
 def registry_dir(tmp_path: Path) -> RegistryDirectory:
     """An empty registry directory."""
     return RegistryDirectory(tmp_path / "registry.d")
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def each_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loops of the test are those of asyncio, then those of uvloop."""
+    if request.param == "uvloop":
+        import uvloop
+
+        monkeypatch.setattr(asyncio, "new_event_loop", uvloop.new_event_loop)
+        monkeypatch.setattr(asyncio.events, "new_event_loop", uvloop.new_event_loop)
+        with asyncio.Runner() as runner:
+            assert isinstance(runner.get_loop(), uvloop.Loop)
 
 
 @pytest.fixture

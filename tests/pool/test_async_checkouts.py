@@ -16,6 +16,8 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import aeventually, eventually
 from tests.kit.registry_dir import RegistryDirectory
 
+pytestmark = pytest.mark.usefixtures("each_loop")
+
 
 @pytest.fixture
 def registry(registry_dir: RegistryDirectory, database: TemporaryDatabase) -> Iterator[Registry]:

@@ -75,6 +75,7 @@ async def test_clear_cache_async_that_is_cancelled_closes_every_handle(
             await select(handle)
 
 
+@pytest.mark.usefixtures("each_loop")
 async def test_a_close_that_is_cancelled_closes_in_every_loop(
     config: Path, database: TemporaryDatabase
 ) -> None:
@@ -130,7 +131,7 @@ def test_a_loop_ends_while_its_pool_looks_at_what_is_idle(
             os.kill(backends[0], signal.SIGCONT)
 
 
-@pytest.mark.usefixtures("uncollected")
+@pytest.mark.usefixtures("uncollected", "each_loop")
 @pytest.mark.parametrize("turns", range(5))
 @pytest.mark.parametrize("connection_type", ["async", "async_pool"])
 def test_a_loop_that_ends_with_a_block_while_it_closes_leaves_no_connection(
@@ -176,6 +177,7 @@ async def test_a_handle_that_is_dropped_while_it_opens_leaves_nothing(
     await aeventually(lambda: database.backends() == [], message="no connection is left")
 
 
+@pytest.mark.usefixtures("each_loop")
 def test_a_handle_keeps_nothing_of_loops_that_have_ended(
     manager: PGConnectionManager, config: Path
 ) -> None:
@@ -289,7 +291,7 @@ def test_a_loop_that_is_closed_while_a_reload_waits_for_a_place_gives_the_place_
             connection.execute("SELECT 1")
 
 
-@pytest.mark.usefixtures("uncollected")
+@pytest.mark.usefixtures("uncollected", "each_loop")
 @pytest.mark.parametrize("looked_at", [False, True])
 @pytest.mark.parametrize("state", ["open", "closed", "reloaded"])
 def test_a_block_whose_loop_was_closed_under_it_ends_without_a_complaint(

@@ -51,6 +51,7 @@ def connections(registry: Registry) -> int:
     return status.idle + status.used + status.retired
 
 
+@pytest.mark.usefixtures("each_loop")
 @pytest.mark.parametrize("connection_type", SIDES)
 def test_a_rotation_under_load_never_leaves_fewer_connections(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
@@ -288,6 +289,7 @@ def test_a_registry_that_is_closed_in_the_middle_of_a_rotation_leaves_nothing(
         client.close()
 
 
+@pytest.mark.usefixtures("each_loop")
 @pytest.mark.parametrize("replaced", [1, 2, 3, SIZE])
 def test_a_loop_that_ends_in_the_middle_of_a_rotation_leaves_nothing(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, replaced: int
