@@ -44,6 +44,7 @@ class PgBouncer(Process):
         self._database = database
         self._password = canary.secret()
         self._passwords = {database.user: database.password}
+        self._writings = 0
         self._directory = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
         self._settings: Mapping[str, object] = {
             "listen_addr": self.host,
@@ -100,6 +101,7 @@ class PgBouncer(Process):
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def _write(self) -> None:
+        self._writings += 1
         database = self._database
         lines = [
             "[databases]",
@@ -110,7 +112,9 @@ class PgBouncer(Process):
         users = self._passwords | {_ADMINISTRATOR: self._password}
         for name, text in {
             "pgbouncer.ini": "\n".join(lines),
-            "users.txt": "".join(f'"{user}" "{users[user]}"\n' for user in users),
+            # It reads the file again if time, in seconds, or size have changed.
+            "users.txt": "".join(f'"{user}" "{users[user]}"\n' for user in users)
+            + "\n" * self._writings,
         }.items():
             (self._directory / name).write_text(text, encoding="utf-8")
 
