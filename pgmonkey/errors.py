@@ -9,6 +9,7 @@ PgmonkeyError
 ├── HandleClosedError           the registry or manager of this handle was closed
 ├── WrongSideError              `with` on an async handle, or the reverse (also a TypeError)
 ├── NestedCheckoutError         a `normal` or `async` handle inside its own block
+├── LeftOpenError               a block ended inside a pipeline, COPY or stream (also a psycopg.ProgrammingError)
 ├── ConnectError                the server could not be reached (also a psycopg.OperationalError)
 │   └── ReloadRejectedError     force_reload: the probe failed, the old connections keep serving
 ├── CheckoutTimeout             no connection within the timeout (also a psycopg_pool.PoolTimeout)
@@ -173,6 +174,15 @@ class NestedCheckoutError(PgmonkeyError):
     """Report a block inside another block of the same `normal` or `async` handle.
 
     The handle has one connection, and the outer block of this thread or task uses it.
+    """
+
+
+class LeftOpenError(PgmonkeyError, psycopg.ProgrammingError):
+    """Report a block that ended while something was open on its connection.
+
+    What was not committed is rolled back, and the connection is closed. That is so inside a
+    pipeline, a COPY, a `stream()` or `notifies()` that still has a reader, a statement that another
+    thread or task runs, and a two-phase transaction that was not prepared.
     """
 
 

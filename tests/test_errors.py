@@ -34,6 +34,7 @@ ERRORS: list[PgmonkeyError] = [
             "DatabaseRemovedError",
             "EnvInterpolationError",
             "HandleClosedError",
+            "LeftOpenError",
             "NestedCheckoutError",
             "TooManyWaiting",
             "UnknownDatabaseError",

@@ -25,6 +25,7 @@ def test_exported_members():
         "DatabaseRemovedError",
         "EnvInterpolationError",
         "HandleClosedError",
+        "LeftOpenError",
         "NestedCheckoutError",
         "PGConnectionManager",
         "PgmonkeyError",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pgmonkey.errors import (
     CheckoutTimeout,
     ConnectError,
+    LeftOpenError,
     NestedCheckoutError,
     TooManyWaiting,
 )
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 
 #: How many of those who hold a connection longest an error names.
 _HOLDERS: Final = 3
+#: What a block can leave open, and what to write instead.
+_ENDINGS: Final = {
+    "pipeline()": "write `with conn.pipeline():` inside the block",
+    "copy()": "write `with cursor.copy(...) as copy:` inside the block",
+    "stream()": "read it to the end, or write `with contextlib.closing(cursor.stream(...)) as rows:`",
+    "notifies()": "read it to the end, or write `with contextlib.closing(conn.notifies()) as notes:`",
+    "a statement": "wait for the thread or task that runs it before the block ends",
+    "tpc_begin()": "call tpc_prepare(), tpc_commit() or tpc_rollback() before the block ends",
+}
 
 
 class Numbers(NamedTuple):
@@ -110,6 +120,21 @@ def nested_checkout(database: str, connection_type: str, outer: Checkout) -> Nes
         f" {'thread' if single else 'task'} holds it already, borrowed at {outer.place}"
         "\n  hint: use the connection of the outer block, or make it a "
         f"{'pool' if single else 'async_pool'}"
+    )
+
+
+def left_open(database: str, what: str, place: str) -> LeftOpenError:
+    """Return the error of a block that ended in the middle of something.
+
+    Args:
+        database: Its name.
+        what: What it has left open.
+        place: Where the block borrowed its connection.
+    """
+    return LeftOpenError(
+        f"{database}: the block ended inside of {what}, so its connection was closed, and what it"
+        f" had not committed is rolled back; borrowed at {place}"
+        f"\n  hint: {_ENDINGS[what]}"
     )
 
 

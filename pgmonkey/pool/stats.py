@@ -14,7 +14,9 @@ FOLD_AT: Final = 1024
 # Every reason is there from the start: `+= 1` then never calls `Counter.__missing__`, a call in which
 # another thread can take its turn and a count get lost.
 _ERRORS: Final = dict.fromkeys(("timeout", "too_many", "other"), 0)
-_EVICTED: Final = dict.fromkeys(("dead", "lifetime", "check", "used", "standby", "rotation"), 0)
+_EVICTED: Final = dict.fromkeys(
+    ("dead", "lifetime", "check", "used", "unclean", "standby", "rotation"), 0
+)
 _FAILURES: Final[dict[str, int]] = dict.fromkeys(get_args(Reason), 0)
 
 
@@ -51,7 +53,8 @@ class Stats:
         self._lock = threading.Lock()
         #: Checkouts that got no connection, by reason: timeout, too_many, other.
         self.errors: Counter[str] = Counter(_ERRORS)
-        #: Connections that were dropped, by reason: dead, lifetime, check, used, standby, rotation.
+        #: Connections that were dropped, by reason: dead, lifetime, check, used, unclean,
+        #: standby, rotation.
         self.evicted: Counter[str] = Counter(_EVICTED)
         #: Checkouts that had to queue.
         self.queued = 0

@@ -23,7 +23,8 @@ from tests.kit.server import PostgresServer
 @pytest.fixture(scope="session")
 def session_server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
     """The PostgreSQL of the whole session. Tests ask for `server`."""
-    with PostgresServer(settings={"max_connections": "200"}) as server:
+    settings = {"max_connections": "200", "max_prepared_transactions": "10"}
+    with PostgresServer(settings=settings) as server:
         pytestconfig.stash[session_servers_key].append(server)
         yield server
 

@@ -218,3 +218,35 @@ def works(client: Client) -> bool:
     with suppress(psycopg.OperationalError):
         return bool(client.ask(timeout=2) == 1)
     return False
+
+
+def do(client: Client, body: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+    """Run the body of a block, written once for both sides: see `wait`, `first` and `entered`."""
+
+    def work(connection: Any) -> Any:
+        coroutine = body(connection)
+        if client.is_async:
+            return coroutine
+        try:
+            coroutine.send(None)
+        except StopIteration as done:
+            return done.value
+        raise AssertionError("the body of a sync block waited for a loop")
+
+    return client.run(work)
+
+
+async def wait(value: Any) -> Any:
+    """Return a value, or what an awaitable gives."""
+    return await value if inspect.isawaitable(value) else value
+
+
+async def first(items: Any) -> Any:
+    """Return the next of a generator, or `None` at its end."""
+    return await anext(items, None) if hasattr(items, "__anext__") else next(items, None)
+
+
+async def entered(manager: Any) -> Any:
+    """Enter a context manager, and leave it open."""
+    enter = getattr(manager, "__aenter__", None) or manager.__enter__
+    return await wait(enter())

@@ -20,9 +20,12 @@ SIZE = 2
 PATIENCE = 3.0
 #: A checkout without a fault runs at least that many lines.
 FEWEST_LINES = 40
+LISTENING = "SELECT pg_listening_channels()"
 
 #: A block that ends well, and one that fails.
 COMMITS, FAILS = "SELECT 1", "SELECT 1/0"
+#: A block that changes its connection, and one that is told to LISTEN.
+CHANGES, LISTENS = "VACUUM pg_catalog.pg_am", "LISTEN here"
 
 #: Who owns the handle, what is raised, what the block does, and pool settings.
 WAYS: dict[str, tuple[str, type[BaseException], str, dict[str, Any]]] = {
@@ -36,6 +39,9 @@ WAYS: dict[str, tuple[str, type[BaseException], str, dict[str, Any]]] = {
     ),
     "time limit, watched": ("registry", SoftTimeLimit, COMMITS, {}),
     "time limit, manager": ("manager", SoftTimeLimit, COMMITS, {}),
+    "time limit after a change": ("unwatched registry", SoftTimeLimit, CHANGES, {}),
+    "time limit after a LISTEN": ("unwatched registry", SoftTimeLimit, LISTENS, {}),
+    "Ctrl-C after a change": ("unwatched registry", KeyboardInterrupt, CHANGES, {}),
     "Ctrl-C": ("unwatched registry", KeyboardInterrupt, COMMITS, {}),
     "Ctrl-C after an error": ("unwatched registry", KeyboardInterrupt, FAILS, {}),
     "Ctrl-C, manager": ("manager", KeyboardInterrupt, COMMITS, {}),
@@ -79,11 +85,15 @@ async def opened_async(owner: str, registry_dir: RegistryDirectory) -> AsyncIter
 
 def check_out(handle: Any, statement: str) -> None:
     with handle as connection:
+        if statement == CHANGES:
+            connection.autocommit = True
         connection.execute(statement)
 
 
 async def check_out_async(handle: Any, statement: str) -> None:
     async with handle as connection:
+        if statement == CHANGES:
+            await connection.set_autocommit(True)
         await connection.execute(statement)
 
 
@@ -92,9 +102,11 @@ def fails_to_serve(handle: Any, size: int) -> str | None:
     try:
         with ExitStack() as stack:
             for _ in range(size):
-                stack.enter_context(handle.connection(timeout=PATIENCE)).execute("SELECT 1")
+                connection = stack.enter_context(handle.connection(timeout=PATIENCE))
+                if connection.autocommit or connection.execute(LISTENING).fetchone():
+                    return "it is not as it was made"
     except PgmonkeyError as error:
-        return type(error).__name__
+        return f"{type(error).__name__}: {error}"
     return None
 
 
@@ -104,9 +116,12 @@ async def fails_to_serve_async(handle: Any, size: int) -> str | None:
         async with AsyncExitStack() as stack:
             for _ in range(size):
                 checkout = handle.connection(timeout=PATIENCE)
-                await (await stack.enter_async_context(checkout)).execute("SELECT 1")
+                connection = await stack.enter_async_context(checkout)
+                channels = await connection.execute(LISTENING)
+                if connection.autocommit or await channels.fetchone():
+                    return "it is not as it was made"
     except PgmonkeyError as error:
-        return type(error).__name__
+        return f"{type(error).__name__}: {error}"
     return None
 
 

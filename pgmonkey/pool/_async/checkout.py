@@ -10,6 +10,7 @@ from weakref import ref
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
 
+from pgmonkey.pool import messages
 from pgmonkey.pool._async.connection import IN_ERROR
 from pgmonkey.pool._async.pool import FRESH, LONG_IDLE
 from pgmonkey.pool._async.waiting import current_task, running_loop
@@ -126,17 +127,17 @@ class AsyncCheckout(Checkout):
                 pool.leave_behind(connection)
                 return
             try:
-                if status := connection.pgconn.transaction_status:  # anything but IDLE, which is 0
+                # Anything but IDLE, which is 0, or changed: it is not to be handed out as it is.
+                status = connection.pgconn.transaction_status or connection.changed
+                if status or kind is not None:
                     await _end(self, connection, failed=kind is not None)
-                    status = connection.pgconn.transaction_status
-                if pool.resets and not connection.closed:
-                    status = True  # it is busy, should an interrupt come
-                    await connection.reset()
-                    status = connection.pgconn.transaction_status
+                    if isinstance(error, BaseException):
+                        connection.note_errors(error)
+                    status = connection.pgconn.transaction_status or connection.changed
                 if pool.wants_primary:
                     status = True
                     left = await pool.is_left(connection, error)
-                    status = connection.pgconn.transaction_status
+                    status = connection.pgconn.transaction_status or connection.changed
             finally:
                 now = connection.returned_at = clock_gettime(CLOCK)
                 connection.holder = self.connection = None
@@ -169,8 +170,19 @@ async def _end(checkout: AsyncCheckout, connection: AsyncPooledConnection, *, fa
     """Commit or roll back what a block has left open.
 
     Of a block that failed, its own exception is the one that the caller gets.
+
+    Raises:
+        LeftOpenError: the block was in the middle of something.
     """
+    what = await connection.left_open()
+    if what is not None:
+        connection.evict()
+        if not failed:
+            raise messages.left_open(checkout.handle.name, what, checkout.place)
+        return
     status = connection.pgconn.transaction_status
+    if not status:
+        return
     try:
         if failed:
             if not connection.closed:

@@ -11,10 +11,9 @@ from weakref import ReferenceType
 import psycopg
 from psycopg import AsyncTransaction
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
-from psycopg.rows import TupleRow
 
+from pgmonkey.pool._async.changes import AsyncWatchedConnection
 from pgmonkey.pool._async.waiting import (
-    AsyncDriverConnection,
     Cancelled,
     cancel_again,
     wait_readable,
@@ -28,11 +27,14 @@ if TYPE_CHECKING:
 
     from psycopg.pq.abc import PGresult
 
+    from pgmonkey.pool._async.waiting import AsyncDriverPool
     from pgmonkey.pool.checkout import Checkout
 
 #: Seconds to wait until the server has closed its end of a connection that was closed here. A
 #: server process counts against the limits of server and role until then; it takes milliseconds.
 LONGEST_GOODBYE: Final = 0.8
+#: Seconds to wait for the answer whether a session listens.
+_LONGEST_QUESTION: Final = 2.0
 #: The version of a connection that belongs to no pool any more.
 NO_VERSION: Final = -1
 #: Seconds to wait for a reset. It takes long if there are many temporary tables, and as long when
@@ -60,6 +62,9 @@ class AsyncCounter(Protocol):
 
     def closed(self, connection: AsyncPooledConnection) -> None:
         """Note that the server has closed its end of a connection."""
+
+    def evicted(self, reason: str) -> None:
+        """Count a connection that is closed because it is of no use any more."""
 
     async def let_go(self) -> None:
         """Wait until the server has closed its end of closed connections."""
@@ -95,7 +100,7 @@ class Link:
         self.descriptor: int | None = None
 
 
-class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
+class AsyncPooledConnection(AsyncWatchedConnection):
     """A `psycopg.AsyncConnection` that knows its version and its holder."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -105,8 +110,8 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         self.version = NO_VERSION
         #: The checkout that holds it; `None` while it is idle.
         self.holder: ReferenceType[Checkout] | None = None
-        #: Gives it back to the psycopg_pool that it belongs to. Looked up once: every checkout
-        #: calls it.
+        #: Gives it back to the psycopg_pool that it belongs to; takes back before what a block has
+        #: changed, if it has. Looked up once: every checkout calls it.
         self.give_back: Any = None
         #: The function that borrowed it last: all that is left to name when a checkout is lost.
         self.borrower: CodeType | None = None
@@ -115,6 +120,8 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
         #: When it is too old to be handed out, on the monotonic clock; `UNUSED` before its first
         #: use, and after another one was found dead, so that it is looked at, however fresh it is.
         self.expires_at = UNUSED
+        #: Whether a block has changed something, or may have, that the next one must not get.
+        self.changed = False
         self.link = Link()
         super().__init__(*args, **kwargs)
 
@@ -165,12 +172,64 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
             if events[0][1] & _HANG_UP:
                 return False
             try:
-                self.pgconn.consume_input()  # a NOTIFY or a notice is no reason to drop it
+                self.pgconn.consume_input()  # a notice is no reason to drop it
+                if self.pgconn.notifies() is not None:  # it listens, which was not noticed
+                    self.version = NO_VERSION
+                    self.evict()
             except psycopg.Error:
                 return False
             if self.pgconn.status == _BAD:
                 return False
         return True
+
+    # Giving it back as it was made
+
+    def join(self, driver: AsyncDriverPool[AsyncPooledConnection]) -> None:
+        """Belong to a psycopg_pool."""
+        self.link.driver = driver
+        self.changed = self.session.resets
+        self.give_back = _give_back_clean if self.changed else driver.putconn
+
+    def note_change(self) -> None:
+        """Note that something was changed that is to be taken back when it is given back.
+
+        One that was changed while no block had it, by code that kept it, is handed out to none.
+        """
+        self.give_back = _give_back_clean
+        self.changed = True
+        if self.holder is None:
+            self.version = NO_VERSION
+
+    async def clean(self) -> None:
+        """Bring it to the state that it was made in; close it where that is not possible."""
+        session = self.session
+        try:
+            if (
+                session.stale
+                or session.in_two_phase
+                or self.pgconn.pipeline_status
+                or self.lock.locked()  # by `notifies()`, dropped a moment ago
+                or (session.may_listen and await self._is_listening())
+            ):
+                self.evict()
+                return
+            await self.restore()
+            if session.resets:
+                await self.reset()
+        except psycopg.Error:
+            self.evict()
+
+    def evict(self) -> None:
+        """Close a connection that no other block may get, and count that."""
+        self.hang_up()
+        if self.link.connector is not None:
+            self.link.connector.evicted("unclean")
+
+    async def _is_listening(self) -> bool:
+        """Ask the server whether this session listens; one that does not say so in time does."""
+        statement = b"SELECT pg_catalog.pg_listening_channels() LIMIT 1"
+        answer = await self.ask(statement, _LONGEST_QUESTION)
+        return answer is None or bool(answer.ntuples)
 
     def reported(self, parameter: bytes) -> bytes | None:
         """Return what the server said of a parameter with its last answer; `None`: nothing, ever."""
@@ -301,6 +360,20 @@ class AsyncPooledConnection(AsyncDriverConnection[TupleRow]):
                 os.dup2(nowhere, self.pgconn.socket, inheritable=False)
             finally:
                 os.close(nowhere)
+
+
+async def _give_back_clean(connection: AsyncPooledConnection) -> None:
+    """Give a connection back as it was made. A function: a method would refer to the connection."""
+    driver = connection.link.driver
+    try:
+        if not connection.closed:
+            await connection.clean()
+    except BaseException:  # an interrupt: it is half done
+        connection.hang_up()
+        raise
+    finally:
+        connection.join(driver)
+        await driver.putconn(connection)
 
 
 def _has_ended(descriptor: int) -> bool:

@@ -146,7 +146,6 @@ class AsyncPool:
         "recent",
         "record",
         "records",
-        "resets",
         "settings",
         "single",
         "stats",
@@ -231,7 +230,6 @@ class AsyncPool:
         self.settings: PoolSettings = settings
         self.timeout = settings.timeout
         self.wants_primary = version.config.wants_primary
-        self.resets = version.config.reset_on_return
         self._set_flags()
 
     def _set_flags(self) -> None:
@@ -365,8 +363,7 @@ class AsyncPool:
                 self.pending.discard(connecting)
                 self._asking.discard(connecting)
                 self._answered.set()
-        connection.link.driver = driver
-        connection.give_back = driver.putconn
+        connection.join(driver)
         if driver.closed:
             connection.version = NO_VERSION
         return connection

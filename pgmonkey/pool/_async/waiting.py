@@ -23,6 +23,7 @@ __all__ = [
     "Loop",
     "LoopStandsStillError",
     "Signal",
+    "acquire",
     "aside",
     "call_all",
     "cancel_again",
@@ -145,6 +146,15 @@ async def wait_readable(descriptor: int, seconds: float) -> bool:
     finally:
         loop.remove_reader(descriptor)
     return True
+
+
+async def acquire(lock: asyncio.Lock, seconds: float) -> bool:
+    """Take a lock, and tell whether that was possible in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await lock.acquire()
+    except TimeoutError:
+        return False
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -42,7 +42,11 @@ def connect(
         connection_type: Decides which session settings count.
     """
     try:
-        return SyncPooledConnection.connect(**resolved(config.connect_kwargs(connection_type)))
+        connection = SyncPooledConnection.connect(
+            **resolved(config.connect_kwargs(connection_type))
+        )
+        connection.keep_settings(resets=config.reset_on_return)
+        return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
         return classify(error, config)
     except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the driver's frames
@@ -217,6 +221,10 @@ class SyncConnector:
             self._limits.give(self, connection.link.server)
         if connection.version < self.target.since:
             self.report_drained()
+
+    def evicted(self, reason: str) -> None:
+        """Count a connection that is closed because it is of no use any more."""
+        self._stats.evicted[reason] += 1
 
     def begin_end(self) -> None:
         """Note that no connection is to be made any more, and that those that are out end."""

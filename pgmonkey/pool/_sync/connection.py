@@ -12,11 +12,10 @@ from weakref import ReferenceType
 import psycopg
 from psycopg import Transaction
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
-from psycopg.rows import TupleRow
 
+from pgmonkey.pool._sync.changes import SyncWatchedConnection
 from pgmonkey.pool._sync.waiting import (
     Cancelled,
-    SyncDriverConnection,
     cancel_again,
     wait_readable,
 )
@@ -29,11 +28,14 @@ if TYPE_CHECKING:
 
     from psycopg.pq.abc import PGresult
 
+    from pgmonkey.pool._sync.waiting import SyncDriverPool
     from pgmonkey.pool.checkout import Checkout
 
 #: Seconds to wait until the server has closed its end of a connection that was closed here. A
 #: server process counts against the limits of server and role until then; it takes milliseconds.
 LONGEST_GOODBYE: Final = 0.8
+#: Seconds to wait for the answer whether a session listens.
+_LONGEST_QUESTION: Final = 2.0
 #: The version of a connection that belongs to no pool any more.
 NO_VERSION: Final = -1
 #: Seconds to wait for a reset. It takes long if there are many temporary tables, and as long when
@@ -61,6 +63,9 @@ class SyncCounter(Protocol):
 
     def closed(self, connection: SyncPooledConnection) -> None:
         """Note that the server has closed its end of a connection."""
+
+    def evicted(self, reason: str) -> None:
+        """Count a connection that is closed because it is of no use any more."""
 
     def let_go(self) -> None:
         """Wait until the server has closed its end of closed connections."""
@@ -96,7 +101,7 @@ class Link:
         self.descriptor: int | None = None
 
 
-class SyncPooledConnection(SyncDriverConnection[TupleRow]):
+class SyncPooledConnection(SyncWatchedConnection):
     """A `psycopg.Connection` that knows its version and its holder."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -106,8 +111,8 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
         self.version = NO_VERSION
         #: The checkout that holds it; `None` while it is idle.
         self.holder: ReferenceType[Checkout] | None = None
-        #: Gives it back to the psycopg_pool that it belongs to. Looked up once: every checkout
-        #: calls it.
+        #: Gives it back to the psycopg_pool that it belongs to; takes back before what a block has
+        #: changed, if it has. Looked up once: every checkout calls it.
         self.give_back: Any = None
         #: The function that borrowed it last: all that is left to name when a checkout is lost.
         self.borrower: CodeType | None = None
@@ -116,6 +121,8 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
         #: When it is too old to be handed out, on the monotonic clock; `UNUSED` before its first
         #: use, and after another one was found dead, so that it is looked at, however fresh it is.
         self.expires_at = UNUSED
+        #: Whether a block has changed something, or may have, that the next one must not get.
+        self.changed = False
         self.link = Link()
         super().__init__(*args, **kwargs)
 
@@ -166,12 +173,64 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
             if events[0][1] & _HANG_UP:
                 return False
             try:
-                self.pgconn.consume_input()  # a NOTIFY or a notice is no reason to drop it
+                self.pgconn.consume_input()  # a notice is no reason to drop it
+                if self.pgconn.notifies() is not None:  # it listens, which was not noticed
+                    self.version = NO_VERSION
+                    self.evict()
             except psycopg.Error:
                 return False
             if self.pgconn.status == _BAD:
                 return False
         return True
+
+    # Giving it back as it was made
+
+    def join(self, driver: SyncDriverPool[SyncPooledConnection]) -> None:
+        """Belong to a psycopg_pool."""
+        self.link.driver = driver
+        self.changed = self.session.resets
+        self.give_back = _give_back_clean if self.changed else driver.putconn
+
+    def note_change(self) -> None:
+        """Note that something was changed that is to be taken back when it is given back.
+
+        One that was changed while no block had it, by code that kept it, is handed out to none.
+        """
+        self.give_back = _give_back_clean
+        self.changed = True
+        if self.holder is None:
+            self.version = NO_VERSION
+
+    def clean(self) -> None:
+        """Bring it to the state that it was made in; close it where that is not possible."""
+        session = self.session
+        try:
+            if (
+                session.stale
+                or session.in_two_phase
+                or self.pgconn.pipeline_status
+                or self.lock.locked()  # by `notifies()`, dropped a moment ago
+                or (session.may_listen and self._is_listening())
+            ):
+                self.evict()
+                return
+            self.restore()
+            if session.resets:
+                self.reset()
+        except psycopg.Error:
+            self.evict()
+
+    def evict(self) -> None:
+        """Close a connection that no other block may get, and count that."""
+        self.hang_up()
+        if self.link.connector is not None:
+            self.link.connector.evicted("unclean")
+
+    def _is_listening(self) -> bool:
+        """Ask the server whether this session listens; one that does not say so in time does."""
+        statement = b"SELECT pg_catalog.pg_listening_channels() LIMIT 1"
+        answer = self.ask(statement, _LONGEST_QUESTION)
+        return answer is None or bool(answer.ntuples)
 
     def reported(self, parameter: bytes) -> bytes | None:
         """Return what the server said of a parameter with its last answer; `None`: nothing, ever."""
@@ -302,6 +361,20 @@ class SyncPooledConnection(SyncDriverConnection[TupleRow]):
                 os.dup2(nowhere, self.pgconn.socket, inheritable=False)
             finally:
                 os.close(nowhere)
+
+
+def _give_back_clean(connection: SyncPooledConnection) -> None:
+    """Give a connection back as it was made. A function: a method would refer to the connection."""
+    driver = connection.link.driver
+    try:
+        if not connection.closed:
+            connection.clean()
+    except BaseException:  # an interrupt: it is half done
+        connection.hang_up()
+        raise
+    finally:
+        connection.join(driver)
+        driver.putconn(connection)
 
 
 def _has_ended(descriptor: int) -> bool:

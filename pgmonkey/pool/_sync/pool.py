@@ -147,7 +147,6 @@ class SyncPool:
         "recent",
         "record",
         "records",
-        "resets",
         "settings",
         "single",
         "stats",
@@ -232,7 +231,6 @@ class SyncPool:
         self.settings: PoolSettings = settings
         self.timeout = settings.timeout
         self.wants_primary = version.config.wants_primary
-        self.resets = version.config.reset_on_return
         self._set_flags()
 
     def _set_flags(self) -> None:
@@ -364,8 +362,7 @@ class SyncPool:
                 self.pending.discard(connecting)
                 self._asking.discard(connecting)
                 self._answered.set()
-        connection.link.driver = driver
-        connection.give_back = driver.putconn
+        connection.join(driver)
         if driver.closed:
             connection.version = NO_VERSION
         return connection

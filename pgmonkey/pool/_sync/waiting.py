@@ -20,6 +20,7 @@ __all__ = [
     "Signal",
     "SyncDriverConnection",
     "SyncDriverPool",
+    "acquire",
     "aside",
     "call_all",
     "cancel_again",
@@ -91,6 +92,11 @@ def wait_readable(descriptor: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(seconds > 0 and poll.poll(seconds * 1000))
+
+
+def acquire(lock: threading.Lock, seconds: float) -> bool:
+    """Take a lock, and tell whether that was possible in time."""
+    return lock.acquire(timeout=seconds)
 
 
 # Background work
