@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from psycopg import sql
 
 from pgmonkey.demo.workload import TABLES
@@ -22,7 +23,8 @@ class Environment:
     """The repository's own `registry.d`, with the databases that it declares on the test server.
 
     Attributes:
-        directory: The working directory of the snippets; it has `registry.d`.
+        directory: The working directory of the snippets; it has `registry.d`, and the one file of a
+            program that was written for pgmonkey 4.0.
         variables: What is set in the environment.
     """
 
@@ -51,11 +53,25 @@ class Environment:
                     conn.execute(table)
                 volume = SecretVolume(self._secrets / name)
                 volume.write({"username": user, "password": password})
+                if name == "orders":
+                    self._write_config(name, user, password)
             yield
         finally:
             for name in TABLES:
                 self._server.drop_database(name)
                 self._server.drop_role(f"{name}_app")
+
+    def _write_config(self, name: str, user: str, password: str) -> None:
+        """Write the one file that a program of pgmonkey 4.0 has."""
+        settings = {
+            "host": self._server.host,
+            "port": self._server.port,
+            "dbname": name,
+            "user": user,
+            "password": password,
+        }
+        text = yaml.safe_dump({"connection_type": "pool", "connection_settings": settings})
+        (self.directory / "config.yaml").write_text(text, encoding="utf-8")
 
     def shell_variables(self) -> dict[str, str]:
         """Return the environment of a shell in which `pgmonkey` is this very code."""
