@@ -349,6 +349,7 @@ class Registry:
         """Start the background work of this process before its first connect."""
         if self._closed:
             return
+        greenlets.check()  # a server may have replaced threads after it has forked
         try:
             self._maintenance.ensure_running()
         except PgmonkeyError as error:  # the connection can be made all the same

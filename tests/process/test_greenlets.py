@@ -27,6 +27,11 @@ def backend():
     return ask("SELECT pg_backend_pid()")
 """
 
+LATE = [
+    "gevent has replaced threads after pgmonkey was imported",
+    "  hint: call gevent.monkey.patch_all() before anything else is imported",
+]
+
 
 @pytest.fixture
 def directory(registry_dir: RegistryDirectory, database: TemporaryDatabase) -> RegistryDirectory:
@@ -128,19 +133,40 @@ def test_a_late_patch_is_refused(directory: RegistryDirectory, canary: Canary) -
         "import pgmonkey.registry.registry\n"
         "from gevent import monkey\n"
         "monkey.patch_all()\n"
-        "for make in (pgmonkey.PGConnectionManager, lambda: pgmonkey.Registry(argv[0])):\n"
+        "manager = pgmonkey.PGConnectionManager()\n"
+        "for use in (\n"
+        "    lambda: pgmonkey.Registry(argv[0]),\n"
+        "    lambda: manager.get_database_connection(argv[0] + '/orders.yaml', 'normal'),\n"
+        "):\n"
         "    try:\n"
-        "        make()\n"
+        "        use()\n"
         "    except pgmonkey.PgmonkeyError as error:\n"
         "        say(error)\n"
     )
     with Program(code, directory, canary=canary) as program:
         assert program.process.wait(20) == 0
-        assert len(program.said) == 4
-        assert set(program.said) == {
-            "gevent has replaced threads after pgmonkey was imported",
-            "  hint: call gevent.monkey.patch_all() before anything else is imported",
-        }
+        assert program.said == [*LATE, *LATE]
+
+
+def test_a_patch_after_a_fork_is_refused(directory: RegistryDirectory, canary: Canary) -> None:
+    """So do the workers of gunicorn with `--preload`: the first checkout raises, it does not hang."""
+    code = (
+        "import pgmonkey\n"
+        "registry = pgmonkey.Registry(argv[0])\n"
+        "if child := os.fork():\n"
+        "    os.waitpid(child, 0)\n"
+        "else:\n"
+        "    from gevent import monkey\n"
+        "    monkey.patch_all()\n"
+        "    try:\n"
+        "        registry.get('orders').open()\n"
+        "    except pgmonkey.PgmonkeyError as error:\n"
+        "        say(error)\n"
+        "    os._exit(0)\n"
+    )
+    with Program(code, directory, canary=canary) as program:
+        assert program.process.wait(20) == 0
+        assert program.said == LATE
 
 
 def test_a_process_without_poll_is_refused(directory: RegistryDirectory, canary: Canary) -> None:
@@ -149,19 +175,23 @@ def test_a_process_without_poll_is_refused(directory: RegistryDirectory, canary:
         "import select\n"
         "del select.poll\n"
         "import pgmonkey\n"
-        "for make in (pgmonkey.PGConnectionManager, lambda: pgmonkey.Registry(argv[0])):\n"
+        "manager = pgmonkey.PGConnectionManager()\n"
+        "for use in (\n"
+        "    lambda: pgmonkey.Registry(argv[0]),\n"
+        "    lambda: manager.get_database_connection(argv[0] + '/orders.yaml', 'normal'),\n"
+        "):\n"
         "    try:\n"
-        "        make()\n"
+        "        use()\n"
         "    except pgmonkey.PgmonkeyError as error:\n"
         "        say(error)\n"
     )
     with Program(code, directory, canary=canary) as program:
         assert program.process.wait(20) == 0
-        assert len(program.said) == 4
-        assert set(program.said) == {
+        sentence = [
             "this process has no select.poll, as after eventlet.monkey_patch()",
             "  hint: psycopg does not work with eventlet; use threads, asyncio or gevent",
-        }
+        ]
+        assert program.said == [*sentence, *sentence]
 
 
 def test_windows_is_refused(canary: Canary) -> None:
