@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from tests.kit.ports import free_port
 
 Mode = Literal[
-    "pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset", "cut"
+    "pass", "refuse", "blackhole", "lost", "truncate", "delay", "half_close", "reset", "cut", "full"
 ]
 #: How a connection ends in the mode `cut`: with FIN, with RST, or without a word.
 End = Literal["fin", "rst", "silence"]
@@ -148,6 +148,7 @@ class ChaosProxy:
     | `half_close` | the client sees the end, the server does not | the same |
     | `reset` | reset at once | accepted, then reset |
     | `cut` | the same as for new ones | ended after `after` bytes from the server, as `end` says |
+    | `full` | forwarded | beyond `most` refused as by a pooler, which `says` why |
 
     Back in `pass`, what a blackhole held is delivered, as a network does that recovers. The port
     stays the same over all modes. All methods may be called from any thread.
@@ -179,6 +180,8 @@ class ChaosProxy:
         self._delay = 0.0
         self._after = 0
         self._end: End = "fin"
+        self._most = 0
+        self._says = ""
         self._links: set[_Link] = set()
         self._opening: set[_Link] = set()
         self._never = asyncio.Event()
@@ -224,7 +227,16 @@ class ChaosProxy:
         """How often the server told a client that it is ready for the next query."""
         return self.backend["Z"]
 
-    def set(self, mode: Mode, *, delay: float = 0.0, after: int = 0, end: End = "fin") -> None:
+    def set(
+        self,
+        mode: Mode,
+        *,
+        delay: float = 0.0,
+        after: int = 0,
+        end: End = "fin",
+        most: int = 0,
+        says: str = "",
+    ) -> None:
         """Change the behaviour; returns when the change is in force.
 
         Args:
@@ -232,11 +244,14 @@ class ChaosProxy:
             delay: Seconds that each piece is held, for `delay`.
             after: Bytes from the server after which a connection ends, for `cut`.
             end: How it ends, for `cut`.
+            most: How many connections there may be, for `full`.
+            says: The text of the error that the others get, for `full`.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"{mode!r} is no mode of the proxy")
         self._delay = delay
         self._after, self._end = after, end
+        self._most, self._says = most, says
         self._call(self._switch(mode))
 
     def kill(self, *, reset: bool = False) -> None:
@@ -318,14 +333,31 @@ class ChaosProxy:
     async def _serve(self, link: _Link, reader: asyncio.StreamReader) -> None:
         try:
             await self._pass_gate(link)
-            await self._forward(link, reader)
-        except (OSError, asyncio.CancelledError):
+            if self._mode == "full" and len(self._links) > self._most:
+                await self._refuse(link, reader)
+            else:
+                await self._forward(link, reader)
+        except (OSError, EOFError, asyncio.CancelledError):
             pass  # the server is away, or we cut the link: either way it is over
         finally:
             self._links.discard(link)
             self._opening.discard(link)
             link.task = None
             link.close(reset=False)
+
+    async def _refuse(self, link: _Link, reader: asyncio.StreamReader) -> None:
+        """Answer a start-up message as a pooler without room does."""
+        code = _SSL_REQUEST
+        while code in (_SSL_REQUEST, _GSS_REQUEST):
+            length, code = struct.unpack("!II", await reader.readexactly(8))
+            await reader.readexactly(length - 8)
+            if code in (_SSL_REQUEST, _GSS_REQUEST):
+                link.client.write(b"N")
+        fields = f"SFATAL\0VFATAL\0CXX000\0M{self._says}\0\0".encode()
+        link.client.write(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+        await link.client.drain()
+        link.half_close()
+        await reader.read()
 
     async def _pass_gate(self, link: _Link) -> None:
         await self._open_gate.wait()

@@ -12,6 +12,7 @@ from pgmonkey import Registry
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.leaks import session_servers_key
+from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.server import PostgresServer
 from tests.pool.side import SIDES, Client
@@ -137,3 +138,52 @@ def test_a_wrong_password_is_rejected_though_the_role_has_no_connection_left(
         with client.holding(size) as backends:
             assert len(set(backends)) == size
             assert {one["application_name"] for one in database.backends()} == {"app-2"}
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    "says",
+    [
+        "no more connections allowed (max_client_conn)",
+        (
+            "(EMAXCONNSESSION) max clients reached in session mode - max clients are limited to"
+            " pool_size: 3"
+        ),
+        "The maximum number of client connections to the proxy exceeded 3.",
+        "Too many connections to this endpoint. Please try again later.",
+        "too many client tcp connections (global client_max 3)",
+        "Sorry, too many clients already",
+    ],
+    ids=["PgBouncer", "Supavisor", "RDS Proxy", "Neon", "Odyssey", "pgpool"],
+)
+def test_a_full_pooler_takes_a_new_password(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    canary: Canary,
+    says: str,
+    side: str,
+) -> None:
+    """Each pooler says in its own words that it is full: the pool gives up a connection for its probe.
+
+    A wrong password is rejected with the server's reason, the right one replaces all connections.
+    """
+    with ChaosProxy(database.host, database.port) as pooler:
+        address = {"host": pooler.host, "port": str(pooler.port)}
+        declare(registry_dir, database, side, 0, **address)
+        with (
+            Registry(registry_dir, metrics=None, watch=False) as registry,
+            closing(Client(registry)) as client,
+        ):
+            client.fill(SIZE)
+            pooler.set("full", most=SIZE, says=says)
+            declare(registry_dir, database, side, 1, **address, password=canary.secret())
+            (problem,) = registry.reload().rejected["orders"]
+            assert "password authentication failed" in problem.message
+            assert client.ask("SHOW application_name") == "app-0"
+
+            database.rotate()
+            declare(registry_dir, database, side, 2, **address)
+            assert registry.reload().applied == ("orders",)
+            for _ in range(2 * SIZE):
+                assert client.ask("SHOW application_name") == "app-2"
+            assert client.errors() == {}

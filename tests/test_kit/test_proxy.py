@@ -171,3 +171,15 @@ def test_cut_ends_a_connection_after_so_many_bytes(proxy, end, error):
         else:
             with pytest.raises(error):
                 client.recv(100)
+
+
+def test_full_refuses_connections_beyond_the_most(proxy, connect):
+    """The open ones serve, another one gets the error, and when one is closed there is room."""
+    conn = connect()
+    proxy.set("full", most=1, says="no room")
+    with pytest.raises(psycopg.OperationalError, match="FATAL:  no room"):
+        connect()
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+    conn.close()
+    eventually(lambda: proxy.connections == 0, message="it is closed")
+    assert connect().execute("SELECT 1").fetchone() == (1,)
