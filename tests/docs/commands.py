@@ -101,7 +101,9 @@ def options_of(command: click.Command) -> set[str]:
     }
 
 
-def leaves(command: click.Command = app, name: str = "pgmonkey") -> Iterator[tuple[str, click.Command]]:
+def leaves(
+    command: click.Command = app, name: str = "pgmonkey"
+) -> Iterator[tuple[str, click.Command]]:
     """Yield each command that does something, with its whole name."""
     if isinstance(command, click.Group):
         for word, child in command.commands.items():

@@ -13,10 +13,10 @@ import yaml
 from psycopg import sql
 
 from pgmonkey.demo.workload import TABLES
-from tests.kit.server import PostgresServer
-from tests.kit.secret_volume import SecretVolume
 from tests.docs.snippets import ROOT
 from tests.kit import Canary
+from tests.kit.secret_volume import SecretVolume
+from tests.kit.server import PostgresServer
 
 
 class Environment:

@@ -11,15 +11,13 @@ from unittest import mock
 
 import psycopg
 
-from pgmonkey.errors import Reason
-from pgmonkey.pool.failures import classify
-from pgmonkey.errors import ConfigError
-from pgmonkey.config.problems import failed_probe
 from pgmonkey.config.directory import DirectoryLoader
-from pgmonkey.config.warnings import find_warnings
 from pgmonkey.config.loader import load_file
-from pgmonkey.errors import Problem
+from pgmonkey.config.problems import failed_probe
 from pgmonkey.config.secret_files import LIMIT
+from pgmonkey.config.warnings import find_warnings
+from pgmonkey.errors import ConfigError, Problem, Reason
+from pgmonkey.pool.failures import classify
 from tests.docs.problem_codes import CODES
 from tests.docs.snippets import ROOT
 
@@ -194,10 +192,10 @@ def _shown() -> Iterator[Problem]:
     for word, (message, hint) in _SHOWN.items():
         yield Problem("registry.d", f"registry.{word}", f"the directory {message}", hint=hint)
         yield Problem("registry.d/orders.yaml", f"config.{word}", f"the file {message}", hint=hint)
-        message = f"secret file /run/secrets/orders/password: {message}"
-        yield Problem("registry.d/orders.yaml", f"secret.{word}", message, **where, hint=hint)
-        message = f"the file that sslkey names {message}"
-        yield Problem("registry.d/orders.yaml", f"file.{word}", message, 7, 11, hint=hint)
+        secret = f"secret file /run/secrets/orders/password: {message}"
+        yield Problem("registry.d/orders.yaml", f"secret.{word}", secret, **where, hint=hint)
+        named = f"the file that sslkey names {message}"
+        yield Problem("registry.d/orders.yaml", f"file.{word}", named, 7, 11, hint=hint)
     message = "the file is not trusted: /etc/shop can be changed by everybody (mode 0777)"
     path = "/etc/shop/orders.yaml"
     yield Problem(path, "file.untrusted", message, hint="chmod go-w /etc/shop")

@@ -8,8 +8,8 @@ from typing import Any
 
 from psycopg import pq
 
-from pgmonkey.config.models import SECTIONS
 from pgmonkey.config.json_schema import schema
+from pgmonkey.config.models import SECTIONS
 
 _INTRODUCTION = """\
 # Reference of keys

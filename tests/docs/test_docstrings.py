@@ -20,9 +20,7 @@ MODULES = sorted(
 )
 
 
-def test_every_example_of_a_docstring_runs(
-    tmp_path, database, canary, monkeypatch, capsys
-):
+def test_every_example_of_a_docstring_runs(tmp_path, database, canary, monkeypatch, capsys):
     """In a directory that has the registry of the repository, examples print what they show."""
     environment = Environment(tmp_path, database.server, canary)
     monkeypatch.chdir(tmp_path)
