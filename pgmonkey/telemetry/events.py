@@ -28,6 +28,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "config.removed": ("info", "the file of a database was removed"),
     "database.opened": ("info", "a handle made its first connection"),
     "database.rotated": ("info", "new connections replaced the old ones"),
+    "database.rotation_failed": ("warning", "a rotation was broken off: old connections are closed as they come back"),
     "database.drained": ("info", "the last checkout of a replaced configuration ended"),
     "database.drain_timeout": ("warning", "checkouts of a replaced configuration are still in progress"),
     "database.probe_failed": ("warning", "the probe of a new configuration could not connect"),

@@ -35,11 +35,14 @@ class Client:
     Args:
         registry: The registry.
         name: What it calls the database.
+        connection_type: Another one than its file says.
     """
 
-    def __init__(self, registry: Registry, name: str = "orders") -> None:
+    def __init__(
+        self, registry: Registry, name: str = "orders", connection_type: Any = None
+    ) -> None:
         self.registry = registry
-        self.handle: Any = registry.get(name)
+        self.handle: Any = registry.get(name, connection_type)
         self.is_async = self.handle.connection_type.startswith("async")
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any
 
 import pytest
 
 from pgmonkey import Registry
 from tests.kit.database import TemporaryDatabase
 from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.driver_log import whenever_it_logs
 from tests.pool.side import SIDES, Client
 
 #: Seconds. What asks for an idle connection, or for one more, queues for less.
@@ -22,30 +21,9 @@ LATE = 0.005
 
 
 @contextmanager
-def whenever_it_logs(beginning: str, act: Callable[[], object]) -> Iterator[None]:
-    """Do something whenever psycopg_pool logs a message, before it goes on."""
-    before = logging.getLogRecordFactory()
-
-    def factory(name: str, level: int, path: str, line: int, message: str, *more: Any) -> Any:
-        if name == "psycopg.pool" and message.startswith(beginning):
-            act()
-        return before(name, level, path, line, message, *more)
-
-    logger = logging.getLogger("psycopg.pool")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logging.setLogRecordFactory(factory)
-    try:
-        yield
-    finally:
-        logging.setLogRecordFactory(before)
-        logger.setLevel(level)
-
-
-@contextmanager
 def late() -> Iterator[None]:
     """Stop each request between the two looks at the clock that psycopg_pool takes."""
-    with whenever_it_logs("connection requested", lambda: time.sleep(LATE)):
+    with whenever_it_logs("connection requested", lambda _pool: time.sleep(LATE)):
         yield
 
 
@@ -79,12 +57,13 @@ def test_a_client_that_waits_for_room_is_served_when_there_is_some(
     """Another database closes the one connection that the process may have: it is made at once."""
     declare(registry_dir, database, side)
     declare(registry_dir, database, "pool", "audit")
+    given_up = threading.Event()
     with (
         Registry(registry_dir, metrics=None, watch=False, max_connections=1) as registry,
         closing(Client(registry)) as client,
         closing(Client(registry, "audit")) as other,
         late(),
-        whenever_it_logs("reconnection attempt", (given_up := threading.Event()).set),
+        whenever_it_logs("reconnection attempt", lambda *_: given_up.set()),
     ):
         for _ in range(20):
             other.ask()
@@ -128,7 +107,7 @@ def test_room_that_comes_while_a_connect_is_given_up_is_used(
         Registry(registry_dir, metrics=None, watch=False, max_connections=1) as registry,
         closing(Client(registry)) as client,
         closing(Client(registry, "audit")) as other,
-        whenever_it_logs("reconnection attempt", other.shut),
+        whenever_it_logs("reconnection attempt", lambda *_: other.shut()),
     ):
         for _ in range(20):
             other.ask()

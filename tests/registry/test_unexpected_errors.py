@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.driver_log import whenever_it_logs
+from tests.pool.side import Client
 from tests.registry.steps import acting
 
 
@@ -79,6 +81,49 @@ def test_a_reload_that_the_system_refuses_is_rejected_and_tried_again_by_itself(
         assert len(events.named("config.rejected")) == 1
         assert registry.wait_drained(timeout=5)
     eventually(lambda: database.backends() == [], 5, "no connection is left over")
+
+
+@pytest.mark.parametrize("spoilt", ["pool", "async_pool"])
+def test_a_rotation_that_fails_is_reported_and_holds_up_no_other(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+    spoilt: str,
+) -> None:
+    """An error that nothing foresees breaks off one pool's rotation; no old connection is handed out."""
+
+    def declare(name: str, size: int) -> None:
+        sizes = {"min_size": 1, "max_size": size}
+        registry_dir.declare(
+            "orders",
+            database,
+            connection={"application_name": name},
+            pool_settings=sizes,
+            async_pool_settings=sizes,
+        )
+
+    def fail(pool: str, *_: object) -> None:
+        if pool == f"pgmonkey/orders/{spoilt}":
+            raise OSError(24, "Too many open files")
+
+    declare("first", 2)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+        closing(Client(registry, connection_type="async_pool")) as other,
+    ):
+        clients = client, other
+        assert [one.ask("SHOW application_name") for one in clients] == ["first"] * 2
+        declare("second", 3)
+        with whenever_it_logs("resizing", fail):
+            assert registry.reload().applied == ("orders",)
+        assert [one.ask("SHOW application_name") for one in clients] == ["second"] * 2
+        (failed,) = events.named("database.rotation_failed")
+        assert (failed["database"], failed["connection_type"]) == ("orders", spoilt)
+        assert (failed["version"], failed["error"]) == (2, "[Errno 24] Too many open files")
+        (rotated,) = events.named("database.rotated")
+        assert rotated["connection_type"] != spoilt
+        assert registry.wait_drained(timeout=5)
 
 
 def test_a_registry_whose_thread_cannot_start_says_what_to_do(

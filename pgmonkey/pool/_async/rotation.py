@@ -11,6 +11,7 @@ from pgmonkey.pool import messages
 from pgmonkey.pool._async.connecting import NoRoomError
 from pgmonkey.pool._async.waiting import sleep
 from pgmonkey.pool.clock import monotonic
+from pgmonkey.pool.failures import classify
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
@@ -107,7 +108,33 @@ async def discard(pool: AsyncPool, prepared: Prepared) -> None:
         await pool.put_back(prepared.borrowed)
 
 
-async def rotate(pool: AsyncPool, prepared: Prepared) -> None:
+async def rotate(pool: AsyncPool, version: Version, prepared: Prepared | None) -> None:
+    """Replace the older connections of a pool; report an error that nothing foresees.
+
+    After such an error no older connection is handed out, as after every rotation, and those that
+    are left are closed when they come back or by `AsyncPool.care`.
+
+    Args:
+        pool: The pool.
+        version: What is in force.
+        prepared: What the pool has connected with; `None` if its event loop did not turn then.
+    """
+    try:
+        if prepared is None:
+            await _rotate_late(pool, version)
+        else:
+            await _rotate(pool, prepared)
+    except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: other pools go on
+        events.emit(
+            "database.rotation_failed",
+            database=pool.name,
+            connection_type=pool.connection_type,
+            version=version.number,
+            error=classify(error, version.config).text,
+        )
+
+
+async def _rotate(pool: AsyncPool, prepared: Prepared) -> None:
     """Replace the older connections of a pool, after it has adopted the version.
 
     Where both versions lead to the same place, one after the other, the new one made first, so
@@ -144,7 +171,7 @@ async def rotate(pool: AsyncPool, prepared: Prepared) -> None:
         )
 
 
-async def rotate_late(pool: AsyncPool, version: Version) -> None:
+async def _rotate_late(pool: AsyncPool, version: Version) -> None:
     """Finish a reload in a pool whose event loop did not turn until now."""
     await pool.catch_up(version)
     if pool.connector.older():

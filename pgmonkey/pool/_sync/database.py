@@ -267,9 +267,7 @@ class SyncDatabase(Database):
             start_in(loop, prepared[loop].connection.close)
         call_all(
             {
-                loop: partial(rotation.rotate, pool, prepared[loop])
-                if loop in prepared
-                else partial(rotation.rotate_late, pool, self.version)
+                loop: partial(rotation.rotate, pool, self.version, prepared.get(loop))
                 for loop, pool in pools.items()
             },
             late=True,

@@ -12,6 +12,7 @@ from pgmonkey.pool import messages
 from pgmonkey.pool._sync.connecting import NoRoomError
 from pgmonkey.pool._sync.waiting import sleep
 from pgmonkey.pool.clock import monotonic
+from pgmonkey.pool.failures import classify
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
@@ -108,7 +109,33 @@ def discard(pool: SyncPool, prepared: Prepared) -> None:
         pool.put_back(prepared.borrowed)
 
 
-def rotate(pool: SyncPool, prepared: Prepared) -> None:
+def rotate(pool: SyncPool, version: Version, prepared: Prepared | None) -> None:
+    """Replace the older connections of a pool; report an error that nothing foresees.
+
+    After such an error no older connection is handed out, as after every rotation, and those that
+    are left are closed when they come back or by `SyncPool.care`.
+
+    Args:
+        pool: The pool.
+        version: What is in force.
+        prepared: What the pool has connected with; `None` if its event loop did not turn then.
+    """
+    try:
+        if prepared is None:
+            _rotate_late(pool, version)
+        else:
+            _rotate(pool, prepared)
+    except Exception as error:  # noqa: BLE001 - no descriptor, no thread, no memory: other pools go on
+        events.emit(
+            "database.rotation_failed",
+            database=pool.name,
+            connection_type=pool.connection_type,
+            version=version.number,
+            error=classify(error, version.config).text,
+        )
+
+
+def _rotate(pool: SyncPool, prepared: Prepared) -> None:
     """Replace the older connections of a pool, after it has adopted the version.
 
     Where both versions lead to the same place, one after the other, the new one made first, so
@@ -145,7 +172,7 @@ def rotate(pool: SyncPool, prepared: Prepared) -> None:
         )
 
 
-def rotate_late(pool: SyncPool, version: Version) -> None:
+def _rotate_late(pool: SyncPool, version: Version) -> None:
     """Finish a reload in a pool whose event loop did not turn until now."""
     pool.catch_up(version)
     if pool.connector.older():
