@@ -17,7 +17,7 @@ from pgmonkey.version import __version__
 if sys.platform == "win32":
     raise ImportError(
         "pgmonkey does not run on Windows: it needs poll, fork and the file owners of POSIX;"
-        " in WSL it does"
+        " WSL has them"
     )
 
 if TYPE_CHECKING:
