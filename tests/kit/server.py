@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +18,7 @@ from pgmonkey.demo.server import (
     Programs,
     write_password,
 )
+from tests.kit.eventually import eventually
 from tests.kit.ports import free_port
 
 StopMode = Literal["smart", "fast", "immediate"]
@@ -28,7 +28,6 @@ _SIGNALS: Final[Mapping[StopMode, signal.Signals]] = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
-_PAUSE: Final = 0.01  # seconds between two attempts
 # Every test makes a database, 300 files; in memory that takes a tenth of the time.
 _MEMORY: Final = "/dev/shm"
 _ROOM: Final = 2**30  # bytes
@@ -80,12 +79,14 @@ class PostgresServer(EmbeddedServer):
         if self._directory is None:
             super().start()
         elif not self.running:
-            deadline = time.monotonic() + PATIENCE
-            while log := self._launch():
-                # The backends of a killed server need a moment to notice.
-                if "still in use" not in log or time.monotonic() > deadline:
-                    raise EmbeddedServerError(f"PostgreSQL did not start again:\n{log[-2000:]}")
-                time.sleep(_PAUSE)
+            eventually(self._starts_again, PATIENCE, "PostgreSQL starts again")
+
+    def _starts_again(self) -> bool:
+        log = self._launch()
+        # The backends of a killed server need a moment to notice.
+        if log and "still in use" not in log:
+            raise EmbeddedServerError(f"PostgreSQL did not start again:\n{log[-2000:]}")
+        return not log
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Stop the server; its data and its port stay for the next `start`.
@@ -104,11 +105,7 @@ class PostgresServer(EmbeddedServer):
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         backends = [Path("/proc", pid, "cmdline") for pid in children.read_text().split()]
         self._end(signal.SIGKILL)
-        deadline = time.monotonic() + PATIENCE
-        while any(map(_lives, backends)):
-            if time.monotonic() > deadline:
-                raise EmbeddedServerError("backends outlive the main process")
-            time.sleep(_PAUSE)
+        eventually(lambda: not any(map(_lives, backends)), PATIENCE, "the backends end, too")
 
     def restart(self, mode: StopMode = "fast") -> None:
         """Stop the server and start it again on the same port."""

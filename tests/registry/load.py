@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pgmonkey import Registry
 from tests.kit.database import TemporaryDatabase
+from tests.kit.eventually import eventually
 
 WORKERS = 16
 
@@ -26,6 +28,11 @@ class Load:
     #: The application_name that every checkout which starts now must see.
     expected: str = ""
     outdated: list[tuple[str, str]] = field(default_factory=list)
+
+    def goes_on(self) -> None:
+        """Wait until each worker could commit once more."""
+        done = len(self.committed)
+        eventually(lambda: len(self.committed) > done + WORKERS, 30, "the load goes on")
 
     def check(self, expected: str, seen: str) -> None:
         """Note a checkout that saw an older version than was reported when it began."""
@@ -64,6 +71,31 @@ class Peak:
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
         self._thread.join()
+
+
+def table_of_commits(database: TemporaryDatabase, user: str = "") -> None:
+    """Make the table into which the workers write, as the database's user or another one."""
+    database.execute("CREATE TABLE public.done (id int)")
+    database.execute(f'GRANT ALL ON public.done TO "{user or database.user}"')
+
+
+@contextmanager
+def working(registry: Registry, side: str, seconds: float) -> Iterator[Load]:
+    """Let workers commit one transaction after the other, until the block ends; none may fail.
+
+    Args:
+        registry: The registry.
+        side: `pool` for threads, `async_pool` for tasks.
+        seconds: How long a transaction takes.
+    """
+    load = Load()
+    start, finish = (sync_workers if side == "pool" else async_workers)(registry, load, seconds)
+    start()
+    try:
+        yield load
+    finally:
+        finish()
+    assert load.errors == []
 
 
 STATEMENT = (

@@ -14,7 +14,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
-from tests.registry.load import STATEMENT, Load, async_workers, sync_workers
+from tests.registry.load import STATEMENT, table_of_commits, working
 
 SIZE = 4
 
@@ -29,8 +29,7 @@ def test_a_role_whose_limit_is_the_pools_size_is_reloaded_under_full_load(
     milliseconds: int,
 ) -> None:
     """Every connection that the role may have is in a transaction, and ten reloads fail nobody."""
-    database.execute("CREATE TABLE public.done (id int)")
-    database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
+    table_of_commits(database)
     database.connection_limit(SIZE)
     section = {"min_size": SIZE, "max_size": SIZE}
 
@@ -44,25 +43,17 @@ def test_a_role_whose_limit_is_the_pools_size_is_reloaded_under_full_load(
         )
 
     declare(0)
-    load = Load()
     with Registry(registry_dir, metrics=None) as registry:
-        workers = sync_workers if connection_type == "pool" else async_workers
-        start, finish = workers(registry, load, milliseconds / 1000)
-        start()
-        try:
-            eventually(lambda: len(load.committed) > 2 * SIZE, 20, "the load is on")
+        with working(registry, connection_type, milliseconds / 1000) as load:
+            load.goes_on()
             for number in range(1, 11):
                 declare(number)
                 eventually(
                     lambda number=number: _seen(registry, f"app-{number}"), 20, f"app-{number}"
                 )
-                done = len(load.committed)
-                eventually(lambda done=done: len(load.committed) > done + SIZE, 20, "it goes on")
-        finally:
-            finish()
+                load.goes_on()
         assert registry.wait_drained(timeout=10)
 
-    assert load.errors == []
     committed = sorted(row[0] for row in database.execute("SELECT id FROM public.done"))
     assert committed == sorted(load.committed)
     assert events.named("config.rejected") == []
@@ -80,8 +71,7 @@ def test_a_checkout_that_outlasts_drain_timeout_is_named_and_not_cut(
     """The warning has thread, age and place of the holder; its transaction still commits."""
     numbers = prometheus_client.CollectorRegistry()
     labels = {"database": "orders", "type": "pool"}
-    database.execute("CREATE TABLE public.done (id int)")
-    database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
+    table_of_commits(database)
     registry_dir.declare("orders", database, drain_timeout="100ms")
     with Registry(registry_dir, metrics=numbers) as registry:
         with registry.get("orders") as connection:

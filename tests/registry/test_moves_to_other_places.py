@@ -14,7 +14,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
 from tests.pool.side import SIDES, Client
-from tests.registry.load import WORKERS, Load, Peak, async_workers, sync_workers
+from tests.registry.load import Peak, table_of_commits, working
 
 SIZE = 4
 MOVES = 10
@@ -68,28 +68,16 @@ def test_after_a_move_no_checkout_gets_a_connection_of_the_old_place(
     """
     places = (database, other)
     for place in places:
-        place.execute("CREATE TABLE public.done (id int)")
-        place.execute(f'GRANT ALL ON public.done TO "{database.user}"')
+        table_of_commits(place, database.user)
     declare(registry_dir, database, side, database, 0)
-    load = Load()
     with Registry(registry_dir, metrics=None, watch=False) as registry:
-        workers = sync_workers if side == "pool" else async_workers
-        start, finish = workers(registry, load, 0.005)
-        with Peak(database) as peak:
-            start()
-            try:
-                eventually(lambda: len(load.committed) > WORKERS, 30, "the load is on")
-                for number in range(1, MOVES + 1):
-                    declare(registry_dir, database, side, places[number % 2], number)
-                    assert registry.reload().applied == ("orders",)
-                    load.expected = f"app-{number}"
-                    done = len(load.committed)
-                    eventually(
-                        lambda done=done: len(load.committed) > done + WORKERS, 30, "it goes on"
-                    )
-            finally:
-                finish()
-        assert load.errors == []
+        with Peak(database) as peak, working(registry, side, 0.005) as load:
+            load.goes_on()
+            for number in range(1, MOVES + 1):
+                declare(registry_dir, database, side, places[number % 2], number)
+                assert registry.reload().applied == ("orders",)
+                load.expected = f"app-{number}"
+                load.goes_on()
         assert load.outdated == []
         assert peak.highest <= SIZE + 1
         assert registry.wait_drained(timeout=10)

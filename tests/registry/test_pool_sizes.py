@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
 from tests.pool.side import SIDES, Client
-from tests.registry.load import WORKERS, Load, Peak, async_workers, sync_workers
+from tests.registry.load import Peak, table_of_commits, working
 
 
 def declare(
@@ -20,9 +23,8 @@ def declare(
     side: str,
     max_size: int,
     min_size: int = 1,
-    **pool: str,
 ) -> None:
-    sizes = {"min_size": min_size, "max_size": max_size, **pool}
+    sizes = {"min_size": min_size, "max_size": max_size}
     registry_dir.declare("orders", database, side, pool_settings=sizes, async_pool_settings=sizes)
 
 
@@ -32,42 +34,55 @@ def test_sizes_change_under_load_and_no_query_fails(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str, milliseconds: int
 ) -> None:
     """10, 3, 10, 1, 6: the server soon sees as many sessions, and never more than before plus one."""
-    database.execute("CREATE TABLE public.done (id int)")
-    database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
+    table_of_commits(database)
     declare(registry_dir, database, side, 10)
-    load = Load()
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
-        workers = sync_workers if side == "pool" else async_workers
-        start, finish = workers(registry, load, milliseconds / 1000)
-        start()
-        try:
-            eventually(lambda: len(database.backends()) == 10, 20, "the pool has grown")
-            before = 10
-            for size in (3, 10, 1, 6):
-                with Peak(database) as peak:
-                    declare(registry_dir, database, side, size)
-                    assert registry.reload().applied == ("orders",)
-                    eventually(
-                        lambda size=size: len(database.backends()) == size, 20, f"{size} sessions"
-                    )
-                    done = len(load.committed)
-                    eventually(
-                        lambda done=done: len(load.committed) > done + WORKERS, 20, "it goes on"
-                    )
-                    assert registry.get("orders").status().max_size == size
-                assert peak.highest <= max(before, size) + 1
-                with Peak(database) as peak:
-                    done = len(load.committed)
-                    eventually(
-                        lambda done=done: len(load.committed) > done + WORKERS, 20, "it goes on"
-                    )
-                assert peak.highest <= size
-                before = size
-        finally:
-            finish()
-        assert load.errors == []
-        committed = sorted(row[0] for row in database.execute("SELECT id FROM public.done"))
-        assert committed == sorted(load.committed)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        working(registry, side, milliseconds / 1000) as load,
+    ):
+        eventually(lambda: len(database.backends()) == 10, 20, "the pool has grown")
+        before = 10
+        for size in (3, 10, 1, 6):
+            with Peak(database) as peak:
+                declare(registry_dir, database, side, size)
+                assert registry.reload().applied == ("orders",)
+                eventually(
+                    lambda size=size: len(database.backends()) == size, 20, f"{size} sessions"
+                )
+                load.goes_on()
+                assert registry.get("orders").status().max_size == size
+            assert peak.highest <= max(before, size) + 1
+            with Peak(database) as peak:
+                load.goes_on()
+            assert peak.highest <= size
+            before = size
+    committed = sorted(row[0] for row in database.execute("SELECT id FROM public.done"))
+    assert committed == sorted(load.committed)
+
+
+@contextmanager
+def pool_of(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str, size: int
+) -> Iterator[tuple[Client, Callable[..., None]]]:
+    """Give a client, and what changes the sizes."""
+
+    def resize(max_size: int, min_size: int = 1) -> None:
+        declare(registry_dir, database, side, max_size, min_size)
+        assert registry.reload().applied == ("orders",)
+
+    declare(registry_dir, database, side, size)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
+        yield client, resize
+
+
+def waiting(client: Client, number: int) -> list[Future[Any]]:
+    """Let so many clients wait; return their answers to come."""
+    answers = [client.ask_soon("SELECT pg_backend_pid()", timeout=30) for _ in range(number)]
+    eventually(lambda: client.handle.status().waiting == number, 10, "they wait")
+    return answers
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -75,18 +90,12 @@ def test_a_smaller_pool_waits_for_what_is_out(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
 ) -> None:
     """All of five are out when the size becomes two: they finish; clients that wait are served by two."""
-    declare(registry_dir, database, side, 5)
-    with (
-        Registry(registry_dir, metrics=None, watch=False) as registry,
-        closing(Client(registry)) as client,
-    ):
+    with pool_of(registry_dir, database, side, 5) as (client, resize):
         with client.holding(5) as backends:
-            answers = [client.ask_soon("SELECT 1", timeout=30) for _ in range(8)]
-            eventually(lambda: client.handle.status().waiting == 8, 10, "they wait")
-            declare(registry_dir, database, side, 2)
-            assert registry.reload().applied == ("orders",)
+            answers = waiting(client, 8)
+            resize(2)
             assert {one["pid"] for one in database.backends()} >= set(backends), "nothing is cut"
-        assert [answer.result(30) for answer in answers] == [1] * 8
+        assert all(answer.result(30) for answer in answers)
         assert client.errors() == {}
         eventually(lambda: len(database.backends()) <= 2, 10, "two are left")
         with client.holding(2, timeout=10):
@@ -100,16 +109,10 @@ def test_a_larger_pool_serves_those_who_wait(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
 ) -> None:
     """Clients that queue for one connection get more of them as soon as the size is larger."""
-    declare(registry_dir, database, side, 1)
-    with (
-        Registry(registry_dir, metrics=None, watch=False) as registry,
-        closing(Client(registry)) as client,
-    ):
+    with pool_of(registry_dir, database, side, 1) as (client, resize):
         with client.holding(1) as before:
-            answers = [client.ask_soon("SELECT pg_backend_pid()", timeout=30) for _ in range(4)]
-            eventually(lambda: client.handle.status().waiting == 4, 10, "they wait")
-            declare(registry_dir, database, side, 4)
-            assert registry.reload().applied == ("orders",)
+            answers = waiting(client, 4)
+            resize(4)
             assert not {answer.result(30) for answer in answers} & set(before)
         assert client.ask("SELECT pg_backend_pid()") > 0
         with client.holding(4) as backends:
@@ -122,17 +125,11 @@ def test_a_larger_min_size_is_filled_and_a_smaller_one_is_allowed_to_shrink(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
 ) -> None:
     """`min_size` from one to four makes three more connections without a client; they may go again."""
-    declare(registry_dir, database, side, 4)
-    with (
-        Registry(registry_dir, metrics=None, watch=False) as registry,
-        closing(Client(registry)) as client,
-    ):
+    with pool_of(registry_dir, database, side, 4) as (client, resize):
         client.fill(1)
-        declare(registry_dir, database, side, 4, min_size=4)
-        assert registry.reload().applied == ("orders",)
+        resize(4, min_size=4)
         eventually(lambda: len(database.backends()) == 4, 10, "it is filled")
-        declare(registry_dir, database, side, 4, min_size=1)
-        assert registry.reload().applied == ("orders",)
+        resize(4, min_size=1)
         status = client.handle.status()
         assert (status.min_size, status.max_size) == (1, 4)
         assert client.ask() == 1
@@ -143,19 +140,14 @@ def test_size_and_login_may_change_together(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
 ) -> None:
     """One file changes the size and the password; clients wait, and none fails."""
-    declare(registry_dir, database, side, 6)
-    with (
-        Registry(registry_dir, metrics=None, watch=False) as registry,
-        closing(Client(registry)) as client,
-    ):
+    with pool_of(registry_dir, database, side, 6) as (client, resize):
         client.fill(6)
         for size in (2, 6, 1, 4):
             answers = [
                 client.ask_soon("SELECT 1 FROM pg_sleep(0.01)", timeout=30) for _ in range(30)
             ]
             database.rotate()
-            declare(registry_dir, database, side, size)
-            assert registry.reload().applied == ("orders",)
+            resize(size)
             assert [answer.exception(30) for answer in answers] == [None] * 30
             eventually(lambda size=size: len(database.backends()) <= size, 10, f"{size} are left")
             with client.holding(size, timeout=10) as backends:

@@ -13,7 +13,7 @@ from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
-from tests.registry.load import WORKERS, Load, Peak, async_workers, sync_workers
+from tests.registry.load import Peak, table_of_commits, working
 
 ROTATIONS = 50
 POOL_SIZE = 8
@@ -71,17 +71,12 @@ def test_fifty_rotations_lose_nothing_and_never_need_more_than_one_connection_ov
     Another role counts at most pool size + 1 connections all the time, and every checkout that
     starts after a rotation was reported sees the new application_name, by asking the server.
     """
-    database.execute("CREATE TABLE public.done (id int)")
-    database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
+    table_of_commits(database)
     declare(registry_dir, database, volume, connection_type, 0)
-    load = Load()
     with Registry(registry_dir, metrics=None) as registry:
-        workers = sync_workers if connection_type == "pool" else async_workers
-        start, finish = workers(registry, load, milliseconds / 1000)
         with Peak(database) as peak:
-            start()
-            try:
-                eventually(lambda: len(load.committed) > WORKERS, 30, "the load is on")
+            with working(registry, connection_type, milliseconds / 1000) as load:
+                load.goes_on()
                 version = 1
                 for number in range(1, ROTATIONS + 1):
                     rotate(registry_dir, database, volume, connection_type, number)
@@ -95,14 +90,10 @@ def test_fifty_rotations_lose_nothing_and_never_need_more_than_one_connection_ov
                     version = registry.status().databases[0].version
                     if rotated and rotated[-1]["new"] == version:
                         load.expected = wanted
-                done = len(load.committed)
-                eventually(lambda: len(load.committed) > done + WORKERS, 30, "the load goes on")
-            finally:
-                finish()
+                load.goes_on()
             drained = registry.wait_drained(timeout=10)
 
         committed = sorted(row[0] for row in database.execute("SELECT id FROM public.done"))
-        assert load.errors == []
         assert load.outdated == []
         assert committed == sorted(load.committed)
         assert peak.highest <= POOL_SIZE + 1
@@ -127,12 +118,8 @@ def test_every_checkout_after_a_reported_rotation_is_of_the_new_version(
     declare(registry_dir, database, volume, "pool", 0)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle = registry.get("orders")
-        load = Load()
-        start, finish = sync_workers(registry, load, 0.001)
-        database.execute("CREATE TABLE public.done (id int)")
-        database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
-        start()
-        try:
+        table_of_commits(database)
+        with working(registry, "pool", 0.001):
             for number in range(1, 11):
                 rotate(registry_dir, database, volume, "pool", number)
                 began = time.monotonic()
@@ -143,7 +130,3 @@ def test_every_checkout_after_a_reported_rotation_is_of_the_new_version(
                     ).fetchone()
                 assert row == (f"app-{number}",)
                 assert time.monotonic() - began < 10
-        finally:
-            finish()
-
-        assert load.errors == []

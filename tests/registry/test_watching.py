@@ -256,7 +256,7 @@ def test_a_secret_reloads_exactly_the_databases_that_use_it(
 def silent(*_directories: str, stop_event: threading.Event, **_: Any) -> Iterator[set[Any]]:
     """Watch as an operating system does that reports nothing."""
     while not stop_event.is_set():
-        stop_event.wait(0.02)
+        stop_event.wait(0.02)  # as watchfiles, which comes back now and then with nothing
         yield set()
 
 
