@@ -190,6 +190,29 @@ def test_a_block_that_only_reads_notices_that_its_server_was_demoted(
     assert port(client) == pair.standby.port
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_a_sign_of_life_tells_that_a_server_was_demoted(
+    pair: Pair, registry_dir: RegistryDirectory, side: str
+) -> None:
+    """With `check_on_checkout` no write fails: the server says it with its answer to the check."""
+    registry_dir.write(
+        "orders",
+        {
+            "connection_type": side,
+            "connection_settings": pair.settings,
+            "check_on_checkout": True,
+        },
+    )
+    with Registry(registry_dir, metrics=None) as registry:
+        client = Client(registry)
+        client.fill(3)
+        pair.standby.promote()
+        takes_writes(pair.primary, does=False)
+        assert all(write(client) for _ in range(10))
+        assert port(client) == pair.standby.port
+        client.close()
+
+
 def in_read_only_transaction(connection: Any) -> Any:
     def sync() -> None:
         connection.read_only = True

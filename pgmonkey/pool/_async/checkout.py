@@ -121,7 +121,7 @@ class AsyncCheckout(Checkout):
         pool: AsyncPool = self.pool
         connection: AsyncPooledConnection = self.connection
         out = True
-        left = False
+        demoted = False
         try:
             if pool.inherited or (kind is not None and pool.is_over()):
                 pool.leave_behind(connection)
@@ -136,7 +136,7 @@ class AsyncCheckout(Checkout):
                     status = connection.pgconn.transaction_status or connection.changed
                 if pool.wants_primary:
                     status = True
-                    left = await pool.is_left(connection, error)
+                    demoted = await pool.is_demoted(connection, error)
                     status = connection.pgconn.transaction_status or connection.changed
             finally:
                 now = connection.returned_at = clock_gettime(CLOCK)
@@ -156,7 +156,7 @@ class AsyncCheckout(Checkout):
                     pool.stats.fold()
                 if self.stage != ENTERED:
                     pool.report(self, now - taken)
-                if left:
+                if demoted:
                     await pool.leave_server(connection.link.driver)
         except BaseException as interrupt:
             if out:

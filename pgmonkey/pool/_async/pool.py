@@ -613,7 +613,7 @@ class AsyncPool:
                 await self._report_use(connection.borrower)
             if reason is not None:
                 return False
-        if reason is None and self.wants_primary and await self.is_left(connection):
+        if reason is None and self.wants_primary and await self.is_demoted(connection):
             reason = "standby"
         if reason is None:
             return True
@@ -641,7 +641,7 @@ class AsyncPool:
             return "dead"
         return None
 
-    async def is_left(self, connection: AsyncPooledConnection, error: object = None) -> bool:
+    async def is_demoted(self, connection: AsyncPooledConnection, error: object = None) -> bool:
         """Tell whether the server of a connection is no primary any more, so that all must leave it.
 
         libpq knows what the server said with its last answer. Before PostgreSQL 14, and behind some

@@ -118,7 +118,7 @@ class SyncCheckout(Checkout):
         pool: SyncPool = self.pool
         connection: SyncPooledConnection = self.connection
         out = True
-        left = False
+        demoted = False
         try:
             if pool.inherited or (kind is not None and pool.is_over()):
                 pool.leave_behind(connection)
@@ -133,7 +133,7 @@ class SyncCheckout(Checkout):
                     status = connection.pgconn.transaction_status or connection.changed
                 if pool.wants_primary:
                     status = True
-                    left = pool.is_left(connection, error)
+                    demoted = pool.is_demoted(connection, error)
                     status = connection.pgconn.transaction_status or connection.changed
             finally:
                 now = connection.returned_at = clock_gettime(CLOCK)
@@ -153,7 +153,7 @@ class SyncCheckout(Checkout):
                     pool.stats.fold()
                 if self.stage != ENTERED:
                     pool.report(self, now - taken)
-                if left:
+                if demoted:
                     pool.leave_server(connection.link.driver)
         except BaseException as interrupt:
             if out:

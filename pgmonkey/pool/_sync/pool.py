@@ -612,7 +612,7 @@ class SyncPool:
                 self._report_use(connection.borrower)
             if reason is not None:
                 return False
-        if reason is None and self.wants_primary and self.is_left(connection):
+        if reason is None and self.wants_primary and self.is_demoted(connection):
             reason = "standby"
         if reason is None:
             return True
@@ -640,7 +640,7 @@ class SyncPool:
             return "dead"
         return None
 
-    def is_left(self, connection: SyncPooledConnection, error: object = None) -> bool:
+    def is_demoted(self, connection: SyncPooledConnection, error: object = None) -> bool:
         """Tell whether the server of a connection is no primary any more, so that all must leave it.
 
         libpq knows what the server said with its last answer. Before PostgreSQL 14, and behind some
