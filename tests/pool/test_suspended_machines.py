@@ -84,7 +84,7 @@ def test_ages_count_the_time_of_a_suspend(
     )
 
     with Program(PROGRAM, registry_dir, prefix=unshare, canary=canary) as program:
-        program.wait_for("borrowed")
+        program.wait_for("borrowed", 40)
         if lost:
             proxy.set("lost")
             proxy.set("pass")
