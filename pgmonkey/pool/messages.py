@@ -123,18 +123,20 @@ def nested_checkout(database: str, connection_type: str, outer: Checkout) -> Nes
     )
 
 
-def left_open(database: str, what: str, place: str) -> LeftOpenError:
+def left_open(checkout: Checkout, what: str) -> LeftOpenError:
     """Return the error of a block that ended in the middle of something.
 
     Args:
-        database: Its name.
+        checkout: The block's.
         what: What it has left open.
-        place: Where the block borrowed its connection.
     """
+    hint = _ENDINGS[what]
+    if checkout.handle.connection_type.startswith("async"):
+        hint = hint.replace("`with ", "`async with ").replace("closing(", "aclosing(")
     return LeftOpenError(
-        f"{database}: the block ended inside of {what}, so its connection was closed, and what it"
-        f" had not committed is rolled back; borrowed at {place}"
-        f"\n  hint: {_ENDINGS[what]}"
+        f"{checkout.handle.name}: the block ended inside of {what}, so its connection was closed,"
+        f" and what it had not committed is rolled back; borrowed at {checkout.place}"
+        f"\n  hint: {hint}"
     )
 
 

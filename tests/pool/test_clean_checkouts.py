@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,6 +16,7 @@ from psycopg.types import TypeInfo
 from psycopg.types.numeric import IntDumper
 from psycopg.types.string import StrDumper, TextLoader
 
+from pgmonkey import PGConnectionManager
 from tests.kit.database import TemporaryDatabase
 from tests.pool.side import Make, do, wait
 
@@ -256,3 +259,33 @@ def test_a_connection_with_changes_may_be_rotated(make: Make) -> None:
     client.open()
     assert do(client, settings)[1:] == made[1:]
     assert client.ask("SELECT count(*) FROM kept") == 0
+
+
+def test_a_handle_of_a_manager_hands_out_clean_connections(
+    config: Path, connection_type: str
+) -> None:
+    """The API of 4.0: the same."""
+    made: list[Any] = []
+
+    async def blocks(handle: Any) -> None:
+        for _ in range(3):
+            async with handle as connection:
+                made.append(await settings(connection))
+                await CHANGES["autocommit"](connection)
+                await CHANGES["factories"](connection)
+
+    async def use_async() -> None:
+        async with PGConnectionManager() as manager:
+            await blocks(await manager.get_database_connection(config, connection_type))
+
+    if connection_type.startswith("async"):
+        asyncio.run(use_async())
+    else:
+        with PGConnectionManager() as manager:
+            handle = manager.get_database_connection(config, connection_type)
+            for _ in range(3):
+                with handle as connection:
+                    made.append(asyncio.run(settings(connection)))
+                    connection.autocommit = True
+                    connection.row_factory = dict_row
+    assert made[0] == made[1] == made[2]

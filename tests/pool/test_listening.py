@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -73,6 +74,20 @@ def test_a_connection_that_does_not_listen_is_kept(make: Make, statement: str) -
         return int(connection.info.backend_pid)
 
     assert len({do(client, block) for _ in range(TIMES)}) == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="it has no template strings")
+def test_a_template_string_is_looked_at_too(make: Make) -> None:
+    """Its own text, and what it takes in as SQL."""
+    from string import templatelib
+
+    said = templatelib.Template("LISTEN here")
+    takes_in = templatelib.Interpolation(sql.SQL("LISTEN here"), "statement", None, "q")
+    client = make(pool={"max_size": 1})
+
+    for statement in (said, templatelib.Template(takes_in)):
+        client.run(lambda connection, statement=statement: connection.execute(statement))
+        assert do(client, listening)[1] == []
 
 
 def test_a_listen_that_is_rolled_back_costs_no_connection(make: Make) -> None:

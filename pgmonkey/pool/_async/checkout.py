@@ -174,13 +174,15 @@ async def _end(checkout: AsyncCheckout, connection: AsyncPooledConnection, *, fa
     Raises:
         LeftOpenError: the block was in the middle of something.
     """
-    what = await connection.left_open()
-    if what is not None:
-        connection.evict()
-        if not failed:
-            raise messages.left_open(checkout.handle.name, what, checkout.place)
-        return
     status = connection.pgconn.transaction_status
+    if connection.changed or connection.lock.locked():
+        what = await connection.left_open()
+        if what is not None:
+            connection.evict()
+            if not failed:
+                raise messages.left_open(checkout, what)
+            return
+        status = connection.pgconn.transaction_status
     if not status:
         return
     try:

@@ -137,14 +137,16 @@ async def wait_readable(descriptor: int, seconds: float) -> bool:
     """Wait until a socket has something to read, and tell whether it has."""
     loop = asyncio.get_running_loop()
     readable = loop.create_future()
-    loop.add_reader(descriptor, _finish, readable)
     try:
+        loop.add_reader(descriptor, _finish, readable)
         async with asyncio.timeout(seconds):
             await readable
-    except TimeoutError:
-        return False
-    finally:
         loop.remove_reader(descriptor)
+    except BaseException as error:  # an interrupt may come at the line above
+        loop.remove_reader(descriptor)
+        if isinstance(error, TimeoutError):
+            return False
+        raise
     return True
 
 

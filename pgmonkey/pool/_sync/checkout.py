@@ -171,13 +171,15 @@ def _end(checkout: SyncCheckout, connection: SyncPooledConnection, *, failed: bo
     Raises:
         LeftOpenError: the block was in the middle of something.
     """
-    what = connection.left_open()
-    if what is not None:
-        connection.evict()
-        if not failed:
-            raise messages.left_open(checkout.handle.name, what, checkout.place)
-        return
     status = connection.pgconn.transaction_status
+    if connection.changed or connection.lock.locked():
+        what = connection.left_open()
+        if what is not None:
+            connection.evict()
+            if not failed:
+                raise messages.left_open(checkout, what)
+            return
+        status = connection.pgconn.transaction_status
     if not status:
         return
     try:
