@@ -142,6 +142,8 @@ class Peak:
         self._database = database
         self._stop = threading.Event()
         self.highest: Counter[str] = Counter()
+        #: The sessions of each look that saw more than there may be.
+        self.excess: list[str] = []
         self.samples = 0
         self._thread = threading.Thread(target=self._run)
 
@@ -157,12 +159,18 @@ class Peak:
 
     def _sample(self, connection: psycopg.Connection[Any]) -> None:
         rows = connection.execute(
-            "SELECT application_name, count(*) FROM pg_stat_activity WHERE usename = %s GROUP BY 1",
+            """
+            SELECT application_name, count(*), clock_timestamp(), array_agg(concat_ws(
+                ' ', pid, 'since', backend_start, state, 'since', state_change, wait_event))
+            FROM pg_stat_activity WHERE usename = %s GROUP BY 1
+            """,
             [self._database.user],
         ).fetchall()
         self.samples += 1
-        for name, number in rows:
+        for name, number, at, sessions in rows:
             self.highest[name] = max(self.highest[name], number)
+            if name in DATABASES and number > POOL_SIZE + 1:
+                self.excess.append("\n  ".join([f"{name} at {at}", *sessions]))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -405,7 +413,9 @@ def test_rotations_under_load_lose_no_commit_while_backends_and_the_server_are_k
     assert len(cut) <= killed, figures
     assert of_children == 2 * forker.children
     assert peak.samples > ROTATIONS
-    assert all(peak.highest[name] <= POOL_SIZE + 1 for name in DATABASES), figures
+    # A session counts until the server has ended it, however late: a pool that connects waits for
+    # that, 0.8 s at most. What is older than the reload, and idle, was closed by its pool.
+    assert not peak.excess, "\n".join([*figures, *peak.excess])
     assert all(pool.used == pool.waiting == pool.retired == 0 for pool in statuses)
     # A probe may be the one that is killed: the next one works.
     assert len(rejected) <= killed, figures
