@@ -55,10 +55,14 @@ def declare(
     settings: dict[str, Any],
 ) -> int:
     """Declare `orders`, and return how many connections it may have."""
+    if not connection_type.endswith("pool"):
+        registry_dir.declare("orders", database, connection_type, **settings)
+        return 1
     sizes = {"min_size": 1, "max_size": SIZE, **settings}
-    section = "async_pool_settings" if connection_type == "async_pool" else "pool_settings"
-    registry_dir.declare("orders", database, connection_type, **{section: sizes})
-    return SIZE if connection_type.endswith("pool") else 1
+    registry_dir.declare(
+        "orders", database, connection_type, **{f"{connection_type}_settings": sizes}
+    )
+    return SIZE
 
 
 @contextmanager
