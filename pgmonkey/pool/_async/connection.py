@@ -310,9 +310,13 @@ class AsyncPooledConnection(AsyncWatchedConnection):
         self._keep_descriptor()
         await super().close()
         self.hang_up()
-        connector = self.link.connector
-        if connector and not waited_for:
-            await connector.let_go()
+        if not waited_for:
+            await self.let_go()
+
+    async def let_go(self) -> None:
+        """Wait until the server has closed its end of this connection and others of its pool."""
+        if self.link.connector is not None:
+            await self.link.connector.let_go()
 
     def hang_up(self) -> None:
         """Close the connection at this end; `AsyncConnector.let_go` waits for the other."""

@@ -102,8 +102,8 @@ def _no_room(pool: AsyncPool, version: Version, refused: ConnectError) -> Connec
 
 
 async def discard(pool: AsyncPool, prepared: Prepared) -> None:
-    """Close the prepared connection."""
-    await prepared.connection.close()
+    """Wait until the server has closed the prepared connection, which is closed here."""
+    await prepared.connection.let_go()
     if prepared.borrowed is not None:
         await pool.put_back(prepared.borrowed)
 

@@ -311,9 +311,13 @@ class SyncPooledConnection(SyncWatchedConnection):
         self._keep_descriptor()
         super().close()
         self.hang_up()
-        connector = self.link.connector
-        if connector and not waited_for:
-            connector.let_go()
+        if not waited_for:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Wait until the server has closed its end of this connection and others of its pool."""
+        if self.link.connector is not None:
+            self.link.connector.let_go()
 
     def hang_up(self) -> None:
         """Close the connection at this end; `SyncConnector.let_go` waits for the other."""

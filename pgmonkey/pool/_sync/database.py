@@ -240,10 +240,14 @@ class SyncDatabase(Database):
 
     def _discard(self, pools: Mapping[Loop, SyncPool], prepared: Prepared) -> None:
         for loop, one in prepared.items():
-            if loop in pools:
+            # At once: in a loop that ends, a thread may be cancelled before it begins.
+            if not soon(loop, one.connection.hang_up):
+                one.connection.hang_up()
+                one.connection.forget()
+            elif loop in pools:
                 start_in(loop, partial(rotation.discard, pools[loop], one))
             else:
-                start_in(loop, one.connection.close)
+                start_in(loop, one.connection.let_go)
 
     def adopt(self, version: Version, prepared: Prepared) -> None:
         """Put a version in force; from any thread, at once.
@@ -263,8 +267,8 @@ class SyncDatabase(Database):
         Returns when no older connection is handed out any more. It waits for loops that turn.
         """
         pools = self.pools.copy()
-        for loop in prepared.keys() - pools.keys():  # closed meanwhile
-            start_in(loop, prepared[loop].connection.close)
+        closed = prepared.keys() - pools.keys()
+        self._discard({}, {loop: prepared[loop] for loop in closed})
         call_all(
             {
                 loop: partial(rotation.rotate, pool, self.version, prepared.get(loop))
@@ -274,6 +278,9 @@ class SyncDatabase(Database):
         )
         for pool in pools.values():
             pool.floor = pool.version
+            if pool.ending:  # its loop may have ended before it could begin
+                soon(pool.loop, pool.hang_up)
+        drop_closed_loops()
 
     # Maintenance, forks
 

@@ -103,8 +103,8 @@ def _no_room(pool: SyncPool, version: Version, refused: ConnectError) -> Connect
 
 
 def discard(pool: SyncPool, prepared: Prepared) -> None:
-    """Close the prepared connection."""
-    prepared.connection.close()
+    """Wait until the server has closed the prepared connection, which is closed here."""
+    prepared.connection.let_go()
     if prepared.borrowed is not None:
         pool.put_back(prepared.borrowed)
 
