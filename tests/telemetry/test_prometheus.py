@@ -176,12 +176,18 @@ def test_what_prometheus_sees_is_what_happened(
                     act()
                     load.stop.wait(max(0.0, began + number * SLOT - time.time()))
                 load.stop.wait(max(0.0, began + SECONDS - time.time()))
-            # An act of the story borrowed one connection beside the load.
-            requests = load.orders.got + load.orders.failed + 1
+            # An act of the story borrowed one connection beside the load. A request counts from the
+            # moment that it gets its connection, its times when it has ended.
+            ended = {
+                (("database", "orders"),): load.orders.got + 1,
+                (("database", "events"),): load.events.got,
+            }
             eventually(
-                lambda: prometheus.value(f"pgmonkey_pool_requests_total{ORDERS}") == requests,
+                lambda: (
+                    prometheus.query("sum by (database) (pgmonkey_pool_use_seconds_count)") == ended
+                ),
                 20,
-                f"the last scrape has counted {requests} requests",
+                f"the last scrape has counted {ended} requests that have ended",
             )
 
             check_scrapes(prometheus, began)
