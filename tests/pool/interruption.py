@@ -6,13 +6,17 @@ import asyncio
 import gc
 import linecache
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg_pool
 
 import pgmonkey
+
+T = TypeVar("T")
 
 _OURS = str(Path(pgmonkey.__file__).parent / "pool")
 #: The end of a `with`, a `try`, and the first line of a `finally` that releases a lock.
@@ -88,6 +92,16 @@ class Interruption:
                 self.at = f"{path.parent.name}/{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
                 raise self._error
         return self._trace
+
+
+def in_a_thread(work: Callable[[], T]) -> T:
+    """Run something in a thread of its own, and return what it returns.
+
+    Python may keep an exception whose handler was interrupted for the rest of the life of a thread:
+    as the context of all that is raised there later, in other tests, too.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(work).result()
 
 
 def _current_task() -> object:

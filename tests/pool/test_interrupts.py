@@ -21,7 +21,7 @@ from tests.kit.eventually import aeventually, eventually
 from tests.kit.process import interrupted_after
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
-from tests.pool.interruption import Interruption
+from tests.pool.interruption import Interruption, in_a_thread
 
 
 class Stop(BaseException):
@@ -218,25 +218,29 @@ def test_what_an_interrupted_close_has_left_open_is_closed_by_the_watcher(
 ) -> None:
     """Ctrl-C at any line of `close`: the handle works on, and closes what it has, now or soon."""
     registry_dir.declare("orders", database)
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
-        handle: Any = registry.get("orders")
-        for number in range(1, 1000):
-            handle.open()
-            # psycopg_pool itself, once interrupted while it closes, never ends its threads.
-            interruption = Interruption(number, Stop, __file__, everywhere=False)
-            with suppress(Stop), interruption:
+
+    def main() -> int:
+        with Registry(registry_dir, metrics=None, watch=False) as registry:
+            handle: Any = registry.get("orders")
+            for number in range(1, 1000):
+                handle.open()
+                # psycopg_pool itself, once interrupted while it closes, never ends its threads.
+                interruption = Interruption(number, Stop, __file__, everywhere=False)
+                with suppress(Stop), interruption:
+                    handle.close()
+                if not interruption.at:
+                    break  # that was the last line
+                with handle.connection(timeout=5) as connection:
+                    connection.execute("SELECT 1")
                 handle.close()
-            if not interruption.at:
-                break  # that was the last line
-            with handle.connection(timeout=5) as connection:
-                connection.execute("SELECT 1")
-            handle.close()
-            now = monotonic()
-            handle.patrol(now)
-            handle.patrol(now + 6)
-            eventually(lambda: database.backends() == [], 5, f"closed: {interruption.at}")
-            assert registry.wait_drained(timeout=5), interruption.at
-        assert number > 10, "there was something to interrupt"
+                now = monotonic()
+                handle.patrol(now)
+                handle.patrol(now + 6)
+                eventually(lambda: database.backends() == [], 5, f"closed: {interruption.at}")
+                assert registry.wait_drained(timeout=5), interruption.at
+        return number
+
+    assert in_a_thread(main) > 10, "there was something to interrupt"
 
 
 @pytest.mark.parametrize("moment", ["the watcher ends", "a database ends"])

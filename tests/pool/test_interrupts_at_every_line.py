@@ -13,7 +13,7 @@ from pgmonkey import PGConnectionManager, PgmonkeyError, Registry
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
-from tests.pool.interruption import Interruption, SoftTimeLimit
+from tests.pool.interruption import Interruption, SoftTimeLimit, in_a_thread
 
 SIZE = 2
 #: Seconds in which a client must be served. In a pool that has lost a connection it waits for ever.
@@ -143,20 +143,25 @@ def test_an_interrupt_at_any_line_of_a_checkout_loses_no_connection(
     owner, error, body, settings = WAYS[way]
     size = declare(registry_dir, database, connection_type, settings)
     lost: list[str] = []
-    with opened(owner, registry_dir) as handle:
-        assert fails_to_serve(handle, size) is None
-        for number in range(1, 2000):
-            interruption = Interruption(number, error, __file__)
-            with suppress(error, Exception), interruption:
-                check_out(handle, body)
-            if not interruption.at:
-                break  # that was the last line
-            if why := fails_to_serve(handle, size):
-                lost.append(f"{interruption.at}: {why}")
-                handle.close()
-        status = handle.status()
+
+    def main() -> tuple[int, int, int]:
+        with opened(owner, registry_dir) as handle:
+            assert fails_to_serve(handle, size) is None
+            for number in range(1, 2000):
+                interruption = Interruption(number, error, __file__)
+                with suppress(error, Exception), interruption:
+                    check_out(handle, body)
+                if not interruption.at:
+                    break  # that was the last line
+                if why := fails_to_serve(handle, size):
+                    lost.append(f"{interruption.at}: {why}")
+                    handle.close()
+            status = handle.status()
+        return number, status.used, status.waiting
+
+    number, used, waiting = in_a_thread(main)
     assert not lost, "\n".join(lost)
-    assert (status.used, status.waiting) == (0, 0)
+    assert (used, waiting) == (0, 0)
     assert number > FEWEST_LINES, "there was something to interrupt"
     eventually(lambda: database.backends() == [], 5, "no session is left, in no transaction")
 
@@ -191,7 +196,7 @@ def test_an_interrupt_at_any_line_of_an_async_checkout_loses_no_connection(
             status = handle.status()
         return number, status.used, status.waiting
 
-    number, used, waiting = asyncio.run(main())
+    number, used, waiting = in_a_thread(lambda: asyncio.run(main()))
     assert not lost, "\n".join(lost)
     assert (used, waiting) == (0, 0)
     assert number > FEWEST_LINES, "there was something to interrupt"
