@@ -351,7 +351,7 @@ def _go_through(fault: Fault, server: PostgresServer) -> list[Experience]:
         experiences = [
             judge(name, fault.name, client, began, mended, end) for name, client in clients.items()
         ]
-        # Whoever still hangs is let go.
+        # Clients that still hang are let go.
         _let_go()
         scene.each(lambda proxy: proxy.kill())
         for client in clients.values():

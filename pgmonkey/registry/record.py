@@ -235,7 +235,8 @@ class Record:
                 and version.config.digest == config.digest
             ):
                 self._rejection = None  # an invalid file was mended to the version in force
-                return False
+                # Another caller may replace connections by that version still: wait for it, too.
+                return again and self._reloading.locked()
             self._wanted, self._wanted_since = config, seen
             self._retry_at, self._pause = None, 0.0
             return True

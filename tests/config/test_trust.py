@@ -212,7 +212,7 @@ def test_strict_makes_a_problem_of_it(directory, secret, what):
 
 
 def test_strict_counts_the_defaults_for_every_database(directory):
-    """Whoever can change the defaults can change them all."""
+    """An account that can change the defaults can change every database."""
     defaults = directory / "_defaults.yaml"
     defaults.write_text("required: false\n")
     defaults.chmod(0o666)

@@ -229,7 +229,7 @@ def test_a_handler_may_be_removed_by_its_own_block(make: Make) -> None:
 def test_a_setting_of_a_connection_that_is_kept_after_its_block_is_not_handed_out(
     make: Make,
 ) -> None:
-    """Whoever changes the connection when no block has it takes it out of the pool."""
+    """Code that changes a connection after its block takes that connection out of the pool."""
     client = make(pool={"max_size": 1})
     before = do(client, settings)
 

@@ -394,3 +394,24 @@ async def test_a_cancelled_areload_leaves_the_old_or_the_new_state(
             cursor = await connection.execute("SHOW application_name")
             assert await cursor.fetchone() == ("app-1",)
         assert await asyncio.to_thread(registry.wait_drained, 5)
+
+
+def test_a_reload_waits_for_one_that_replaces_connections_by_that_version(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The version is in force already; who reloads meanwhile gets its connections afterwards."""
+    declare(registry_dir, database, 0)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        orders = registry.get("orders").open()
+        declare(registry_dir, database, 1)
+        first, second = (threading.Thread(target=registry.reload) for _ in range(2))
+        with Pause(orders, "adopted") as pause:
+            first.start()
+            pause.wait()
+            second.start()
+            second.join(0.3)
+            assert second.is_alive(), "it waits"
+            pause.go_on()
+            second.join()
+            assert seen(registry) == "app-1"
+        first.join()

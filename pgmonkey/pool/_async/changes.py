@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from inspect import getattr_static
 from typing import Any, Final, Self
@@ -42,9 +43,9 @@ class AsyncWatchedConnection(AsyncDriverConnection[TupleRow]):
         super().__init__(*args, **kwargs)
         self.cursor_factory = AsyncWatchedCursor
 
+    @abstractmethod
     def note_change(self) -> None:
         """Note that something was changed that the next block must not get."""
-        raise NotImplementedError
 
     def keep_settings(self, *, resets: bool) -> None:
         """Take what the connection is set to now for what each block gets; once, when it is made.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from inspect import getattr_static
 from typing import Any, Final, Self
@@ -43,9 +44,9 @@ class SyncWatchedConnection(SyncDriverConnection[TupleRow]):
         super().__init__(*args, **kwargs)
         self.cursor_factory = SyncWatchedCursor
 
+    @abstractmethod
     def note_change(self) -> None:
         """Note that something was changed that the next block must not get."""
-        raise NotImplementedError
 
     def keep_settings(self, *, resets: bool) -> None:
         """Take what the connection is set to now for what each block gets; once, when it is made.
