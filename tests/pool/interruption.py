@@ -6,8 +6,9 @@ import asyncio
 import gc
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -92,6 +93,30 @@ class Interruption:
                 self.at = f"{path.parent.name}/{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
                 raise self._error
         return self._trace
+
+
+@contextmanager
+def at_each_line(file: str, act: Callable[[FrameType], object]) -> Iterator[None]:
+    """Do something before each line that this thread runs of a file.
+
+    Args:
+        file: The file.
+        act: Called with the frame; its own lines do not count.
+    """
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        if frame.f_code.co_filename != file:
+            return None
+        if event == "line":
+            act(frame)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def in_a_thread(work: Callable[[], T]) -> T:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from types import FrameType
-from typing import Any
 
 from pgmonkey import CheckoutTimeout, Registry
 from pgmonkey.pool._sync.checkout import SyncCheckout
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.interruption import at_each_line
 from tests.pool.side import Make
 
 BACKEND = "SELECT pg_backend_pid()"
@@ -68,22 +67,16 @@ def test_a_client_that_comes_at_any_line_of_a_return_gets_the_connection(
             """Let the other client come at that line; return its thread if there is such a line."""
             left, other = number, None
 
-            def trace(frame: FrameType, event: str, _argument: object) -> Any:
+            def count(frame: FrameType) -> None:
                 nonlocal left, other
-                if frame.f_code.co_filename == RETURN:
-                    left -= event == "line"
-                    if left == 0 and other is None:
-                        other = come(frame)
-                    return trace
-                return None
+                left -= 1
+                if left == 0:
+                    other = come(frame)
 
             checkout = handle.connection()
             checkout.__enter__()
-            sys.settrace(trace)
-            try:
+            with at_each_line(RETURN, count):
                 checkout.__exit__(None, None, None)
-            finally:
-                sys.settrace(None)
             return other
 
         while (other := give_back(lines + 1)) is not None:

@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any, get_args
 
 import prometheus_client
@@ -33,6 +32,7 @@ from tests.kit.eventually import eventually
 from tests.kit.prometheus import check_metrics
 from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.secret_volume import SecretVolume
+from tests.pool.interruption import at_each_line
 
 ORDERS = {"database": "orders"}
 POOL = {"database": "orders", "type": "pool"}
@@ -598,23 +598,12 @@ def test_a_secret_that_the_server_does_not_take_is_newer_than_what_runs(
 def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(registry: Registry) -> None:
     """Read at each line of a return, the count of checkouts does not fall by one."""
     handle = registry.get("orders").open()
-    code = inspect.getfile(SyncCheckout)
     seen: list[PoolStatus] = []
-
-    def trace(frame: FrameType, event: str, _argument: object) -> Any:
-        if frame.f_code.co_filename != code:
-            return None
-        if event == "line":
-            seen.append(handle.status())
-        return trace
 
     checkout = handle.connection()
     checkout.__enter__()
-    sys.settrace(trace)
-    try:
+    with at_each_line(inspect.getfile(SyncCheckout), lambda _frame: seen.append(handle.status())):
         checkout.__exit__(None, None, None)
-    finally:
-        sys.settrace(None)
 
     assert len(seen) > 10, "there were lines to look at"
     assert {status.requests for status in seen} == {1}
