@@ -173,7 +173,8 @@ _PROBED_KEYS: Final = {
 
 def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
     """Return the problem of a good file with which no connection can be made."""
-    code, message = f"probe.{error.reason}", f"cannot connect: {error.text}"
+    # With the name: the position may be in the defaults, which many databases have.
+    code, message = f"probe.{error.reason}", f"cannot connect to {name}: {error.text}"
     hint = error.hint or None
     keys = _probed_keys(error.reason, error.text)
     for file, document in read_with_defaults(path):

@@ -303,8 +303,27 @@ def test_online_says_why_a_database_cannot_be_reached(
     }
     assert 'unrecognized configuration parameter "statement_timout"' in problems["c"]["message"]
     assert 'invalid value for parameter "statement_timeout"' in problems["d"]["message"]
-    assert "cannot connect: " in problems["b"]["message"]
+    assert problems["b"]["message"].startswith("cannot connect to b: ")
     assert problems["a"]["hint"].startswith("check the user and the password")
+
+
+@pytest.mark.parametrize("output", ["text", "github"])
+def test_online_names_the_database_on_every_line(
+    output: str, tmp_path: Path, canary: Canary
+) -> None:
+    """Three dead databases behind one `_defaults.yaml` are three lines that differ."""
+    (tmp_path / "_defaults.yaml").write_text(
+        "connection_settings: {host: 127.0.0.1, port: 1, dbname: shop, user: app}\n"
+    )
+    for name in ("events", "orders", "reports"):
+        (tmp_path / f"{name}.yaml").write_text("connection_settings: {}\n")
+    done = invoke("check", ".", "--online", "-o", output, canary=canary, cwd=tmp_path)
+    assert done.code == 1
+    lines = [line for line in done.out.splitlines() if not line.startswith("  hint: ")]
+    assert [name in line for line in lines for name in ("events", "orders", "reports")] == [
+        True, False, False, False, True, False, False, False, True,
+    ]  # fmt: skip
+    assert all("_defaults.yaml" in line and "refused" in line for line in lines)
 
 
 def test_ctrl_c_does_not_wait_for_servers_that_say_nothing(tmp_path: Path, canary: Canary) -> None:
