@@ -12,10 +12,20 @@ from urllib.parse import quote, quote_plus
 
 MASK: Final = "***REDACTED***"
 
-_EXACT: Final = frozenset(
-    {"sslkey", "sslcert", "sslrootcert", "scram_client_key", "scram_server_key"}
+# Names of keys, without what is between their words.
+_EXACT: Final = frozenset({"sslkey", "sslcert", "sslrootcert", "scramclientkey", "scramserverkey"})
+_PARTS: Final = (
+    *("token", "secret", "credential", "apikey", "privatekey"),
+    *("password", "passwd", "passphrase", "passcode"),
 )
-_PARTS: Final = ("token", "secret", "credential", "passwd", "api_key")
+# `password` with letters left out, and words that end in one of its short forms, as `dbpass`.
+_SHORTENED: Final = re.compile(
+    r"p(?=[a-z]*(?:ss|w))a?s{0,3}w?o?r?d?|[a-z]*(?:(?<!by)(?<!com)pass|pwd|pw)"
+)
+#: Keys that hold no secret, and whose values people need: the path of libpq's password file, and
+#: the name of the method with which a server encrypts passwords.
+_HARMLESS: Final = frozenset({"passfile", "password_encryption"})
+_WORDS: Final = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
 _REFERENCES: Final = frozenset({"from_env", "from_file"})
 #: A secret of fewer characters is masked only where it is a whole word.
 SHORT: Final = 4
@@ -96,14 +106,39 @@ class Secret:
 def is_sensitive(key: str) -> bool:
     """Tell whether values under this key are secret.
 
-    Upper and lower case are the same, and so are `-` and `_`. A dotted path is no key.
+    Upper and lower case are the same, and so are `-` and `_`. A short or misspelt `password` is
+    sensitive like the right one. A dotted path is no key.
 
     Example:
         >>> is_sensitive("password"), is_sensitive("AWS_SECRET_KEY"), is_sensitive("host")
         (True, True, False)
+        >>> is_sensitive("pasword"), is_sensitive("db_pass"), is_sensitive("passfile")
+        (True, True, False)
     """
-    plain = key.lower().replace("-", "_")
-    return plain in _EXACT or plain.endswith("password") or any(part in plain for part in _PARTS)
+    if key.lower() in _HARMLESS:
+        return False
+    words = [word.lower() for word in _WORDS.findall(key)]
+    joined = "".join(words)
+    return (
+        joined in _EXACT
+        or any(part in joined for part in _PARTS)
+        or any(_SHORTENED.fullmatch(word) or _is_misspelt(word) for word in (*words, joined))
+    )
+
+
+def _is_misspelt(word: str) -> bool:
+    """Tell whether the end of a word becomes `password` by at most two changes of a letter."""
+    right = "password"
+    if len(set(right) & set(word)) < 5:  # two changes leave five of its seven letters
+        return False
+    row = list(
+        range(len(right) + 1)
+    )  # how far the word, as far as it is read, is from `p`, `pa`...
+    for letter in word:
+        before, row = row, [0]
+        for at, wanted in enumerate(right):
+            row.append(min(before[at] + (letter != wanted), before[at + 1] + 1, row[at] + 1))
+    return row[-1] <= 2
 
 
 def redact_config(config: Any) -> Any:

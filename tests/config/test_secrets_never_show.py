@@ -15,6 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pgmonkey import ConfigError, load_config
+from pgmonkey.config.loader import load_file
+from pgmonkey.config.models import SECTIONS, hints_of
 from pgmonkey.config.redaction import MASK, RedactedDict, Secret, is_sensitive, redact_config, scrub
 
 # Texts that cannot be part of a mask, of a key, or of anything else around them.
@@ -58,7 +61,10 @@ def test_secrets_compare_by_their_text(one, other):
     [
         "password", "PASSWORD", "sslkey", "sslcert", "sslrootcert", "sslpassword",
         "scram_client_key", "scram_server_key", "oauth_client_secret", "db_password", "PGPASSWORD",
-        "api_key", "api-key", "AUTH_TOKEN", "credentials", "passwd",
+        "api_key", "api-key", "AUTH_TOKEN", "credentials", "passwd", "private_key",
+        "pasword", "Passwort", "passwrd", "passowrd", "p\u0430ssword", "pass-word", "password2",
+        "passphrase", "key_passphrase", "passcode", "pass", "DB_PASS", "dbPass", "pgpass", "db.pass",
+        "pw", "pwd", "userpwd", "psw", "pword", "password_old", "passwordHash", "sslpasword",
     ],
 )  # fmt: skip
 def test_sensitive_keys_are_known(key):
@@ -67,11 +73,38 @@ def test_sensitive_keys_are_known(key):
 
 
 @pytest.mark.parametrize(
-    "key", ["host", "user", "sslmode", "passfile", "password_encryption", "port"]
-)
+    "key",
+    [
+        "host", "user", "sslmode", "passfile", "PASSFILE", "password_encryption", "port", "power",
+        "bypass", "compass", "passive", "keyword", "word", "ps_limit", "pool_settings", "past",
+    ],
+)  # fmt: skip
 def test_other_keys_are_not(key):
-    """What is no secret stays readable."""
+    """What is no secret stays readable: passfile is the path of libpq's password file."""
     assert not is_sensitive(key)
+
+
+def test_of_the_declared_keys_only_secrets_and_tls_files_are_sensitive():
+    """No name of a key of ours or of libpq is mistaken for a misspelt password."""
+    declared = {key for section in ((), *((one,) for one in SECTIONS)) for key in hints_of(section)}
+    sensitive = {"password", "sslpassword", "sslkey", "sslcert", "sslrootcert"}
+    newer = {"scram_client_key", "scram_server_key", "oauth_client_secret"}  # libpq 18
+    assert {key for key in declared if is_sensitive(key)} - newer == sensitive
+
+
+@pytest.mark.parametrize("key", ["pasword", "passphrase", "pass", "pw"])
+def test_a_password_under_a_misspelt_key_is_not_printed(tmp_path, canary, key):
+    """`load_config` and `redact_config` mask it, and it is masked where it is repeated."""
+    secret = canary.secret()
+    path = tmp_path / "orders.yaml"
+    path.write_text(f"connection_settings: {{host: db, {key}: {secret}}}\n")
+    config = load_config(path)
+    assert config["connection_settings"][key] == secret
+    canary.check(f"{config} {redact_config(dict(config))}")
+    path.write_text(f"connection_settings: {{host: db, {key}: {secret}, port: '{secret}'}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_file(path)
+    canary.check(str(caught.value))
 
 
 def test_redaction_works_at_any_depth():
