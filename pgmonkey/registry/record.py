@@ -73,12 +73,14 @@ class Shared(NamedTuple):
             lock. A record keeps its own name in it.
         on_open: Called when a handle makes the first connection of a process or event loop.
         look: Reads the files again because a login of this record was refused.
+        probes: Whether databases are probed in the background.
     """
 
     limits: ConnectionLimits
     defaults: dict[str, Handle]
     on_open: Callable[[], object]
     look: Callable[[Record], object]
+    probes: bool = False
 
 
 class Record:
@@ -285,8 +287,9 @@ class Record:
     def reload(self, applied: Callable[[float], object]) -> None:
         """Put in force what the files say, if it works; until nothing newer is wanted.
 
-        A reload connects with the new version in every open pool, then puts it in force, then
-        replaces the connections. It blocks; those that come meanwhile wait for it.
+        A reload connects with the new version in every open pool, or once if the database is
+        probed and none is open; then it puts the version in force and replaces the connections.
+        It blocks; those that come meanwhile wait for it.
 
         Args:
             applied: Called with the seconds from the change to the end of each reload.
@@ -393,6 +396,15 @@ class Record:
         try:
             for handle in handles:
                 prepared[handle] = handle.prepare(version)
+            if (
+                before is not None
+                and version.since != before.since
+                and self._is_probed()
+                and not self._is_open()
+            ):
+                failure = probe_failure(config, self._shared.limits)
+                if failure is not None:
+                    raise failure
             with self._lock:
                 adopted = self._adopt(version, prepared, forced=forced)
         finally:
@@ -442,6 +454,7 @@ class Record:
             if known is not None and known.problems == (problem,):
                 return True  # it was reported
             self._ended("rejected", (str(problem),))
+            self._probe_at = 0.0  # does the last good one still work?
         events.emit(
             "database.probe_failed",
             database=self.name,
@@ -462,8 +475,18 @@ class Record:
             return due is not None
 
     def is_quiet(self) -> bool:
-        """Tell whether `reload` would wait for nothing: no pool is open, no reload under way."""
-        return not self._reloading.locked() and not any(one.is_open() for one in self.handles())
+        """Tell whether `reload` would wait for nothing: it connects nowhere, and none is under way."""
+        return not (self._reloading.locked() or self._is_open() or self._is_probed())
+
+    def _is_open(self) -> bool:
+        return any(one.is_open() for one in self.handles())
+
+    def _is_probed(self) -> bool:
+        """Tell whether a configuration is probed even if no pool is open.
+
+        Not if there is no last good one, which could stay in force if the probe fails.
+        """
+        return self._shared.probes and self._version is not None and not self._removed
 
     def _ended(self, outcome: str, details: tuple[str, ...] = (), version: int = 0) -> None:
         """Remember the outcome of a reload, with the keys that changed or the problems."""

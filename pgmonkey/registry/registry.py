@@ -56,7 +56,8 @@ class Registry:
         histograms: Export waits, uses and connects as histograms with 9 buckets; else as summaries
             with count and sum only.
         probe_interval: Seconds between two background probes of a database, for `pgmonkey_up`.
-            Each makes one connection and closes it. Default: no probes.
+            Each makes one connection and closes it. A changed configuration is then probed before
+            it counts even if no pool is open. Default: no probes.
         trust: What to do if other accounts can change a file of a database, its secrets or its
             TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
         max_connections: Server connections that this process may have at a time over all
@@ -113,6 +114,7 @@ class Registry:
             self._defaults,
             on_open=partial(_call, this, Registry._on_open),
             look=partial(_call, this, Registry._look_for),
+            probes=probe_interval is not None,
         )
         self._reloader = Reloader(self._loader, shared)
         self._records = self._reloader.records
