@@ -181,7 +181,8 @@ def describe(checkout: Checkout, now: float) -> dict[str, Any]:
         "place": checkout.place,
     }
     if stack := checkout.stack:
-        described["stack"] = list(stack)
+        # A text: structlog's console writes a field of this name as it is.
+        described["stack"] = "\n".join(stack)
     return described
 
 

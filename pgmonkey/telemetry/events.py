@@ -11,7 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
+from inspect import iscoroutine, iscoroutinefunction
 from itertools import count
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -82,6 +85,47 @@ _recent: deque[Event] = deque(maxlen=KEPT)
 _numbers = count(1)
 _dropped = count()
 _dropped_so_far = 0
+
+#: How many events may wait for a log that an async application has slowed down; more are lost.
+_MOST_WAITING: Final = 1000
+
+
+class _Writer:
+    """A thread that writes the events of an application whose loggers are async, in their order.
+
+    The methods of such a logger return coroutines. Most events come from threads without a loop, so
+    nothing could await them, and what is written in the thread of a loop must not block it. The
+    thread starts with the first event.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pgmonkey-events")
+        self._room = threading.Semaphore(_MOST_WAITING)
+
+    def write(self, level: str, event: str, known: dict[str, Any]) -> None:
+        """Write an event soon; at once when the interpreter ends."""
+        if not self._room.acquire(blocking=False):
+            _count_lost()
+            return
+        write = copy_context().run  # processors find what is bound where the event came from
+        try:
+            self._thread.submit(write, self._write, level, event, known)
+        except RuntimeError:  # its thread has ended, or cannot start
+            write(self._write, level, event, known)
+
+    def _write(self, level: str, event: str, known: dict[str, Any]) -> None:
+        # The sync logger that AsyncBoundLogger wraps, with the application's processors and its
+        # logger factory. AsyncBoundLogger itself cannot be made in a thread without a loop.
+        logger = structlog.wrap_logger(
+            None, wrapper_class=structlog.stdlib.BoundLogger, logger_factory_args=("pgmonkey",)
+        )
+        try:
+            _write_to(logger, level, event, known)
+        finally:
+            self._room.release()
+
+
+_writer = _Writer()
 
 _wrapped_stdlib = structlog.wrap_logger(
     logging.getLogger("pgmonkey"),
@@ -165,12 +209,28 @@ def is_first(event: str, *place: object) -> bool:
 
 
 def _write(level: str, event: str, known: dict[str, Any]) -> None:
-    logger = structlog.get_logger("pgmonkey") if structlog.is_configured() else _wrapped_stdlib
+    if not structlog.is_configured():
+        _write_to(_wrapped_stdlib, level, event, known)
+    elif iscoroutinefunction(getattr(structlog.get_config()["wrapper_class"], level, None)):
+        _writer.write(level, event, known)
+    else:
+        _write_to(structlog.get_logger("pgmonkey"), level, event, known)
+
+
+def _write_to(logger: Any, level: str, event: str, known: dict[str, Any]) -> None:
     try:
-        getattr(logger, level)(event, **known)
+        written = getattr(logger, level)(event, **known)
     except Exception:  # noqa: BLE001 - a full disk or a closed pipe must not break the caller
-        global _dropped_so_far
-        _dropped_so_far = next(_dropped) + 1
+        _count_lost()
+    else:
+        if iscoroutine(written):  # of a logger factory whose loggers are async: nothing awaits it
+            written.close()
+            _count_lost()
+
+
+def _count_lost() -> None:
+    global _dropped_so_far
+    _dropped_so_far = next(_dropped) + 1
 
 
 def recent() -> tuple[Event, ...]:
@@ -190,10 +250,11 @@ def dropped() -> int:
 
 def reset() -> None:
     """Forget in a child process what its parent emitted and lost."""
-    global _dropped, _dropped_so_far
+    global _dropped, _dropped_so_far, _writer
     _recent.clear()
     _places.clear()
     _dropped, _dropped_so_far = count(), 0
+    _writer = _Writer()  # what waits in that of the parent is written there
 
 
 class _OursFilter(logging.Filter):
