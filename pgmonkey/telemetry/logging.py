@@ -15,8 +15,11 @@ import structlog
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# Fields that the console leaves out; JSON has them all.
-_LONG_FIELDS: Final = ("config", "problems")
+#: Fields that the console leaves out; JSON has them all. The line of a problem has the last four.
+_LEFT_OUT: Final[tuple[str, ...]] = ("config",)
+_IN_A_PROBLEM: Final[tuple[str, ...]] = ("file", "line", "key", "code")
+#: How many problems of one file the console shows.
+_MOST_PROBLEMS: Final = 5
 
 
 def configure_logs(log_format: LogFormat, level: LogLevel) -> None:
@@ -41,7 +44,7 @@ def configure_logs(log_format: LogFormat, level: LogLevel) -> None:
     # Both render tracebacks without local variables: those of a connect hold the password.
     renderer: list[Any] = (
         [
-            _shorten,
+            _for_people,
             structlog.dev.ConsoleRenderer(
                 colors=terminal and "NO_COLOR" not in os.environ and os.getenv("TERM") != "dumb",
                 exception_formatter=structlog.dev.plain_traceback,
@@ -88,13 +91,18 @@ def _let_go(stream: TextIO) -> None:
             stream.close()  # fails again, and leaves nothing for the interpreter to flush
 
 
-def _shorten(
+def _for_people(
     _logger: Any, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Leave out long and empty fields, and show the first problem."""
-    problems = event.get("problems")
-    if problems:
-        event["problem"] = problems[0]
-    for field in _LONG_FIELDS:
-        event.pop(field, None)
-    return {key: value for key, value in event.items() if value is not None}
+    """Leave out long and empty fields, and put problems and their hints on lines of their own."""
+    left_out = _LEFT_OUT
+    if problems := event.pop("problems", None):
+        left_out += _IN_A_PROBLEM
+        shown = [line for problem in problems[:_MOST_PROBLEMS] for line in problem.split("\n")]
+        if len(problems) > _MOST_PROBLEMS:
+            shown.append(f"and {len(problems) - _MOST_PROBLEMS} more: see pgmonkey check")
+        # The renderer writes a field of this name below the line. The text of a server may hold anything.
+        event["stack"] = "\n".join(
+            f"  {line if line.isprintable() else ascii(line)[1:-1]}" for line in shown
+        )
+    return {key: value for key, value in event.items() if value is not None and key not in left_out}
