@@ -151,9 +151,10 @@ def build_config(
     file: SourceFile | None = None,
 ) -> LoadResult:
     """Resolve, validate and check a document whose defaults are merged in."""
+    # Absolute: the files are read again later, and the working directory may be another one then.
+    directory = os.path.abspath(os.path.dirname(positions.path))
 
     def look(snapshot: Snapshot) -> tuple[Resolution, NamedFiles, dict[str, Any]]:
-        directory = os.path.dirname(positions.path)
         resolution = Resolution(options, snapshot, directory)
         resolved = resolution.document(tree)
         named = NamedFiles(snapshot, directory, isolate=options.isolate)

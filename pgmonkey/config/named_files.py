@@ -26,9 +26,9 @@ _HINTS: Final = {
 class NamedFiles:
     """Read the files that the settings of one connection name, and check them as libpq will.
 
-    Relative paths start at the directory. With `isolate`, as for a registry, paths are made
-    absolute and problems are collected; otherwise libpq looks in the working directory and
-    reports problems when it connects.
+    Paths are made absolute. With `isolate`, as for a registry, relative ones start at the directory
+    and problems are collected; otherwise they start at the working directory of this moment, as
+    for libpq, which reports problems when it connects.
     """
 
     snapshot: Snapshot
@@ -58,9 +58,8 @@ class NamedFiles:
                     KeyProblem(("connection_settings", key), "file.not_a_path", message, hint)
                 )
                 continue
-            if self.isolate:
-                path = os.path.join(os.path.abspath(self.directory), path)
-                connection[key] = Secret(path) if isinstance(value, Secret) else path
+            path = os.path.join(self.directory if self.isolate else os.path.abspath(""), path)
+            connection[key] = Secret(path) if isinstance(value, Secret) else path
             self.files[path] = None
             try:
                 content, status, self.files[path] = read_source(self.snapshot, path, _LIMIT)

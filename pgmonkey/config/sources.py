@@ -128,9 +128,7 @@ class Sources:
         self._names = tuple(variables)
         self._values = _digest(variables.values()) if variables else b""
         self.modified = modified
-        self.directories = _shared(
-            frozenset(os.path.abspath(os.path.dirname(path)) for path in files)
-        )
+        self.directories = _shared(frozenset(map(_directory, files)))
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -162,6 +160,13 @@ class Sources:
 
 def _same_or_gone(file: SourceFile, statuses: Statuses) -> bool:
     return file.unchanged(statuses) or not os.path.lexists(file.path)
+
+
+def _directory(path: str) -> str:
+    """Return the directory of a file, in one spelling where that is sure to be the same one."""
+    directory = os.path.dirname(path)
+    # Behind a link, `..` is the parent of the link's target.
+    return directory if "/.." in directory else os.path.normpath(directory)
 
 
 @lru_cache(maxsize=10_000)

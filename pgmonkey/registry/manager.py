@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pgmonkey.config.interpolation import LoadOptions
@@ -91,7 +90,8 @@ class PGConnectionManager:
         variables have not changed.
 
         Args:
-            config_file_path: A YAML file.
+            config_file_path: A YAML file. A relative path starts at the working directory of this
+                call.
             connection_type: `normal`, `pool`, `async` or `async_pool`; default: the type that the
                 file declares, or `normal`.
             force_reload: Connect again, with what the file says now, the handle that this path
@@ -110,7 +110,8 @@ class PGConnectionManager:
             ...     conn.execute("SELECT 1").fetchone()
             (1,)
         """
-        path = os.fspath(config_file_path)
+        # Not resolved: the target of a link changes with each update of a Kubernetes volume.
+        path = os.path.abspath(config_file_path)  # noqa: PTH100 - as said
         call = (path, connection_type, resolve_env, allow_sensitive_defaults)
         given = self._calls.get(call)
         if (
@@ -128,8 +129,7 @@ class PGConnectionManager:
             isolate=False,
         )
         wanted = wanted or config.connection_type
-        # Not resolved: the target of a link changes with each update of a Kubernetes volume.
-        place = (str(Path(path).absolute()), wanted)
+        place = (path, wanted)
         with self._lock:
             cached = self._choose(place, config, wanted, force_reload=force_reload)
             self._last[place] = cached

@@ -45,7 +45,7 @@ class Registry:
     more for each sync database in use.
 
     Args:
-        path: The directory.
+        path: The directory. A relative path starts at the working directory of this call.
         names: Read, watch and count only these databases; default: all.
         strict: Raise if any file has a problem. If false, serve the good databases; `get` of a
             bad one raises its problems.
@@ -96,7 +96,9 @@ class Registry:
         if probe_interval is not None and probe_interval <= 0:
             raise ValueError(f"probe_interval must be more than 0 seconds, not {probe_interval!r}")
         greenlets.check()
-        self.path = Path(path)
+        #: The directory. Absolute: whatever the program does to its working directory, it stays the
+        #: same one. A link stays a link, so that it can get another target.
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would follow links
         self._loader = DirectoryLoader(
             self.path,
             names=None if names is None else tuple(names),
