@@ -195,6 +195,8 @@ class ConnectError(PgmonkeyError, psycopg.OperationalError):
         reason: One of `auth`, `refused`, `timeout`, `dns`, `tls`, `too_many_connections`,
             `hba`, `no_database`, `setting`, `other`.
         hint: What to do about it, in one line.
+        rejected: The first problem of the files of this database, with file, line and key, if they
+            are rejected: what they say now is not in use.
 
     Example:
         >>> error = ConnectError("Connection refused", database="orders", reason="refused",
@@ -205,7 +207,13 @@ class ConnectError(PgmonkeyError, psycopg.OperationalError):
     """
 
     def __init__(
-        self, text: str, *, database: str = "", reason: Reason = "other", hint: str = ""
+        self,
+        text: str,
+        *,
+        database: str = "",
+        reason: Reason = "other",
+        hint: str = "",
+        rejected: str = "",
     ) -> None:
         # Pickle and copy call the class with `args`, then restore the attributes.
         super().__init__(text)
@@ -213,10 +221,11 @@ class ConnectError(PgmonkeyError, psycopg.OperationalError):
         self.database = database
         self.reason = reason
         self.hint = hint
+        self.rejected = rejected
 
     def __str__(self) -> str:
         message = f"cannot connect: {self.text} [{self.reason}]"
-        return _composed(self.database, message, self.hint)
+        return _composed(self.database, message, self.hint, self.rejected)
 
 
 class ReloadRejectedError(ConnectError):
@@ -233,6 +242,7 @@ class CheckoutTimeout(PgmonkeyError, psycopg_pool.PoolTimeout):
         text: What happened then, in the words of the server or of libpq, scrubbed of secrets;
             empty when the pool was just busy.
         hint: What to do about it, in one line.
+        rejected: As in `ConnectError`.
 
     Example:
         >>> error = CheckoutTimeout("no connection within 2.00 s", database="orders",
@@ -250,25 +260,28 @@ class CheckoutTimeout(PgmonkeyError, psycopg_pool.PoolTimeout):
         reason: Reason | None = None,
         text: str = "",
         hint: str = "",
+        rejected: str = "",
     ) -> None:
         super().__init__(message)
         self.database = database
         self.reason = reason
         self.text = text
         self.hint = hint
+        self.rejected = rejected
 
     def __str__(self) -> str:
         message = str(self.args[0])
         if self.reason is not None:
             message += f"\n  the last connect failed: {self.text} [{self.reason}]"
-        return _composed(self.database, message, self.hint)
+        return _composed(self.database, message, self.hint, self.rejected)
 
 
 class TooManyWaiting(PgmonkeyError, psycopg_pool.TooManyRequests):
     """Report a checkout while `max_waiting` others already wait."""
 
 
-def _composed(database: str, message: str, hint: str) -> str:
+def _composed(database: str, message: str, hint: str, rejected: str) -> str:
     where = f"{database}: " if database else ""
+    reason = f"\n  its files are rejected: {rejected}" if rejected else ""
     advice = f"\n  hint: {hint}" if hint else ""
-    return f"{where}{message}{advice}"
+    return f"{where}{message}{reason}{advice}"

@@ -135,6 +135,34 @@ class DirectoryLoader:
             message = "the directory is replaced again and again"
             return self._unreadable("registry.moving", message)
 
+    def resolved_again(self, configs: Iterable[DatabaseConfig]) -> dict[str, DatabaseConfig]:
+        """Resolve the references of configs again, whatever their files say now.
+
+        Returns:
+            By name: the config with the values of now, or the same one if they have not changed
+            or cannot be used.
+        """
+        statuses: Statuses = {}
+        return {
+            config.name: config if config.values_current(statuses) else self._resolved(config)
+            for config in configs
+        }
+
+    def _resolved(self, config: DatabaseConfig) -> DatabaseConfig:
+        assert config.text is not None
+        loaded = load_bytes(
+            config.text.content.reveal().encode(),
+            name=config.name,
+            path=config.path,
+            options=self._options,
+            defaults=config.text.defaults,
+            keep_text=True,
+        )
+        others = loaded.sources.paths if loaded.sources else ()
+        if loaded.config is None or self._policy.problems(others, config.path, config.name):
+            return config
+        return loaded.config
+
     def _scan(self, snapshot: Snapshot) -> Scan:
         try:
             with os.scandir(self.directory) as entries:
@@ -246,7 +274,13 @@ class DirectoryLoader:
         if problems:
             return _LoadedFile(file, problems)
         loaded = load_bytes(
-            content, name=name, path=path, options=self._options, defaults=defaults, file=file
+            content,
+            name=name,
+            path=path,
+            options=self._options,
+            defaults=defaults,
+            file=file,
+            keep_text=True,
         )
         others = loaded.sources.paths if loaded.sources else ()
         untrusted = self._policy.problems((path, *others), path, name)

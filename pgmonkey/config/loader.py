@@ -22,7 +22,7 @@ from pgmonkey.config.secret_files import (
     SnapshotMovedError,
     from_one_snapshot,
 )
-from pgmonkey.config.settings import DatabaseConfig
+from pgmonkey.config.settings import DatabaseConfig, Text
 from pgmonkey.config.sources import SourceFile, Sources, files_digest, read_source
 from pgmonkey.config.yaml_reader import LIMIT, Defaults, KeyPath, parse, unreadable
 from pgmonkey.errors import ConfigError, EnvInterpolationError, Problem, sorted_problems
@@ -88,10 +88,12 @@ def load_bytes(
     options: LoadOptions,
     defaults: Defaults | None = None,
     file: SourceFile | None = None,
+    keep_text: bool = False,
 ) -> LoadResult:
     """Make a config from the bytes of one file, or find its problems.
 
-    Relative paths start at the directory of the path; the defaults are merged under the file.
+    Relative paths start at the directory of the path; the defaults are merged under the file. With
+    `keep_text`, the config keeps both, so that its references can be resolved again.
     """
     document, problems = parse(content, path)
     if document is None:
@@ -102,7 +104,8 @@ def load_bytes(
     if defaults is not None:
         tree = _merged(defaults.document.value, tree)
     positions = Positions(name, path, document, defaults, wrapped=not options.isolate)
-    return build_config(tree, positions, options=options, file=file)
+    text = Text(Secret(content.decode()), defaults) if keep_text else None
+    return build_config(tree, positions, options=options, file=file, text=text)
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +152,7 @@ def build_config(
     *,
     options: LoadOptions,
     file: SourceFile | None = None,
+    text: Text | None = None,
 ) -> LoadResult:
     """Resolve, validate and check a document whose defaults are merged in."""
     # Absolute: the files are read again later, and the working directory may be another one then.
@@ -178,6 +182,7 @@ def build_config(
         isolate=options.isolate,
         sources=sources,
         files=files_digest(named.contents),
+        text=text,
     )
     return LoadResult(config, (), sources)
 

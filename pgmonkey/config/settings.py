@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter, itemgetter
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from pgmonkey.config.libpq import (
     FILES,
@@ -32,7 +32,15 @@ from pgmonkey.config.models import (
     inherited,
 )
 from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
-from pgmonkey.config.sources import Sources, keyed_digest
+from pgmonkey.config.sources import Sources, Statuses, keyed_digest
+from pgmonkey.config.yaml_reader import Defaults
+
+
+class Text(NamedTuple):
+    """Hold the text of a database file, and the defaults that were merged under it."""
+
+    content: Secret  # a password may be in it
+    defaults: Defaults | None
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
@@ -51,6 +59,7 @@ class DatabaseConfig(DatabaseFile):
     _files_digest: bytes  # of the contents of its TLS files
     _isolate: bool  # libpq's environment variables are kept out
     _sources: Sources
+    _text: Text | None
 
     def __init__(
         self,
@@ -61,6 +70,7 @@ class DatabaseConfig(DatabaseFile):
         isolate: bool,
         sources: Sources,
         files: bytes = b"",
+        text: Text | None = None,
     ) -> None:
         put = object.__setattr__
         for key in KEYS:
@@ -70,6 +80,7 @@ class DatabaseConfig(DatabaseFile):
         put(self, "_single", effective(_SINGLE, ("min_size", "max_size"), inherited(file)))
         put(self, "_isolate", isolate)
         put(self, "_sources", sources)
+        put(self, "_text", text)
         put(self, "_files_digest", files)
         put(self, "connect_digest", keyed_digest(self._connect_parts().encode(), after=files))
         pools = [written(getattr(self, section)) for section in POOL_SECTIONS]
@@ -204,6 +215,15 @@ class DatabaseConfig(DatabaseFile):
     def secret_modified(self) -> float | None:
         """When its secret files were modified last, in unix seconds; `None` without any."""
         return self._sources.modified
+
+    @property
+    def text(self) -> Text | None:
+        """What it was made from, if that was kept to resolve its references again."""
+        return self._text
+
+    def values_current(self, statuses: Statuses) -> bool:
+        """Tell whether the variables, secret files and TLS files of its references are unchanged."""
+        return self._sources.values_current(statuses)
 
     def is_current(self) -> bool:
         """Tell whether the files and variables that it was made from are unchanged.

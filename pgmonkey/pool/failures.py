@@ -324,13 +324,16 @@ class ConnectFailure(NamedTuple):
         """Tell whether it lasts until something is corrected: waiting does not help."""
         return self.reason in LASTING
 
-    def error(self, database: str) -> ConnectError:
+    def error(self, database: str, rejected: str = "") -> ConnectError:
         """Return a new error that reports this failure.
 
         Args:
             database: The name of the database.
+            rejected: The first problem of its files, if they are rejected.
         """
-        return ConnectError(self.text, database=database, reason=self.reason, hint=self.hint)
+        return ConnectError(
+            self.text, database=database, reason=self.reason, hint=self.hint, rejected=rejected
+        )
 
 
 def classify(error: BaseException, config: DatabaseConfig) -> ConnectFailure:

@@ -54,11 +54,14 @@ class Hooks(NamedTuple):
         on_refused: The server refused a login: read the files again. It blocks, and tells
             whether another version is in force now.
         force_reload: Replace the connections; the next `await` of an async handle calls it.
+        rejected: Return the first problem of the files of the database, for errors; empty if what
+            they say is in force.
     """
 
     on_open: Callable[[], object]
     on_refused: Callable[[], object]
     force_reload: Callable[[], object]
+    rejected: Callable[[], str]
 
 
 class Connector(Protocol):

@@ -92,7 +92,11 @@ def explain_timeout(
 
 
 def checkout_timeout(
-    database: str, waited: float, explained: tuple[str, str], failure: ConnectFailure | None
+    database: str,
+    waited: float,
+    explained: tuple[str, str],
+    failure: ConnectFailure | None,
+    rejected: str,
 ) -> CheckoutTimeout:
     """Return the error of a checkout that got no connection in time.
 
@@ -101,6 +105,7 @@ def checkout_timeout(
         waited: Seconds.
         explained: What `explain_timeout` returned.
         failure: Why the last connect failed.
+        rejected: The first problem of the files of the database, if they are rejected.
     """
     text, hint = explained
     return CheckoutTimeout(
@@ -109,6 +114,7 @@ def checkout_timeout(
         reason=failure.reason if failure else None,
         text=failure.text if failure else "",
         hint=hint,
+        rejected=rejected,
     )
 
 

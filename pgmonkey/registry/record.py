@@ -22,6 +22,7 @@ from pgmonkey.errors import (
     HandleClosedError,
     PgmonkeyError,
     ReloadRejectedError,
+    count,
 )
 from pgmonkey.pool._async.database import AsyncDatabase, drop_closed_loops
 from pgmonkey.pool._sync.database import SyncDatabase
@@ -100,8 +101,13 @@ class Record:
         #: The newest configuration in the files until it is in force, and when it was seen.
         self._wanted: DatabaseConfig | None = None
         self._wanted_since = 0.0
-        #: Why the files are not applied, or `None` when they are.
-        self._rejection: Rejection | None = None
+        #: What the problems of the files are once `_wanted` is in force: those of a text of which only
+        #: the references count.
+        self._wanted_problems: tuple[Problem, ...] = ()
+        #: The problems of the files.
+        self._problems: tuple[Problem, ...] = ()
+        #: The failed probe of `_wanted`.
+        self._failed: Rejection | None = None
         #: When a failed probe of `_wanted` is due again, and how long the pause was.
         self._retry_at: float | None = None
         self._pause = 0.0
@@ -143,12 +149,44 @@ class Record:
     @property
     def declared(self) -> bool:
         """Whether a file of this name exists, valid or not."""
-        return not self._removed or self._rejection is not None
+        return not self._removed or bool(self._problems) or self._failed is not None
+
+    @property
+    def last_good(self) -> DatabaseConfig | None:
+        """The configuration whose text counts while the files have problems, if there is one."""
+        return None if self._removed else self.config
+
+    @property
+    def newest(self) -> DatabaseConfig | None:
+        """The newest configuration that files gave, in force or not."""
+        return self._wanted or self.last_good
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The problems of the files, without a failed probe."""
+        return self._problems
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last probe of what is wanted failed."""
+        return self._failed is not None
 
     @property
     def rejection(self) -> Rejection | None:
-        """Why the files are not applied; `None` when they are."""
-        return self._rejection
+        """Why what the files say is not, or not all of it, in force; `None` when it is."""
+        problems, failed = self._problems, self._failed
+        if failed is not None:
+            return Rejection((*problems, *failed.problems), failed.reason)
+        return Rejection(problems) if problems else None
+
+    def rejected(self) -> str:
+        """Return the first problem of the rejected files in one line; empty if there is none."""
+        rejection = self.rejection
+        if rejection is None:
+            return ""
+        first, _, _ = str(rejection.problems[0]).partition("\n")
+        more = len(rejection.problems) - 1
+        return f"{first} (and {count(more, 'other problem')})" if more else first
 
     def handles(self) -> list[Handle]:
         """Return the handles that were asked for so far."""
@@ -173,8 +211,8 @@ class Record:
             wanted = connection_type or (version.config.connection_type if version else "normal")
             handle = self._handles.get(wanted)
             if handle is None:
-                if (version is None or self._removed) and self._rejection:
-                    raise ConfigError(self._rejection.problems)
+                if (version is None or self._removed) and (rejection := self.rejection):
+                    raise ConfigError(rejection.problems)
                 if version is None or self._removed:
                     return None
                 handle = self._handles[wanted] = self._new_handle(wanted, version)
@@ -188,6 +226,7 @@ class Record:
             on_open=self._shared.on_open,
             on_refused=partial(_refused, this),
             force_reload=partial(_force, this),
+            rejected=partial(_rejected, this),
         )
         limits = self._shared.limits
         if connection_type in ("async", "async_pool"):
@@ -203,29 +242,48 @@ class Record:
         if not self._removed:
             return None
         reason = "its file was removed from the registry"
-        if self._rejection is None:
+        if (rejection := self.rejection) is None:
             reason += "; when it comes back, this handle works again"
         else:
             reason += ", and the file that came back cannot be used:\n" + "\n".join(
-                str(problem) for problem in self._rejection.problems
+                str(problem) for problem in rejection.problems
             )
         return DatabaseRemovedError(f"{self.name}: {reason}")
 
     # What the files say
 
-    def declare(self, config: DatabaseConfig, seen: float, *, again: bool) -> bool:
-        """Note the valid configuration of the files, and tell whether `reload` has work to do.
+    def declare(
+        self,
+        config: DatabaseConfig | None,
+        seen: float,
+        *,
+        again: bool,
+        problems: tuple[Problem, ...] = (),
+    ) -> bool:
+        """Note what the files say, and tell whether `reload` has work to do.
 
         Args:
-            config: What the files say.
+            config: What they say. If they have problems, the last good text with the values of
+                now; `None` if there is none.
             seen: When that was seen, on the monotonic clock.
             again: Repeat a failed probe even if its pause is not over.
+            problems: The problems of the files; the database stays stale because of them.
         """
-        with self._lock:
+        with events.held_back(), self._lock:
             if self._closed_by:
+                return False
+            if problems:
+                self._note_problems(problems)
+                wanted = self._wanted
+                if wanted is not None and (config is None or wanted.digest != config.digest):
+                    self._drop_wanted()  # it is of another text, which the files do not say any more
+                    self._failed = None
+            if config is None:
+                self._failed = None
                 return False
             if self._wanted is not None and self._wanted.digest == config.digest:
                 # Else it is under way, or waits for its next try.
+                self._wanted_problems = problems
                 if again:
                     self._retry_at = None
                 return again
@@ -236,20 +294,17 @@ class Record:
                 and version is not None
                 and version.config.digest == config.digest
             ):
-                self._rejection = None  # an invalid file was mended to the version in force
+                self._problems, self._failed = problems, None
                 # Another caller may replace connections by that version still: wait for it, too.
                 return again and self._reloading.locked()
             self._wanted, self._wanted_since = config, seen
+            self._wanted_problems = problems
             self._retry_at, self._pause = None, 0.0
             return True
 
-    def reject(self, problems: tuple[Problem, ...]) -> None:
-        """Note that the files have problems; the version in force keeps serving."""
-        with events.held_back(), self._lock:
-            self._drop_wanted()
-            if self._rejection is not None and self._rejection.problems == problems:
-                return
-            self._rejection = Rejection(problems)
+    def _note_problems(self, problems: tuple[Problem, ...]) -> None:
+        if self._problems != problems:
+            self._problems = problems
             self._ended("rejected", tuple(map(str, problems)))
             emit_rejected(self.name, problems)
 
@@ -257,13 +312,14 @@ class Record:
         """Note that the file is gone. Call `shut_handles` when no lock is held."""
         with events.held_back(), self._lock:
             self._drop_wanted()
-            self._rejection = None
+            self._problems, self._failed = (), None
             self._removed = True
             self._ended("removed")
             events.emit("config.removed", database=self.name)
 
     def _drop_wanted(self) -> None:
         self._wanted = None
+        self._wanted_problems = ()
         self._retry_at = None
         self._pause = 0.0
         self._decided.notify_all()
@@ -348,7 +404,11 @@ class Record:
             if error is None:
                 return
             raise ReloadRejectedError(
-                error.text, database=self.name, reason=error.reason, hint=error.hint
+                error.text,
+                database=self.name,
+                reason=error.reason,
+                hint=error.hint,
+                rejected=self.rejected(),
             )
 
     def _force(self, forced: _Forced) -> None:
@@ -421,8 +481,8 @@ class Record:
         for handle in self._handles.values():
             handle.adopt(version, prepared.get(handle, {}))
         if not forced:
+            self._problems, self._failed = self._wanted_problems, None
             self._drop_wanted()
-            self._rejection = None
             if self._removed:
                 self._removed = False
                 for handle in self._handles.values():
@@ -450,7 +510,8 @@ class Record:
             pause = self._pause * random.uniform(1.0, 1.2)  # noqa: S311 - pods must not retry in step
             self._retry_at = monotonic() + pause
             self._decided.notify_all()
-            known, self._rejection = self._rejection, Rejection((problem,), failure.reason)
+            self._problems = self._wanted_problems
+            known, self._failed = self._failed, Rejection((problem,), failure.reason)
             if known is not None and known.problems == (problem,):
                 return True  # it was reported
             self._ended("rejected", (str(problem),))
@@ -591,7 +652,7 @@ class Record:
         """Return the state of the database as plain values."""
         with self._lock:
             handles = list(self._handles.values())
-            version, removed, rejection = self._version, self._removed, self._rejection
+            version, removed, rejection = self._version, self._removed, self.rejection
             wanted, history, outcomes = self._wanted, self._history, dict(self._outcomes)
             probe, error, reached = self._probe, self._probe_error, self._reached
         pools = tuple(handle.status() for handle in handles)
@@ -666,6 +727,11 @@ class _Forced(NamedTuple):
 def _refused(this: weakref.ref[Record]) -> bool:
     record = this()
     return record is not None and record.refused()
+
+
+def _rejected(this: weakref.ref[Record]) -> str:
+    record = this()
+    return record.rejected() if record is not None else ""
 
 
 def _force(this: weakref.ref[Record]) -> None:

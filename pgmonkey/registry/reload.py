@@ -18,6 +18,7 @@ from pgmonkey.telemetry.timings import Durations, Timings
 
 if TYPE_CHECKING:
     from pgmonkey.config.directory import DirectoryLoader, Scan
+    from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.registry.record import Shared
 
 #: Seconds after which an invalid file is read again: it may have been half written.
@@ -101,7 +102,8 @@ class Reloader:
             config = scan.configs.get(name)
             record = self.records[name] = Record(name, self._shared, config)
             if config is None:
-                record.reject(scan.problems.get(name) or scan.general)
+                problems = scan.problems.get(name) or scan.general
+                record.declare(None, 0.0, again=False, problems=problems)
         self.problems = scan.general
         self.directories = scan.watched_directories
         self._note_success()
@@ -125,7 +127,7 @@ class Reloader:
         for problem in self.problems:
             key = problem.database or problem.path
             rejected[key] = (*rejected.get(key, ()), problem)
-        applied = [one.name for one in look.changed if not self._closed_by and not one.rejection]
+        applied = [one.name for one in look.changed if not self._closed_by and not one.failed]
         return ReloadReport(
             tuple(sorted(applied)),
             rejected,
@@ -168,18 +170,26 @@ class Reloader:
         """Compare the files with the records, and return those that may not be used any more."""
         seen = self._looked_at
         scan = self._settled_scan()
-        self.directories = scan.watched_directories or self.directories
+        kept = self._kept(scan)
+        self.directories = scan.watched_directories.union(
+            *(config.watched_directories for config in kept.values())
+        )
         gone = []
-        for name in scan.present:
-            config = scan.configs.get(name)
+        for name in scan.present | kept.keys():
             record = self.records.get(name) or Record(name, self._shared)
-            if config is None:
-                record.reject(scan.problems.get(name) or scan.general)
+            config = scan.configs.get(name)
+            if config is not None:
+                problems: tuple[Problem, ...] = ()
+            elif name in scan.present:
+                config, problems = kept.get(name), scan.problems.get(name) or scan.general
+            else:  # the directory cannot be read: nothing new is known about the file
+                config, problems = kept[name], record.problems
+            if record.declare(config, seen, again=again, problems=problems):
+                look.changed.append(record)
+            elif problems:
                 self._add(record)
                 gone.append(record)
-            elif record.declare(config, seen, again=again):
-                look.changed.append(record)
-            else:
+            elif name in scan.configs:
                 look.unchanged.append(name)
         if scan.directory_ok:
             for name, record in list(self.records.items()):
@@ -198,6 +208,20 @@ class Reloader:
             self._add(record)
         return gone
 
+    def _kept(self, scan: Scan) -> dict[str, DatabaseConfig]:
+        """Return what databases keep whose files say nothing that can be used, by name.
+
+        That is their last good text, with its references resolved again: a typo, or a directory
+        that is not mounted, must not keep a rotated secret out.
+        """
+        configs = []
+        for name, record in self.records.items():
+            if name in scan.present and name not in scan.configs:
+                configs.append(record.last_good)
+            elif not scan.directory_ok:
+                configs.append(record.newest)
+        return self._loader.resolved_again(filter(None, configs))
+
     def _add(self, record: Record) -> None:
         self.records[record.name] = record
         if self._closed_by:
@@ -207,9 +231,7 @@ class Reloader:
         """Read the files; read them again a moment later if there are new problems."""
         scan = self._loader.scan()
         news = any(
-            (record := self.records.get(name)) is None
-            or record.rejection is None
-            or record.rejection.problems != problems
+            (record := self.records.get(name)) is None or record.problems != problems
             for name, problems in scan.problems.items()
         )
         if news or scan.general != self.problems:

@@ -154,7 +154,7 @@ class AsyncDatabase(Database):
                     self.connection_type,
                     stats=self.stats,
                     limits=self.limits,
-                    on_refused=self.hooks.on_refused,
+                    hooks=self.hooks,
                     loop=loop,
                     pools=self.pools,
                 )

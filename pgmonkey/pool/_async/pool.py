@@ -55,12 +55,13 @@ from pgmonkey.pool.messages import Numbers
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import CodeType
 
     from pgmonkey.config.models import ConnectionType, PoolSettings
     from pgmonkey.pool._async.waiting import Loop
     from pgmonkey.pool.checkout import Checkout
+    from pgmonkey.pool.handle import Hooks
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.stats import Stats
     from pgmonkey.pool.version import Version
@@ -105,7 +106,7 @@ class AsyncPool:
         connection_type: `async` or `async_pool`.
         stats: Where the handle counts.
         limits: How many connections there may be in this process.
-        on_refused: Called when the server refused a login: reads the files again. It blocks.
+        hooks: What the handle calls in its registry or manager.
         loop: The event loop that it lives in.
         pools: The pools of the handle, this one included: what one finds out concerns all.
     """
@@ -117,11 +118,11 @@ class AsyncPool:
         "_borrows",
         "_claimed",
         "_explained",
+        "_hooks",
         "_longest_ping",
         "_made_with",
         "_no_room",
         "_offers",
-        "_on_refused",
         "_pools",
         "_renewing",
         "_spares",
@@ -164,7 +165,7 @@ class AsyncPool:
         *,
         stats: Stats,
         limits: ConnectionLimits,
-        on_refused: Callable[[], object],
+        hooks: Hooks,
         loop: Loop,
         pools: Mapping[Loop, AsyncPool],
     ) -> None:
@@ -203,7 +204,7 @@ class AsyncPool:
         # New connections that may take the place of older ones, and those that have a place.
         self._offers: deque[AsyncPooledConnection] = deque()
         self._spares: deque[AsyncPooledConnection] = deque()
-        self._on_refused = on_refused
+        self._hooks = hooks
         self._pools = pools
         # Whether a limit forbade the last connect, and has not called since.
         self._no_room = False
@@ -387,7 +388,7 @@ class AsyncPool:
         """Tell the clients that queue why a connect failed, if waiting does not help."""
         target, failure = self.target, self.outage.failure
         if failure is not None and failure.reason == "auth":
-            await in_thread(self._on_refused)  # a file may have the right password by now
+            await in_thread(self._hooks.on_refused)  # a file may have the right password by now
         if self.waiting and self.target is target and self.hopeless() is not None:
             # A worker cannot close its own psycopg_pool.
             start(self.renew, driver)
@@ -411,7 +412,7 @@ class AsyncPool:
     def raise_if_hopeless(self) -> None:
         """Raise why the last connect failed, if waiting does not help."""
         if (failure := self.hopeless()) is not None:
-            raise failure.error(self.name)
+            raise failure.error(self.name, self._hooks.rejected())
 
     async def nudge(self) -> None:
         """Let psycopg_pool connect again for the clients that queue."""
@@ -550,7 +551,7 @@ class AsyncPool:
             and refused_logins.paused(self.target.config)
         ):
             self.stats.errors["other"] += 1
-            raise failure.error(self.name)
+            raise failure.error(self.name, self._hooks.rejected())
         if self.single:
             for outer in self.holders():
                 if outer.owner == checkout.owner:
@@ -817,7 +818,9 @@ class AsyncPool:
                 self.numbers(), self.settings.max_size, limit, failure
             )
             self._explained = (now, explained)
-        return messages.checkout_timeout(self.name, waited, self._explained[1], failure)
+        return messages.checkout_timeout(
+            self.name, waited, self._explained[1], failure, self._hooks.rejected()
+        )
 
     def _take_lost_back(self, _holder: object) -> None:
         """Take back what a lost checkout holds: called when a checkout is freed, by any thread.

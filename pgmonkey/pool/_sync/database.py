@@ -152,7 +152,7 @@ class SyncDatabase(Database):
                     self.connection_type,
                     stats=self.stats,
                     limits=self.limits,
-                    on_refused=self.hooks.on_refused,
+                    hooks=self.hooks,
                     loop=loop,
                     pools=self.pools,
                 )

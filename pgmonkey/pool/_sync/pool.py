@@ -56,12 +56,13 @@ from pgmonkey.pool.messages import Numbers
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import CodeType
 
     from pgmonkey.config.models import ConnectionType, PoolSettings
     from pgmonkey.pool._sync.waiting import Loop
     from pgmonkey.pool.checkout import Checkout
+    from pgmonkey.pool.handle import Hooks
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.stats import Stats
     from pgmonkey.pool.version import Version
@@ -106,7 +107,7 @@ class SyncPool:
         connection_type: `normal` or `pool`.
         stats: Where the handle counts.
         limits: How many connections there may be in this process.
-        on_refused: Called when the server refused a login: reads the files again. It blocks.
+        hooks: What the handle calls in its registry or manager.
         loop: None: there is one pool for all threads.
         pools: The pools of the handle, this one included: what one finds out concerns all.
     """
@@ -118,11 +119,11 @@ class SyncPool:
         "_borrows",
         "_claimed",
         "_explained",
+        "_hooks",
         "_longest_ping",
         "_made_with",
         "_no_room",
         "_offers",
-        "_on_refused",
         "_pools",
         "_renewing",
         "_spares",
@@ -165,7 +166,7 @@ class SyncPool:
         *,
         stats: Stats,
         limits: ConnectionLimits,
-        on_refused: Callable[[], object],
+        hooks: Hooks,
         loop: Loop,
         pools: Mapping[Loop, SyncPool],
     ) -> None:
@@ -204,7 +205,7 @@ class SyncPool:
         # New connections that may take the place of older ones, and those that have a place.
         self._offers: deque[SyncPooledConnection] = deque()
         self._spares: deque[SyncPooledConnection] = deque()
-        self._on_refused = on_refused
+        self._hooks = hooks
         self._pools = pools
         # Whether a limit forbade the last connect, and has not called since.
         self._no_room = False
@@ -386,7 +387,7 @@ class SyncPool:
         """Tell the clients that queue why a connect failed, if waiting does not help."""
         target, failure = self.target, self.outage.failure
         if failure is not None and failure.reason == "auth":
-            in_thread(self._on_refused)  # a file may have the right password by now
+            in_thread(self._hooks.on_refused)  # a file may have the right password by now
         if self.waiting and self.target is target and self.hopeless() is not None:
             # A worker cannot close its own psycopg_pool.
             start(self.renew, driver)
@@ -410,7 +411,7 @@ class SyncPool:
     def raise_if_hopeless(self) -> None:
         """Raise why the last connect failed, if waiting does not help."""
         if (failure := self.hopeless()) is not None:
-            raise failure.error(self.name)
+            raise failure.error(self.name, self._hooks.rejected())
 
     def nudge(self) -> None:
         """Let psycopg_pool connect again for the clients that queue."""
@@ -549,7 +550,7 @@ class SyncPool:
             and refused_logins.paused(self.target.config)
         ):
             self.stats.errors["other"] += 1
-            raise failure.error(self.name)
+            raise failure.error(self.name, self._hooks.rejected())
         if self.single:
             for outer in self.holders():
                 if outer.owner == checkout.owner:
@@ -816,7 +817,9 @@ class SyncPool:
                 self.numbers(), self.settings.max_size, limit, failure
             )
             self._explained = (now, explained)
-        return messages.checkout_timeout(self.name, waited, self._explained[1], failure)
+        return messages.checkout_timeout(
+            self.name, waited, self._explained[1], failure, self._hooks.rejected()
+        )
 
     def _take_lost_back(self, _holder: object) -> None:
         """Take back what a lost checkout holds: called when a checkout is freed, by any thread.
