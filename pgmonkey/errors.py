@@ -42,6 +42,9 @@ Reason = Literal[
 #: The reasons that go away only when a file or the server is changed.
 LASTING: Final[frozenset[Reason]] = frozenset({"auth", "hba", "no_database", "tls", "setting"})
 
+#: What precedes the first problem of rejected files in other errors of their database.
+REJECTED: Final = "its files are rejected"
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -282,6 +285,6 @@ class TooManyWaiting(PgmonkeyError, psycopg_pool.TooManyRequests):
 
 def _composed(database: str, message: str, hint: str, rejected: str) -> str:
     where = f"{database}: " if database else ""
-    reason = f"\n  its files are rejected: {rejected}" if rejected else ""
+    reason = f"\n  {REJECTED}: {rejected}" if rejected else ""
     advice = f"\n  hint: {hint}" if hint else ""
     return f"{where}{message}{reason}{advice}"

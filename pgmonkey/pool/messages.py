@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgmonkey.errors import (
+    REJECTED,
     CheckoutTimeout,
     ConnectError,
     LeftOpenError,
@@ -147,12 +148,13 @@ def left_open(checkout: Checkout, what: str) -> LeftOpenError:
 
 
 def too_many_waiting(
-    database: str, waiting: int, max_waiting: int, max_size: int
+    database: str, waiting: int, max_waiting: int, max_size: int, rejected: str
 ) -> TooManyWaiting:
     """Return the error of a checkout that found `max_waiting` others before it."""
+    files = f"\n  {REJECTED}: {rejected}" if rejected else ""
     return TooManyWaiting(
         f"{database}: {waiting} clients wait already"
-        f" (max_waiting {max_waiting}, max_size {max_size})"
+        f" (max_waiting {max_waiting}, max_size {max_size}){files}"
         "\n  hint: the pool is too small for this load, or a checkout is never left"
     )
 

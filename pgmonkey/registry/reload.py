@@ -36,7 +36,8 @@ class ReloadReport:
     Args:
         applied: Their new configuration is in use.
         rejected: Their files cannot be used, with the problems; the last good configuration
-            keeps serving. A failed probe is one problem, `probe.<reason>`.
+            keeps serving. A failed probe is one problem, `probe.<reason>`. If one of its secrets
+            has changed, the new one is used, and the database is in `applied`, too.
         unchanged: Their files match the configuration in use.
         removed: Their file was removed.
     """

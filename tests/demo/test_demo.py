@@ -113,8 +113,11 @@ def test_passwords_rotate_and_no_transaction_fails(demo: Callable[..., Demo]) ->
 
 
 def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo], registry: Path) -> None:
-    """An edited file is applied, a misspelt one is rejected, and no transaction fails."""
-    running = demo("--rotate-every", "60")
+    """An edited file is applied, a misspelt one is rejected, and no transaction fails.
+
+    The typo stays over two rotations, which are applied all the same.
+    """
+    running = demo("--rotate-every", "0.5")
     orders = registry / "orders.yaml"
     good = orders.read_text()
     running.wait_until_at_work()
@@ -122,7 +125,10 @@ def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo], registr
     eventually(lambda: running.samples("pgmonkey_pool_connections_max").get("orders") == 8.0)
     orders.write_text(good.replace("max_size: 6", "max_sise: 8"))
     eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 1.0)
-    running.wait_for(r"config\.rejected.*orders\.yaml.*max_sise")
+    running.wait_for(r"config\.rejected\s+database=orders\s+\S+orders\.yaml.*max_sise")
+    before = running.samples("pgmonkey_config_version")["orders"]
+    eventually(lambda: running.samples("pgmonkey_config_version")["orders"] >= before + 2, 20)
+    assert running.samples("pgmonkey_config_stale")["orders"] == 1.0
     orders.write_text(good)
     eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 0.0)
     assert running.errors == 0

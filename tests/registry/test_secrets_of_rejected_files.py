@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pgmonkey import CheckoutTimeout, ConnectError, Registry, ReloadRejectedError
+from pgmonkey import CheckoutTimeout, ConnectError, Registry, ReloadRejectedError, TooManyWaiting
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
@@ -248,8 +249,9 @@ def transactions(client: Client) -> Iterator[list[BaseException]]:
             thread.join()
 
 
-@pytest.mark.parametrize("connection_type", SIDES)
-@pytest.mark.parametrize("where", ["orders", "_defaults"])
+@pytest.mark.parametrize(
+    "connection_type, where", [("pool", "orders"), ("async_pool", "_defaults")]
+)
 def test_no_transaction_fails_while_a_typo_stays_over_two_rotations(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
@@ -275,6 +277,7 @@ def test_no_transaction_fails_while_a_typo_stays_over_two_rotations(
                 events.wait("config.applied", database="orders", version=version, timeout=15)
                 assert states(registry)["orders"] == "stale"
         assert errors == []
+        client.rest()
         database.terminate_backends()
         assert client.ask("SELECT 1") == 1
         (status,) = registry.status().databases
@@ -295,8 +298,8 @@ def test_errors_of_a_stale_database_name_the_rejected_file_line_and_key(
         database,
         connection_type,
         volume=volume,
-        pool_settings={"max_size": 1},
-        async_pool_settings={"max_size": 1},
+        pool_settings={"max_size": 1, "max_waiting": 1},
+        async_pool_settings={"max_size": 1, "max_waiting": 1},
     )
     good = path.read_text()
     with (
@@ -317,10 +320,18 @@ def test_errors_of_a_stale_database_name_the_rejected_file_line_and_key(
         for twin in (copy.copy(busy.value), pickle.loads(pickle.dumps(busy.value))):
             assert str(twin) == str(busy.value)
 
+        with client.holding():
+            waits = client.ask_soon(timeout=5)
+            eventually(lambda: client.handle.status().waiting == 1, 5)
+            with pytest.raises(TooManyWaiting, match=re.escape(rejected)):
+                client.ask()
+        assert waits.result() == 1
+
         database.rotate()  # nothing tells the registry
         with pytest.raises(ReloadRejectedError) as forced:
             registry.get("orders", "pool", force_reload=True)
         assert forced.value.rejected == rejected
+        client.rest()
         database.terminate_backends()
         with pytest.raises(ConnectError) as refused:
             client.ask()
@@ -331,6 +342,7 @@ def test_errors_of_a_stale_database_name_the_rejected_file_line_and_key(
         registry_dir.write("orders", good)
         registry.reload()
         database.rotate()
+        client.rest()
         database.terminate_backends()
         with pytest.raises(ConnectError) as mended:
             client.ask()

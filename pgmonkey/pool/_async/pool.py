@@ -563,7 +563,11 @@ class AsyncPool:
             if out + numbers.waiting >= self.settings.max_size + limit:
                 self.stats.errors["too_many"] += 1
                 raise messages.too_many_waiting(
-                    self.name, numbers.waiting, limit, self.settings.max_size
+                    self.name,
+                    numbers.waiting,
+                    limit,
+                    self.settings.max_size,
+                    self._hooks.rejected(),
                 )
 
     def holders(self) -> list[Checkout]:
