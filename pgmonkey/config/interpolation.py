@@ -98,6 +98,17 @@ def variables(template: Template) -> Iterator[Variable]:
             yield from variables(part.default or ())
 
 
+def variables_taken(template: Template, lookup: Lookup) -> Iterator[str]:
+    """Yield the names of the variables whose values an expansion takes."""
+    for part in template:
+        if not isinstance(part, Variable):
+            continue
+        if _found(part, lookup) is not None:
+            yield part.name
+        else:
+            yield from variables_taken(part.default or (), lookup)
+
+
 def uses_default(template: Template, lookup: Lookup) -> bool:
     """Tell whether expanding takes the text of a default."""
     return any(
@@ -216,7 +227,7 @@ class _Dropped:
 _DROPPED: Final = _Dropped()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # it holds the values of variables
 class Resolution:
     """Replace the references of one document, wrap its secrets, and collect its problems.
 
@@ -228,8 +239,8 @@ class Resolution:
     snapshot: Snapshot
     directory: str
     problems: list[KeyProblem] = field(default_factory=list)
-    #: The paths of values that came from outside of the file.
-    external: set[KeyPath] = field(default_factory=set)
+    #: Where the values that are not in the file came from, by path: a variable or a file.
+    origins: dict[KeyPath, str] = field(default_factory=dict)
     variables: dict[str, str | None] = field(default_factory=dict)
     #: The secret files, by path; `None` for one that could not be read.
     files: dict[str, SourceFile | None] = field(default_factory=dict)
@@ -291,8 +302,19 @@ class Resolution:
             for key, item in value.items()
         }
 
-    def _drop(self, path: KeyPath, code: str, message: str, hint: str | None = None) -> _Dropped:
-        self.problems.append(KeyProblem(path, code, message, hint))
+    def _drop(
+        self,
+        path: KeyPath,
+        code: str,
+        message: str,
+        hint: str | None = None,
+        *,
+        quoted: str = "",
+        unquoted: str = "",
+    ) -> _Dropped:
+        self.problems.append(
+            KeyProblem(path, code, message, hint, quoted=quoted, unquoted=unquoted)
+        )
         return _DROPPED
 
     def _no_nul(self, path: KeyPath) -> _Dropped:
@@ -315,9 +337,10 @@ class Resolution:
             value = expand(template, self._lookup)
         except UnsetVariableError as error:
             hint = _SET_IT if sensitive else f"{_SET_IT}, or give it a default: ${{NAME:-default}}"
-            return self._drop(path, "reference.unset", str(error), error.message or hint)
-        if any(self.variables.get(variable.name) for variable in variables(template)):
-            self.external.add(path)
+            return self._unset(path, error.name, error.message or hint)
+        if taken := dict.fromkeys(variables_taken(template, self.variables.get)):
+            plural = "" if len(taken) == 1 else "s"
+            self.origins[path] = f"the variable{plural} {' and '.join(taken)}"
         return self._checked(value, path)
 
     def _has_forbidden_default(self, template: Template, path: KeyPath) -> bool:
@@ -347,17 +370,27 @@ class Resolution:
         written = target
         if has_reference(target):
             found = self._text(target, inside, sensitive=False)
+            self.origins.pop(inside, None)  # of the path or the name, not of the value
             if isinstance(found, _Dropped):
                 return found
             target = found
-        self.external.add(path)
         if kind == "from_file":
             return self._from_file(target, written, inside)
         text = self._lookup(target)
         if text is None:
-            message = f"environment variable {written} is not set"
-            return self._drop(inside, "reference.unset", message, _SET_IT)
+            return self._unset(inside, written, _SET_IT)
+        self.origins[path] = f"the variable {written}"
         return self._checked(text, path)
+
+    def _unset(self, path: KeyPath, name: str, hint: str) -> _Dropped:
+        return self._drop(
+            path,
+            "reference.unset",
+            f"environment variable {name} is not set",
+            hint,
+            quoted=name,
+            unquoted="no such environment variable (its name is not shown: it may be a secret)",
+        )
 
     def _from_file(self, target: str, written: str, inside: KeyPath) -> str | _Dropped:
         path = os.path.join(self.directory, target)
@@ -369,7 +402,16 @@ class Resolution:
             text = secret_text(content)
         except SecretFileError as error:
             hint = error.hint or _FILE_HINTS.get(error.code)
-            return self._drop(inside, error.code, f"secret file {written}: {error}", hint)
+            return self._drop(
+                inside,
+                error.code,
+                f"secret file {written}: {error}",
+                hint,
+                # A path is a path. A name alone may be the secret itself.
+                quoted="" if written.startswith(("/", "./", "../", "${")) else written,
+                unquoted=f"the secret file {error} (its path is not shown: it may be a secret)",
+            )
         self.files[path] = file
+        self.origins[inside[:-1]] = f"the file {written}"
         self.modified = max(self.modified or 0.0, status.st_mtime)
         return text

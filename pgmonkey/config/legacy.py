@@ -11,9 +11,11 @@ from pgmonkey.config.loader import (
     MOVING,
     LoadResult,
     build_config,
+    known_secrets,
     raise_for,
     read_file,
     unwrapped,
+    with_origin,
 )
 from pgmonkey.config.models import typed_value
 from pgmonkey.config.problems import KeyProblem, Positions, schema_problem
@@ -88,20 +90,24 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
     tree = unwrapped(document.value, path)
     positions = Positions("", path, document, wrapped=True)
     found: list[KeyProblem] = []
+    origins: dict[KeyPath, str] = {}
 
-    def look(snapshot: Snapshot) -> tuple[dict[str, Any], list[KeyProblem]]:
+    def look(snapshot: Snapshot) -> tuple[dict[str, Any], Resolution]:
         resolution = Resolution(options, snapshot, os.path.dirname(path))
-        return resolution.document(tree, keep_nulls=True), resolution.problems
+        return resolution.document(tree, keep_nulls=True), resolution
 
     if options.resolve:
         try:
-            tree, found = from_one_snapshot(look)
+            tree, resolution = from_one_snapshot(look)
         except SnapshotMovedError:
-            found = [MOVING]
-        if found:
-            return nothing, positions.problems(found)
-    result = RedactedDict(_plain(tree, (), found, resolved=options.resolve))
-    return result, positions.problems(found)
+            return nothing, positions.problems([MOVING])
+        found, origins = resolution.problems, resolution.origins
+    secrets = known_secrets(tree)
+    if not found:
+        result = RedactedDict(_plain(tree, (), found, resolved=options.resolve))
+        if not found:
+            return result, ()
+    return nothing, positions.problems([with_origin(one, origins) for one in found], secrets)
 
 
 def _as_text(value: Any, path: KeyPath, found: list[KeyProblem]) -> Any:

@@ -7,14 +7,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolution, has_reference
 from pgmonkey.config.models import POOL_SECTIONS, SECTIONS, DatabaseFile, validate
 from pgmonkey.config.named_files import NamedFiles
 from pgmonkey.config.problems import KeyProblem, Positions, meant_key, schema_problem
-from pgmonkey.config.redaction import SHORT, Secret, is_sensitive, mask_urls
+from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.rules import inconsistencies
 from pgmonkey.config.secret_files import (
     SecretFileError,
@@ -28,6 +28,7 @@ from pgmonkey.config.yaml_reader import LIMIT, Defaults, KeyPath, parse, unreada
 from pgmonkey.errors import ConfigError, EnvInterpolationError, Problem, sorted_problems
 
 _REFERENCE_CODES: Final = ("reference.", "secret.")
+_LONGEST_SHOWN: Final = 24  # characters of a value: it is meant to be a number or a word
 _IGNORED_POOL_KEYS: Final = frozenset({"name", "open"})  # ours to choose; 4.0 passed them on
 MOVING: Final = KeyProblem(
     (),
@@ -170,11 +171,12 @@ def build_config(
     except SnapshotMovedError:
         return LoadResult(problems=positions.problems([MOVING]))
     problems = [*named.problems, *resolution.problems]
-    model = _validated(resolved, resolution.external, options, problems)
+    model = _validated(resolved, resolution.origins, options, problems)
     files = {**resolution.files, **named.files}
     sources = Sources(file, files, resolution.variables, options.environ, resolution.modified)
     if model is None or problems:
-        return LoadResult(None, positions.problems(problems), sources)
+        found = [with_origin(problem, resolution.origins) for problem in problems]
+        return LoadResult(None, positions.problems(found, known_secrets(resolved)), sources)
     config = DatabaseConfig(
         model,
         name=positions.name,
@@ -189,7 +191,7 @@ def build_config(
 
 def _validated(
     resolved: dict[str, Any],
-    external: set[KeyPath],
+    origins: Mapping[KeyPath, str],
     options: LoadOptions,
     problems: list[KeyProblem],
 ) -> DatabaseFile | None:
@@ -210,28 +212,46 @@ def _validated(
     for one in details:
         problem = schema_problem(one)
         if not (problem.code == "config.required" and problem.path[:2] in failed):
-            problems.append(_with_value(problem, resolved, external, options))
+            problems.append(_with_value(problem, resolved, origins, options))
     return model
 
 
+def _origins(path: KeyPath, origins: Mapping[KeyPath, str]) -> list[str]:
+    """Return where the value at a path came from, as a whole or in parts."""
+    around = [origins[part] for length in range(1, len(path)) if (part := path[:length]) in origins]
+    inside = [origin for part, origin in origins.items() if part[: len(path)] == path]
+    return list(dict.fromkeys(around + inside))
+
+
+def with_origin(problem: KeyProblem, origins: Mapping[KeyPath, str]) -> KeyProblem:
+    """Say where the value came from if it is not in the file."""
+    found = [] if problem.at_key or not problem.path else _origins(problem.path, origins)
+    if not found:
+        return problem
+    return problem._replace(
+        message=f"{problem.message}; the value comes from {' and '.join(found)}"
+    )
+
+
 def _with_value(
-    problem: KeyProblem, resolved: dict[str, Any], external: set[KeyPath], options: LoadOptions
+    problem: KeyProblem,
+    resolved: dict[str, Any],
+    origins: Mapping[KeyPath, str],
+    options: LoadOptions,
 ) -> KeyProblem:
-    """Add the value that was found, unless it is secret or came from elsewhere."""
+    """Add the value that was found, unless it is sensitive or came from elsewhere."""
     path = problem.path
     if not problem.show or any(isinstance(step, str) and is_sensitive(step) for step in path):
         return problem
-    if any(path[:length] in external for length in range(1, len(path) + 1)):
-        return problem._replace(message=f"{problem.message}; got a value from outside (not shown)")
+    if _origins(path, origins):
+        return problem
     value = _part(resolved, path)
     if value is not None and not options.resolve and has_reference(value):
         return problem._replace(hint=f"references are not resolved here: {HOW_TO_RESOLVE}")
-    if value is None or mask_urls(value) != value or "://" in value:
+    if value is None or len(value) > _LONGEST_SHOWN or "://" in value:
         return problem
-    if any(secret in value for secret in _secrets(resolved)):
-        return problem  # a password in the wrong place, or twice
-    shown = json.dumps(value if len(value) <= 40 else f"{value[:37]}...")
-    return problem._replace(message=f"{problem.message}, got {shown}")
+    message = f"{problem.message}, got {json.dumps(value)}"
+    return problem._replace(message=message, quoted=value, unquoted=problem.message)
 
 
 def _part(tree: Any, path: KeyPath) -> str | None:
@@ -244,14 +264,15 @@ def _part(tree: Any, path: KeyPath) -> str | None:
     return tree if isinstance(tree, str) else None
 
 
-def _secrets(tree: Any) -> Iterator[str]:
-    """Yield the secrets of a resolved document that are long enough to be recognised."""
+def known_secrets(tree: Any) -> frozenset[str]:
+    """Return the secrets of a resolved document."""
     if isinstance(tree, Secret):
-        if len(secret := tree.reveal()) >= SHORT:
-            yield secret
-    elif isinstance(tree, (dict, list)):
-        for item in tree.values() if isinstance(tree, dict) else tree:
-            yield from _secrets(item)
+        return frozenset({tree.reveal()})
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        return frozenset[str]().union(*map(known_secrets, tree))
+    return frozenset()
 
 
 def read_file(path: str, *, isolate: bool) -> tuple[bytes, SourceFile] | tuple[Problem, None]:

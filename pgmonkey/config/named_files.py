@@ -22,7 +22,7 @@ _HINTS: Final = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # it holds the contents of private keys
 class NamedFiles:
     """Read the files that the settings of one connection name, and check them as libpq will.
 

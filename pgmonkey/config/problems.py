@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgmonkey.config.models import SESSION_SECTIONS, hints_of
+from pgmonkey.config.redaction import MASK, may_be_quoted
 from pgmonkey.config.yaml_reader import (
     UNKNOWN,
     Defaults,
@@ -34,6 +35,8 @@ class KeyProblem(NamedTuple):
     at_key: bool = False  # the key is wrong, not its value
     show: bool = False  # the value may be shown, if it is neither sensitive nor from outside
     beside: KeyPath = ()  # another part that it does not agree with
+    quoted: str = ""  # what the message quotes of the file
+    unquoted: str = ""  # the message to use if that may be a secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +49,27 @@ class Positions:
     defaults: Defaults | None = None  # merged under it
     wrapped: bool = False  # it may have the `postgresql:` wrapper of old files
 
-    def problems(self, found: Iterable[KeyProblem]) -> tuple[Problem, ...]:
-        """Return problems with their positions, each once, in reading order."""
-        return sorted_problems(map(self._problem, dict.fromkeys(found)))
+    def problems(
+        self, found: Iterable[KeyProblem], secrets: Collection[str] = ()
+    ) -> tuple[Problem, ...]:
+        """Return problems with their positions, each once, in reading order.
 
-    def _problem(self, found: KeyProblem) -> Problem:
+        What may be a secret, or is one of these, is not quoted.
+        """
+        return sorted_problems(self._problem(one, secrets) for one in dict.fromkeys(found))
+
+    def _problem(self, found: KeyProblem, secrets: Collection[str]) -> Problem:
         path, position = self._find(found.path, of_key=found.at_key)
         message = found.message
+        if found.quoted and not may_be_quoted(found.quoted, secrets):
+            message = found.unquoted
         if found.beside:
             other, beside = self._find(found.beside)
             if beside is not None:
                 file = "" if other == path else f"{other}:"
                 message += f" ({found.beside[-1]} at {file}{beside.line}:{beside.column})"
         line, column = position or self._nearest(found.path) or UNKNOWN
-        key = dotted(found.path)
+        key = dotted(_shown(found.path, secrets))
         return Problem(path, found.code, message, line, column, key, found.hint, self.name)
 
     def _find(self, path: KeyPath, *, of_key: bool = False) -> tuple[str, Position | None]:
@@ -84,6 +94,15 @@ class Positions:
             if position is not None:
                 return position
         return None
+
+
+def _shown(path: KeyPath, secrets: Collection[str]) -> Iterator[str | int]:
+    """Yield the steps of a path, without a secret in the place of a key."""
+    for at, step in enumerate(path):
+        if isinstance(step, int) or step in hints_of(path[:at]) or may_be_quoted(step, secrets):
+            yield step
+        else:
+            yield MASK
 
 
 _WRAPPER: Final = ("postgresql",)
@@ -126,7 +145,7 @@ def meant_key(details: Mapping[str, Any]) -> KeyPath | None:
 
 def _unknown_key(path: KeyPath) -> KeyProblem:
     key = str(path[-1])
-    shown = json.dumps(key if len(key) <= 63 else f"{key[:60]}...")
+    shown = json.dumps(key)
     strange = "" if key.isascii() else " contains letters that are not ASCII"
     if near := _near(path):
         hint = f'did you mean "{near}"?'
@@ -138,8 +157,15 @@ def _unknown_key(path: KeyPath) -> KeyProblem:
         hint = "the old layout: move its contents up one level"
     else:
         hint = "the reference lists every key, and so does pgmonkey schema"
-    message = f"unknown key {shown}{strange}"
-    return KeyProblem(path, "config.unknown_key", message, hint, at_key=True)
+    return KeyProblem(
+        path,
+        "config.unknown_key",
+        f"unknown key {shown}{strange}",
+        hint,
+        at_key=True,
+        quoted=key,
+        unquoted="unknown key (not shown: it may be a secret)",
+    )
 
 
 def _near(path: KeyPath) -> str | None:

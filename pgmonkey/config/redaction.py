@@ -141,6 +141,56 @@ def _is_misspelt(word: str) -> bool:
     return row[-1] <= 2
 
 
+# What is between the words of keys, numbers and paths; the braces of a reference.
+_BETWEEN: Final = re.compile(r"\$\{(?=\w)|(?<=\w)\}|[\s_.,:;/+-]+")
+_PLAIN_WORD: Final = re.compile(
+    r"[^\W\d_]+"  # letters
+    r"|\d{1,12}|\d{1,3}[A-Za-z]{1,7}|0[xob][0-9A-Fa-f]{1,8}"  # a number, also with a unit
+    r"|[A-Z]{2,}\d{1,3}"  # a part of the name of a variable
+)
+_MIXED_WORD: Final = re.compile(r"\w{1,5}")
+_HUMP: Final = re.compile(r"[A-Z]?[^\W\dA-Z_]+|[A-Z]+")
+_LONGEST_PLAIN: Final = 63  # characters; PostgreSQL has no longer names
+
+
+def may_be_secret(text: str) -> bool:
+    """Tell whether a text that is in the wrong place looks like a secret.
+
+    Words, numbers, numbers with units and what is made of these do not.
+
+    Example:
+        >>> may_be_secret("verify_full"), may_be_secret("30 sec"), may_be_secret("Tr0ub4dor&3")
+        (False, False, True)
+    """
+    if len(text) > _LONGEST_PLAIN:
+        return True
+    words = [word for word in _BETWEEN.split(text) if word]
+    mixed = [word for word in words if _PLAIN_WORD.fullmatch(word) is None]
+    return (
+        len(mixed) > 1
+        or any(_MIXED_WORD.fullmatch(word) is None for word in mixed)
+        or any(_changes_case(word) for word in words)
+    )
+
+
+def _changes_case(word: str) -> bool:
+    """Tell whether a word has capitals more often than camelCase."""
+    humps = len(_HUMP.findall(word))
+    return humps > 1 and humps > len(word) / 3
+
+
+def may_be_quoted(text: str, secrets: Iterable[str]) -> bool:
+    """Tell whether a text of a file may be shown: it has no known secret, and looks like none."""
+    return not may_be_secret(text) and not any(_holds(text, secret) for secret in secrets)
+
+
+def _holds(text: str, secret: str) -> bool:
+    """Tell whether a text holds a secret; a short one counts as a whole word only."""
+    if len(secret) >= SHORT or secret not in text:
+        return secret in text
+    return secret != "" and re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text) is not None
+
+
 def redact_config(config: Any) -> Any:
     """Return a copy of a configuration with every secret masked.
 

@@ -31,7 +31,7 @@ from pgmonkey.config.models import (
     effective,
     inherited,
 )
-from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, scrub
+from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, may_be_secret, scrub
 from pgmonkey.config.sources import Sources, Statuses, keyed_digest
 from pgmonkey.config.yaml_reader import Defaults
 
@@ -185,6 +185,19 @@ class DatabaseConfig(DatabaseFile):
         )
 
     @property
+    def unquotable(self) -> tuple[Secret, ...]:
+        """The secrets, and the settings that look like one: a server quotes a wrong setting."""
+        return self.secrets + tuple(
+            Secret(value)
+            for section in MAPPINGS
+            for key, value in getattr(self, section).items()
+            if isinstance(value, str)
+            and key not in _NOT_SETTINGS
+            and not value.startswith("/")
+            and may_be_secret(value)
+        )
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of user, database and hosts, longest first, as errors of a connect show them."""
         connection = self.connection_settings
@@ -303,6 +316,8 @@ _SINGLE: Final = PoolSettings(min_size=0, max_size=1)
 _PLACE: Final = ("host", "hostaddr", "port", "dbname", "service", "target_session_attrs")
 #: The settings that identify the account of a login.
 _ACCOUNT: Final = ("host", "hostaddr", "port", "service", "user")
+#: Connection settings that errors must show.
+_NOT_SETTINGS: Final = FILES.union(_PLACE, _ACCOUNT)
 
 
 @lru_cache(maxsize=1024)

@@ -21,6 +21,7 @@ from yaml.events import (
     StreamEndEvent,
 )
 
+from pgmonkey.config.redaction import MASK, may_be_secret
 from pgmonkey.config.secret_files import SecretFileError, Snapshot, SnapshotMovedError
 from pgmonkey.errors import Problem
 
@@ -39,13 +40,18 @@ Marks = dict[Any, tuple[Any, Any, Any]]
 
 
 def dotted(path: Iterable[str | int]) -> str | None:
-    """Return a path as people write it: `a.b[0]`; `None` for the top."""
+    """Return a path as people write it: `a.b[0]`; `None` for the top.
+
+    What looks like a secret in the place of a key is masked.
+    """
     text = ""
     for step in path:
         if isinstance(step, int):
             text += f"[{step}]"
         else:
             shown = step if step.isprintable() else json.dumps(step)[1:-1]
+            if may_be_secret(step):
+                shown = MASK
             text += f".{shown}" if text else shown
     return text or None
 

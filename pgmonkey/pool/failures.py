@@ -341,8 +341,8 @@ def classify(error: BaseException, config: DatabaseConfig) -> ConnectFailure:
 
     Args:
         error: What `connect` raised.
-        config: What it connected with: its secrets are masked in the text, and its names do not
-            decide the reason.
+        config: What it connected with: its secrets, and settings that look like one, are masked
+            in the text, and its names do not decide the reason.
     """
     text = str(error).strip().removeprefix("connection failed: ")  # psycopg's; ours says it, too
     text = re.sub(_ADVICE, "", text) or type(error).__name__
@@ -350,7 +350,7 @@ def classify(error: BaseException, config: DatabaseConfig) -> ConnectFailure:
     rule = next((rule for rule in _RULES if rule.fits(words)), _NO_RULE)
     if isinstance(error, psycopg.errors.ConnectionTimeout):
         rule = _NO_ANSWER
-    shown = scrub(text, config.secrets)
+    shown = scrub(text, config.unquotable)
     wrong_password = rule.reason == "auth" and re.search(_REFUSED_LOGIN, words, re.IGNORECASE)
     return ConnectFailure(rule.reason, shown, bool(wrong_password), _hint(rule, shown, config))
 

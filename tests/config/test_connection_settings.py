@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+
 import psycopg
 import pytest
 from psycopg import pq
 
+from pgmonkey import load_config
 from pgmonkey.config.libpq import keywords, option_settings, session_options
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.redaction import Secret
@@ -178,13 +181,50 @@ def test_values_from_references_are_typed(load, monkeypatch):
     assert config.pool("normal").timeout == 60
 
 
-def test_a_wrong_value_from_outside_is_not_shown(load, monkeypatch):
-    """What came from a variable is named by its key only."""
-    monkeypatch.setenv("PGMONKEY_TEST_PORT", "hunter2")
+@pytest.mark.parametrize(
+    "line, origin",
+    [
+        ("port: ${A_PORT}", "the variable A_PORT"),
+        ("port: ${NO_PORT:-${A_PORT}}", "the variable A_PORT"),
+        ("port: ${A_PORT:-${B_PORT}}", "the variable A_PORT"),
+        ("port: ${A_PORT}${B_PORT}", "the variables A_PORT and B_PORT"),
+        ("port: {from_env: A_PORT}", "the variable A_PORT"),
+        ("host: ['${A_URL}', {from_file: port}]", "the variable A_URL and the file port"),
+        ("port: {from_file: '${A_DIRECTORY}/port'}", "the file ${A_DIRECTORY}/port"),
+        ("sslmode: ${EMPTY}m", "the variable EMPTY"),
+    ],
+)
+@pytest.mark.parametrize("api", [load_file, partial(load_config, resolve_env=True)])
+def test_a_wrong_value_from_outside_is_not_shown(tmp_path, monkeypatch, line, origin, api):
+    """The problem names the variable or the file that the value came from."""
+    for name, value in {
+        "A_PORT": "hunter",
+        "B_PORT": "rabbit",
+        "A_DIRECTORY": str(tmp_path),
+        "EMPTY": "",
+        "A_URL": "http://hunter",
+    }.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "port").write_text("hunter\n")
+    path = tmp_path / "orders.yaml"
+    host = "" if line.startswith("host") else "  host: db\n"
+    path.write_text(f"connection_settings:\n{host}  dbname: o\n  user: app\n  {line}\n")
     with pytest.raises(ConfigError) as caught:
-        load("port: ${PGMONKEY_TEST_PORT}")
-    assert "hunter2" not in str(caught.value)
-    assert "got a value from outside (not shown)" in str(caught.value)
+        api(path)
+    (problem,) = caught.value.problems
+    assert "hunter" not in problem.message
+    assert problem.message.endswith(f"; the value comes from {origin}")
+
+
+def test_a_tls_file_from_outside_names_where_its_path_came_from(load, monkeypatch):
+    """The path itself is not shown."""
+    monkeypatch.setenv("A_CERTIFICATE", "/nowhere/hunter.crt")
+    with pytest.raises(ConfigError) as caught:
+        load("sslrootcert: ${A_CERTIFICATE}")
+    (problem,) = caught.value.problems
+    assert problem.message == (
+        "the file that sslrootcert names does not exist; the value comes from the variable A_CERTIFICATE"
+    )
 
 
 def test_session_settings_are_escaped():

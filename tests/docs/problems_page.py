@@ -37,7 +37,8 @@ file:line:column: key: message  [code]
 
 As JSON (`pgmonkey check -o json`) it has the fields `path`, `line`, `column`, `key`, `code`, `message`, `hint` and
 `database`. The position is that of the value, or of the key where the key is wrong. The value of a sensitive key, and a
-value from outside of the file, is never shown.
+value from outside of the file, is never shown; of the latter, the variable or the file that it comes from is named. What
+looks like a secret, or is one, is not quoted from another place of the file either.
 """
 _TITLES = {
     "registry": "The registry",

@@ -242,7 +242,7 @@ def config(
     dbname: str = "orders",
     host: str = "db.internal",
     password: str = "tea",
-    **more: str,
+    **more: object,
 ):
     return config_from_dict(
         {
@@ -322,7 +322,7 @@ class Given:
 
     def __init__(self, names: Iterable[str] = (), secrets: Iterable[str] = ()) -> None:
         self.names = tuple(sorted(names, key=len, reverse=True))
-        self.secrets = tuple(map(Secret, secrets))
+        self.unquotable = tuple(map(Secret, secrets))
 
 
 def test_a_secret_that_reads_like_an_error_does_not_decide_the_reason() -> None:
@@ -332,6 +332,17 @@ def test_a_secret_that_reads_like_an_error_does_not_decide_the_reason() -> None:
     )
     assert failure.reason == "tls"
     assert "certificate" not in failure.text
+
+
+def test_a_setting_that_looks_like_a_secret_is_not_shown() -> None:
+    """A server quotes a wrong setting: a password that slipped there is masked, a word is not."""
+    said = 'FATAL:  invalid value for parameter "statement_timeout": "{}"'
+    for value, shown in (("hunter2", MASK), ("5 sekunds", "5 sekunds")):
+        given = config(sync_settings={"statement_timeout": value})
+        failure = classify(psycopg.OperationalError(said.format(value)), given)
+        assert (failure.reason, failure.text) == ("setting", said.format(shown))
+    host = classify(psycopg.OperationalError('host "db7f3a9c1b"'), config(host="db7f3a9c1b"))
+    assert host.text == 'host "db7f3a9c1b"'
 
 
 def test_the_text_is_without_what_psycopg_and_libpq_add() -> None:
