@@ -13,10 +13,14 @@ from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.loader import load_bytes
 from pgmonkey.config.rules import shortfalls
 from pgmonkey.config.secret_files import (
+    KEEP_THE_DIRECTORY,
+    MOUNT_THE_DIRECTORY,
+    UNLINKED,
     SecretFileError,
     Snapshot,
     SnapshotMovedError,
     from_one_snapshot,
+    is_unlinked,
     signature_of,
 )
 from pgmonkey.config.settings import DatabaseConfig
@@ -34,6 +38,7 @@ class Scan(NamedTuple):
     directory_ok: bool  # if not, the directory could not be read, and nothing was deleted
     general: tuple[Problem, ...]  # of the directory, of file names, of the defaults
     configs: Mapping[str, DatabaseConfig] = MappingProxyType({})
+    #: A database with a config may have problems, too: its files are not what they seem to be.
     problems: Mapping[str, tuple[Problem, ...]] = MappingProxyType({})
     present: frozenset[str] = frozenset()  # the names that have a file, good or bad
     missing: frozenset[str] = frozenset()  # the names that were asked for and have no file
@@ -125,6 +130,8 @@ class DirectoryLoader:
         self._defaults: tuple[bytes, Defaults | None, tuple[Problem, ...]] = (b"", None, ())
         self._policy = TrustPolicy(trust, on_untrusted)
         self._max_connections = max_connections
+        # At first there is nothing better than an old file.
+        self._refuses_unlinked = False
 
     def scan(self) -> Scan:
         """Read what changed since the last scan; return all databases and problems."""
@@ -169,8 +176,13 @@ class DirectoryLoader:
                 found = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
             return self._no_directory(error)
+        if self._refuses_unlinked and not found and is_unlinked(self.directory):
+            message = f"the directory {UNLINKED}"
+            return self._unreadable("registry.unlinked", message, KEEP_THE_DIRECTORY)
         files, general = self._sorted(found)
         general += self._read_defaults(found, snapshot)
+        unlinked = self._unlinked([os.path.join(self.directory, DEFAULTS_FILE)])
+        general += unlinked
         self._look_at_environment()
         configs: dict[str, DatabaseConfig] = {}
         problems: dict[str, tuple[Problem, ...]] = {}
@@ -189,12 +201,16 @@ class DirectoryLoader:
             if isinstance(loaded.result, DatabaseConfig):
                 configs[name] = loaded.result
                 watched |= loaded.result.watched_directories
+                assert loaded.sources is not None
+                if old := (*unlinked, *self._unlinked(loaded.sources.unlinked)):
+                    problems[name] = old
             else:
                 problems[name] = loaded.result
                 if loaded.sources is not None:
                     watched |= loaded.sources.directories
         for name in self._loaded.keys() - present:
             del self._loaded[name]
+        self._refuses_unlinked = True
         short = shortfalls(configs.values(), self._max_connections, self.directory)
         return Scan(
             self.directory,
@@ -205,6 +221,15 @@ class DirectoryLoader:
             problems=problems,
             present=frozenset(present),
             missing=frozenset() if self._names is None else self._names - present,
+        )
+
+    def _unlinked(self, paths: Iterable[str]) -> tuple[Problem, ...]:
+        """Return the problems of files that were deleted or replaced where they are mounted from."""
+        message = f"the file {UNLINKED}"
+        return tuple(
+            Problem(path, "file.unlinked", message, hint=MOUNT_THE_DIRECTORY)
+            for path in paths
+            if self._refuses_unlinked and is_unlinked(path)
         )
 
     def _sorted(

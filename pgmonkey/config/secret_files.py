@@ -19,7 +19,16 @@ _TRIES: Final = 8
 
 T = TypeVar("T")
 
-Signature = tuple[int, int, int, int, int]
+Signature = tuple[int, int, int, int, int, bool]
+
+#: What has happened to a file or directory that `is_unlinked`, and what to do about it.
+UNLINKED: Final = (
+    "was replaced or deleted where it is mounted from, and this mount keeps the old one"
+)
+MOUNT_THE_DIRECTORY: Final = "start the container again, and mount the directory instead of the file (Kubernetes: no subPath)"
+KEEP_THE_DIRECTORY: Final = (
+    "start the container again, and replace the files in the directory, not the directory itself"
+)
 
 
 class SecretFileError(Exception):
@@ -36,9 +45,30 @@ class SnapshotMovedError(Exception):
 
 
 def signature_of(status: os.stat_result) -> Signature:
-    """Return numbers that change when a file is replaced, rewritten, or its mode changes."""
+    """Return what changes when a file is replaced, rewritten or deleted, or its mode changes."""
     # Programs that copy files may set the time of modification, but not that of the inode.
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+    return (
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+        status.st_dev,
+        status.st_nlink == 0,
+    )
+
+
+def is_unlinked(path: str) -> bool:
+    """Tell whether a path leads to a file or directory that was deleted: only a mount shows it.
+
+    A mount of a single file, or of a directory, keeps what it was made from. If that is deleted or
+    replaced, the mount shows the old one for ever.
+    """
+    path = os.path.realpath(path)  # there is nothing at the target of a link in /proc/self/fd
+    try:
+        # Some file systems count no links at all.
+        return os.stat(path).st_nlink == 0 and os.stat(os.path.dirname(path)).st_nlink > 0
+    except OSError:
+        return False
 
 
 class Snapshot:
@@ -93,6 +123,9 @@ class Snapshot:
             return os.open(name, _FLAGS, dir_fd=parent)
         except FileNotFoundError:
             if not is_data:
+                if is_unlinked(directory or "."):
+                    message = f"does not exist: its directory {UNLINKED}"
+                    raise SecretFileError("secret.missing", message, KEEP_THE_DIRECTORY) from None
                 raise
         if self._moved(directory or ".", parent):
             raise SnapshotMovedError

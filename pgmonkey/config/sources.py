@@ -16,6 +16,7 @@ from pgmonkey.config.secret_files import (
     Signature,
     Snapshot,
     SnapshotMovedError,
+    is_unlinked,
     signature_of,
 )
 
@@ -66,6 +67,11 @@ class SourceFile:
         self._digest = keyed_digest(content)
         self._signature = signature_of(status)
         self._settled = _settled(max(status.st_mtime_ns, status.st_ctime_ns), read_at)
+
+    @property
+    def unlinked(self) -> bool:
+        """Whether it was deleted or replaced where it is mounted from."""
+        return self._signature[-1] and is_unlinked(self.path)
 
     def is_confirmed_by(self, newer: SourceFile) -> bool:
         """Tell whether a newer look found the same content; if so, keep the newer status."""
@@ -134,6 +140,12 @@ class Sources:
     def paths(self) -> tuple[str, ...]:
         """The secret files and TLS files that could be read."""
         return tuple(file.path for file in self._files if file is not None)
+
+    @property
+    def unlinked(self) -> tuple[str, ...]:
+        """The files that were deleted or replaced where they are mounted from."""
+        files = (self._file, *self._files)
+        return tuple(file.path for file in files if file is not None and file.unlinked)
 
     def is_current(self) -> bool:
         """Tell whether loading again would give the same config.

@@ -180,7 +180,7 @@ class Reloader:
             record = self.records.get(name) or Record(name, self._shared)
             config = scan.configs.get(name)
             if config is not None:
-                problems: tuple[Problem, ...] = ()
+                problems = scan.problems.get(name, ())
             elif name in scan.present:
                 config, problems = kept.get(name), scan.problems.get(name) or scan.general
             else:  # the directory cannot be read: nothing new is known about the file

@@ -24,6 +24,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "registry.permission": "the directory may not be read by this process",
         "registry.unreadable": "the directory cannot be read for another reason of the system",
         "registry.moving": "the directory is replaced again and again while it is read",
+        "registry.unlinked": "the directory was replaced or deleted where it is mounted from",
         "registry.no_such_database": "a requested name has no file",
         "registry.max_connections": "max_connections is smaller than what the pools keep open",
         "config.file_name": "a file name is not a valid name of a database",
@@ -77,6 +78,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "file.not_a_path": "the contents of a file are given instead of its path",
         "file.no_certificate": "a file that should hold certificates holds none",
         "file.shared": "a private key or password file is open to others, so libpq will not use it",
+        "file.unlinked": "a database file, secret file or TLS file was replaced or deleted where it is mounted from",
         "file.untrusted": "other accounts can change a file, or what leads to it",
         # The server, asked by a reload or by `pgmonkey check --online`
         "probe.auth": "the server refused the login",

@@ -14,7 +14,12 @@ import psycopg
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.problems import failed_probe
-from pgmonkey.config.secret_files import LIMIT
+from pgmonkey.config.secret_files import (
+    KEEP_THE_DIRECTORY,
+    LIMIT,
+    MOUNT_THE_DIRECTORY,
+    UNLINKED,
+)
 from pgmonkey.config.warnings import find_warnings
 from pgmonkey.errors import ConfigError, Problem, Reason
 from pgmonkey.pool.failures import classify
@@ -200,6 +205,10 @@ def _shown() -> Iterator[Problem]:
     message = "the file is not trusted: /etc/shop can be changed by everybody (mode 0777)"
     path = "/etc/shop/orders.yaml"
     yield Problem(path, "file.untrusted", message, hint="chmod go-w /etc/shop")
+    password = "/run/secrets/orders/password"
+    yield Problem(password, "file.unlinked", f"the file {UNLINKED}", hint=MOUNT_THE_DIRECTORY)
+    message = f"the directory {UNLINKED}"
+    yield Problem("registry.d", "registry.unlinked", message, hint=KEEP_THE_DIRECTORY)
 
 
 def _probed() -> Iterator[Problem]:
