@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import signal
@@ -124,7 +125,8 @@ def in_a_child(act: Callable[[], Any], seconds: int = 20) -> Any:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        signal.alarm(seconds)  # a child that hangs ends, and its pipe with it
+        # A child that hangs says where and ends, and its pipe with it. A signal handler could not run.
+        faulthandler.dump_traceback_later(seconds, exit=True)
         try:
             try:
                 result: Any = (True, act())

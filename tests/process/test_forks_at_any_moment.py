@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -23,12 +22,7 @@ STRIDE = 25
 SIZES = {"min_size": 1, "max_size": 3}
 
 
-@pytest.fixture(autouse=True)
-def no_log() -> Iterator[None]:
-    """Write no log: the stream that pytest captures has a lock that a child would inherit."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("no_log")
 
 
 def moments() -> Iterator[int]:
