@@ -175,10 +175,17 @@ def _same_or_gone(file: SourceFile, statuses: Statuses) -> bool:
 
 
 def _directory(path: str) -> str:
-    """Return the directory of a file, in one spelling where that is sure to be the same one."""
+    """Return the directory of a file, in its shortest spelling."""
     directory = os.path.dirname(path)
-    # Behind a link, `..` is the parent of the link's target.
-    return directory if "/.." in directory else os.path.normpath(directory)
+    shortest = os.path.normpath(directory)
+    if "/.." in directory:
+        try:
+            # Behind a link, `..` is the parent of the link's target.
+            if not os.path.samefile(directory, shortest):
+                return directory
+        except OSError:
+            return directory
+    return shortest
 
 
 @lru_cache(maxsize=10_000)

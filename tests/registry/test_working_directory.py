@@ -63,6 +63,9 @@ def test_a_registry_keeps_its_directory_when_the_program_changes_its_own(
         eventually(lambda: "events" in registry, 10, "the new file arrives")
 
         assert registry.names == ("events", "orders")
+        config = registry.config("orders")
+        assert config is not None
+        assert config.watched_directories == {str(home / "secrets")}
         assert registry.path == home / "registry.d"
         assert registry.status().problems == ()
         assert {one.state for one in registry.status().databases} == {"idle"}
