@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 @options.log_level
 @options.allow_sensitive_defaults
 @options.trust(default="strict")
+@options.trust_uids
 def command(
     directory: Path,
     address: str,
@@ -77,6 +78,7 @@ def command(
     log_level: LogLevel,
     allow_sensitive_defaults: bool,
     trust: Trust,
+    trust_uids: tuple[int, ...],
 ) -> Answer:
     """Serve the status page, metrics and health of a registry.
 
@@ -112,6 +114,7 @@ def command(
             noted,
             allow_sensitive_defaults=allow_sensitive_defaults,
             trust=trust,
+            trust_uids=trust_uids,
         )
     return Answer()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -25,7 +25,7 @@ from pgmonkey.config.secret_files import (
 )
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.config.sources import SourceFile, Sources, Statuses, keyed_digest, read_source
-from pgmonkey.config.trust import Trust, TrustPolicy
+from pgmonkey.config.trust import TrustPolicy
 from pgmonkey.config.yaml_reader import DEFAULTS_FILE, LIMIT, Defaults, parse, unreadable
 from pgmonkey.errors import Problem, RegistryConfigError, did_you_mean, sorted_problems
 
@@ -97,8 +97,7 @@ class DirectoryLoader:
     refers to. Not for use by two threads at once.
 
     With `names`, only these databases are loaded, and other files are not opened. A database whose
-    file, secrets or TLS files other accounts can change is not loaded if `trust` is `strict`;
-    `on_untrusted` is called with each such file and the reason once, if it is `strict` or `warn`.
+    file, secrets or TLS files other accounts can change is not loaded if `trust` refuses it.
     All databases together may have `max_connections` connections to servers.
 
     Example:
@@ -115,8 +114,7 @@ class DirectoryLoader:
         names: Iterable[str] | None = None,
         allow_sensitive_defaults: bool = False,
         environ: Mapping[str, str] | None = None,
-        trust: Trust = "off",
-        on_untrusted: Callable[[str, str], None] | None = None,
+        trust: TrustPolicy | None = None,
         max_connections: int | None = None,
     ) -> None:
         #: The directory, as it was given.
@@ -128,7 +126,7 @@ class DirectoryLoader:
         )
         self._loaded: dict[str, _LoadedFile] = {}
         self._defaults: tuple[bytes, Defaults | None, tuple[Problem, ...]] = (b"", None, ())
-        self._policy = TrustPolicy(trust, on_untrusted)
+        self._policy = trust or TrustPolicy("off")
         self._max_connections = max_connections
         # At first there is nothing better than an old file.
         self._refuses_unlinked = False

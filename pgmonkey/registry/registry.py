@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import prometheus_client
 
 from pgmonkey.config.directory import DirectoryLoader
+from pgmonkey.config.trust import TrustPolicy
 from pgmonkey.errors import HandleClosedError, PgmonkeyError, UnknownDatabaseError
 from pgmonkey.pool._async.database import AsyncDatabase
 from pgmonkey.pool.limits import ConnectionLimits
@@ -28,7 +29,7 @@ from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
-    from pgmonkey.config.trust import Trust
+    from pgmonkey.config.trust import Distrust, Trust
     from pgmonkey.pool.handle import Database
 
 
@@ -59,7 +60,10 @@ class Registry:
             Each makes one connection and closes it. A changed configuration is then probed before
             it counts even if no pool is open. Default: no probes.
         trust: What to do if other accounts can change a file of a database, its secrets or its
-            TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
+            TLS files: `strict` reports a problem, `warn` emits an event and has a line in
+            `status()`, `off` does not check.
+        trust_uids: Accounts, by number, that may own such files beside root and the account of
+            the process.
         max_connections: Server connections that this process may have at a time over all
             databases, probes and retired connections included; default: no limit. A checkout that
             needs one more waits for it, up to its `timeout`.
@@ -91,6 +95,7 @@ class Registry:
         histograms: bool = True,
         probe_interval: float | None = None,
         trust: Trust = "warn",
+        trust_uids: Collection[int] = (),
         max_connections: int | None = None,
     ) -> None:
         if probe_interval is not None and probe_interval <= 0:
@@ -99,12 +104,12 @@ class Registry:
         #: The directory. Absolute: whatever the program does to its working directory, it stays the
         #: same one. A link stays a link, so that it can get another target.
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would follow links
+        self._trust = TrustPolicy(trust, trust_uids, _untrusted)
         self._loader = DirectoryLoader(
             self.path,
             names=None if names is None else tuple(names),
             allow_sensitive_defaults=allow_sensitive_defaults,
-            trust=trust,
-            on_untrusted=_untrusted,
+            trust=self._trust,
             max_connections=max_connections,
         )
         this = weakref.ref(self)  # a handle that outlives its registry must not keep it alive
@@ -320,6 +325,7 @@ class Registry:
             path=str(self.path),
             databases=tuple(record.status() for _, record in records),
             problems=self._reloader.problems,
+            warnings=self._trust.warnings,
             watched=self._maintenance.watched,
             watching=self._maintenance.watching,
             polling=self._maintenance.polling,
@@ -419,8 +425,8 @@ class Registry:
         await self.aclose()
 
 
-def _untrusted(path: str, reason: str) -> None:
-    events.emit("file.untrusted", path=path, reason=reason)
+def _untrusted(found: Distrust) -> None:
+    events.emit("file.untrusted", path=found.path, reason=found.reason, hint=found.hint)
 
 
 def _call(this: weakref.ref[Registry], act: Callable[..., object], *arguments: object) -> None:

@@ -20,6 +20,7 @@ from pgmonkey.config.secret_files import (
     MOUNT_THE_DIRECTORY,
     UNLINKED,
 )
+from pgmonkey.config.trust import any_of, remedies
 from pgmonkey.config.warnings import find_warnings
 from pgmonkey.errors import ConfigError, Problem, Reason
 from pgmonkey.pool.failures import classify
@@ -202,9 +203,12 @@ def _shown() -> Iterator[Problem]:
         yield Problem("registry.d/orders.yaml", f"secret.{word}", secret, **where, hint=hint)
         named = f"the file that sslkey names {message}"
         yield Problem("registry.d/orders.yaml", f"file.{word}", named, 7, 11, hint=hint)
-    message = "the file is not trusted: /etc/shop can be changed by everybody (mode 0777)"
-    path = "/etc/shop/orders.yaml"
-    yield Problem(path, "file.untrusted", message, hint="chmod go-w /etc/shop")
+    secret, volume = "/vault/secrets/orders-password", "/vault/secrets"
+    status = os.stat_result((0o100644, 0, 0, 1, 100, 1000, 9, 0, 0, 0))
+    ways = remedies(secret, status, uid=10001, foreign=True, volume=volume, image=False)
+    message = f"the file is not trusted: {secret} belongs to another account (uid 100)"
+    hint = any_of((*ways, "use --trust warn"))
+    yield Problem("registry.d/orders.yaml", "file.untrusted", message, hint=hint)
     password = "/run/secrets/orders/password"
     yield Problem(password, "file.unlinked", f"the file {UNLINKED}", hint=MOUNT_THE_DIRECTORY)
     message = f"the directory {UNLINKED}"
