@@ -110,8 +110,9 @@ class PGConnectionManager:
             ...     conn.execute("SELECT 1").fetchone()
             (1,)
         """
-        # Not resolved: the target of a link changes with each update of a Kubernetes volume.
-        path = os.path.abspath(config_file_path)  # noqa: PTH100 - as said
+        path = os.fspath(config_file_path)
+        if not path.startswith("/"):
+            path = f"{os.getcwd()}/{path}"  # noqa: PTH109 - a repeated call costs microseconds
         call = (path, connection_type, resolve_env, allow_sensitive_defaults)
         given = self._calls.get(call)
         if (
@@ -129,7 +130,8 @@ class PGConnectionManager:
             isolate=False,
         )
         wanted = wanted or config.connection_type
-        place = (path, wanted)
+        # Not resolved: the target of a link changes with each update of a Kubernetes volume.
+        place = (os.path.abspath(path), wanted)  # noqa: PTH100 - as said
         with self._lock:
             cached = self._choose(place, config, wanted, force_reload=force_reload)
             self._last[place] = cached
