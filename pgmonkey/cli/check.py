@@ -11,14 +11,13 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import click
-from click.core import ParameterSource
 
 from pgmonkey.cli import options
 from pgmonkey.cli.output import Answer, ExitCode, as_json, tell
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
-    from pgmonkey.config.trust import Distrust, Trust
+    from pgmonkey.config.trust import Trust
     from pgmonkey.errors import Problem
 
 #: Codes of problems that depend on this machine. --static leaves them out.
@@ -43,7 +42,6 @@ _SUFFIXES: Final = (".yaml", ".yml")
 )
 @click.option("--online", is_flag=True, help="Also connect to each database once.")
 @options.trust(default="off")
-@options.trust_uids
 @options.allow_sensitive_defaults
 def command(
     paths: tuple[Path, ...],
@@ -52,7 +50,6 @@ def command(
     static: bool,
     online: bool,
     trust: Trust,
-    trust_uids: tuple[int, ...],
     allow_sensitive_defaults: bool,
 ) -> Answer:
     """Check the files of a registry.
@@ -63,12 +60,8 @@ def command(
     if static and online:
         raise click.BadParameter("it cannot be combined with --static", param_hint="--online")
     if static and trust != "off":
-        source = click.get_current_context().get_parameter_source("trust")
-        if source is ParameterSource.COMMANDLINE:
-            raise click.BadParameter("it cannot be combined with --static", param_hint="--trust")
-        trust = "off"  # $PGMONKEY_TRUST is for the other commands of this machine
+        raise click.BadParameter("it cannot be combined with --static", param_hint="--trust")
     from pgmonkey.config.directory import DirectoryLoader
-    from pgmonkey.config.trust import TrustPolicy
     from pgmonkey.config.warnings import find_warnings
     from pgmonkey.errors import count, sorted_problems, summary
 
@@ -78,7 +71,8 @@ def command(
         names=names,
         allow_sensitive_defaults=allow_sensitive_defaults,
         environ={} if static else None,
-        trust=TrustPolicy(trust, trust_uids, _tell if trust == "warn" else None),
+        trust=trust,
+        on_untrusted=(lambda _, reason: tell(reason)) if trust == "warn" else None,
     ).scan()
     problems = scan.all_problems()
     if static:
@@ -105,10 +99,6 @@ def command(
     if problems and output == "text":
         note = summary(problems)
     return Answer("\n".join(lines), ExitCode.PROBLEM if problems else ExitCode.OK, note)
-
-
-def _tell(found: Distrust) -> None:
-    tell(f"{found}\n  hint: {found.hint}")
 
 
 def _selected(paths: Sequence[Path], option: Path | None) -> tuple[Path, set[str] | None]:

@@ -58,18 +58,7 @@ trust: Final = functools.partial(
     click.option,
     "--trust",
     type=click.Choice(["strict", "warn", "off"]),
-    envvar="PGMONKEY_TRUST",
-    show_envvar=True,
     help="strict: refuse files that other accounts can change.",
-)
-trust_uids: Final = click.option(
-    *("--trust-uid", "trust_uids"),
-    metavar="UID",
-    type=click.IntRange(min=0),
-    multiple=True,
-    envvar="PGMONKEY_TRUST_UID",
-    show_envvar=True,
-    help="An account that may own files, as root and that of the process may; repeat it for more.",
 )
 log_format: Final = functools.partial(
     click.option,

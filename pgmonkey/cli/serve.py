@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 @options.log_level
 @options.allow_sensitive_defaults
 @options.trust(default="strict")
-@options.trust_uids
 def command(
     directory: Path,
     address: str,
@@ -78,7 +77,6 @@ def command(
     log_level: LogLevel,
     allow_sensitive_defaults: bool,
     trust: Trust,
-    trust_uids: tuple[int, ...],
 ) -> Answer:
     """Serve the status page, metrics and health of a registry.
 
@@ -114,7 +112,6 @@ def command(
             noted,
             allow_sensitive_defaults=allow_sensitive_defaults,
             trust=trust,
-            trust_uids=trust_uids,
         )
     return Answer()
 

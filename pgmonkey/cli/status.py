@@ -33,8 +33,7 @@ def command(client: ServiceClient, watch: bool, output: str) -> Answer:
 
     report = client.overview()
     if not watch:
-        note = "" if output == "json" else "\n".join(_warnings(report))
-        return Answer(formatted(output, report, _rows(report)), note=note)
+        return Answer(formatted(output, report, _rows(report)))
     clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
     while True:
         click.echo(clear + (json.dumps(report) if output == "json" else table(_rows(report))))
@@ -45,13 +44,6 @@ def command(client: ServiceClient, watch: bool, output: str) -> Answer:
                 break
             except UnreachableError as error:
                 tell(str(error))  # it may be restarting
-
-
-def _warnings(report: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{one['path']} {one['message']}\n  hint: {one['hint']}"
-        for one in report["registry"].get("warnings", ())  # an older service has none
-    ]
 
 
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:

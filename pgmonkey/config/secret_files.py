@@ -13,7 +13,8 @@ LIMIT: Final = 64 * 1024  # bytes
 
 # O_NONBLOCK: opening a FIFO must not wait for a writer. O_NOCTTY: nor adopt a terminal.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
+# O_PATH, where there is one: a directory that may be searched but not listed can be opened.
+_DIRECTORY_FLAGS: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_CLOEXEC | os.O_DIRECTORY
 _DATA: Final = "..data"  # the link that a Kubernetes volume replaces in one step
 _TRIES: Final = 8
 
@@ -113,6 +114,11 @@ class Snapshot:
         else:
             number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENXIO
         raise _described(number)  # outside of the handler: our words need no cause
+
+    def is_volume(self, path: str) -> bool:
+        """Tell whether a file that was read is in a Kubernetes volume."""
+        _, is_data = self._directories.get(os.path.dirname(path) or ".", (0, False))
+        return is_data
 
     def _open(self, path: str) -> int:
         directory, name = os.path.split(path)

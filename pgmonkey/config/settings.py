@@ -32,7 +32,7 @@ from pgmonkey.config.models import (
     inherited,
 )
 from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, may_be_secret, scrub
-from pgmonkey.config.sources import Sources, Statuses, keyed_digest
+from pgmonkey.config.sources import Sources, keyed_digest
 from pgmonkey.config.yaml_reader import Defaults
 
 
@@ -234,9 +234,10 @@ class DatabaseConfig(DatabaseFile):
         """What it was made from, if that was kept to resolve its references again."""
         return self._text
 
-    def values_current(self, statuses: Statuses) -> bool:
-        """Tell whether the variables, secret files and TLS files of its references are unchanged."""
-        return self._sources.values_current(statuses)
+    @property
+    def sources(self) -> Sources:
+        """The files and variables that its values come from."""
+        return self._sources
 
     def is_current(self) -> bool:
         """Tell whether the files and variables that it was made from are unchanged.

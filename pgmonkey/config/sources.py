@@ -57,14 +57,22 @@ class SourceFile:
     compare its content, `limit` bytes of it are read.
     """
 
-    __slots__ = ("_digest", "_limit", "_settled", "_signature", "path")
+    __slots__ = ("_in_volume", "_limit", "_settled", "_signature", "digest", "path")
 
     def __init__(
-        self, path: str, content: bytes, status: os.stat_result, read_at: int, limit: int
+        self,
+        path: str,
+        content: bytes,
+        status: os.stat_result,
+        read_at: int,
+        limit: int,
+        *,
+        in_volume: bool = False,
     ) -> None:
         self.path = path
+        self._in_volume = in_volume
         self._limit = limit
-        self._digest = keyed_digest(content)
+        self.digest = keyed_digest(content)
         self._signature = signature_of(status)
         self._settled = _settled(max(status.st_mtime_ns, status.st_ctime_ns), read_at)
 
@@ -75,11 +83,27 @@ class SourceFile:
 
     def is_confirmed_by(self, newer: SourceFile) -> bool:
         """Tell whether a newer look found the same content; if so, keep the newer status."""
-        if newer._digest != self._digest:
+        if not newer.has_content_of(self):
             return False
         self._signature = newer._signature
         self._settled = newer._settled
         return True
+
+    def has_content_of(self, other: SourceFile) -> bool:
+        """Tell whether both looks found the same content."""
+        return self.digest == other.digest
+
+    def is_file_of(self, other: SourceFile) -> bool:
+        """Tell whether both looks found the same file, whatever was in it."""
+        return self._signature[3:5] == other._signature[3:5]  # inode and device
+
+    def is_whole(self) -> bool:
+        """Tell whether the file looks as if it is not being written.
+
+        It is in a Kubernetes volume, or changed after its last write: its name, mode or time.
+        """
+        _, modified, changed, *_ = self._signature
+        return self._in_volume or changed > modified
 
     def looks_like(self, signature: Signature | None) -> bool:
         """Tell whether a signature proves that the content is the same."""
@@ -108,7 +132,8 @@ def read_source(
     """Read a file as `Snapshot.read_bytes` does, and remember it as a source."""
     read_at = time.time_ns()
     content, status = snapshot.read_bytes(path, limit)
-    return content, status, SourceFile(path, content, status, read_at, limit)
+    in_volume = snapshot.is_volume(path)
+    return content, status, SourceFile(path, content, status, read_at, limit, in_volume=in_volume)
 
 
 class Sources:
@@ -118,7 +143,7 @@ class Sources:
     `modified` is the newest modification of the secret files, in unix seconds.
     """
 
-    __slots__ = ("_environ", "_file", "_files", "_names", "_values", "directories", "modified")
+    __slots__ = ("_environ", "_file", "_names", "_values", "directories", "files", "modified")
 
     def __init__(
         self,
@@ -129,22 +154,23 @@ class Sources:
         modified: float | None = None,
     ) -> None:
         self._file = file
-        self._files = tuple(files.values())
+        #: The secret files and TLS files, by path.
+        self.files = files
         self._environ = environ
         self._names = tuple(variables)
         self._values = _digest(variables.values()) if variables else b""
         self.modified = modified
-        self.directories = _shared(frozenset(map(_directory, files)))
+        self.directories = _shared(frozenset(map(directory_of, files)))
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The secret files and TLS files that could be read."""
-        return tuple(file.path for file in self._files if file is not None)
+        return tuple(path for path, file in self.files.items() if file is not None)
 
     @property
     def unlinked(self) -> tuple[str, ...]:
         """The files that were deleted or replaced where they are mounted from."""
-        files = (self._file, *self._files)
+        files = (self._file, *self.files.values())
         return tuple(file.path for file in files if file is not None and file.unlinked)
 
     def is_current(self) -> bool:
@@ -156,13 +182,13 @@ class Sources:
         if self._file is not None and not _same_or_gone(self._file, statuses):
             return False
         return self._variables_current() and all(
-            file is not None and _same_or_gone(file, statuses) for file in self._files
+            file is not None and _same_or_gone(file, statuses) for file in self.files.values()
         )
 
     def values_current(self, statuses: Statuses) -> bool:
         """Tell whether the variables, secret files and TLS files are as they were."""
         return self._variables_current() and all(
-            file is not None and file.unchanged(statuses) for file in self._files
+            file is not None and file.unchanged(statuses) for file in self.files.values()
         )
 
     def _variables_current(self) -> bool:
@@ -174,7 +200,7 @@ def _same_or_gone(file: SourceFile, statuses: Statuses) -> bool:
     return file.unchanged(statuses) or not os.path.lexists(file.path)
 
 
-def _directory(path: str) -> str:
+def directory_of(path: str) -> str:
     """Return the directory of a file, in its shortest spelling."""
     directory = os.path.dirname(path)
     shortest = os.path.normpath(directory)

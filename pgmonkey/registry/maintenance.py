@@ -63,7 +63,7 @@ class Maintenance:
         self._forked_from: list[int] = []
         #: Set when the registry is closed or dropped.
         self.stopping = threading.Event()
-        self._watch = Watch(lambda: reloader.directories, self.stopping)
+        self._watch = Watch(reloader, self.stopping)
         # Guards the start of the thread. Never held while waiting.
         self._starting = threading.Lock()
 
@@ -96,7 +96,7 @@ class Maintenance:
         """
         if self._forked_from:
             if self._watches:  # a password rotated since the fork would fail
-                self._reloader.look(again=True)
+                self._reloader.look(again=True, wait=True)
             with suppress(IndexError):  # another thread has emitted it
                 parent = self._forked_from.pop()
                 events.emit("fork.detected", path=self._path, pid=os.getpid(), parent=parent)
@@ -125,20 +125,22 @@ class Maintenance:
 
     def _run(self) -> None:
         ticks = self._watch.ticks() if self._watches else timer(self.stopping)
-        for changed in ticks:
+        for moved in ticks:
             if self.stopping.is_set():
                 return
-            self._tick(changed=changed)
+            self._tick(moved)
 
-    def _tick(self, *, changed: bool) -> None:
+    def _tick(self, moved: frozenset[str] | None) -> None:
         now, ticked_at = monotonic(), self._ticked_at
         # Wall-clock time: no other clock goes on while a hypervisor stops the machine.
         self._ticked_at = time.time()
         if self._watches and (
-            changed or now >= self._rescan_at or abs(self._ticked_at - ticked_at) > _GAP
+            moved is not None
+            or now >= min(self._rescan_at, self._reloader.due)
+            or abs(self._ticked_at - ticked_at) > _GAP
         ):
             self._rescan_at = now + self._rescan_interval
-            self._reloader.look()
+            self._reloader.look(moved=moved or frozenset())
         drop_closed_loops()
         for record in list(self._reloader.records.values()):
             if record.take_retry(now):
@@ -173,5 +175,5 @@ class Maintenance:
         self._starting = threading.Lock()
         self._thread = None
         self._forked_from = [os.getppid()]
-        self._watch = Watch(lambda: self._reloader.directories, self.stopping)
+        self._watch = Watch(self._reloader, self.stopping)
         self._probes.forget()

@@ -157,16 +157,6 @@ class Record:
         return None if self._removed else self.config
 
     @property
-    def newest(self) -> DatabaseConfig | None:
-        """The newest configuration that files gave, in force or not."""
-        return self._wanted or self.last_good
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """The problems of the files, without a failed probe."""
-        return self._problems
-
-    @property
     def failed(self) -> bool:
         """Whether the last probe of what is wanted failed."""
         return self._failed is not None

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import prometheus_client
 
 from pgmonkey.config.directory import DirectoryLoader
-from pgmonkey.config.trust import TrustPolicy
 from pgmonkey.errors import HandleClosedError, PgmonkeyError, UnknownDatabaseError
 from pgmonkey.pool._async.database import AsyncDatabase
 from pgmonkey.pool.limits import ConnectionLimits
@@ -29,7 +28,7 @@ from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
-    from pgmonkey.config.trust import Distrust, Trust
+    from pgmonkey.config.trust import Trust
     from pgmonkey.pool.handle import Database
 
 
@@ -53,6 +52,8 @@ class Registry:
         allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
         watch: Watch the files; if false, only `reload` reads them again.
         rescan_interval: Seconds after which the files are read again even without a file event.
+        removal_delay: Seconds for which the file of a database, a secret file or `_defaults.yaml`
+            must be missing until that is believed; an explicit `reload` believes it at once.
         metrics: The `prometheus_client` registry that gets the metrics, or `None`.
         histograms: Export waits, uses and connects as histograms with 9 buckets; else as summaries
             with count and sum only.
@@ -60,10 +61,7 @@ class Registry:
             Each makes one connection and closes it. A changed configuration is then probed before
             it counts even if no pool is open. Default: no probes.
         trust: What to do if other accounts can change a file of a database, its secrets or its
-            TLS files: `strict` reports a problem, `warn` emits an event and has a line in
-            `status()`, `off` does not check.
-        trust_uids: Accounts, by number, that may own such files beside root and the account of
-            the process.
+            TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
         max_connections: Server connections that this process may have at a time over all
             databases, probes and retired connections included; default: no limit. A checkout that
             needs one more waits for it, up to its `timeout`.
@@ -73,7 +71,7 @@ class Registry:
             connections open (`min_size`) than `max_connections`.
         PgmonkeyError: the thread that watches the files cannot be started, or threads were replaced
             in a way that cannot work.
-        ValueError: `probe_interval` is not more than 0.
+        ValueError: `probe_interval` is not more than 0, or `removal_delay` is less than 0.
 
     Example:
         >>> registry = Registry("registry.d")
@@ -91,25 +89,27 @@ class Registry:
         allow_sensitive_defaults: bool = False,
         watch: bool = True,
         rescan_interval: float = 30.0,
+        removal_delay: float = 5.0,
         metrics: prometheus_client.CollectorRegistry | None = prometheus_client.REGISTRY,
         histograms: bool = True,
         probe_interval: float | None = None,
         trust: Trust = "warn",
-        trust_uids: Collection[int] = (),
         max_connections: int | None = None,
     ) -> None:
         if probe_interval is not None and probe_interval <= 0:
             raise ValueError(f"probe_interval must be more than 0 seconds, not {probe_interval!r}")
+        if removal_delay < 0:
+            raise ValueError(f"removal_delay must be 0 seconds or more, not {removal_delay!r}")
         greenlets.check()
         #: The directory. Absolute: whatever the program does to its working directory, it stays the
         #: same one. A link stays a link, so that it can get another target.
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would follow links
-        self._trust = TrustPolicy(trust, trust_uids, _untrusted)
         self._loader = DirectoryLoader(
             self.path,
             names=None if names is None else tuple(names),
             allow_sensitive_defaults=allow_sensitive_defaults,
-            trust=self._trust,
+            trust=trust,
+            on_untrusted=_untrusted,
             max_connections=max_connections,
         )
         this = weakref.ref(self)  # a handle that outlives its registry must not keep it alive
@@ -123,7 +123,7 @@ class Registry:
             look=partial(_call, this, Registry._look_for),
             probes=probe_interval is not None,
         )
-        self._reloader = Reloader(self._loader, shared)
+        self._reloader = Reloader(self._loader, shared, removal_delay)
         self._records = self._reloader.records
         scan = self._reloader.load(strict=strict)
         self._closed = False
@@ -325,7 +325,6 @@ class Registry:
             path=str(self.path),
             databases=tuple(record.status() for _, record in records),
             problems=self._reloader.problems,
-            warnings=self._trust.warnings,
             watched=self._maintenance.watched,
             watching=self._maintenance.watching,
             polling=self._maintenance.polling,
@@ -363,7 +362,8 @@ class Registry:
         try:
             self._maintenance.ensure_running()
         except PgmonkeyError as error:  # the connection can be made all the same
-            events.emit("watch.degraded", mode="none", error=str(error))
+            directories = sorted(self._reloader.directories)
+            events.emit("watch.degraded", mode="none", directories=directories, reason=str(error))
         if self._exported:
             ensure_files()
 
@@ -425,8 +425,8 @@ class Registry:
         await self.aclose()
 
 
-def _untrusted(found: Distrust) -> None:
-    events.emit("file.untrusted", path=found.path, reason=found.reason, hint=found.hint)
+def _untrusted(path: str, reason: str) -> None:
+    events.emit("file.untrusted", path=path, reason=reason)
 
 
 def _call(this: weakref.ref[Registry], act: Callable[..., object], *arguments: object) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pgmonkey.config.belief import SETTLE, Look
 from pgmonkey.errors import Problem, RegistryConfigError
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.registry.record import Record, emit_rejected
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.registry.record import Shared
 
-#: Seconds after which an invalid file is read again: it may have been half written.
-_SETTLE: Final = 0.15
+#: Seconds for which a reload waits for files that are rewritten again and again.
+_LONGEST_SETTLING: Final = 2.0
 #: Reloads that connect at once; a slow database holds up one of them.
 _PARALLEL: Final = 8
 #: Seconds between two looks that refused logins ask for.
@@ -48,7 +49,7 @@ class ReloadReport:
     removed: tuple[str, ...] = ()
 
 
-class _Look(NamedTuple):
+class _Found(NamedTuple):
     """What a look at the files found, and the reloads that it began."""
 
     unchanged: list[str]
@@ -63,17 +64,23 @@ class Reloader:
     Args:
         loader: Reads the files.
         shared: What the records share.
+        removal_delay: Seconds for which a file must be missing until it counts as removed.
     """
 
-    def __init__(self, loader: DirectoryLoader, shared: Shared) -> None:
+    def __init__(self, loader: DirectoryLoader, shared: Shared, removal_delay: float) -> None:
         self._loader = loader
         self._shared = shared
+        self._removal_delay = removal_delay
         #: The records, by name. Read without a lock.
         self.records: dict[str, Record] = {}
         #: Problems of the directory itself.
         self.problems: tuple[Problem, ...] = ()
         #: The directories of the files that were read last.
         self.directories: frozenset[str] = frozenset()
+        #: Those that may not be listed, with the files that are read there.
+        self.unlisted: Mapping[str, frozenset[str]] = {}
+        #: When the files must be read again to believe what was seen, on the monotonic clock.
+        self.due = float("inf")
         #: When everything that the files said was last in force, in unix time.
         self.last_success_at: float | None = None
         self._looked_at = 0.0
@@ -103,10 +110,9 @@ class Reloader:
             config = scan.configs.get(name)
             record = self.records[name] = Record(name, self._shared, config)
             if config is None:
-                problems = scan.problems.get(name) or scan.general
-                record.declare(None, 0.0, again=False, problems=problems)
+                record.declare(None, 0.0, again=False, problems=scan.problems[name])
         self.problems = scan.general
-        self.directories = scan.watched_directories
+        self.directories, self.unlisted = scan.watched_directories, scan.unlisted
         self._note_success()
         return scan
 
@@ -118,9 +124,12 @@ class Reloader:
     # Looking at the files
 
     def reload(self) -> ReloadReport:
-        """Read the files, apply the differences, wait for that, and return a report."""
-        look = self.look(again=True)
-        for begun in look.begun:
+        """Read the files, apply the differences, wait for that, and return a report.
+
+        A file that is missing counts as removed at once.
+        """
+        found = self.look(again=True, asked=True, wait=True)
+        for begun in found.begun:
             begun.wait()
         rejected = {
             record.name: record.rejection.problems for record in self._all() if record.rejection
@@ -128,12 +137,12 @@ class Reloader:
         for problem in self.problems:
             key = problem.database or problem.path
             rejected[key] = (*rejected.get(key, ()), problem)
-        applied = [one.name for one in look.changed if not self._closed_by and not one.failed]
+        applied = [one.name for one in found.changed if not self._closed_by and not one.failed]
         return ReloadReport(
             tuple(sorted(applied)),
             rejected,
-            tuple(sorted(look.unchanged)),
-            tuple(sorted(look.removed)),
+            tuple(sorted(found.unchanged)),
+            tuple(sorted(found.removed)),
         )
 
     def look_for(self, record: Record) -> None:
@@ -144,101 +153,93 @@ class Reloader:
         database is repeated at once: perhaps the server had not been told yet.
         """
         asked = monotonic()
-        self.look(after=asked)
+        self.look(after=asked, wait=True)
         if record.take_retry(float("inf")):
             self.start(record)
 
-    def look(self, *, again: bool = False, after: float | None = None) -> _Look:
+    def look(
+        self,
+        *,
+        again: bool = False,
+        after: float | None = None,
+        asked: bool = False,
+        moved: frozenset[str] = frozenset(),
+        wait: bool = False,
+    ) -> _Found:
         """Read the files, and begin to apply the differences.
 
         Args:
             again: Repeat failed probes even if their pause is not over.
             after: Do nothing if the files were read after this moment, on the monotonic clock.
+            asked: A file that is missing counts as removed at once.
+            moved: Files that were renamed into place, as file events say.
+            wait: Wait a moment for files that may be half written; else `due` says when to look.
         """
-        look = _Look([], [], [], [])
+        found = _Found([], [], [], [])
         with events.held_back(), self._looking:
             if after is not None:
-                if self._looked_at > after:
-                    return look
+                if self._looked_at > after and not self._is_settling():
+                    return found
                 time.sleep(max(0.0, self._looked_at + _BETWEEN_REFUSALS - monotonic()))
             self._looked_at = monotonic()
-            gone = self._compare(look, again=again)
+            scan = self._scan(asked=asked, moved=moved)
+            while wait and self._is_settling():
+                time.sleep(max(0.0, self.due - monotonic()))
+                scan = self._scan(asked=asked, moved=moved)
+            gone = self._compare(scan, found, again=again)
         for record in gone:
             record.shut_handles()
-        return look
+        return found
 
-    def _compare(self, look: _Look, *, again: bool) -> list[Record]:
+    def _scan(self, *, asked: bool, moved: frozenset[str]) -> Scan:
+        look = Look(monotonic(), self._removal_delay, asked, moved)
+        scan = self._loader.scan(look, self._last_good)
+        self.directories, self.unlisted = scan.watched_directories, scan.unlisted
+        self.due = float("inf") if scan.due is None else scan.due
+        return scan
+
+    def _is_settling(self) -> bool:
+        now = monotonic()
+        return self.due <= now + SETTLE and now < self._looked_at + _LONGEST_SETTLING
+
+    def _compare(self, scan: Scan, found: _Found, *, again: bool) -> list[Record]:
         """Compare the files with the records, and return those that may not be used any more."""
-        seen = self._looked_at
-        scan = self._settled_scan()
-        kept = self._kept(scan)
-        self.directories = scan.watched_directories.union(
-            *(config.watched_directories for config in kept.values())
-        )
         gone = []
-        for name in scan.present | kept.keys():
+        for name in scan.present:
+            config = scan.configs.get(name) or scan.kept.get(name)
+            problems = scan.problems.get(name, ())
             record = self.records.get(name) or Record(name, self._shared)
-            config = scan.configs.get(name)
-            if config is not None:
-                problems = scan.problems.get(name, ())
-            elif name in scan.present:
-                config, problems = kept.get(name), scan.problems.get(name) or scan.general
-            else:  # the directory cannot be read: nothing new is known about the file
-                config, problems = kept[name], record.problems
-            if record.declare(config, seen, again=again, problems=problems):
-                look.changed.append(record)
+            if record.declare(config, self._looked_at, again=again, problems=problems):
+                found.changed.append(record)
             elif problems:
                 self._add(record)
                 gone.append(record)
-            elif name in scan.configs:
-                look.unchanged.append(name)
-        if scan.directory_ok:
-            for name, record in list(self.records.items()):
-                if name not in scan.present and record.declared:
-                    record.remove()
-                    look.removed.append(name)
-                    gone.append(record)
+            else:
+                found.unchanged.append(name)
+        for name, record in list(self.records.items()):
+            if name not in scan.present and record.declared:
+                record.remove()
+                found.removed.append(name)
+                gone.append(record)
         if scan.general and scan.general != self.problems:
             emit_rejected(None, scan.general)
         self.problems = scan.general
-        for record in look.changed:
+        for record in found.changed:
             if (begun := self.start(record)) is not None:
-                look.begun.append(begun)
+                found.begun.append(begun)
             # A new database is visible from here on, when it is in force or rejected: before,
             # there is no state to report.
             self._add(record)
         return gone
 
-    def _kept(self, scan: Scan) -> dict[str, DatabaseConfig]:
-        """Return what databases keep whose files say nothing that can be used, by name.
-
-        That is their last good text, with its references resolved again: a typo, or a directory
-        that is not mounted, must not keep a rotated secret out.
-        """
-        configs = []
-        for name, record in self.records.items():
-            if name in scan.present and name not in scan.configs:
-                configs.append(record.last_good)
-            elif not scan.directory_ok:
-                configs.append(record.newest)
-        return self._loader.resolved_again(filter(None, configs))
+    def _last_good(self, name: str) -> DatabaseConfig | None:
+        record = self.records.get(name)
+        return record.last_good if record is not None else None
 
     def _add(self, record: Record) -> None:
         self.records[record.name] = record
         if self._closed_by:
             record.close(self._closed_by)
-
-    def _settled_scan(self) -> Scan:
-        """Read the files; read them again a moment later if there are new problems."""
-        scan = self._loader.scan()
-        news = any(
-            (record := self.records.get(name)) is None or record.problems != problems
-            for name, problems in scan.problems.items()
-        )
-        if news or scan.general != self.problems:
-            time.sleep(_SETTLE)  # a writer may be between truncating and writing
-            scan = self._loader.scan()
-        return scan
 
     # Applying
 

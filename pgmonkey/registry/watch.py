@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import watchfiles
 
+from pgmonkey.config.secret_files import Signature, signature_of
+from pgmonkey.pool.clock import monotonic
 from pgmonkey.registry.greenlets import threads_are_greenlets
 from pgmonkey.telemetry import events
 
@@ -19,20 +22,36 @@ _DEBOUNCE: Final = 100
 #: Milliseconds between two ticks.
 _TICK: Final = 500
 
+#: A tick: `None`, or, if files may have changed, the paths that were renamed into place.
+Tick = frozenset[str] | None
+_CHANGED: Final[frozenset[str]] = frozenset()
+#: Why a directory has no file events although there are some.
+_UNLISTED: Final = "the directory may be searched, but not listed"
+
+
+class Files(Protocol):
+    """What the watch wants to know of the files."""
+
+    directories: frozenset[str]
+    unlisted: Mapping[str, frozenset[str]]
+    due: float
+
 
 class Watch:
-    """Watch the directories of a registry for file events, or poll when there are none.
+    """Watch the directories of a registry for file events, or poll where there are none.
 
     Args:
-        directories: Returns the directories to watch.
+        files: The directories to watch, and when the files must be read in any case.
         stop: Ends the watch when it is set.
     """
 
-    def __init__(self, directories: Callable[[], frozenset[str]], stop: threading.Event) -> None:
-        self._directories = directories
+    def __init__(self, files: Files, stop: threading.Event) -> None:
+        self._files = files
         self._stop = stop
         self._lost: frozenset[str] = frozenset()
         self._started = False
+        #: The directories without events that were reported, and why there are none.
+        self._degraded: Mapping[str, str] = {}
         # watchfiles waits outside of Python, where no other greenlet can take its turn.
         self._polls = threads_are_greenlets()
         #: Whether every tick is a change, because there are no file events.
@@ -40,58 +59,76 @@ class Watch:
         #: How often there were no file events.
         self.errors = 0
 
-    def ticks(self) -> Iterator[bool]:
-        """Yield when the files may have changed, and twice a second; tell whether they may have."""
+    def ticks(self) -> Iterator[Tick]:
+        """Yield when the files may have changed, and twice a second."""
         while not self._stop.is_set():
-            wanted = self._directories()
-            watched = _identities(wanted)
-            self._report_lost(frozenset(wanted - watched.keys()))
+            wanted = self._files.directories
+            identities = _identities(wanted)
+            self._report_lost(frozenset(wanted - identities.keys()))
+            unlisted = self._files.unlisted
+            watched = identities.keys() - unlisted.keys()
             try:
                 if self._polls:
-                    self._report_started(watched, "polling")
+                    self._report_started(identities, "polling")
                 elif watched:
-                    yield from self._events(wanted, watched)
+                    yield from self._events(wanted, identities, unlisted)
                     continue
-            except (
-                OSError,
-                RuntimeError,
-            ) as error:  # watchfiles: no inotify instance, no watch left
+            # watchfiles: no inotify instance, no watch left
+            except (OSError, RuntimeError) as error:
                 self.errors += 1
-                if not self.polling:
-                    self.polling = True
-                    events.emit("watch.degraded", mode="polling", error=type(error).__name__)
-            yield True
-            self._stop.wait(_TICK / 1000)
+                self.polling = True
+                self._report_degraded(
+                    {**dict.fromkeys(unlisted, _UNLISTED), **dict.fromkeys(watched, str(error))}
+                )
+            yield _CHANGED
+            self._stop.wait(min(_TICK / 1000, max(0.0, self._files.due - monotonic())))
 
     def _events(
-        self, wanted: frozenset[str], watched: dict[str, tuple[int, int]]
-    ) -> Iterator[bool]:
-        """Watch until the directories change."""
+        self,
+        wanted: frozenset[str],
+        identities: Mapping[str, tuple[int, int]],
+        unlisted: Mapping[str, frozenset[str]],
+    ) -> Iterator[Tick]:
+        """Watch until the directories change, or the files must be read in any case."""
+        signatures = _signatures(unlisted)
         # Not filtered by name: a Kubernetes update never names the files that are read.
         batches = watchfiles.watch(
-            *sorted(watched),
+            *sorted(identities.keys() - unlisted.keys()),
             watch_filter=None,
             recursive=False,
             step=_STEP,
             debounce=_DEBOUNCE,
             rust_timeout=_TICK,
             yield_on_timeout=True,
-            stop_event=self._stop,
+            stop_event=_Due(self._files, self._stop),
             raise_interrupt=False,
         )
         for number, batch in enumerate(batches):
+            before, signatures = signatures, _signatures(unlisted)
             # The files are read once when the watch has begun: a change before that made no event.
-            yield number == 0 or bool(batch)
+            changed = number == 0 or batch or signatures != before
+            yield renamed_into_place(batch) if changed else None
             self.polling = False
-            self._report_started(watched, "events")
-            current = self._directories()
-            if current != wanted or _identities(current) != watched:
+            self._report_started(identities.keys() - unlisted.keys(), "events")
+            self._report_degraded(dict.fromkeys(unlisted, _UNLISTED))
+            current = self._files.directories
+            if current != wanted or self._files.unlisted != unlisted:
                 return
+            if _identities(current) != identities:
+                return
+        yield None  # what is due
 
     def _report_started(self, directories: Iterable[str], mode: str) -> None:
         if not self._started:
             self._started = True
             events.emit("watch.started", directories=sorted(directories), mode=mode)
+
+    def _report_degraded(self, reasons: Mapping[str, str]) -> None:
+        new = reasons.items() - self._degraded.items()
+        for reason in sorted({reason for _, reason in new}):
+            directories = sorted(directory for directory, why in new if why == reason)
+            events.emit("watch.degraded", mode="polling", directories=directories, reason=reason)
+        self._degraded = reasons
 
     def _report_lost(self, lost: frozenset[str]) -> None:
         for directory in sorted(lost - self._lost):
@@ -99,6 +136,31 @@ class Watch:
         for directory in sorted(self._lost - lost):
             events.emit("watch.restored", directory=directory)
         self._lost = lost
+
+
+class _Due:
+    """Tell watchfiles to stop when the registry stops, or when the files must be read again."""
+
+    def __init__(self, files: Files, stop: threading.Event) -> None:
+        self._files = files
+        self._stop = stop
+
+    def is_set(self) -> bool:
+        return self._stop.is_set() or monotonic() >= self._files.due
+
+
+def renamed_into_place(batch: Iterable[tuple[watchfiles.Change, str]]) -> frozenset[str]:
+    """Return the paths that a batch of events says were written under another name before.
+
+    A rename shows as a file that came and went beside one that came. A file that was made under
+    its own name, and may be half written, shows as one that came, alone.
+    """
+    added = {path for change, path in batch if change is watchfiles.Change.added}
+    deleted = {path for change, path in batch if change is watchfiles.Change.deleted}
+    came, passed = added - deleted, added & deleted
+    temporaries = Counter(Path(path).parent for path in passed)
+    temporaries.subtract(Path(path).parent for path in came)
+    return frozenset(path for path in came if temporaries[Path(path).parent] >= 0)
 
 
 def _identities(directories: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -115,8 +177,18 @@ def _identities(directories: Iterable[str]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def timer(stop: threading.Event) -> Iterator[bool]:
+def _signatures(unlisted: Mapping[str, frozenset[str]]) -> dict[str, Signature]:
+    """Return what changes when one of the files in directories without events changes."""
+    found = {}
+    for paths in unlisted.values():
+        for path in paths:
+            with suppress(OSError):
+                found[path] = signature_of(Path(path).stat())
+    return found
+
+
+def timer(stop: threading.Event) -> Iterator[Tick]:
     """Yield twice a second, without watching any file."""
     while not stop.is_set():
-        yield False
+        yield None
         stop.wait(_TICK / 1000)

@@ -39,7 +39,6 @@ def overview(status: RegistryStatus) -> dict[str, Any]:
             "last_reload_successful": status.last_reload_successful,
             "last_reload_success_at": status.last_reload_success_at,
             "problems": _problems(status.problems),
-            "warnings": _problems(status.warnings),
         },
         "databases": [_summary(one) for one in status.databases if one.state],
     }

@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -223,7 +223,6 @@ def serve(
     *,
     allow_sensitive_defaults: bool = False,
     trust: Trust = "strict",
-    trust_uids: Collection[int] = (),
 ) -> None:
     """Serve the registry of a directory until SIGTERM or SIGINT.
 
@@ -242,7 +241,6 @@ def serve(
             probe_interval=PROBE_INTERVAL,
             allow_sensitive_defaults=allow_sensitive_defaults,
             trust=trust,
-            trust_uids=trust_uids,
         ) as registry,
     ):
         asyncio.run(_serve(registry, listener, metrics, options, noted))

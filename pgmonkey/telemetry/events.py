@@ -44,7 +44,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "checkout.returned_late": ("info", "a checkout that was reported as leaked was returned"),
     "file.untrusted": ("warning", "other accounts can change a file"),
     "watch.started": ("info", "the directories are watched"),
-    "watch.degraded": ("warning", "there are no file events: the directories are polled, or not watched"),
+    "watch.degraded": ("warning", "there are no file events in these directories: they are polled, or not watched"),
     "watch.lost": ("warning", "a watched directory is gone"),
     "watch.restored": ("info", "a lost directory is watched again"),
     "http.denied": ("warning", "a reload over HTTP was refused"),

@@ -152,7 +152,6 @@ class RegistryStatus(NamedTuple):
     path: str
     databases: tuple[DatabaseStatus, ...]
     problems: tuple[Problem, ...]
-    warnings: tuple[Problem, ...]
     watched: bool
     watching: bool
     polling: bool

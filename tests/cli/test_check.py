@@ -153,41 +153,13 @@ def test_trust_is_judged_as_the_service_judges_it(tmp_path: Path, canary: Canary
     assert invoke("check", tmp_path, canary=canary).code == 0
     reason = f"{tmp_path}/orders.yaml can be changed by everybody (mode 0666)"
     done = invoke("check", tmp_path, "--trust", "warn", canary=canary)
-    assert (done.code, done.out, done.err) == (
-        0,
-        "",
-        f"{reason}\n  hint: chmod go-w {tmp_path}/orders.yaml\n",
-    )
+    assert (done.code, done.out, done.err) == (0, "", f"{reason}\n")
     done = invoke("check", tmp_path, "--trust", "strict", canary=canary)
     assert (done.code, done.err) == (1, "1 problem in 1 file\n")
     assert f"the file is not trusted: {reason}  [file.untrusted]" in done.out
     (tmp_path / "orders.yaml").chmod(0o644)
     done = invoke("check", tmp_path, "--trust", "strict", canary=canary)
     assert (done.code, done.out, done.err) == (0, "", "")
-
-
-def test_accounts_that_may_own_files_are_options_and_variables(
-    tmp_path: Path, canary: Canary
-) -> None:
-    """--trust-uid may be repeated; $PGMONKEY_TRUST and $PGMONKEY_TRUST_UID are the same."""
-    if os.geteuid() != 0:
-        pytest.skip("only root gives files away")
-    path = tmp_path / "orders.yaml"
-    path.write_text(GOOD)
-    os.chown(path, 65534, -1)
-    strict = {"PGMONKEY_TRUST": "strict"}
-    done = invoke("check", tmp_path, canary=canary, env=strict)
-    assert (done.code, "--trust-uid 65534" in done.out) == (1, True)
-    for arguments, variables in (
-        (("--trust-uid", "1", "--trust-uid", "65534"), {}),
-        ((), {"PGMONKEY_TRUST_UID": "1 65534"}),
-        (("--trust", "off"), {}),
-        (("--static",), {}),
-    ):
-        done = invoke("check", tmp_path, *arguments, canary=canary, env=strict | variables)
-        assert (done.code, done.out, done.err) == (0, "", "")
-    done = invoke("check", tmp_path, "--trust-uid", "vault", canary=canary)
-    assert (done.code, "'vault' is not a valid integer" in done.err) == (2, True)
 
 
 def test_a_directory_without_databases_is_reported(tmp_path: Path, canary: Canary) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pgmonkey import Registry
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.loader import load_file
-from pgmonkey.config.trust import TrustChecker, TrustPolicy
+from pgmonkey.config.trust import TrustChecker
 from pgmonkey.errors import ConfigError
 from tests.kit.command import environment
 from tests.kit.secret_volume import SecretVolume
@@ -202,15 +202,11 @@ def test_the_layouts_of_kubernetes_are_trusted_as_real_mounts(
 def test_strict_makes_a_problem_of_it(directory, secret, what):
     """Until it is mended; a change of permissions alone is seen at the next look."""
     opened = {"file": directory / "orders.yaml", "secret": secret, "directory": directory}[what]
-    loader = DirectoryLoader(directory, trust=TrustPolicy("strict"))
+    loader = DirectoryLoader(directory, trust="strict")
     mode = opened.stat().st_mode
     opened.chmod(mode | 0o022)
     (problem,) = {(one.code, one.hint, one.database) for one in loader.scan().all_problems()}
-    assert problem == (
-        "file.untrusted",
-        f"chmod go-w {opened}, or use --trust warn",
-        "orders",
-    )
+    assert problem == ("file.untrusted", f"chmod go-w {opened}", "orders")
     opened.chmod(mode)
     assert set(loader.scan().configs) == {"orders"}
 
@@ -220,7 +216,7 @@ def test_strict_counts_the_defaults_for_every_database(directory):
     defaults = directory / "_defaults.yaml"
     defaults.write_text("required: false\n")
     defaults.chmod(0o666)
-    loader = DirectoryLoader(directory, trust=TrustPolicy("strict"))
+    loader = DirectoryLoader(directory, trust="strict")
     scan = loader.scan()
     assert [problem.code for problem in scan.all_problems()] == ["file.untrusted"]
     assert not scan.configs
@@ -228,48 +224,16 @@ def test_strict_counts_the_defaults_for_every_database(directory):
     assert set(loader.scan().configs) == {"orders"}
 
 
-def test_a_registry_warns_once_and_shows_it_until_it_is_mended(directory, secret, events):
-    """The library serves the database all the same; event and status say what can be done."""
-    (directory / "events.yaml").write_text(GOOD % secret)
+def test_a_registry_warns_once_for_each_file(directory, secret, events):
+    """The library serves the database all the same."""
     secret.chmod(0o666)
     with Registry(directory, watch=False, metrics=None) as registry:
         registry.reload()
         (directory / "orders.yaml").write_text(GOOD % secret + "required: false\n")
         assert registry.reload().applied == ("orders",)
-        (warning,) = registry.status().warnings
-        secret.chmod(0o644)
-        registry.reload()
-        assert registry.status().warnings == ()
-        secret.chmod(0o666)
-        (directory / "orders.yaml").write_text(GOOD % secret)
-        registry.reload()
-    assert (warning.path, warning.code) == (str(secret), "file.untrusted")
-    first, again = events.named("file.untrusted")
-    assert first["path"] == again["path"] == str(secret)
-    assert first["reason"] == warning.message == "can be changed by everybody (mode 0666)"
-    assert first["hint"] == warning.hint == f"chmod go-w {secret}"
-
-
-def test_a_rejected_file_is_still_one_that_others_can_change(directory, secret, events):
-    """Its secrets are read for the last good text, and its own warning stays."""
-    path = directory / "orders.yaml"
-    path.chmod(0o666)
-    with Registry(directory, watch=False, metrics=None) as registry:
-        path.write_text(GOOD % secret + "requird: false\n")
-        for text in ("coffee", "water"):
-            secret.write_text(text)
-            assert registry.reload().rejected
-        assert [one.path for one in registry.status().warnings] == [str(path)]
-    assert len(events.named("file.untrusted")) == 1
-
-
-def test_a_file_that_is_removed_warns_no_more(directory, secret):
-    """Nor what it named: nothing reads that any longer."""
-    secret.chmod(0o666)
-    with Registry(directory, watch=False, metrics=None) as registry:
-        (directory / "orders.yaml").unlink()
-        registry.reload()
-        assert registry.status().warnings == ()
+    (event,) = events.named("file.untrusted")
+    assert event["path"] == str(secret)
+    assert event["reason"] == f"{secret} can be changed by everybody (mode 0666)"
 
 
 def test_a_strict_registry_refuses_and_an_indifferent_one_does_not_look(directory, events):

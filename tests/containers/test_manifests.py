@@ -14,7 +14,7 @@ import yaml
 from pgmonkey.cli.serve import command
 from pgmonkey.config.directory import DirectoryLoader
 from tests.containers.dockerfile import read
-from tests.docs.snippets import ROOT, snippets
+from tests.docs.snippets import ROOT
 
 DOCKER = ROOT / "docker"
 KUBERNETES = sorted((DOCKER / "kubernetes").glob("*.yaml"))
@@ -147,43 +147,6 @@ def test_pods_run_as_the_image_does(deployment: dict[str, Any]) -> None:
             assert mount["name"] in volumes
             assert mount["readOnly"]
             assert "subPath" not in mount
-
-
-DOCUMENTED = [one for one in snippets(ROOT / "docs" / "containers.md") if one.word == "pod"]
-
-
-def test_the_pods_of_the_documentation_are_valid(tmp_path: Path) -> None:
-    """They are valid by the schemas of Kubernetes, like the files: Secret, Vault, emptyDir, OpenShift."""
-    paths = [tmp_path / f"{one.rest}.yaml" for one in DOCUMENTED]
-    for path, one in zip(paths, DOCUMENTED, strict=True):
-        path.write_text(one.text)
-    assert run("kubernetes-validate", "--strict", *paths).count("passed for resource pod/") == 4
-
-
-@pytest.mark.parametrize(
-    "text", [one.text for one in DOCUMENTED], ids=[one.rest for one in DOCUMENTED]
-)
-def test_the_pods_of_the_documentation_are_trusted(text: str) -> None:
-    """The service mounts every volume read-only; Vault agent, whose mount is not, runs as its user."""
-    manifest = yaml.safe_load(text)
-    pod = manifest["spec"]
-    volumes = {volume["name"] for volume in pod["volumes"]}
-    (service,) = pod["containers"]
-    assert all(mount["readOnly"] for mount in service["volumeMounts"])
-    for container in (service, *pod.get("initContainers", ())):
-        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
-    annotations = manifest["metadata"].get("annotations", {})
-    if annotations:
-        user = annotations["vault.hashicorp.com/agent-run-as-user"]
-        assert user == str(pod["securityContext"]["runAsUser"])
-
-
-def test_variables_of_the_documentation_exist() -> None:
-    """What a manifest on the page sets is an option of the service."""
-    page = (ROOT / "docs" / "containers.md").read_text()
-    named = set(re.findall(r"\bPGMONKEY_\w+", page))
-    assert named == {"PGMONKEY_TRUST", "PGMONKEY_TRUST_UID"}
-    assert named <= {parameter.envvar for parameter in command.params}
 
 
 def test_selectors_find_their_pods() -> None:

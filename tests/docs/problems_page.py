@@ -11,6 +11,7 @@ from unittest import mock
 
 import psycopg
 
+from pgmonkey.config.belief import Look
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.problems import failed_probe
@@ -20,7 +21,6 @@ from pgmonkey.config.secret_files import (
     MOUNT_THE_DIRECTORY,
     UNLINKED,
 )
-from pgmonkey.config.trust import any_of, remedies
 from pgmonkey.config.warnings import find_warnings
 from pgmonkey.errors import ConfigError, Problem, Reason
 from pgmonkey.pool.failures import classify
@@ -157,6 +157,7 @@ def _of_directories() -> Iterator[Problem]:
         yield from DirectoryLoader(directory, environ={"PGTZ": "UTC"}).scan().all_problems()
         yield from DirectoryLoader(directory, names=["order"], environ={}).scan().all_problems()
         yield from _budget()
+        yield from _emptied()
         Path("open.key").write_text("key")
         Path("open.key").chmod(0o666)  # also where it belongs to root
         Path("large").write_text("x" * (LIMIT + 1))
@@ -194,6 +195,19 @@ def _budget() -> Iterator[Problem]:
         yield from DirectoryLoader("registry.d", environ={}).scan().all_problems()
 
 
+def _emptied() -> Iterator[Problem]:
+    """Yield the problem of a directory that lost its files."""
+    directory = Path("emptied", "registry.d")
+    directory.mkdir(parents=True)
+    (directory / "orders.yaml").write_text(_DATABASE)
+    with chdir("emptied"):
+        loader = DirectoryLoader("registry.d", environ={})
+        loader.scan()
+        Path("registry.d", "orders.yaml").unlink()
+        for now in (0.0, 1.0):
+            yield from loader.scan(Look(now, removal_delay=5.0, asked=False)).all_problems()
+
+
 def _shown() -> Iterator[Problem]:
     where = {"line": 5, "column": 25, "key": "connection_settings.password.from_file"}
     for word, (message, hint) in _SHOWN.items():
@@ -203,12 +217,12 @@ def _shown() -> Iterator[Problem]:
         yield Problem("registry.d/orders.yaml", f"secret.{word}", secret, **where, hint=hint)
         named = f"the file that sslkey names {message}"
         yield Problem("registry.d/orders.yaml", f"file.{word}", named, 7, 11, hint=hint)
-    secret, volume = "/vault/secrets/orders-password", "/vault/secrets"
-    status = os.stat_result((0o100644, 0, 0, 1, 100, 1000, 9, 0, 0, 0))
-    ways = remedies(secret, status, uid=10001, foreign=True, volume=volume, image=False)
-    message = f"the file is not trusted: {secret} belongs to another account (uid 100)"
-    hint = any_of((*ways, "use --trust warn"))
-    yield Problem("registry.d/orders.yaml", "file.untrusted", message, hint=hint)
+    message = "the directory is on another device, without the files of 2 databases"
+    hint = "is its volume mounted? to accept the directory, reload explicitly (SIGHUP)"
+    yield Problem("registry.d", "registry.replaced", message, hint=hint)
+    message = "the file is not trusted: /etc/shop can be changed by everybody (mode 0777)"
+    path = "/etc/shop/orders.yaml"
+    yield Problem(path, "file.untrusted", message, hint="chmod go-w /etc/shop")
     password = "/run/secrets/orders/password"
     yield Problem(password, "file.unlinked", f"the file {UNLINKED}", hint=MOUNT_THE_DIRECTORY)
     message = f"the directory {UNLINKED}"

@@ -35,7 +35,6 @@ class Snippet:
     - `skip REASON`: neither run nor validated;
     - `invalid CODE`: a database file that must be refused with a problem of this code;
     - `raises ERROR`: Python that ends with this exception;
-    - `pod LAYOUT`: a manifest of Kubernetes, which tests/containers validates;
     - `run`: a shell snippet that is run, and must end with 0; `run exit=1` with 1.
     """
 

@@ -215,7 +215,7 @@ def close(namespace: dict, runner: asyncio.Runner) -> None:
 @pytest.mark.parametrize("snippet", [pytest.param(s, id=s.place) for s in ALL if s.directive])
 def test_directives_are_known(snippet: Snippet):
     """The comment above a fence is one that these tests know, and a `skip` has a reason."""
-    assert snippet.word in ("skip", "invalid", "pod", "raises", "run")
+    assert snippet.word in ("skip", "invalid", "raises", "run")
     if snippet.word != "run":
         assert snippet.rest, f"{snippet.place}: {snippet.word} says why, or what"
 

@@ -99,7 +99,10 @@ def test_bad_files_one_after_the_other_fail_no_query_and_are_mended_by_themselve
         (missing_secret, mend_secret, "secret.missing", f"{password}.from_file", secret_line),
         (wrong_password, mend_secret, "probe.auth", password, secret_line),
     ]
-    with Registry(registry_dir, metrics=numbers) as registry, Reader(registry, "orders") as reader:
+    with (
+        Registry(registry_dir, metrics=numbers, removal_delay=0.3) as registry,
+        Reader(registry, "orders") as reader,
+    ):
         eventually(lambda: reader.done > 10, 10, "the load is on")
         assert stale() == 0
         for spoil, mend, code, key, line in cases:
@@ -269,7 +272,8 @@ def test_a_removed_file_ends_the_database_and_its_return_revives_the_handle(
 ) -> None:
     """Checkouts in progress end; the next one raises; when the file is back the handle works."""
     text = registry_dir.declare("orders", database, connection_type).read_text()
-    with Registry(registry_dir, metrics=None) as registry:
+    registry_dir.declare("reports", database)  # a directory without any file removes nothing
+    with Registry(registry_dir, metrics=None, removal_delay=0.3) as registry:
         handle = registry.get("orders")
         with handle as connection:
             registry_dir.remove("orders")

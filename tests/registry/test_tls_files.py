@@ -164,7 +164,7 @@ def test_a_bundle_that_goes_bad_is_rejected_and_the_sessions_go_on(
     bundle.parent.mkdir()
     bundle.write_text(authority.pem)
     declare(registry_dir, orders, sslrootcert=str(bundle))
-    with Registry(registry_dir, metrics=None) as registry:
+    with Registry(registry_dir, metrics=None, removal_delay=0.3) as registry:
         first = session(registry)
         events.wait("watch.started")
         if bad == "gone":

@@ -71,7 +71,7 @@ def registry(
 ) -> Iterator[Registry]:
     """A watched registry whose one database is open, and whose watch is armed."""
     registry_dir.write("orders", text(database, "first"))
-    with Registry(registry_dir, metrics=numbers) as registry:
+    with Registry(registry_dir, metrics=numbers, removal_delay=0.3) as registry:
         assert application_name(registry) == "first"
         events.wait("watch.started")
         yield registry
@@ -253,10 +253,10 @@ def test_a_secret_reloads_exactly_the_databases_that_use_it(
         assert modified == pytest.approx(volume.path("password").stat().st_mtime)
 
 
-def silent(*_directories: str, stop_event: threading.Event, **_: Any) -> Iterator[set[Any]]:
+def silent(*_directories: str, stop_event: Any, **_: Any) -> Iterator[set[Any]]:
     """Watch as an operating system does that reports nothing."""
     while not stop_event.is_set():
-        stop_event.wait(0.02)  # as watchfiles, which comes back now and then with nothing
+        time.sleep(0.02)  # as watchfiles, which comes back now and then with nothing
         yield set()
 
 

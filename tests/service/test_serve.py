@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
-from tests.kit.command import Running, invoke, run
+from tests.kit.command import Running, run
 from tests.kit.ports import free_port
 from tests.service.serving import Serve, Serving
 
@@ -188,28 +188,6 @@ def test_it_ends_while_a_probe_hangs_and_a_client_is_slow(
         slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
         service.send(signal.SIGTERM)
         assert service.code(10) == 0
-
-
-def test_files_that_others_can_change_are_shown_until_they_are_mended(
-    serve: Serve, registry_dir: RegistryDirectory, orders: TemporaryDatabase, canary: Canary
-) -> None:
-    """With `--trust warn` the log, the page, its data and `pgmonkey status` say what can be done."""
-    path = registry_dir.file("orders")
-    path.chmod(0o666)
-    service = serve("--log-format", "json", PGMONKEY_TRUST="warn")
-    (warning,) = service.get("/api/v1/databases").json["registry"]["warnings"]
-    assert (warning["path"], warning["code"]) == (str(path), "file.untrusted")
-    assert warning["message"] == "can be changed by everybody (mode 0666)"
-    assert warning["hint"] == f"chmod go-w {path}"
-    assert '"file.untrusted"' in service.text
-    page = service.get("/").text
-    assert warning["message"] in page
-    assert warning["hint"] in page
-    done = invoke("status", "--url", service.url, canary=canary)
-    assert done.err == f"{path} {warning['message']}\n  hint: {warning['hint']}\n"
-    path.chmod(0o644)
-    service.send(signal.SIGHUP)
-    eventually(lambda: not service.get("/api/v1/databases").json["registry"]["warnings"])
 
 
 def test_a_second_signal_ends_it_at_once(serve: Serve, orders: TemporaryDatabase) -> None:
