@@ -98,6 +98,20 @@ def variables(template: Template) -> Iterator[Variable]:
             yield from variables(part.default or ())
 
 
+def origin_of(value: Any, lookup: Lookup) -> str | None:
+    """Return where the value behind a reference comes from; `None` if it is in the file itself."""
+    match value:
+        case {"from_env": str(name)}:
+            return f"the variable {name}"
+        case {"from_file": str(path)}:
+            return f"the file {path}"
+        case str() if has_reference(value):
+            taken = dict.fromkeys(variables_taken(parse_template(value), lookup))
+            names = " and ".join(taken)
+            return f"the variable{'s' if len(taken) > 1 else ''} {names}" if taken else None
+    return None
+
+
 def variables_taken(template: Template, lookup: Lookup) -> Iterator[str]:
     """Yield the names of the variables whose values an expansion takes."""
     for part in template:
@@ -239,8 +253,8 @@ class Resolution:
     snapshot: Snapshot
     directory: str
     problems: list[KeyProblem] = field(default_factory=list)
-    #: Where the values that are not in the file came from, by path: a variable or a file.
-    origins: dict[KeyPath, str] = field(default_factory=dict)
+    #: The references whose values were found, by path.
+    references: dict[KeyPath, Any] = field(default_factory=dict)
     variables: dict[str, str | None] = field(default_factory=dict)
     #: The secret files, by path; `None` for one that could not be read.
     files: dict[str, SourceFile | None] = field(default_factory=dict)
@@ -271,6 +285,14 @@ class Resolution:
             elif keep_nulls:
                 resolved[key] = None
         return resolved
+
+    def origins(self) -> dict[KeyPath, str]:
+        """Return where the values came from that are not in the document itself, by path."""
+        found = {
+            path: origin_of(written, self.variables.get)
+            for path, written in self.references.items()
+        }
+        return {path: origin for path, origin in found.items() if origin is not None}
 
     def _value(self, value: Any, path: KeyPath, sensitive: bool) -> Any:
         if isinstance(value, str):
@@ -338,9 +360,7 @@ class Resolution:
         except UnsetVariableError as error:
             hint = _SET_IT if sensitive else f"{_SET_IT}, or give it a default: ${{NAME:-default}}"
             return self._unset(path, error.name, error.message or hint)
-        if taken := dict.fromkeys(variables_taken(template, self.variables.get)):
-            plural = "" if len(taken) == 1 else "s"
-            self.origins[path] = f"the variable{plural} {' and '.join(taken)}"
+        self.references[path] = text
         return self._checked(value, path)
 
     def _has_forbidden_default(self, template: Template, path: KeyPath) -> bool:
@@ -370,16 +390,17 @@ class Resolution:
         written = target
         if has_reference(target):
             found = self._text(target, inside, sensitive=False)
-            self.origins.pop(inside, None)  # of the path or the name, not of the value
+            self.references.pop(inside, None)  # of the path or the name, not of the value
             if isinstance(found, _Dropped):
                 return found
             target = found
         if kind == "from_file":
+            self.references[path] = value
             return self._from_file(target, written, inside)
         text = self._lookup(target)
         if text is None:
             return self._unset(inside, written, _SET_IT)
-        self.origins[path] = f"the variable {written}"
+        self.references[path] = value
         return self._checked(text, path)
 
     def _unset(self, path: KeyPath, name: str, hint: str) -> _Dropped:
@@ -412,6 +433,5 @@ class Resolution:
                 unquoted=f"the secret file {error} (its path is not shown: it may be a secret)",
             )
         self.files[path] = file
-        self.origins[inside[:-1]] = f"the file {written}"
         self.modified = max(self.modified or 0.0, status.st_mtime)
         return text

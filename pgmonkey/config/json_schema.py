@@ -37,6 +37,15 @@ _UNIT: Final = f"(?:[ ]*(?:{_UNITS}))?"
 _DURATION: Final = "a duration, such as 500ms, 30s, 5min, 2h or 1d"
 _URL: Final = "^(?!postgres(?:ql)?://)"
 _ANY_URL: Final = "^(?![^$]*://)"
+_HIDDEN: Final = r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff]"
+_NO_WHITE_SPACE: Final = rf"^(?!{_HIDDEN})(?![\s\S]*{_HIDDEN}$)"
+_NO_PORT: Final = r"^(?![^$:/@,]*:[0-9]*(?:,|$))(?![^$/@]*[\s\[\]])"
+# What the text of a kind may not be.
+_ONLY: Final = {
+    "user": [_NO_WHITE_SPACE],
+    "dbname": [_URL, _NO_WHITE_SPACE],
+    "host": [_ANY_URL, _NO_WHITE_SPACE, _NO_PORT],
+}
 _LONGEST: Final = 10 * 365 * 86400  # seconds
 
 
@@ -171,9 +180,9 @@ def _text(hint: Mapping[str, Any]) -> Schema:
     }
     if hint["kind"] == "file":
         text["not"] = {"pattern": r"\n|-----BEGIN"}
-    if not hint.get("url", True):
+    if patterns := _ONLY.get(hint.get("only", "")):
         text["minLength"] = 1
-        text["allOf"] = [{"pattern": _ANY_URL if hint["kind"] == "texts" else _URL}]
+        text["allOf"] = [{"pattern": pattern} for pattern in patterns]
     return text
 
 
@@ -200,7 +209,7 @@ def _ports() -> Schema:
         "type": ["integer", "string", "array"],
         "minimum": 1,
         "maximum": 65535,
-        "pattern": r"^[ ]*\+?[1-9][0-9]{0,4}[ ]*$|^[^,]*(?:,[^,]*)+$",
+        "pattern": r"^\+?[1-9][0-9]{0,4}$|^[^,]*(?:,[^,]*)+$",
         "items": {
             "anyOf": [
                 {"type": "integer", "minimum": 1, "maximum": 65535},

@@ -101,7 +101,7 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
             tree, resolution = from_one_snapshot(look)
         except SnapshotMovedError:
             return nothing, positions.problems([MOVING])
-        found, origins = resolution.problems, resolution.origins
+        found, origins = resolution.problems, resolution.origins()
     secrets = known_secrets(tree)
     if not found:
         result = RedactedDict(_plain(tree, (), found, resolved=options.resolve))

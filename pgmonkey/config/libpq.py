@@ -20,6 +20,7 @@ Kind = Literal[
     "file",
     "host",
     "database",
+    "user",
 ]
 
 #: The environment variables that libpq always turns into session settings.
@@ -66,7 +67,7 @@ _KNOWN: Final[Mapping[str, Keyword]] = {
         "port",
     ),
     "dbname": Keyword("The name of the database on the server.", "orders", "database", ""),
-    "user": Keyword("The role to log in as.", "orders_app", "text", ""),
+    "user": Keyword("The role to log in as.", "orders_app", "user", ""),
     "password": Keyword("The password; better not in this file.", "${DB_PASSWORD}", "text", ""),
     "passfile": Keyword("A password file of libpq.", "/run/secrets/pgpass", "file", NO_FILE),
     "service": Keyword("The name of a service in libpq's service file.", "orders"),

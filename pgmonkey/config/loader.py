@@ -171,11 +171,12 @@ def build_config(
     except SnapshotMovedError:
         return LoadResult(problems=positions.problems([MOVING]))
     problems = [*named.problems, *resolution.problems]
-    model = _validated(resolved, resolution.origins, options, problems)
+    model = _validated(resolved, resolution, problems)
     files = {**resolution.files, **named.files}
     sources = Sources(file, files, resolution.variables, options.environ, resolution.modified)
     if model is None or problems:
-        found = [with_origin(problem, resolution.origins) for problem in problems]
+        origins = resolution.origins()
+        found = [with_origin(problem, origins) for problem in problems]
         return LoadResult(None, positions.problems(found, known_secrets(resolved)), sources)
     config = DatabaseConfig(
         model,
@@ -190,12 +191,10 @@ def build_config(
 
 
 def _validated(
-    resolved: dict[str, Any],
-    origins: Mapping[KeyPath, str],
-    options: LoadOptions,
-    problems: list[KeyProblem],
+    resolved: dict[str, Any], resolution: Resolution, problems: list[KeyProblem]
 ) -> DatabaseFile | None:
     """Validate a resolved document; add what is wrong to the problems."""
+    options = resolution.options
     if not options.isolate:
         for section in POOL_SECTIONS:
             if isinstance(resolved.get(section), dict):
@@ -209,6 +208,7 @@ def _validated(
     )
     settings = {path[1] for path in failed if len(path) > 1 and path[0] == "connection_settings"}
     problems += inconsistencies(resolved, options, failed=frozenset(map(str, settings)))
+    origins = resolution.origins() if details else {}
     for one in details:
         problem = schema_problem(one)
         if not (problem.code == "config.required" and problem.path[:2] in failed):
@@ -225,7 +225,9 @@ def _origins(path: KeyPath, origins: Mapping[KeyPath, str]) -> list[str]:
 
 def with_origin(problem: KeyProblem, origins: Mapping[KeyPath, str]) -> KeyProblem:
     """Say where the value came from if it is not in the file."""
-    found = [] if problem.at_key or not problem.path else _origins(problem.path, origins)
+    # A problem of a secret file names the file itself.
+    named = problem.at_key or not problem.path or problem.code.startswith("secret.")
+    found = [] if named else _origins(problem.path, origins)
     if not found:
         return problem
     return problem._replace(

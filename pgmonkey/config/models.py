@@ -26,6 +26,7 @@ from pydantic import (
 from typing_extensions import TypedDict, is_typeddict
 
 from pgmonkey.config.libpq import PREPARE_THRESHOLD, Keyword, keywords
+from pgmonkey.config.mistakes import Mistake, in_dbname, in_host, in_name, in_port
 from pgmonkey.config.redaction import Secret, is_sensitive, mask_urls
 from pgmonkey.config.types import (
     Flag,
@@ -83,11 +84,19 @@ _HIGHEST: Final = 2**31 - 1
 _MOST_HOSTS: Final = 1000
 
 
+def _refuse(mistake: Mistake | None) -> None:
+    if mistake is not None:
+        raise invalid(*mistake)
+
+
 def _port(value: Any) -> str:
     return str(to_integer(value.strip(" ") if isinstance(value, str) else value, 1, 65535))
 
 
 def _ports(value: Any) -> str:
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            _refuse(in_port(text))
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list):
         raise invalid("config.type", "expected an integer from 1 to 65535")
@@ -104,22 +113,21 @@ def _hosts(value: Any) -> str:
         if not value or not all(isinstance(item, str) and item for item in value):
             raise invalid("config.type", "expected text, or a list of texts")
         value = ",".join(value)
-    return _not_a_url(to_text(value), "expected a host name", "://" in value)
-
-
-def _database_name(value: Any) -> str:
     text = to_text(value)
-    url = text.startswith(("postgresql://", "postgres://"))
-    return _not_a_url(text, "expected the name of a database", url)
+    for host in text.split(","):
+        _refuse(in_host(host))
+    return text
 
 
-def _not_a_url(text: str, expected: str, url: bool) -> str:
-    if url:
-        raise invalid(
-            "config.url",
-            f"{expected}, got a URL (not shown)",
-            "write host, port, dbname, user and password as keys of their own",
-        )
+def _user(value: Any) -> str:
+    text = to_text(value)
+    _refuse(in_name(text))
+    return text
+
+
+def _dbname(value: Any) -> str:
+    text = to_text(value)
+    _refuse(in_dbname(text))
     return text
 
 
@@ -163,9 +171,11 @@ def _keyword_type(keyword: Keyword) -> Any:
             validator = BeforeValidator(partial(_time_of_tcp, unit=unit))
             schema = kind("integer_or_duration", minimum=_LOWEST, maximum=_HIGHEST)
         case "host":
-            validator, schema = BeforeValidator(_hosts), kind("texts", url=False)
+            validator, schema = BeforeValidator(_hosts), kind("texts", only="host")
         case "database":
-            validator, schema = BeforeValidator(_database_name), kind("text", url=False)
+            validator, schema = BeforeValidator(_dbname), kind("text", only="dbname")
+        case "user":
+            validator, schema = BeforeValidator(_user), kind("text", only="user")
         case "file":
             schema = kind("file")
         case _:

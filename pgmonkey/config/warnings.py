@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pgmonkey.config.interpolation import origin_of
+from pgmonkey.config.mistakes import Mistake, in_password
+from pgmonkey.config.redaction import Secret
 from pgmonkey.config.yaml_reader import DEFAULTS_FILE, read_again, read_with_defaults
 from pgmonkey.errors import Problem
 
@@ -18,22 +21,29 @@ if TYPE_CHECKING:
 _MARK: Final = b"\xef\xbb\xbf"
 #: A whole value that a shell would expand. In lower case it may well be a password.
 _VARIABLE: Final = re.compile(r"\$[A-Z_][A-Z0-9_]*")
-_NAME: Final = ("connection_settings", "application_name")
 _LONGEST_NAME: Final = 63  # bytes that PostgreSQL keeps of a name
+_SHORTER: Final = "choose a shorter one"
 
 
 def find_warnings(configs: Iterable[DatabaseConfig]) -> Iterator[Problem]:
-    """Yield the warnings about the files of good databases, and about their defaults.
+    """Yield the warnings about the files of good databases, and about their defaults, each once.
 
     Reads each file; one with a warning is parsed again, for the position.
     """
+    yield from dict.fromkeys(_warnings(configs))
+
+
+def _warnings(configs: Iterable[DatabaseConfig]) -> Iterator[Problem]:
     defaults = set()
     for config in configs:
         yield from _of_file(config.path, config.name)
         defaults.add(os.path.join(os.path.dirname(config.path), DEFAULTS_FILE))
         name = config.connection_settings.get("application_name") or ""
         if len(name.encode()) > _LONGEST_NAME:
-            yield _cut(config)
+            message = f"PostgreSQL keeps the first {_LONGEST_NAME} bytes of it"
+            yield _at(config, "application_name", Mistake("warning.cut", message, _SHORTER))
+        if mistake := password_mistake(config):
+            yield _at(config, "password", mistake)
     for path in defaults:
         yield from _of_file(path, None)
 
@@ -66,16 +76,33 @@ def _leaves(value: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[Any
         yield above, value
 
 
-def _cut(config: DatabaseConfig) -> Problem:
+def password_mistake(config: DatabaseConfig) -> Mistake | None:
+    """Return what is probably not meant to be a part of the password of a database."""
+    password = config.connection_settings.get("password")
+    return in_password(password.reveal()) if isinstance(password, Secret) else None
+
+
+def _at(config: DatabaseConfig, name: str, mistake: Mistake) -> Problem:
+    """Return the warning about a value of connection_settings, with its position and origin."""
+    key = ("connection_settings", name)
     problem = Problem(
         config.path,
-        "warning.cut",
-        f"PostgreSQL keeps the first {_LONGEST_NAME} bytes of it",
-        key=".".join(_NAME),
-        hint="choose a shorter one",
+        mistake.code,
+        mistake.message,
+        key=".".join(key),
+        hint=mistake.hint,
         database=config.name,
     )
     for path, document in read_with_defaults(config.path):
-        if (position := document.position(_NAME)) is not None:
-            return replace(problem, path=path, line=position.line, column=position.column)
+        if (position := document.position(key)) is not None:
+            origin = origin_of(document.value[key[0]][key[1]], os.environ.get)
+            more = f"; the value comes from {origin}" if origin else ""
+            return replace(
+                problem,
+                path=path,
+                message=f"{mistake.message}{more}",
+                line=position.line,
+                column=position.column,
+                database=config.name if path == config.path else None,
+            )
     return problem

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import psycopg
 
 from pgmonkey.config.redaction import scrub
+from pgmonkey.config.warnings import password_mistake
 from pgmonkey.errors import LASTING, ConnectError, Reason
 
 if TYPE_CHECKING:
@@ -386,4 +387,7 @@ def _hint(rule: _Rule, shown: str, config: DatabaseConfig) -> str:
             "no answer in connect_timeout: check host, port and firewall,"
             " and whether PgBouncer gets a connection to its server"
         )
-    return rule.hint or HINTS[rule.reason]
+    hint = rule.hint or HINTS[rule.reason]
+    if hint == HINTS["auth"] and (mistake := password_mistake(config)):
+        hint += f"; the password {mistake.message}: {mistake.hint}"
+    return hint

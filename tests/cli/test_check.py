@@ -146,6 +146,47 @@ def test_warnings_about_the_defaults_are_printed_once(tmp_path: Path, canary: Ca
     assert done.out.startswith("./_defaults.yaml:1:33: connection_settings.password: ")
 
 
+@pytest.mark.parametrize(
+    "password, message",
+    [
+        ("tea\n", "ends with a line break"),
+        ('"tea"', "starts and ends with a quote"),
+        ("{{ .Data.tea }}", "has the marks of a template"),
+    ],
+)
+def test_a_password_that_is_probably_not_alone_is_a_warning(
+    password: str, message: str, tmp_path: Path, canary: Canary
+) -> None:
+    """White space, quotes, the marks of a template: with the variable or file that it is from."""
+    base = "connection_settings: {host: db, dbname: orders, user: app, password: "
+    (tmp_path / "password").write_text(password + "\n")
+    (tmp_path / "a.yaml").write_text(f"{base}{{from_file: password}}}}\n")
+    (tmp_path / "b.yaml").write_text(f"{base}{json.dumps(password)}}}\n")
+    (tmp_path / "c.yaml").write_text(f"{base}'${{C_PASSWORD}}'}}\n")
+    (tmp_path / "d.yaml").write_text(f"{base}tea}}\n")
+    done = invoke("check", ".", canary=canary, cwd=tmp_path, env={"C_PASSWORD": password})
+    assert (done.code, done.err) == (0, "")
+    lines = [line for line in done.out.splitlines() if not line.startswith("  hint: ")]
+    where = "1:70: connection_settings.password: "
+    assert lines == [
+        f"./a.yaml:{where}{message}; the value comes from the file password  [warning.password]",
+        f"./b.yaml:{where}{message}  [warning.password]",
+        f"./c.yaml:{where}{message}; the value comes from the variable C_PASSWORD  [warning.password]",
+    ]
+
+
+def test_a_warning_about_a_password_of_the_defaults_is_printed_once(
+    tmp_path: Path, canary: Canary
+) -> None:
+    """However many databases log in with it."""
+    (tmp_path / "_defaults.yaml").write_text("connection_settings: {password: ' tea'}\n")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(GOOD)
+    done = invoke("check", ".", canary=canary, cwd=tmp_path)
+    assert done.out.count("warning.password") == 1
+    assert done.out.startswith("./_defaults.yaml:1:33: connection_settings.password: starts with")
+
+
 def test_trust_is_judged_as_the_service_judges_it(tmp_path: Path, canary: Canary) -> None:
     """A file that everybody can change: a problem if asked for, a line, or nothing by default."""
     (tmp_path / "orders.yaml").write_text(GOOD)
@@ -285,7 +326,7 @@ def test_online_says_why_a_database_cannot_be_reached(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
 ) -> None:
     """A refused login, a missing server and a misspelt setting are problems of their files."""
-    registry_dir.declare("a", database, connection={"password": canary.secret()})
+    registry_dir.declare("a", database, connection={"password": f"{canary.secret()} "})
     registry_dir.declare("b", database, connection={"port": 1, "connect_timeout": 2})
     registry_dir.declare("c", database, sync_settings={"statement_timout": "5s"})
     registry_dir.declare("d", database, sync_settings={"statement_timeout": "5 sekunds"})
@@ -305,6 +346,9 @@ def test_online_says_why_a_database_cannot_be_reached(
     assert 'invalid value for parameter "statement_timeout"' in problems["d"]["message"]
     assert problems["b"]["message"].startswith("cannot connect to b: ")
     assert problems["a"]["hint"].startswith("check the user and the password")
+    assert problems["a"]["hint"].endswith(
+        "; the password ends with white space: remove it, unless it is a part of the password"
+    )
 
 
 @pytest.mark.parametrize("output", ["text", "github"])

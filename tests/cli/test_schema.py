@@ -23,12 +23,13 @@ BEYOND = {
     "sslrootcert-missing", "sslrootcert-without-certificate", "unset-from-env",
     "unset-variable-with-message", "unset-variable", "from-file-no-directory", "port-from-file",
     "secret-byte-order-mark", "secret-empty", "secret-is-a-device", "secret-not-utf-8",
-    "secret-nul",
+    "secret-nul", "user-from-file-with-a-line-break",
     # what must hold between values, which may also stand in _defaults.yaml
     "min-over-max", "no-connection-settings", "nothing-required", "pgbouncer-with-settings",
     "host-missing", "dbname-missing", "user-missing", "addresses-and-hosts",
     "setting-twice", "three-ports-for-two-hosts", "verify-full-without-root",
-    # a reference is not looked into
+    # a reference is not looked into, nor is an address
+    "host-with-many-colons",
     "reference-dangling-default", "reference-too-deep",
 }  # fmt: skip
 # The validator itself follows it for ever.
@@ -79,7 +80,7 @@ def test_good_files_are_accepted(schema_file: Path, tmp_path: Path) -> None:
         "connection_type: ${TYPE:-pool}\n"
         "description: null\n"
         "connection_settings:\n"
-        "  host: [one, '${TWO}', {from_env: THREE}]\n"
+        "  host: [one, '${TWO}', {from_env: THREE}, '::1', '/run/my sockets', '${FOUR:-db:x}']\n"
         "  port: [5432, '5433', {from_file: port}]\n"
         "  dbname: 2024\n"
         "  user: {from_env: APP_USER}\n"
@@ -127,6 +128,11 @@ WRONG = [
     "connection_settings: {keepalives: 2}",
     "connection_settings: {tcp_user_timeout: 1.5}",
     "connection_settings: {tcp_user_timeout: 5m}",
+    "connection_settings: {port: ' 5432'}",
+    "connection_settings: {user: 'app '}",
+    'connection_settings: {dbname: "orders\\n"}',
+    "connection_settings: {host: 'db:5432'}",
+    "connection_settings: {host: [db, ' db']}",
     "sync_settings: {search path: x}",
     "sync_settings: {a: {b: c}}",
     "connection_settings: [host]",

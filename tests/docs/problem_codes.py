@@ -56,6 +56,8 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "config.choice": "a value is not one of the choices of its key",
         "config.duration": "a duration is malformed or out of range",
         "config.url": "a URL is given where a name is expected",
+        "config.white_space": "white space or a control character is around a host, port, user or dbname",
+        "config.host": "a host has a port in it, or is no name and no address",
         "config.ports": "hosts and ports differ in number",
         "config.hosts": "hosts and addresses differ in number",
         "config.sizes": "min_size is larger than max_size",
@@ -96,6 +98,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         # Accepted, and probably not what was meant
         "warning.byte_order_mark": "a file starts with a byte order mark, which is ignored",
         "warning.variable": "a value is `$NAME`, without the braces of a reference",
+        "warning.password": "a password starts or ends with what is probably not a part of it",
         "warning.cut": "PostgreSQL cuts the value",
     }
 )

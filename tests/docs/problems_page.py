@@ -83,11 +83,13 @@ connection_settings:
 _TYPICAL = {
     "connection-type-misspelt",
     "duplicate-key",
+    "host-with-a-port",
     "min-over-max",
     "port-is-text",
     "reference-unclosed",
     "unknown-key",
     "unset-variable",
+    "user-with-a-line-break",
 }
 _PROBES: dict[Reason, str] = {
     "auth": 'FATAL:  password authentication failed for user "app"',
@@ -250,5 +252,9 @@ def _warned() -> Iterator[Problem]:
         path.parent.mkdir()
         text = _FILE.replace("${ORDERS_PASSWORD}", "$ORDERS_PASSWORD")
         path.write_text(f"\ufeff{text}  application_name: {'orders-' * 10}\n")
+        configs = DirectoryLoader("registry.d", environ={}).scan().configs
+        yield from find_warnings(configs.values())
+        path.write_text(_FILE.replace("${ORDERS_PASSWORD}", "{from_file: ../password}"))
+        Path("password").write_text("tea\n\n")
         configs = DirectoryLoader("registry.d", environ={}).scan().configs
         yield from find_warnings(configs.values())

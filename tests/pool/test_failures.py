@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import psycopg
 import pytest
@@ -319,6 +320,7 @@ class Given:
     """What `classify` asks of a config, with any names: not every one can be written in a file."""
 
     pooler = "none"
+    connection_settings: Mapping[str, object] = MappingProxyType({})
 
     def __init__(self, names: Iterable[str] = (), secrets: Iterable[str] = ()) -> None:
         self.names = tuple(sorted(names, key=len, reverse=True))
@@ -343,6 +345,22 @@ def test_a_setting_that_looks_like_a_secret_is_not_shown() -> None:
         assert (failure.reason, failure.text) == ("setting", said.format(shown))
     host = classify(psycopg.OperationalError('host "db7f3a9c1b"'), config(host="db7f3a9c1b"))
     assert host.text == 'host "db7f3a9c1b"'
+
+
+def test_the_hint_of_a_refused_login_repeats_the_warning_about_the_password() -> None:
+    """It says what the password starts or ends with, where our password decides."""
+    refused = 'FATAL:  password authentication failed for user "app"'
+    hint = classify(RuntimeError(refused), config(password="tea\n")).hint
+    assert hint == (
+        "check the user and the password, or the files that they come from; the password ends with"
+        " a line break: remove it, unless it is a part of the password"
+    )
+    assert "; the password" not in classify(RuntimeError(refused), config()).hint
+    for other in (
+        'FATAL:  database "orders" does not exist',
+        "FATAL:  password authentication failed (server_login_retry)",
+    ):
+        assert "; the password" not in classify(RuntimeError(other), config(password="tea\n")).hint
 
 
 def test_the_text_is_without_what_psycopg_and_libpq_add() -> None:
