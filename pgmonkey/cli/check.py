@@ -152,7 +152,7 @@ def _unreachable(configs: Collection[DatabaseConfig]) -> list[Problem]:
 
 def _probe(config: DatabaseConfig) -> Problem | None:
     # Late: checking files alone must not wait for the import of the pool.
-    from pgmonkey.config.problems import failed_probe
+    from pgmonkey.config.failed_probes import failed_probe
     from pgmonkey.pool._sync.connecting import connect
     from pgmonkey.pool.failures import ConnectFailure
 

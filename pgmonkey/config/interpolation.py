@@ -358,8 +358,12 @@ class Resolution:
         try:
             value = expand(template, self._lookup)
         except UnsetVariableError as error:
-            hint = _SET_IT if sensitive else f"{_SET_IT}, or give it a default: ${{NAME:-default}}"
-            return self._unset(path, error.name, error.message or hint)
+            hint = error.message or ""
+            # One word is no message: it may be meant as a default, and be the secret.
+            if not hint or (sensitive and len(hint.split()) == 1):
+                more = "" if sensitive else ", or give it a default: ${NAME:-default}"
+                hint = f"{_SET_IT}{more}"
+            return self._unset(path, error.name, hint)
         self.references[path] = text
         return self._checked(value, path)
 

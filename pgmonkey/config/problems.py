@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pgmonkey.config.models import SESSION_SECTIONS, hints_of
+from pgmonkey.config.models import hints_of
 from pgmonkey.config.redaction import MASK, may_be_quoted
 from pgmonkey.config.yaml_reader import (
     UNKNOWN,
@@ -17,12 +16,8 @@ from pgmonkey.config.yaml_reader import (
     Position,
     YamlDocument,
     dotted,
-    read_with_defaults,
 )
 from pgmonkey.errors import Problem, sorted_problems
-
-if TYPE_CHECKING:
-    from pgmonkey.errors import ConnectError
 
 
 class KeyProblem(NamedTuple):
@@ -181,42 +176,3 @@ def _home(key: str) -> str | None:
         return "the top level of the file"
     sections = ("connection_settings", "pool_settings")
     return next((section for section in sections if key in hints_of((section,))), None)
-
-
-#: How the server names the session setting that it refuses, in the languages that quote so.
-_QUOTED: Final = re.compile(r'"([\w.]+)"')
-#: The setting that a person looks at first.
-_PROBED_KEYS: Final = {
-    "auth": "password",
-    "hba": "user",
-    "no_database": "dbname",
-    "tls": "sslmode",
-    "dns": "host",
-    "refused": "host",
-    "timeout": "host",
-}
-
-
-def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
-    """Return the problem of a good file with which no connection can be made."""
-    # With the name: the position may be in the defaults, which many databases have.
-    code, message = f"probe.{error.reason}", f"cannot connect to {name}: {error.text}"
-    hint = error.hint or None
-    keys = _probed_keys(error.reason, error.text)
-    for file, document in read_with_defaults(path):
-        for key in keys:
-            if (position := document.position(key)) is not None:
-                return Problem(file, code, message, *position, ".".join(key), hint, name)
-    key_path = ".".join(keys[0]) if error.reason in _PROBED_KEYS else None
-    return Problem(path, code, message, key=key_path, hint=hint, database=name)
-
-
-def _probed_keys(reason: str, text: str) -> list[tuple[str, str]]:
-    """Return the keys that a failure may be about, the likeliest first."""
-    if (key := _PROBED_KEYS.get(reason)) is not None:
-        return [("connection_settings", key)]
-    if reason != "setting":
-        return []
-    # The server quotes address, role and database as well; no key has their names.
-    names = [(section, name) for name in _QUOTED.findall(text) for section in SESSION_SECTIONS]
-    return [*names, ("connection_settings", "options")]

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from pgmonkey.config.problems import failed_probe
+from pgmonkey.config.failed_probes import failed_probe
 from pgmonkey.errors import (
     LASTING,
     ConfigError,

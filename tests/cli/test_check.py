@@ -357,12 +357,14 @@ def test_online_names_the_database_on_every_line(
 ) -> None:
     """Three dead databases behind one `_defaults.yaml` are three lines that differ."""
     (tmp_path / "_defaults.yaml").write_text(
-        "connection_settings: {host: 127.0.0.1, port: 1, dbname: shop, user: app}\n"
+        "connection_settings: {host: '${SHOP_HOST}', port: 1, dbname: shop, user: app}\n"
     )
     for name in ("events", "orders", "reports"):
         (tmp_path / f"{name}.yaml").write_text("connection_settings: {}\n")
-    done = invoke("check", ".", "--online", "-o", output, canary=canary, cwd=tmp_path)
+    environ = {"SHOP_HOST": "127.0.0.1"}
+    done = invoke("check", ".", "--online", "-o", output, canary=canary, cwd=tmp_path, env=environ)
     assert done.code == 1
+    assert done.out.count("; the value comes from the variable SHOP_HOST\n") == 3
     lines = [line for line in done.out.splitlines() if not line.startswith("  hint: ")]
     assert [name in line for line in lines for name in ("events", "orders", "reports")] == [
         True, False, False, False, True, False, False, False, True,

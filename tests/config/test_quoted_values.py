@@ -30,6 +30,7 @@ SLIPPED = {
     "key at the top": {"connection_settings": BASE, "SECRET": "x"},
     "session setting": {"connection_settings": BASE, "sync_settings": {"SECRET 1": "x"}},
     "variable": {"connection_settings": BASE | {"password": "${SECRET}"}},
+    "message": {"connection_settings": BASE | {"password": "${NOT_SET_HERE:?SECRET}"}},
     "from_env": {"connection_settings": BASE | {"password": {"from_env": "SECRET"}}},
     "from_file": {"connection_settings": BASE | {"password": {"from_file": "SECRET"}}},
 }

@@ -13,8 +13,8 @@ import psycopg
 
 from pgmonkey.config.belief import Look
 from pgmonkey.config.directory import DirectoryLoader
+from pgmonkey.config.failed_probes import failed_probe
 from pgmonkey.config.loader import load_file
-from pgmonkey.config.problems import failed_probe
 from pgmonkey.config.secret_files import (
     KEEP_THE_DIRECTORY,
     LIMIT,

@@ -1,0 +1,56 @@
+"""The problem of a good file with which no connection can be made."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+from pgmonkey.config.interpolation import origin_of
+from pgmonkey.config.models import SESSION_SECTIONS
+from pgmonkey.config.yaml_reader import read_with_defaults
+from pgmonkey.errors import Problem
+
+if TYPE_CHECKING:
+    from pgmonkey.errors import ConnectError
+
+#: How the server names the session setting that it refuses, in the languages that quote so.
+_QUOTED: Final = re.compile(r'"([\w.]+)"')
+#: The setting that a person looks at first.
+_PROBED_KEYS: Final = {
+    "auth": "password",
+    "hba": "user",
+    "no_database": "dbname",
+    "tls": "sslmode",
+    "dns": "host",
+    "refused": "host",
+    "timeout": "host",
+}
+
+
+def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
+    """Return the problem of a good file with which no connection can be made."""
+    # With the name: the position may be in the defaults, which many databases have.
+    code, message = f"probe.{error.reason}", f"cannot connect to {name}: {error.text}"
+    hint = error.hint or None
+    keys = _probed_keys(error.reason, error.text)
+    for file, document in read_with_defaults(path):
+        for key in keys:
+            if (position := document.position(key)) is not None:
+                origin = origin_of(document.value[key[0]][key[1]], os.environ.get)
+                if origin is not None:
+                    hint = f"{hint}; the value comes from {origin}" if hint else f"see {origin}"
+                return Problem(file, code, message, *position, ".".join(key), hint, name)
+    key_path = ".".join(keys[0]) if error.reason in _PROBED_KEYS else None
+    return Problem(path, code, message, key=key_path, hint=hint, database=name)
+
+
+def _probed_keys(reason: str, text: str) -> list[tuple[str, str]]:
+    """Return the keys that a failure may be about, the likeliest first."""
+    if (key := _PROBED_KEYS.get(reason)) is not None:
+        return [("connection_settings", key)]
+    if reason != "setting":
+        return []
+    # The server quotes address, role and database as well; no key has their names.
+    names = [(section, name) for name in _QUOTED.findall(text) for section in SESSION_SECTIONS]
+    return [*names, ("connection_settings", "options")]
