@@ -22,7 +22,7 @@ from pgmonkey.registry.maintenance import Maintenance
 from pgmonkey.registry.record import Handle, Record, Shared, close_all
 from pgmonkey.registry.reload import Reloader, ReloadReport
 from pgmonkey.telemetry import events
-from pgmonkey.telemetry.metrics import ensure_files, export, write_files
+from pgmonkey.telemetry.metrics import ensure_files, export, withdraw
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 
 if TYPE_CHECKING:
@@ -401,9 +401,9 @@ class Registry:
     def _end(self) -> None:
         if self._closed:
             return
+        self._closed = True  # first: whatever comes, it is closed
         if self._exported:
-            write_files()  # keeps the counts of this registry
-        self._closed = True
+            withdraw(self)
         self._maintenance.stop()
         self._maintenance.join()
         events.emit("registry.closed", path=str(self.path))

@@ -47,6 +47,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "watch.degraded": ("warning", "there are no file events in these directories: they are polled, or not watched"),
     "watch.lost": ("warning", "a watched directory is gone"),
     "watch.restored": ("info", "a lost directory is watched again"),
+    "metrics.failed": ("warning", "numbers cannot be written to the files of the multi-process mode"),
     "http.denied": ("warning", "a reload over HTTP was refused"),
     "fork.detected": ("info", "a child process starts with connections of its own"),
 })

@@ -185,10 +185,6 @@ _BOUNDS: Final = (*map(str, BUCKETS), "+Inf")
 class HasStatus(Protocol):
     """What is exported: a `Registry`, which is above this module."""
 
-    @property
-    def closed(self) -> bool:
-        """Tell whether it was closed; then its `status` is not read."""
-
     def status(self) -> RegistryStatus:
         """Return status records."""
 
@@ -207,6 +203,10 @@ class RegistryCollector(Collector):
         self._registries = (*kept, weakref.ref(registry))
         self._histograms = self._histograms or histograms
 
+    def remove(self, registry: HasStatus) -> None:
+        """Export a registry no more."""
+        self._registries = tuple(one for one in self._registries if one() is not registry)
+
     def describe(self) -> Iterable[Metric]:
         """Return no metrics: without this method registering would collect, and read every pool."""
         return ()
@@ -214,7 +214,7 @@ class RegistryCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every metric that has a series now."""
         registries = [one for ref in self._registries if (one := ref()) is not None]
-        statuses = [one.status() for one in registries if not one.closed]
+        statuses = [one.status() for one in registries]
         databases = [database for status in statuses for database in status.databases]
         described: tuple[list[tuple[tuple[str, ...], Any]], ...] = (
             [(tuple(_VERSIONS.values()), statuses)],
@@ -329,9 +329,17 @@ def ensure_files() -> None:
 
 
 def write_files() -> None:
-    """Write the files of the multi-process mode now, if it is on."""
+    """Write the files of the multi-process mode now, if it is on. Raises nothing."""
     if _files is not None:
         _files.write()
+
+
+def withdraw(registry: HasStatus) -> None:
+    """Export a registry no more: it is closed. The files keep what it has counted."""
+    write_files()
+    with _lock:
+        for one in (*_collectors.values(), _for_files):
+            one.remove(registry)
 
 
 def reset() -> None:

@@ -9,10 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,13 @@ class Gunicorn:
     def __init__(self, environment: Environment, canary: Canary, *options: str) -> None:
         self._canary = canary
         directory = environment.directory
+        self.files = Path(tempfile.mkdtemp(prefix="metrics-", dir="/dev/shm"))
+        (self.files / "counter_1.db").write_bytes(b"what the last start left")
         for snippet in snippets(PAGE):
             name = re.match(r"# ([\w.]+\.py)\n", snippet.text)
             if name:
-                (directory / name[1]).write_text(snippet.text)
+                text = snippet.text.replace("/dev/shm/shop-metrics", str(self.files))
+                (directory / name[1]).write_text(text)
         self.output = directory / "output"
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
@@ -66,7 +69,7 @@ class Gunicorn:
 
     def get(self, path: str = "/") -> str:
         """Ask once, on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -92,14 +95,6 @@ class Gunicorn:
     def stop(self) -> None:
         """End it, and look at what it printed."""
         children = psutil.Process(self.process.pid).children()
-        files: set[Path] = set()
-        for child in children:
-            with suppress(psutil.NoSuchProcess):  # such as one that the test has just killed
-                files |= {
-                    Path(mapped.path).parent
-                    for mapped in child.memory_maps()
-                    if mapped.path.startswith("/dev/shm/metrics-")
-                }
         self.process.terminate()
         try:
             self.process.wait(15)
@@ -110,9 +105,7 @@ class Gunicorn:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            for directory in files:
-                shutil.rmtree(directory)
-        assert len(files) == 1
+            shutil.rmtree(self.files)
         text = self.output.read_text()
         self._canary.check(text, "the output of gunicorn")
         assert "Traceback" not in text, text
@@ -171,9 +164,13 @@ def test_one_scrape_shows_all_workers_and_keeps_the_counts_of_those_that_died(
     def requests() -> float | None:
         return sample(gunicorn.scrape(), "pgmonkey_pool_requests_total", **orders)
 
-    eventually(lambda: requests() == asked, 10, "every request of every worker is counted")
+    def uses() -> float | None:  # written a moment after the requests
+        return sample(gunicorn.scrape(), "pgmonkey_pool_use_seconds_count", **orders)
+
+    eventually(
+        lambda: requests() == uses() == asked, 10, "every request of every worker is counted"
+    )
     samples = gunicorn.scrape()
-    assert sample(samples, "pgmonkey_pool_use_seconds_count", **orders) == asked
     assert sample(samples, "pgmonkey_cache_size", type="pool") == 3
     assert sample(samples, "pgmonkey_config_stale", database="orders") == 0
     assert sample(samples, "pgmonkey_config_version", database="orders") == 1
@@ -194,15 +191,29 @@ def test_one_scrape_shows_all_workers_and_keeps_the_counts_of_those_that_died(
     assert Counter(name for name, _ in samples)["pgmonkey_build_info"] == 1
     check_metrics(gunicorn.get("/metrics"))
 
-    os.kill(gunicorn.workers()[0], signal.SIGKILL)
+    assert not (gunicorn.files / "counter_1.db").exists(), "the directory is emptied at the start"
+    killed = gunicorn.workers()[0]
+    os.kill(killed, signal.SIGKILL)
     eventually(lambda: "SIGKILL" in gunicorn.output.read_text(), 10, "gunicorn sees it")
     eventually(
         lambda: sample(gunicorn.scrape(), "pgmonkey_cache_size", type="pool") == 2,
         10,
         "its connections count no more",
     )
+    assert {file.name for file in gunicorn.files.glob(f"*_{killed}.db")} == {
+        f"counter_{killed}.db",
+        f"histogram_{killed}.db",
+    }
     assert requests() == asked
     eventually(lambda: len(gunicorn.workers()) == 3, 10, "gunicorn has replaced it")
     ask(12)
     os.kill(gunicorn.workers()[1], signal.SIGTERM)
     eventually(lambda: requests() == asked, 10, "what it counted last is written at its end")
+    old = set(gunicorn.workers())
+    gunicorn.process.send_signal(signal.SIGHUP)
+    eventually(
+        lambda: len(gunicorn.workers()) == 3 and not old & set(gunicorn.workers()),
+        20,
+        "gunicorn has reloaded",
+    )
+    eventually(lambda: requests() == asked, 10, "a reload keeps the files")
