@@ -60,6 +60,11 @@ class Doubts:
         return left is not None
 
     @property
+    def asked(self) -> bool:
+        """Whether somebody asked for the look."""
+        return self.look is None or self.look.asked
+
+    @property
     def due(self) -> float | None:
         """When the next look may believe what this one does not."""
         return min((one.due for one in self.left.values()), default=None)

@@ -112,6 +112,11 @@ class _LoadedFile(NamedTuple):
         return self.result.digest if isinstance(self.result, DatabaseConfig) else self.result
 
     @property
+    def has_problems(self) -> bool:
+        """Whether it has problems of its own: those of the defaults were believed before."""
+        return not isinstance(self.result, DatabaseConfig) and not self.defaults.problems
+
+    @property
     def files(self) -> dict[str, SourceFile | None]:
         """The file itself, its secret files and its TLS files, by path."""
         files = {} if self.sources is None else dict(self.sources.files)
@@ -302,9 +307,9 @@ class DirectoryLoader:
             return doubts.remain(name, self._identity, removal_time(doubts.look))
         if known is not None and known.meaning == loaded.meaning:
             return False
-        delay = SETTLE
-        if loaded.file is not None:
-            delay = settling_time(known.files if known else {}, loaded.files, doubts.look)
+        delay = settling_time(known.files if known else {}, loaded.files, doubts.look)
+        if loaded.file is None or (loaded.has_problems and not doubts.asked):
+            delay = max(delay, SETTLE)
         return doubts.remain(name, loaded.meaning, delay)
 
     # Values of a text that counts although its file says something else, or nothing
@@ -484,6 +489,8 @@ class DirectoryLoader:
             delay = removal_time(doubts.look)
         else:
             delay = settling_time({path: known.file}, {path: defaults.file}, doubts.look)
+            if defaults.problems and not doubts.asked:
+                delay = max(delay, SETTLE)
         if not doubts.remain(DEFAULTS_FILE, defaults.meaning, delay):
             self._defaults = defaults
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -149,16 +150,23 @@ class _Due:
         return self._stop.is_set() or monotonic() >= self._files.due
 
 
-def renamed_into_place(batch: Iterable[tuple[watchfiles.Change, str]]) -> frozenset[str]:
+def renamed_into_place(
+    batch: Iterable[tuple[watchfiles.Change, str]],
+    exists: Callable[[str], bool] = os.path.lexists,
+) -> frozenset[str]:
     """Return the paths that a batch of events says were written under another name before.
 
     A rename shows as a file that came and went beside one that came. A file that was made under
     its own name, and may be half written, shows as one that came, alone.
+
+    Args:
+        batch: The events, without an order.
+        exists: Tells whether something has a path now: a file that went and came again.
     """
     added = {path for change, path in batch if change is watchfiles.Change.added}
     deleted = {path for change, path in batch if change is watchfiles.Change.deleted}
-    came, passed = added - deleted, added & deleted
-    temporaries = Counter(Path(path).parent for path in passed)
+    came = added - deleted
+    temporaries = Counter(Path(path).parent for path in added & deleted if not exists(path))
     temporaries.subtract(Path(path).parent for path in came)
     return frozenset(path for path in came if temporaries[Path(path).parent] >= 0)
 
