@@ -8,9 +8,12 @@ import pickle
 import signal
 import subprocess
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Self, TypeVar
 
@@ -20,6 +23,8 @@ from tests.kit.eventually import eventually
 T = TypeVar("T")
 
 _PATIENCE = 20.0
+#: Seconds for which a fork waits at most for threads that are ending.
+_ENDING = 0.3
 
 
 class Process:
@@ -119,8 +124,24 @@ def end(process: subprocess.Popen[Any], number: signal.Signals = signal.SIGTERM)
     process.wait()
 
 
+def _let_threads_end() -> None:
+    """Wait a moment until the threads that have ended are gone for the system, too.
+
+    The last thing a thread does is outside of Python: it takes a lock of OpenSSL, if it has used that.
+    A child that is forked in this moment inherits it, held for ever. Before Python 3.13 `join` does
+    not wait for that. Threads that are not Python's own, as those of watchfiles, look the same.
+    """
+    until = time.monotonic() + _ENDING
+    while time.monotonic() < until:
+        known = {thread.native_id for thread in threading.enumerate()}
+        if all(int(one.name) in known for one in Path("/proc/self/task").iterdir()):
+            return
+        time.sleep(0.001)
+
+
 def in_a_child(act: Callable[[], Any], seconds: int = 20) -> Any:
     """Run a function in a forked child and return its result, or raise what it raised."""
+    _let_threads_end()
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
