@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from pgmonkey.pool import forks, hosts
+from pgmonkey.pool import hosts
 from pgmonkey.pool._async import database as async_database
 from pgmonkey.pool._sync import database as sync_database
 from pgmonkey.pool.connecting import refused_logins
@@ -31,18 +31,7 @@ def add(owner: T, forget: Callable[[T], object]) -> None:
     _owners[owner] = forget
 
 
-def _before() -> None:
-    forks.before_fork()  # it may wait, and a lock is not held meanwhile
-    multiprocess.before_fork()
-
-
-def _in_parent() -> None:
-    multiprocess.after_fork()
-    forks.after_fork_in_parent()
-
-
 def _in_child() -> None:
-    forks.after_fork_in_child()
     events.reset()
     multiprocess.after_fork()
     metrics.reset()
@@ -55,7 +44,7 @@ def _in_child() -> None:
 
 
 os.register_at_fork(
-    before=_before,
-    after_in_parent=_in_parent,
+    before=multiprocess.before_fork,
+    after_in_parent=multiprocess.after_fork,
     after_in_child=_in_child,
 )

@@ -5,19 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 from prometheus_client.core import GaugeMetricFamily
 
-from pgmonkey import CheckoutTimeout, Registry
+import pgmonkey.registry.fork  # noqa: F401 - registers the hook
 from pgmonkey.telemetry.multiprocess import MetricFiles
-from tests.kit.database import TemporaryDatabase
-from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
-from tests.kit.proxy import ChaosProxy
-from tests.kit.registry_dir import RegistryDirectory
 
 FORKS = 20
 
@@ -79,45 +74,3 @@ def test_a_child_can_write_its_metrics_whatever_the_parent_wrote_in_that_moment(
 
     with again_and_again(files.write):
         assert in_a_child(library.is_free)
-
-
-def ask(registry: Registry) -> object:
-    """Return what a server answers."""
-    with registry.get("orders").connection(timeout=10) as connection:
-        return connection.execute("SELECT 1").fetchone()
-
-
-@pytest.mark.usefixtures("no_log")
-def test_a_fork_waits_for_the_connects_of_other_threads(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
-) -> None:
-    """OpenSSL holds locks while a thread connects; a child would inherit them, and never connect."""
-    with ChaosProxy(database.host, database.port) as proxy:
-        proxy.set("delay", delay=0.005)
-        registry_dir.declare(
-            "orders", database, connection={"port": proxy.port, "sslmode": "disable"}
-        )
-        with Registry(registry_dir, watch=False) as registry:
-            thread = threading.Thread(target=ask, args=(registry,))
-            thread.start()
-            eventually(lambda: proxy.accepted > 0)
-            # What the child sees of the parent's memory is what there was when it was forked.
-            assert in_a_child(lambda: proxy.round_trips) > 0
-            thread.join()
-
-
-@pytest.mark.usefixtures("no_log")
-def test_a_fork_does_not_wait_for_a_server_that_does_not_answer(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
-) -> None:
-    """A connect that waits for its server holds no lock, so the fork comes, and the child works."""
-    registry_dir.declare("orders", database)
-    with ChaosProxy(database.host, database.port) as proxy:
-        proxy.set("blackhole")
-        registry_dir.declare("silent", database, connection={"port": proxy.port})
-        with Registry(registry_dir, watch=False) as registry:
-            silent = registry.get("silent")
-            with pytest.raises(CheckoutTimeout), silent.connection(timeout=0.2):
-                pass
-            assert proxy.accepted == 1
-            assert in_a_child(partial(ask, registry)) == (1,)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._async.connection import LONGEST_GOODBYE, NO_VERSION, AsyncPooledConnection
-from pgmonkey.pool._async.waiting import Lock, aside, sleep
+from pgmonkey.pool._async.waiting import Lock, aside
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.failures import ConnectFailure, classify
-from pgmonkey.pool.forks import LOOK_AGAIN, begin_connect, end_connect
 from pgmonkey.pool.hosts import resolved_async
 from pgmonkey.telemetry import events
 
@@ -41,10 +40,7 @@ async def connect(
         config: What to connect with.
         connection_type: Decides which session settings count.
     """
-    token = object()
     try:
-        while not begin_connect(token):
-            await sleep(LOOK_AGAIN)
         connection = await AsyncPooledConnection.connect(
             **await resolved_async(config.connect_kwargs(connection_type))
         )
@@ -55,8 +51,6 @@ async def connect(
     except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the driver's frames
         interrupt.__context__ = None
         raise interrupt.with_traceback(None) from None
-    finally:
-        end_connect(token)
 
 
 class AsyncConnector:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._sync.connection import LONGEST_GOODBYE, NO_VERSION, SyncPooledConnection
-from pgmonkey.pool._sync.waiting import Lock, aside, sleep
+from pgmonkey.pool._sync.waiting import Lock, aside
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.failures import ConnectFailure, classify
-from pgmonkey.pool.forks import LOOK_AGAIN, begin_connect, end_connect
 from pgmonkey.pool.hosts import resolved
 from pgmonkey.telemetry import events
 
@@ -42,10 +41,7 @@ def connect(
         config: What to connect with.
         connection_type: Decides which session settings count.
     """
-    token = object()
     try:
-        while not begin_connect(token):
-            sleep(LOOK_AGAIN)
         connection = SyncPooledConnection.connect(
             **resolved(config.connect_kwargs(connection_type))
         )
@@ -56,8 +52,6 @@ def connect(
     except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the driver's frames
         interrupt.__context__ = None
         raise interrupt.with_traceback(None) from None
-    finally:
-        end_connect(token)
 
 
 class SyncConnector:
