@@ -39,11 +39,11 @@ def in_a_child(act):
 def failures():
     return [e.fields["error"] for e in events.recent() if e.name == "metrics.failed"]
 
-def reported(error):
+def reported(*errors):
     "Wait for the event, which is written in the thread that was the first to fail."
     while not failures():
         time.sleep(0.01)
-    assert failures() == [error], failures()
+    assert len(failures()) == 1 and failures()[0] in errors, failures()
 
 def scraped():
     registry = prometheus_client.CollectorRegistry()
@@ -116,6 +116,11 @@ def no_directory():
     use()
     reported("Not a directory")
 
+def not_writable():
+    os.environ[variable] = "/sys"
+    use()
+    reported("Permission denied", "Read-only file system")
+
 def made_later():
     use(files.mkdir)
     use()
@@ -128,7 +133,7 @@ def unset_meanwhile():
     assert not failures()
     assert scraped() == 1
 
-for case in missing, deleted_meanwhile, no_directory, made_later, unset_meanwhile:
+for case in missing, deleted_meanwhile, no_directory, not_writable, made_later, unset_meanwhile:
     files = Path(argv[1], case.__name__)
     os.environ[variable] = str(files)
     assert in_a_child(case) == 0, case
