@@ -88,7 +88,7 @@ def operator(
 ) -> Iterator[Operator]:
     """A watched registry with an open database, and all that an operator can look at."""
     numbers = prometheus_client.CollectorRegistry()
-    with Registry(registry_dir, metrics=numbers) as registry:
+    with Registry(registry_dir, metrics=numbers, removal_delay=0.3) as registry:
         operator = Operator(registry, numbers, events)
         assert operator.serves()
         events.wait("watch.started")
