@@ -104,10 +104,11 @@ def removal_time(look: Look | None) -> float:
 
 
 class Place(NamedTuple):
-    """Describe a directory: device and inode, and the databases that its files declare."""
+    """Describe a directory: device and inode, the databases that its files declare, the defaults."""
 
     identity: tuple[int, int]
     names: frozenset[str]
+    has_defaults: bool = False
 
 
 def untrusted_absence(believed: Place, seen: Place, look: Look | None) -> str | None:
@@ -115,9 +116,10 @@ def untrusted_absence(believed: Place, seen: Place, look: Look | None) -> str | 
 
     A volume that was unmounted leaves an empty directory, or what lies under it.
     """
-    if look is None or believed.names <= seen.names:
+    complete = believed.names <= seen.names and believed.has_defaults <= seen.has_defaults
+    if look is None or complete:
         return None
-    if not seen.names:
+    if believed.names and not seen.names:
         return None if look.asked and seen.identity == believed.identity else "registry.empty"
     another_device = seen.identity[0] != believed.identity[0]
     return "registry.replaced" if another_device and not look.asked else None

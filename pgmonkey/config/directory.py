@@ -222,14 +222,16 @@ class DirectoryLoader:
             problem = self._problem("registry.unlinked", message, KEEP_THE_DIRECTORY)
             return self._keep(problem, look, last_good)
         files, general = self._sorted(found)
-        place = Place((status.st_dev, status.st_ino), frozenset(files))
+        has_defaults = any(entry.name == DEFAULTS_FILE for entry in found)
+        place = Place((status.st_dev, status.st_ino), frozenset(files), has_defaults)
         if self._identity is not None:
-            believed = Place(self._identity, frozenset(self._loaded))
+            had_defaults = self._defaults.meaning != ()
+            believed = Place(self._identity, frozenset(self._loaded), had_defaults)
             if code := untrusted_absence(believed, place, look):
-                return self._keep(self._no_files(code, place), look, last_good)
+                return self._keep(self._no_files(code, believed, place), look, last_good)
         self._identity = place.identity
         doubts = Doubts(look, self._doubts)
-        self._read_defaults(found, snapshot, doubts)
+        self._read_defaults(has_defaults, snapshot, doubts)
         self._look_at_environment()
         statuses: Statuses = {}
         names = files.keys() if self._names is None else files.keys() & self._names
@@ -474,13 +476,10 @@ class DirectoryLoader:
             return _LoadedFile(None, untrusted, loaded.sources, defaults)
         return _LoadedFile(file, loaded.config or loaded.problems, loaded.sources, defaults)
 
-    def _read_defaults(
-        self, found: list[os.DirEntry[str]], snapshot: Snapshot, doubts: Doubts
-    ) -> None:
+    def _read_defaults(self, exists: bool, snapshot: Snapshot, doubts: Doubts) -> None:
         """Read the defaults again; every file is made again under others."""
         known, path = self._defaults, os.path.join(self.directory, DEFAULTS_FILE)
-        present = any(entry.name == DEFAULTS_FILE for entry in found)
-        defaults = self._found_defaults(path, snapshot) if present else _Defaults()
+        defaults = self._found_defaults(path, snapshot) if exists else _Defaults()
         if defaults.meaning == known.meaning:
             if known.file is not None and defaults.file is not None:
                 known.file.is_confirmed_by(defaults.file)
@@ -532,15 +531,18 @@ class DirectoryLoader:
         message = f"the directory cannot be read ({os.strerror(error.errno or 0)})"
         return self._problem("registry.unreadable", message)
 
-    def _no_files(self, code: str, place: Place) -> Problem:
-        databases = count(len(self._loaded.keys() - place.names), "database")
+    def _no_files(self, code: str, believed: Place, seen: Place) -> Problem:
+        gone = len(believed.names - seen.names)
         if code == "registry.empty":
-            message = f"no file of a database is left ({databases} before); none is removed"
+            message = (
+                f"no file of a database is left ({count(gone, 'database')} before); none is removed"
+            )
             hint = "put the files back; to remove all databases, reload explicitly (SIGHUP)"
-            if place.identity != self._identity:
+            if seen.identity != believed.identity:
                 hint = "it is another directory than before: is its volume mounted?"
         else:
-            message = f"the directory is on another device, without the files of {databases}"
+            files = count(gone + (believed.has_defaults and not seen.has_defaults), "file")
+            message = f"the directory is on another device, without {files} of before"
             hint = "is its volume mounted? to accept the directory, reload explicitly (SIGHUP)"
         return self._problem(code, message, hint)
 

@@ -91,7 +91,7 @@ def test_a_secret_file_that_is_away_is_missed_after_the_removal_delay() -> None:
     assert settling_time({PATH: file()}, {PATH: file(), "/x": None}, EVENTS) == SETTLE
 
 
-OURS = Place((1, 10), frozenset({"orders", "events"}))
+OURS = Place((1, 10), frozenset({"orders", "events"}), has_defaults=True)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,10 @@ OURS = Place((1, 10), frozenset({"orders", "events"}))
         (Place((1, 99), frozenset()), "registry.empty", "registry.empty"),
         (Place((2, 10), frozenset()), "registry.empty", "registry.empty"),
         (Place((2, 10), frozenset({"orders"})), "registry.replaced", None),
-        (Place((2, 10), frozenset({"orders", "events", "new"})), None, None),
+        (Place((2, 10), frozenset({"orders", "events", "new"})), "registry.replaced", None),
+        (Place((2, 10), frozenset({"orders", "events", "new"}), True), None, None),
+        (Place((1, 10), frozenset({"orders", "events"})), None, None),
+        (Place((1, 10), frozenset(), True), "registry.empty", None),
     ],
     ids=[
         "the same",
@@ -114,7 +117,10 @@ OURS = Place((1, 10), frozenset({"orders", "events"}))
         "another directory that is empty",
         "another device that is empty",
         "another device with one file less",
+        "another device without the defaults",
         "another device with all files",
+        "without the defaults",
+        "only the defaults are left",
     ],
 )
 def test_what_a_directory_says_about_files_that_are_not_there(

@@ -122,6 +122,7 @@ async def test_a_task_that_outlasts_drain_timeout_is_named_and_not_cut(
         await holding.wait()
         await asyncio.to_thread(events.wait, "watch.started")
         registry_dir.remove("orders")
+        assert (await registry.areload()).removed == ("orders",)
         lingering = await asyncio.to_thread(
             events.wait, "database.drain_timeout", database="orders"
         )
