@@ -22,6 +22,8 @@ _TEMPLATE: Final = re.compile(
     r"(?:<%|\{\{|\{%).*|.*(?:%>|\}\}|%\})|\$\{.*\}|\$\(.*\)",  # of ERB, Jinja or Go, a shell
     re.DOTALL,
 )
+_PLAIN_HOST: Final = re.compile(r"[\w.-]+")
+_MARKS: Final = re.compile(r"[:\[\]]")
 _ONE_COLON: Final = re.compile(r"[^:]*:[^:]*")
 _SERVICE_LINK: Final = ("tcp://", "udp://", "sctp://")
 _KUBERNETES: Final = (
@@ -50,6 +52,8 @@ def in_dbname(text: str) -> Mistake | None:
 
 def in_host(text: str) -> Mistake | None:
     """Return what is wrong with a host: a name, an address or the directory of a socket."""
+    if _PLAIN_HOST.fullmatch(text):
+        return None  # most hosts
     if "://" in text:
         hint = _KUBERNETES if text.startswith(_SERVICE_LINK) else _KEYS_OF_THEIR_OWN
         return Mistake("config.url", "expected a host name, got a URL (not shown)", hint)
@@ -59,7 +63,7 @@ def in_host(text: str) -> Mistake | None:
         return mistake
     if any(map(_kind, text)):
         return Mistake("config.white_space", "a host has no white space inside", "remove it")
-    if "${" in text or not any(mark in text for mark in ":[]"):
+    if "${" in text or not _MARKS.search(text):
         return None
     if "[" in text or "]" in text:
         hint = "write ::1, and a port under the key port"

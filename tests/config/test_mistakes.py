@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import given
@@ -13,8 +14,9 @@ from pgmonkey.config.mistakes import in_dbname, in_host, in_name, in_password, i
 HIDDEN = st.sampled_from(
     [*" \t\n\r\x00\x07\x1b\x7f\x85\xa0", "\u2003", "\u2028", "\u200b", "\ufeff"]
 )
-WORDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._~!#%&*+?^-]{0,20}", fullmatch=True)
-IPV6 = st.ip_addresses(v=6).map(str)
+WORDS = st.text("aBz09._~!#%&*+?^-", min_size=1, max_size=12)
+IPV6 = st.integers(0, 2**128 - 1).map(IPv6Address).map(str)
+IPV4 = st.integers(0, 2**32 - 1).map(IPv4Address).map(str)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_an_ipv6_address_is_a_host_without_brackets(address, port):
     assert in_host(f"[{address}]").code == in_host(f"[{address}]:{port}").code == "config.host"
 
 
-@given(host=WORDS | st.ip_addresses(v=4).map(str), port=st.integers(0, 65535))
+@given(host=WORDS | IPV4, port=st.integers(0, 65535))
 def test_a_name_is_a_host_without_a_port(host, port):
     """Whatever the name is, a port beside it is refused."""
     assert in_host(host) is None
@@ -79,7 +81,7 @@ def test_what_does_not_show_is_refused_at_either_end(name, hidden, inside):
                 assert look(text).code == "config.white_space"
 
 
-@given(name=WORDS, inside=st.text(st.characters(categories="LMNPSZ"), max_size=10))
+@given(name=WORDS, inside=st.text(" \t\u00e9\u4e2d'\":/[]", max_size=6))
 def test_names_may_have_anything_inside(name, inside):
     """PostgreSQL allows blanks and every letter inside the name of a role or a database."""
     assert in_name(f"{name}{inside}{name}") is None
