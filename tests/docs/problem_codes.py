@@ -24,7 +24,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "registry.permission": "the directory may not be read by this process",
         "registry.unreadable": "the directory cannot be read for another reason of the system",
         "registry.empty": "no file of a database is left in the directory; no database is removed",
-        "registry.replaced": "the directory is on another device, and files of databases are missing; no database is removed",
+        "registry.replaced": "the directory is on another device, and a database file or _defaults.yaml is missing; none is removed",
         "registry.moving": "the directory is replaced again and again while it is read",
         "registry.unlinked": "the directory was replaced or deleted where it is mounted from",
         "registry.no_such_database": "a requested name has no file",
