@@ -12,7 +12,7 @@ from tests.kit.program import Program
 pytestmark = pytest.mark.serverless
 
 PRELUDE = """
-import asyncio, contextlib, json, logging, threading, warnings
+import asyncio, contextlib, json, logging, threading, time, warnings
 from pathlib import Path
 import prometheus_client, structlog
 from pgmonkey import ConnectError, Registry
@@ -89,17 +89,19 @@ async def in_a_loop():
                 pass
 
 for wrapper, factory in (
-    (structlog.stdlib.AsyncBoundLogger, structlog.stdlib.LoggerFactory()),
-    (structlog.stdlib.AsyncBoundLogger, structlog.PrintLoggerFactory()),
-    (Own, structlog.PrintLoggerFactory()),
     (structlog.stdlib.BoundLogger, structlog.stdlib.LoggerFactory()),  # both have async methods
     (structlog.make_filtering_bound_logger(20), structlog.PrintLoggerFactory()),  # beside sync ones
+    (structlog.stdlib.AsyncBoundLogger, structlog.stdlib.LoggerFactory()),  # the rest comes later
+    (structlog.stdlib.AsyncBoundLogger, structlog.PrintLoggerFactory()),
+    (Own, structlog.PrintLoggerFactory()),
 ):
     configure(wrapper, logger_factory=factory)
     thread = threading.Thread(target=in_a_thread)
     thread.start()
     thread.join()
     asyncio.run(in_a_loop())
+while len(written) < 40:
+    time.sleep(0.001)
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside a thread
 configure(structlog.stdlib.AsyncBoundLogger, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 if (child := os.fork()) == 0:
