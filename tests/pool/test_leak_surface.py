@@ -205,6 +205,7 @@ def where(tmp_path_factory):
     os.environ.pop("SHOW_SECRET", None)
 
 
+@pytest.mark.timeout(180)  # 10 s; 150 files, which seven commands read each
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     secret=SECRETS,
