@@ -13,6 +13,7 @@ from typing import Any, Self
 from pgmonkey import Registry
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
+from tests.pool.side import Client
 
 WORKERS = 16
 
@@ -167,3 +168,33 @@ def async_workers(
         thread.join()
 
     return thread.start, finish
+
+
+@contextmanager
+def asking(client: Client) -> Iterator[list[BaseException]]:
+    """Let three threads run one transaction after the other until the block ends; give the errors."""
+    errors: list[BaseException] = []
+    stop = threading.Event()
+    done = 0
+
+    def work() -> None:
+        nonlocal done
+        while not stop.is_set():
+            try:
+                client.ask("SELECT 1")
+            except BaseException as error:
+                errors.append(error)
+            done += 1
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: done > 10, 10, "the load is on")
+        yield errors
+        seen = done
+        eventually(lambda: done > seen + 10, 10, "the load goes on")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

@@ -72,7 +72,7 @@ def test_secrets_of_a_directory_that_may_not_be_listed_are_read_and_polled(
             volume.directory.joinpath("..data_tmp").symlink_to(later.name)
             volume.directory.joinpath("..data_tmp").replace(volume.directory / "..data")
             for name in ("orders", "reports"):
-                eventually(lambda: password(registry, name) == "second", 10, "renames")  # noqa: B023
+                eventually(lambda name=name: password(registry, name) == "second", 10, "renames")
             secret.write_text("third")
             eventually(lambda: password(registry) == "third", 10, "a file written in place, too")
             polling = registry.status().polling
@@ -120,12 +120,13 @@ def test_a_look_that_is_due_comes_without_a_file_event(
     registry_dir: RegistryDirectory, events: CapturedEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second look at a half-written file, and the one that believes a removal, come by themselves."""
-    began = threading.Event()
+    changed, told = threading.Event(), threading.Event()
 
     def one_event(*_directories: str, stop_event: Any, **_: Any) -> Iterator[set[Any]]:
         yield set()
-        if not began.is_set():
-            began.wait(10)
+        if not told.is_set():
+            told.set()
+            changed.wait(10)
             yield {(watchfiles.Change.modified, str(registry_dir.file("orders")))}
         while not stop_event.is_set():
             threading.Event().wait(0.01)
@@ -137,6 +138,6 @@ def test_a_look_that_is_due_comes_without_a_file_event(
     with Registry(registry_dir, metrics=None, rescan_interval=3600, removal_delay=0.3) as registry:
         path.write_text(text % "second")
         registry_dir.remove("reports")
-        began.set()
+        changed.set()
         eventually(lambda: password(registry) == "second", 10)
         events.wait("config.removed", database="reports")

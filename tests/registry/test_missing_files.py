@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import prometheus_client
 import pytest
@@ -24,6 +21,8 @@ from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.program import Program
 from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.side import Client
+from tests.registry.load import asking
 
 NAMES = ("events", "orders", "reports")
 #: What an operator sees, and what the alert is about.
@@ -74,48 +73,6 @@ def watched(
 # One file
 
 
-@contextmanager
-def checkouts(registry: Registry, connection_type: str) -> Iterator[list[BaseException]]:
-    """Check out again and again in the background, and collect the errors."""
-    errors: list[BaseException] = []
-    stop = threading.Event()
-    done = 0
-
-    def work() -> None:
-        nonlocal done
-        while not stop.is_set():
-            try:
-                with registry.get("orders") as connection:
-                    connection.execute("SELECT 1")
-            except Exception as error:
-                errors.append(error)
-            done += 1
-
-    async def work_async() -> None:
-        nonlocal done
-        while not stop.is_set():
-            try:
-                async with registry.get("orders") as connection:
-                    await connection.execute("SELECT 1")
-            except Exception as error:
-                errors.append(error)
-            done += 1
-
-    target: Callable[[], Any] = work
-    if connection_type.startswith("async"):
-        target = lambda: asyncio.run(work_async())  # noqa: E731 - one of two
-    thread = threading.Thread(target=target)
-    thread.start()
-    try:
-        eventually(lambda: done > 2, 10, "checkouts work")
-        yield errors
-        before = done
-        eventually(lambda: done > before + 2, 10, "checkouts go on")
-    finally:
-        stop.set()
-        thread.join()
-
-
 @pytest.mark.parametrize("connection_type", ["pool", "async_pool"])
 def test_no_checkout_fails_while_a_file_is_away_for_a_moment(
     registry_dir: RegistryDirectory,
@@ -127,14 +84,14 @@ def test_no_checkout_fails_while_a_file_is_away_for_a_moment(
     path = registry_dir.declare("orders", database, connection_type)
     registry_dir.declare("reports", database)
     good = path.read_text()
-    with Registry(registry_dir, metrics=None) as registry:
+    with Registry(registry_dir, metrics=None) as registry, closing(Client(registry)) as client:
         events.wait("watch.started")
-        with checkouts(registry, connection_type) as errors:
+        with asking(client) as errors:
             for number, pause in enumerate((0.02, 0.1, 0.3)):
                 path.unlink()
                 time.sleep(pause)  # how long the file is away
                 path.write_text(f"{good}description: back {number}\n")
-                eventually(lambda: description(registry) == f"back {number}", 10)  # noqa: B023
+                eventually(lambda number=number: description(registry) == f"back {number}", 10)
         assert errors == []
         assert registry.names == ("orders", "reports")
     assert "config.removed" not in events.names
@@ -162,12 +119,12 @@ def test_no_checkout_fails_while_git_checks_out_300_files(
             registry_dir.write(name, text(branch))
         git("add", ".")
         git("commit", "--quiet", "--message", branch)
-    with Registry(registry_dir, metrics=None) as registry:
+    with Registry(registry_dir, metrics=None) as registry, closing(Client(registry)) as client:
         events.wait("watch.started", 10)
-        with checkouts(registry, "pool") as errors:
+        with asking(client) as errors:
             git("checkout", "--quiet", "first")
             for name in ("orders", *others):
-                eventually(lambda: description(registry, name) == "first", 20)  # noqa: B023
+                eventually(lambda name=name: description(registry, name) == "first", 20)
         assert errors == []
         assert len(registry) == 301
     assert "config.removed" not in events.names
@@ -189,7 +146,7 @@ def test_a_database_is_removed_when_its_file_was_missing_for_the_removal_delay(
 def test_an_explicit_reload_believes_at_once_that_a_file_was_removed(
     files: RegistryDirectory,
 ) -> None:
-    """Whoever asks has removed the file on purpose; so also the defaults, and the last file."""
+    """A person asked, so the absence is believed: of a file, of the defaults, of the last file."""
     files.write("_defaults", "drain_timeout: 7s\n")
     with Registry(files, metrics=None, removal_delay=3600) as registry:
         files.remove("orders")
@@ -261,7 +218,7 @@ def test_an_emptied_directory_removes_nothing_and_is_a_problem(
         files.write(name, text("back"))
     eventually(lambda: numbers.get_sample_value(SUCCESSFUL) == 1, 10, "the problem is over")
     eventually(lambda: [description(watched, name) for name in NAMES] == ["back"] * 3, 10)
-    assert len(events.named("config.rejected")) == 1, "it is said once"
+    assert len(events.named("config.rejected")) == 1, "it is reported once"
 
 
 def test_an_explicit_reload_believes_an_emptied_directory_but_no_other_empty_one(

@@ -134,7 +134,7 @@ def test_a_removed_database_stays_removed_when_what_comes_back_cannot_be_used(
                 registry.get("orders")
             assert refused.value.problems[0].code == code
         registry.reload()
-        assert len(events.named("config.rejected", database="orders")) == 1, "it is said once"
+        assert len(events.named("config.rejected", database="orders")) == 1, "it is reported once"
         assert registry.probe("orders").state == "failed"
         assert database.backends() == [], "nothing connects with what was removed"
 

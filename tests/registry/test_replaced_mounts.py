@@ -64,7 +64,7 @@ def rejected(path, code):
     assert {(one["file"], one["code"]) for one in said} == {(str(path), code)}, said
     events.clear()
     registry.reload()
-    assert [one for one in events if one["event"] == "config.rejected"] == [], "it is said once"
+    assert [one for one in events if one["event"] == "config.rejected"] == [], "it is reported once"
     return report
 """
 

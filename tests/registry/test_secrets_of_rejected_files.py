@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
 from tests.pool.side import SIDES, Client
+from tests.registry.load import asking
 
 ORDERS = """
 connection_type: pool
@@ -219,36 +219,6 @@ def test_a_removed_database_that_comes_back_rejected_stays_removed(files: Files)
         assert password(registry) == "second"
 
 
-@contextmanager
-def transactions(client: Client) -> Iterator[list[BaseException]]:
-    """Run one transaction after the other until the block ends; give the errors."""
-    errors: list[BaseException] = []
-    stop = threading.Event()
-    done = 0
-
-    def work() -> None:
-        nonlocal done
-        while not stop.is_set():
-            try:
-                client.ask("SELECT 1")
-            except BaseException as error:
-                errors.append(error)
-            done += 1
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        eventually(lambda: done > 10, 10, "the load is on")
-        yield errors
-        seen = done
-        eventually(lambda: done > seen + 10, 10, "the load goes on")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
 @pytest.mark.parametrize(
     "connection_type, where", [("pool", "orders"), ("async_pool", "_defaults")]
 )
@@ -267,7 +237,7 @@ def test_no_transaction_fails_while_a_typo_stays_over_two_rotations(
         Registry(registry_dir, metrics=None) as registry,
         closing(Client(registry)) as client,
     ):
-        with transactions(client) as errors:
+        with asking(client) as errors:
             events.wait("watch.started")
             registry_dir.write(where, registry_dir.file(where).read_text() + "drain_timout: 9s\n")
             events.wait("config.rejected", database="orders", code="config.unknown_key")

@@ -319,7 +319,7 @@ def test_without_file_events_the_directory_is_polled_and_the_event_says_so(
         for name in ("second", "third!"):
             registry_dir.write("orders", text(database, name))
             eventually(lambda name=name: application_name(registry) == name, 10, f"{name} runs")
-        assert len(events.named("watch.degraded")) == 1, "it is said once"
+        assert len(events.named("watch.degraded")) == 1, "it is reported once"
         assert registry.status().watcher_errors > 0
         assert (numbers.get_sample_value("pgmonkey_watcher_errors_total") or 0) > 0
         assert numbers.get_sample_value("pgmonkey_watcher_up") == 1, "changes are seen all the same"
