@@ -44,10 +44,12 @@ if TYPE_CHECKING:
     from pgmonkey.registry.manager import PGConnectionManager
     from pgmonkey.registry.registry import Registry
     from pgmonkey.registry.reload import ReloadReport
+    from pgmonkey.telemetry.status import Change
 
 # The modules of the public names that are no errors. Each is imported at the first use of its name,
 # so `pgmonkey --help` does not wait for psycopg.
 _HOMES = {
+    "Change": "telemetry.status",
     "Database": "pool.handle",
     "PGConnectionManager": "registry.manager",
     "Registry": "registry.registry",
@@ -57,6 +59,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Change",
     "CheckoutTimeout",
     "ConfigError",
     "ConnectError",

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 def test_exported_members():
     """The public names are these; a new one, or one less, is a decision."""
     assert sorted(pgmonkey.__all__) == [
+        "Change",
         "CheckoutTimeout",
         "ConfigError",
         "ConnectError",

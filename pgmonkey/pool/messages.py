@@ -199,6 +199,17 @@ def function_name(code: CodeType | None) -> str:
     return f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" if code else "unknown"
 
 
+def raised_at(error: BaseException) -> str:
+    """Return where an exception was raised, as `file:line in function`."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "unknown"
+    code = trace.tb_frame.f_code
+    return f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
+
+
 def holder_name(owner: Any) -> str:
     """Return the name of a thread or task, for messages."""
     if isinstance(owner, int):

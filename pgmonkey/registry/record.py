@@ -6,7 +6,7 @@ import random
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
@@ -32,13 +32,14 @@ from pgmonkey.pool.handle import Hooks
 from pgmonkey.pool.version import Version
 from pgmonkey.registry.probing import probe_failure
 from pgmonkey.telemetry import events
-from pgmonkey.telemetry.status import DatabaseStatus, ProbeStatus, ReloadRecord, database_state
+from pgmonkey.telemetry.status import Change, DatabaseStatus, ProbeStatus, database_state
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.errors import Problem, Reason
     from pgmonkey.pool.limits import ConnectionLimits
+    from pgmonkey.telemetry.status import Outcome
 
 Handle: TypeAlias = SyncDatabase | AsyncDatabase
 
@@ -74,6 +75,7 @@ class Shared(NamedTuple):
             lock. A record keeps its own name in it.
         on_open: Called when a handle makes the first connection of a process or event loop.
         look: Reads the files again because a login of this record was refused.
+        tell: Tells the application of a change; called without a lock, and raises nothing.
         probes: Whether databases are probed in the background.
     """
 
@@ -81,6 +83,7 @@ class Shared(NamedTuple):
     defaults: dict[str, Handle]
     on_open: Callable[[], object]
     look: Callable[[Record], object]
+    tell: Callable[[Change], object]
     probes: bool = False
 
 
@@ -119,7 +122,7 @@ class Record:
         self._forced: _Forced | None = None
         # What is shown.
         self._outcomes: Counter[str] = Counter()
-        self._history: tuple[ReloadRecord, ...] = ()
+        self._history: tuple[Change, ...] = ()
         self._hashed: tuple[Version, int] | None = None
         # Background probes.
         self._reached = False
@@ -137,6 +140,9 @@ class Record:
         self._decided = threading.Condition(self._lock)
         # Held while one reload runs, rotation included: the next one finds what is still wanted.
         self._reloading = threading.Lock()
+        # Held while the application is told of a change, in the order of the changes. None waits for it.
+        self._telling = threading.Lock()
+        self._untold: deque[Change] = deque()
 
     # What is in force
 
@@ -295,7 +301,7 @@ class Record:
     def _note_problems(self, problems: tuple[Problem, ...]) -> None:
         if self._problems != problems:
             self._problems = problems
-            self._ended("rejected", tuple(map(str, problems)))
+            self._ended("rejected", problems=problems)
             emit_rejected(self.name, problems)
 
     def remove(self) -> None:
@@ -361,7 +367,7 @@ class Record:
             handle.rotate(one)
         changed = tuple(config.changed_keys(before.config)) if before else ("*",)
         with self._lock:
-            self._ended("applied", changed, version.number)
+            self._ended("applied", changed=changed, version=version.number)
         applied(monotonic() - since)
         events.emit(
             "config.applied", database=self.name, version=version.number, changed=list(changed)
@@ -504,7 +510,7 @@ class Record:
             known, self._failed = self._failed, Rejection((problem,), failure.reason)
             if known is not None and known.problems == (problem,):
                 return True  # it was reported
-            self._ended("rejected", (str(problem),))
+            self._ended("rejected", problems=(problem,))
             self._probe_at = 0.0  # does the last good one still work?
         events.emit(
             "database.probe_failed",
@@ -539,12 +545,33 @@ class Record:
         """
         return self._shared.probes and self._version is not None and not self._removed
 
-    def _ended(self, outcome: str, details: tuple[str, ...] = (), version: int = 0) -> None:
-        """Remember the outcome of a reload, with the keys that changed or the problems."""
+    def _ended(
+        self,
+        outcome: Outcome,
+        *,
+        changed: tuple[str, ...] = (),
+        problems: tuple[Problem, ...] = (),
+        version: int = 0,
+    ) -> None:
+        """Remember the outcome of a reload, and tell the application when no lock is held."""
         version = version or (self._version.number if self._version else 0)
-        record = ReloadRecord(outcome, time.time(), version, details)
-        self._history = (*self._history, record)[-_REMEMBERED:]
+        change = Change(self.name, outcome, version, time.time(), changed, problems)
+        self._history = (*self._history, change)[-_REMEMBERED:]
         self._outcomes[outcome] += 1
+        self._untold.append(change)
+        events.call_unlocked(self._tell)
+
+    def _tell(self) -> None:
+        """Tell the application of the changes, each after the one before it.
+
+        If another thread is at it, or this one further up, that one tells of this change, too.
+        """
+        while self._untold and self._telling.acquire(blocking=False):
+            try:
+                while self._untold:
+                    self._shared.tell(self._untold.popleft())
+            finally:
+                self._telling.release()
 
     def refused(self) -> bool:
         """Read the files now, because the server refused a login.

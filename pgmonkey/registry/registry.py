@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -17,6 +18,7 @@ from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.errors import HandleClosedError, PgmonkeyError, UnknownDatabaseError
 from pgmonkey.pool._async.database import AsyncDatabase
 from pgmonkey.pool.limits import ConnectionLimits
+from pgmonkey.pool.messages import raised_at
 from pgmonkey.registry import fork, greenlets
 from pgmonkey.registry.maintenance import Maintenance
 from pgmonkey.registry.record import Handle, Record, Shared, close_all
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.config.trust import Trust
     from pgmonkey.pool.handle import Database
-
+    from pgmonkey.telemetry.status import Change
 
 #: Seconds between two looks at connections that are being replaced.
 _DRAINING: Final = 0.02
@@ -112,6 +114,9 @@ class Registry:
             on_untrusted=_untrusted,
             max_connections=max_connections,
         )
+        # What `subscribe` was given, by a key of its own. Only the registry refers to it: what the
+        # threads and the handles refer to would keep a registry alive that a function refers to.
+        self._subscribers: dict[object, Callable[[Change], object]] = {}
         this = weakref.ref(self)  # a handle that outlives its registry must not keep it alive
         #: The handle of the declared type, by name. Read without a lock.
         self._defaults: dict[str, Handle] = {}
@@ -121,6 +126,7 @@ class Registry:
             self._defaults,
             on_open=partial(_call, this, Registry._on_open),
             look=partial(_call, this, Registry._look_for),
+            tell=partial(_call, this, Registry._tell),
             probes=probe_interval is not None,
         )
         self._reloader = Reloader(self._loader, shared, removal_delay)
@@ -288,6 +294,54 @@ class Registry:
                 handle.patrol(now)
             self._maintenance.stopping.wait(_DRAINING)
         return True
+
+    def subscribe(self, function: Callable[[Change], object]) -> Callable[[], object]:
+        """Call a function with every change of a database: applied, rejected or removed.
+
+        Use it to warm a cache, to count, or to alert. It is called in the thread that made the
+        change, which may be the registry's own and makes no other change meanwhile, so it should
+        return soon. No lock is held: it may use the registry. The changes of one database come in
+        their order, one after the other. An exception stops nothing: it becomes the event
+        `subscriber.failed`. The function stays subscribed in child processes.
+
+        Args:
+            function: No coroutine function. It is called with a `Change`, a plain value.
+
+        Returns:
+            A function that ends this. It may be called more than once.
+
+        Raises:
+            TypeError: it is a coroutine function, or cannot be called.
+
+        Example:
+            >>> unsubscribe = registry.subscribe(lambda change: print(change.outcome))
+            >>> _ = unsubscribe()
+        """
+        if iscoroutinefunction(function) or not callable(function):
+            raise TypeError(
+                "subscribe() takes a function that is called and not awaited; it may pass the change"
+                " on to an event loop: loop.call_soon_threadsafe(queue.put_nowait, change)"
+            )
+        key = object()
+        self._subscribers[key] = function
+        return partial(_call, weakref.ref(self), Registry._unsubscribe, key)
+
+    def _unsubscribe(self, key: object) -> None:
+        self._subscribers.pop(key, None)
+
+    def _tell(self, change: Change) -> None:
+        """Tell the application of a change."""
+        for function in list(self._subscribers.values()):
+            try:
+                function(change)
+            except Exception as error:  # noqa: BLE001 - it must not break a reload; its text may be secret
+                events.emit(
+                    "subscriber.failed",
+                    database=change.database,
+                    function=getattr(function, "__qualname__", type(function).__qualname__),
+                    error=type(error).__name__,
+                    place=raised_at(error),
+                )
 
     def _handles(self) -> list[Handle]:
         return [handle for record in list(self._records.values()) for handle in record.handles()]

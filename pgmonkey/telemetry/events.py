@@ -10,10 +10,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import partial
 from inspect import iscoroutine, iscoroutinefunction
 from itertools import count
 from types import MappingProxyType
@@ -43,6 +44,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "checkout.used_after_return": ("warning", "a connection was used after its block; that was rolled back"),
     "checkout.returned_late": ("info", "a checkout that was reported as leaked was returned"),
     "file.untrusted": ("warning", "other accounts can change a file"),
+    "subscriber.failed": ("warning", "a function given to Registry.subscribe raised an exception"),
     "watch.started": ("info", "the directories are watched"),
     "watch.degraded": ("warning", "there are no file events in these directories: they are polled, or not watched"),
     "watch.lost": ("warning", "a watched directory is gone"),
@@ -141,9 +143,9 @@ _wrapped_stdlib = structlog.wrap_logger(
 
 
 class _HeldBack(threading.local):
-    """Events that this thread writes once it holds no lock; `None`: it writes them at once."""
+    """What this thread calls once it holds no lock; `None`: it calls the application at once."""
 
-    events: list[tuple[str, str, dict[str, Any]]] | None = None
+    calls: list[Callable[[], object]] | None = None
 
 
 _held_back = _HeldBack()
@@ -159,16 +161,28 @@ def held_back() -> Iterator[None]:
         >>> with held_back(), threading.Lock():
         ...     emit("config.removed", database="orders")
     """
-    if _held_back.events is not None:
+    if _held_back.calls is not None:
         yield
         return
-    held = _held_back.events = []
+    held = _held_back.calls = []
     try:
         yield
     finally:
-        _held_back.events = None
-        for level, event, known in held:
-            _write(level, event, known)
+        _held_back.calls = None
+        for call in held:
+            call()
+
+
+def call_unlocked(call: Callable[[], object]) -> None:
+    """Call something of the application's now, or when the outermost `held_back` block ends.
+
+    Args:
+        call: It raises nothing.
+    """
+    if _held_back.calls is None:
+        call()
+    else:
+        _held_back.calls.append(call)
 
 
 def emit(event: str, **fields: Any) -> None:
@@ -182,10 +196,7 @@ def emit(event: str, **fields: Any) -> None:
     known = {name: value for name, value in fields.items() if value is not None}
     kept = {name: value for name, value in known.items() if name not in _NOT_KEPT}
     _recent.append(Event(next(_numbers), time.time(), event, level, kept))
-    if _held_back.events is None:
-        _write(level, event, known)
-    else:
-        _held_back.events.append((level, event, known))
+    call_unlocked(partial(_write, level, event, known))
 
 
 def is_first(event: str, *place: object) -> bool:

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from pgmonkey.errors import Reason
 
 DatabaseState = Literal["failed", "down", "stale", "ready", "idle"]
+Outcome = Literal["applied", "rejected", "removed"]
 
 #: Outcomes of a reload that are counted.
-OUTCOMES: Final = ("applied", "rejected", "removed")
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 #: Every state of a database, the worst first.
 STATES: Final[tuple[DatabaseState, ...]] = get_args(DatabaseState)
 
@@ -91,20 +92,31 @@ class ProbeStatus(NamedTuple):
     seconds: float
 
 
-class ReloadRecord(NamedTuple):
-    """Describe one reload of a database.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Describe one change of a database and its outcome, as `Registry.subscribe` reports it.
 
     Args:
-        outcome: applied, rejected or removed.
+        database: The name of the database.
+        outcome: `applied`, `rejected` or `removed`.
+        version: The version that runs now; 0 if there never was one.
         at: Unix time.
-        version: The version that ran afterwards; 0 if there never was one.
-        details: The changed keys, or the problems of a rejected reload.
+        changed: The keys that differ from the version before, such as
+            `connection_settings.password`; `*` for a new database. Only if it was applied.
+        problems: Why it was rejected; empty otherwise.
     """
 
-    outcome: str
-    at: float
+    database: str
+    outcome: Outcome
     version: int
-    details: tuple[str, ...] = ()
+    at: float
+    changed: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Return the changed keys, or the problems, as texts."""
+        return self.changed or tuple(map(str, self.problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +149,8 @@ class DatabaseStatus:
     probe: ProbeStatus | None = None
     #: Returns `config`; a scrape of a thousand databases does not call it.
     redacted: Callable[[], Mapping[str, object]] = field(default=dict, repr=False, compare=False)
-    #: The last reloads, oldest first.
-    history: tuple[ReloadRecord, ...] = ()
+    #: The last changes, oldest first.
+    history: tuple[Change, ...] = ()
 
     @property
     def config(self) -> Mapping[str, object]:
