@@ -158,7 +158,7 @@ def _probe(config: DatabaseConfig) -> Problem | None:
 
     connection = connect(config, config.connection_type)
     if isinstance(connection, ConnectFailure):
-        return failed_probe(config.path, config.name, connection.error(config.name))
+        return failed_probe(config, connection.error(config.name))
     connection.close()
     return None
 

@@ -51,7 +51,7 @@ def explain(config: DatabaseConfig, *, sources: bool = True) -> tuple[Value, ...
         Value(
             ".".join(path),
             scrub(value, config.secrets) if isinstance(value, str) else value,
-            _source(documents, path),
+            _source(documents, config.written_as(path)),
         )
         for path, value in _leaves(config.redacted())
     )

@@ -12,6 +12,7 @@ from pgmonkey.config.yaml_reader import read_with_defaults
 from pgmonkey.errors import Problem
 
 if TYPE_CHECKING:
+    from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.errors import ConnectError
 
 #: How the server names the session setting that it refuses, in the languages that quote so.
@@ -28,12 +29,13 @@ _PROBED_KEYS: Final = {
 }
 
 
-def failed_probe(path: str, name: str, error: ConnectError) -> Problem:
+def failed_probe(config: DatabaseConfig, error: ConnectError) -> Problem:
     """Return the problem of a good file with which no connection can be made."""
+    path, name = config.path, config.name
     # With the name: the position may be in the defaults, which many databases have.
     code, message = f"probe.{error.reason}", f"cannot connect to {name}: {error.text}"
     hint = error.hint or None
-    keys = _probed_keys(error.reason, error.text)
+    keys = [config.written_as(key) for key in _probed_keys(error.reason, error.text)]
     for file, document in read_with_defaults(path):
         for key in keys:
             if (position := document.position(key)) is not None:

@@ -214,6 +214,12 @@ _FILE_HINTS: Final = {
 HOW_TO_RESOLVE: Final = "pass --resolve-env, or resolve_env=True in a program"
 
 
+def unresolved(path: KeyPath) -> KeyProblem:
+    """Return the problem of a reference where references are not resolved."""
+    message = "a reference, but references are not resolved here"
+    return KeyProblem(path, "reference.unresolved", message, HOW_TO_RESOLVE)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """Say how files are read."""
@@ -317,8 +323,8 @@ class Resolution:
 
     def _mapping(self, value: dict[str, Any], path: KeyPath, sensitive: bool) -> Any:
         if not self.options.resolve and value.keys() <= _KINDS and value:
-            message = "a reference, but references are not resolved here"
-            return self._drop(path, "reference.unresolved", message, HOW_TO_RESOLVE)
+            self.problems.append(unresolved(path))
+            return _DROPPED
         return {
             key: self._value(item, (*path, key), sensitive or is_sensitive(key))
             for key, item in value.items()

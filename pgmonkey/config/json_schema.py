@@ -45,6 +45,7 @@ _ONLY: Final = {
     "user": [_NO_WHITE_SPACE],
     "dbname": [_URL, _NO_WHITE_SPACE],
     "host": [_ANY_URL, _NO_WHITE_SPACE, _NO_PORT],
+    "url": [r"^\s*(?:postgres(?:ql)?://|\$\{|[a-z_]+\s*=)"],
 }
 _LONGEST: Final = 10 * 365 * 86400  # seconds
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pgmonkey.config.connection_url import UrlParts, take_apart
 from pgmonkey.config.interpolation import LoadOptions, Resolution, has_reference, is_utf8
 from pgmonkey.config.loader import (
     MOVING,
@@ -102,12 +103,27 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
         except SnapshotMovedError:
             return nothing, positions.problems([MOVING])
         found, origins = resolution.problems, resolution.origins()
+    tree, url = _without_url(tree, resolved=options.resolve)
+    found += url.problems
     secrets = known_secrets(tree)
     if not found:
         result = RedactedDict(_plain(tree, (), found, resolved=options.resolve))
         if not found:
             return result, ()
-    return nothing, positions.problems([with_origin(one, origins) for one in found], secrets)
+    located = [with_origin(url.located(one), origins) for one in found]
+    return nothing, positions.problems(located, secrets)
+
+
+def _without_url(tree: dict[str, Any], *, resolved: bool) -> tuple[dict[str, Any], UrlParts]:
+    """Return a document whose url is taken apart; a reference that is not resolved stays."""
+    connection = tree.get("connection_settings")
+    if not isinstance(connection, dict):
+        return tree, UrlParts()
+    url = connection.get("url")
+    if not resolved and (isinstance(url, dict) or (isinstance(url, str) and has_reference(url))):
+        return tree, UrlParts()
+    connection = dict(connection)
+    return {**tree, "connection_settings": connection}, take_apart(connection)
 
 
 def _as_text(value: Any, path: KeyPath, found: list[KeyProblem]) -> Any:

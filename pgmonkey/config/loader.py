@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from pgmonkey.config.connection_url import UrlParts, take_apart
 from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolution, has_reference
 from pgmonkey.config.models import POOL_SECTIONS, SECTIONS, DatabaseFile, validate
 from pgmonkey.config.named_files import NamedFiles
@@ -102,11 +103,13 @@ def load_bytes(
     tree: dict[str, Any] = document.value
     if not options.isolate:
         tree = unwrapped(tree, path)
+    below = frozenset[str]()
     if defaults is not None:
+        below = _below_url(defaults.document.value, tree)
         tree = _merged(defaults.document.value, tree)
     positions = Positions(name, path, document, defaults, wrapped=not options.isolate)
     text = Text(Secret(content.decode()), defaults) if keep_text else None
-    return build_config(tree, positions, options=options, file=file, text=text)
+    return build_config(tree, positions, options=options, file=file, text=text, below=below)
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,6 +125,14 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
                 continue
         result[key] = value
     return result
+
+
+def _below_url(under: Mapping[str, Any], over: Mapping[str, Any]) -> frozenset[str]:
+    """Return the connection settings of the defaults, if there is a url over them."""
+    section, below = over.get("connection_settings"), under.get("connection_settings")
+    if isinstance(section, dict) and section.get("url") is not None and isinstance(below, dict):
+        return frozenset(below.keys() - section.keys())
+    return frozenset()
 
 
 def unwrapped(tree: dict[str, Any], path: str) -> dict[str, Any]:
@@ -154,29 +165,35 @@ def build_config(
     options: LoadOptions,
     file: SourceFile | None = None,
     text: Text | None = None,
+    below: frozenset[str] = frozenset(),
 ) -> LoadResult:
-    """Resolve, validate and check a document whose defaults are merged in."""
+    """Resolve, validate and check a document whose defaults are merged in.
+
+    The connection settings `below` come from the defaults, and the `url` does not.
+    """
     # Absolute: the files are read again later, and the working directory may be another one then.
     directory = os.path.abspath(os.path.dirname(positions.path))
 
-    def look(snapshot: Snapshot) -> tuple[Resolution, NamedFiles, dict[str, Any]]:
+    def look(snapshot: Snapshot) -> tuple[Resolution, UrlParts, NamedFiles, dict[str, Any]]:
         resolution = Resolution(options, snapshot, directory)
         resolved = resolution.document(tree)
+        connection = resolved.get("connection_settings")
+        url = take_apart(connection, below, resolved=options.resolve)
         named = NamedFiles(snapshot, directory, isolate=options.isolate)
-        named.read(resolved.get("connection_settings"))
-        return resolution, named, resolved
+        named.read(connection)
+        return resolution, url, named, resolved
 
     try:
-        resolution, named, resolved = from_one_snapshot(look)
+        resolution, url, named, resolved = from_one_snapshot(look)
     except SnapshotMovedError:
         return LoadResult(problems=positions.problems([MOVING]))
-    problems = [*named.problems, *resolution.problems]
-    model = _validated(resolved, resolution, problems)
+    problems = [*named.problems, *url.problems, *resolution.problems]
+    model = _validated(resolved, resolution, url, problems)
     files = {**resolution.files, **named.files}
     sources = Sources(file, files, resolution.variables, options.environ, resolution.modified)
     if model is None or problems:
         origins = resolution.origins()
-        found = [with_origin(problem, origins) for problem in problems]
+        found = [with_origin(url.located(problem), origins) for problem in problems]
         return LoadResult(None, positions.problems(found, known_secrets(resolved)), sources)
     config = DatabaseConfig(
         model,
@@ -186,12 +203,13 @@ def build_config(
         sources=sources,
         files=files_digest(named.contents),
         text=text,
+        from_url=url.keys,
     )
     return LoadResult(config, (), sources)
 
 
 def _validated(
-    resolved: dict[str, Any], resolution: Resolution, problems: list[KeyProblem]
+    resolved: dict[str, Any], resolution: Resolution, url: UrlParts, problems: list[KeyProblem]
 ) -> DatabaseFile | None:
     """Validate a resolved document; add what is wrong to the problems."""
     options = resolution.options
@@ -207,12 +225,16 @@ def _validated(
         filter(None, map(meant_key, details))
     )
     settings = {path[1] for path in failed if len(path) > 1 and path[0] == "connection_settings"}
-    problems += inconsistencies(resolved, options, failed=frozenset(map(str, settings)))
+    names = frozenset(map(str, settings))
+    problems += inconsistencies(resolved, options, failed=names, url=url.given)
     origins = resolution.origins() if details else {}
     for one in details:
         problem = schema_problem(one)
-        if not (problem.code == "config.required" and problem.path[:2] in failed):
-            problems.append(_with_value(problem, resolved, origins, options))
+        if problem.code == "config.required" and problem.path[:2] in failed:
+            continue
+        if not url.has(problem.path):  # of a url nothing is quoted
+            problem = _with_value(problem, resolved, origins, options)
+        problems.append(problem)
     return model
 
 

@@ -30,7 +30,22 @@ _KUBERNETES: Final = (
     "Kubernetes sets NAME_PORT to a URL for each service: use a variable of another name, or set "
     "enableServiceLinks: false in the pod"
 )
-_KEYS_OF_THEIR_OWN: Final = "write host, port, dbname, user and password as keys of their own"
+_UNDER_URL: Final = "write a URL under the key url, or its parts under keys of their own"
+_LIBPQ_SCHEMES: Final = ("postgresql://", "postgres://")
+_DRIVER: Final = re.compile(r"postgres(?:ql)?\+[\w.-]+://", re.IGNORECASE)
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_NO_ENCODING: Final = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
+_ENCODE: Final = (
+    "in a part of it write %40 for @, %2F for /, %3A for :, %25 for % and %20 for a space"
+)
+_FORM: Final = "write postgresql://user:password@host:5432/dbname?parameter=value"
+_OR_STRING: Final = "or host=... dbname=... user=... password='...'"
+#: Parameters that other programs put into a URL, and what is written here.
+_OF_OTHERS: Final = {
+    "schema": "without schema; write search_path under sync_settings and async_settings",
+    "pgbouncer": "without pgbouncer; write pooler: pgbouncer at the top level of the file",
+    "connection_limit": "without connection_limit; write max_size under pool_settings",
+}
 
 
 def in_name(text: str) -> Mistake | None:
@@ -44,9 +59,9 @@ def in_name(text: str) -> Mistake | None:
 
 def in_dbname(text: str) -> Mistake | None:
     """Return what is wrong with the name of a database."""
-    if text.startswith(("postgresql://", "postgres://")):
+    if text.startswith(_LIBPQ_SCHEMES):
         message = "expected the name of a database, got a URL (not shown)"
-        return Mistake("config.url", message, _KEYS_OF_THEIR_OWN)
+        return Mistake("config.url", message, _UNDER_URL)
     return in_name(text)
 
 
@@ -55,7 +70,7 @@ def in_host(text: str) -> Mistake | None:
     if _PLAIN_HOST.fullmatch(text):
         return None  # most hosts
     if "://" in text:
-        hint = _KUBERNETES if text.startswith(_SERVICE_LINK) else _KEYS_OF_THEIR_OWN
+        hint = _KUBERNETES if text.startswith(_SERVICE_LINK) else _UNDER_URL
         return Mistake("config.url", "expected a host name, got a URL (not shown)", hint)
     if text.startswith(("/", "@")):
         return in_name(text)
@@ -83,6 +98,49 @@ def in_port(text: str) -> Mistake | None:
         message = "expected an integer from 1 to 65535, got a URL (not shown)"
         return Mistake("config.url", message, hint)
     return in_name(text)
+
+
+def in_url(text: str) -> Mistake | None:
+    """Return what is wrong with a URI or connection string, as far as libpq would not say it."""
+    code = "config.malformed_url"
+    if not text:
+        return Mistake(code, "is empty", f"{_FORM}, {_OR_STRING}")
+    if _DRIVER.match(text):
+        message = "has a driver in its scheme, as SQLAlchemy writes it"
+        return Mistake(code, message, "write postgresql:// without the + and the driver")
+    if text.startswith("jdbc:"):
+        return Mistake(code, "is a URL of JDBC", "remove jdbc: at its start")
+    if not text.startswith(_LIBPQ_SCHEMES):
+        if _SCHEME.match(text):
+            return Mistake(code, "does not start with postgresql:// or postgres://", _FORM)
+        return None
+    rest = text.partition("://")[2]
+    credentials, at, after = rest.partition("@")
+    # libpq takes the host from behind the first `@`, the path from behind the first `/`: a piece of
+    # a password with one of these inside would become the name of a host or a database.
+    if "@" in after or (at and "/" in credentials):
+        return Mistake(code, "has an @ in the wrong place, or a / before it", _ENCODE)
+    if any(map(_kind, rest)):
+        return Mistake(code, "has white space or a control character inside", _ENCODE)
+    if _NO_ENCODING.search(rest):
+        return Mistake(code, "has a % that begins no percent-encoding", _ENCODE)
+    return None
+
+
+def in_parsed_url(text: str) -> Mistake:
+    """Return what is wrong with a URI or connection string that libpq refuses."""
+    code = "config.malformed_url"
+    if not text.startswith(_LIBPQ_SCHEMES):
+        message = "is neither a URI nor a connection string that libpq accepts"
+        return Mistake(code, message, f"{_FORM}, {_OR_STRING}")
+    _, at, after = text.partition("@")
+    parameters = (after if at else text).partition("?")[2].split("&")
+    for parameter in parameters:
+        name = parameter.partition("=")[0]
+        if name in _OF_OTHERS:
+            message = "has a parameter that is not of libpq"
+            return Mistake(code, message, f"write it {_OF_OTHERS[name]}")
+    return Mistake(code, "is no URI that libpq accepts", f"{_FORM}; a parameter must be of libpq")
 
 
 def in_password(text: str) -> Mistake | None:

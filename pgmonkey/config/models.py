@@ -187,6 +187,15 @@ def _keyword_type(keyword: Keyword) -> Any:
 
 def _connection_section() -> Any:
     fields = {name: _keyword_type(keyword) for name, keyword in keywords().items()}
+    # The loader takes it apart: behind it there are only the keys that it stands for.
+    fields["url"] = Annotated[
+        InstanceOf[Secret],
+        kind("text", sensitive=True, only="url"),
+        Key(
+            "A URI of libpq, or a connection string; other keys override its parts.",
+            "${DATABASE_URL}",
+        ),
+    ]
     fields["autocommit"] = Annotated[
         Flag, Key("Whether each statement is its own transaction.", "true", default=False)
     ]

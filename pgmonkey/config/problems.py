@@ -102,6 +102,8 @@ def _shown(path: KeyPath, secrets: Collection[str]) -> Iterator[str | int]:
 
 _WRAPPER: Final = ("postgresql",)
 #: What pydantic calls an unknown key, of a dataclass and of a dictionary.
+#: What other programs call a `url`.
+_MEANING_URL: Final = frozenset({"dsn", "uri", "conninfo", "database_url", "connection_string"})
 _UNKNOWN_KEY: Final = ("unexpected_keyword_argument", "extra_forbidden")
 
 
@@ -167,6 +169,8 @@ def _near(path: KeyPath) -> str | None:
     from difflib import get_close_matches  # only when something is wrong
 
     key = str(path[-1]).strip().lower().replace("-", "_").replace(" ", "_")
+    if key in _MEANING_URL and "url" in hints_of(path[:-1]):
+        return "url"
     return next(iter(get_close_matches(key, hints_of(path[:-1]), 1, 0.7)), None)
 
 

@@ -13,7 +13,9 @@ from urllib.parse import quote, quote_plus
 MASK: Final = "***REDACTED***"
 
 # Names of keys, without what is between their words.
-_EXACT: Final = frozenset({"sslkey", "sslcert", "sslrootcert", "scramclientkey", "scramserverkey"})
+_EXACT: Final = frozenset(
+    {"sslkey", "sslcert", "sslrootcert", "scramclientkey", "scramserverkey", "url"}
+)
 _PARTS: Final = (
     *("token", "secret", "credential", "apikey", "privatekey"),
     *("password", "passwd", "passphrase", "passcode"),
@@ -31,8 +33,8 @@ _REFERENCES: Final = frozenset({"from_env", "from_file"})
 SHORT: Final = 4
 
 # The password of `scheme://user:password@host`. It may hold an "@" itself, hence the greedy match
-# up to the last one before the path; a "/" inside is caught when no "@" follows without one.
-_URL_PASSWORD: Final = re.compile(r"(?<=://)([^\s:/@?#]*):([^\s/?#]+|[^\s?#]+)@")
+# up to the last one before the path; a "/", "?" or "#" inside is caught when no "@" follows without.
+_URL_PASSWORD: Final = re.compile(r"(?<=://)([^\s:/@?#]*):([^\s/?#]+|[^\s?#]+|[^\s@]+)@")
 _URL_PARAMETER: Final = re.compile(r"(?<=[?&])([\w.\-]++)(=)[^&\s#]+")
 # Connection strings, and `-c name=value` in `options`. Possessive: a name is read once.
 _ASSIGNMENT: Final = re.compile(

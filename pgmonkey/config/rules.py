@@ -27,19 +27,20 @@ _PORTS: Final = re.compile(r"[0-9, ]*")
 
 
 def inconsistencies(
-    tree: Mapping[str, Any], options: LoadOptions, *, failed: frozenset[str]
+    tree: Mapping[str, Any], options: LoadOptions, *, failed: frozenset[str], url: bool
 ) -> Iterator[KeyProblem]:
     """Yield the values of a resolved document that do not fit together.
 
     Works on any document, also an invalid one, so that all problems of a file are reported at
     once. Connection keywords that `failed` are in the file, but their reference could not be
-    resolved, or their name is misspelt: they are not missing.
+    resolved, or their name is misspelt: they are not missing. With `url`, there is one, and its
+    parts are in the document.
     """
     connection = tree.get("connection_settings")
     if not isinstance(connection, dict):
         connection = {}
     if options.isolate and "connection_settings" in tree:
-        yield from _required(connection, failed)
+        yield from _required(connection, failed, url)
         yield from _verified(connection, failed)
     if options.isolate:
         yield from _environment(connection, options.variables)
@@ -53,13 +54,18 @@ def _of_connection(key: str, code: str, message: str, hint: str) -> KeyProblem:
     return KeyProblem(("connection_settings", key), code, message, hint)
 
 
-def _required(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator[KeyProblem]:
-    if connection.get("service") or "service" in failed:
+def _required(
+    connection: Mapping[str, Any], failed: frozenset[str], url: bool
+) -> Iterator[KeyProblem]:
+    if connection.get("service") or failed & {"service", "url"}:
         return
     for key, hint in _REQUIRED.items():
         if key in failed or (key == "host" and connection.get("hostaddr")):
             continue
-        if key not in connection:
+        if key not in connection and url:
+            message = f"{key} is required, and the url has none"
+            yield _of_connection("url", "config.required", message, hint)
+        elif key not in connection:
             section, message = ("connection_settings",), f"{key} is required"
             yield KeyProblem(section, "config.required", message, hint, at_key=True)
         elif connection[key] == "":
@@ -69,7 +75,7 @@ def _required(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator
 def _verified(connection: Mapping[str, Any], failed: frozenset[str]) -> Iterator[KeyProblem]:
     mode = connection.get("sslmode")
     given = connection.keys() | failed
-    if mode in ("verify-ca", "verify-full") and not given & {"sslrootcert", "service"}:
+    if mode in ("verify-ca", "verify-full") and not given & {"sslrootcert", "service", "url"}:
         message = f"sslrootcert is required with {mode}"
         hint = "name the file of the authority's certificate, or write sslrootcert: system"
         yield _of_connection("sslmode", "config.required", message, hint)

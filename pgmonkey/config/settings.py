@@ -60,6 +60,7 @@ class DatabaseConfig(DatabaseFile):
     _isolate: bool  # libpq's environment variables are kept out
     _sources: Sources
     _text: Text | None
+    _from_url: frozenset[str]  # the connection settings that its `url` gave
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class DatabaseConfig(DatabaseFile):
         sources: Sources,
         files: bytes = b"",
         text: Text | None = None,
+        from_url: frozenset[str] = frozenset(),
     ) -> None:
         put = object.__setattr__
         for key in KEYS:
@@ -81,6 +83,7 @@ class DatabaseConfig(DatabaseFile):
         put(self, "_isolate", isolate)
         put(self, "_sources", sources)
         put(self, "_text", text)
+        put(self, "_from_url", from_url)
         put(self, "_files_digest", files)
         put(self, "connect_digest", keyed_digest(self._connect_parts().encode(), after=files))
         pools = [written(getattr(self, section)) for section in POOL_SECTIONS]
@@ -238,6 +241,12 @@ class DatabaseConfig(DatabaseFile):
     def sources(self) -> Sources:
         """The files and variables that its values come from."""
         return self._sources
+
+    def written_as(self, path: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the key that its files have for the key of an effective value."""
+        if len(path) == 2 and path[0] == "connection_settings" and path[1] in self._from_url:
+            return path[0], "url"
+        return path
 
     def is_current(self) -> bool:
         """Tell whether the files and variables that it was made from are unchanged.

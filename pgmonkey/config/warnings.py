@@ -84,11 +84,12 @@ def password_mistake(config: DatabaseConfig) -> Mistake | None:
 
 def _at(config: DatabaseConfig, name: str, mistake: Mistake) -> Problem:
     """Return the warning about a value of connection_settings, with its position and origin."""
-    key = ("connection_settings", name)
+    key = config.written_as(("connection_settings", name))
+    message = mistake.message if key[1] == name else f"its {name}: {mistake.message}"
     problem = Problem(
         config.path,
         mistake.code,
-        mistake.message,
+        message,
         key=".".join(key),
         hint=mistake.hint,
         database=config.name,
@@ -100,7 +101,7 @@ def _at(config: DatabaseConfig, name: str, mistake: Mistake) -> Problem:
             return replace(
                 problem,
                 path=path,
-                message=f"{mistake.message}{more}",
+                message=f"{message}{more}",
                 line=position.line,
                 column=position.column,
                 database=config.name if path == config.path else None,

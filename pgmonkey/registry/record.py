@@ -497,7 +497,7 @@ class Record:
     def _note_failure(self, config: DatabaseConfig, error: Exception) -> bool:
         """Note that the probe of a configuration failed; return false if another is wanted now."""
         failure = _connect_error(config, error)
-        problem = failed_probe(config.path, self.name, failure)  # reads the file
+        problem = failed_probe(config, failure)  # reads the file
         with self._lock:
             if self._wanted is not config:
                 return False

@@ -28,7 +28,11 @@ BEYOND = {
     "min-over-max", "no-connection-settings", "nothing-required", "pgbouncer-with-settings",
     "host-missing", "dbname-missing", "user-missing", "addresses-and-hosts",
     "setting-twice", "three-ports-for-two-hosts", "verify-full-without-root",
-    # a reference is not looked into, nor is an address
+    "url-without-dbname", "url-with-two-hosts-and-three-ports",
+    # a reference is not looked into, nor is an address or a URL
+    "url-is-a-broken-string", "url-with-a-percent", "url-with-a-schema", "url-with-a-slash",
+    "url-with-a-space", "url-with-a-wrong-port", "url-with-a-wrong-sslmode",
+    "url-with-an-at-sign", "url-with-an-unknown-parameter",
     "host-with-many-colons",
     "reference-dangling-default", "reference-too-deep",
 }  # fmt: skip

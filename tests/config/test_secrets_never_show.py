@@ -59,7 +59,7 @@ def test_secrets_compare_by_their_text(one, other):
 @pytest.mark.parametrize(
     "key",
     [
-        "password", "PASSWORD", "sslkey", "sslcert", "sslrootcert", "sslpassword",
+        "password", "PASSWORD", "url", "sslkey", "sslcert", "sslrootcert", "sslpassword",
         "scram_client_key", "scram_server_key", "oauth_client_secret", "db_password", "PGPASSWORD",
         "api_key", "api-key", "AUTH_TOKEN", "credentials", "passwd", "private_key",
         "pasword", "Passwort", "passwrd", "passowrd", "p\u0430ssword", "pass-word", "password2",
@@ -76,7 +76,7 @@ def test_sensitive_keys_are_known(key):
     "key",
     [
         "host", "user", "sslmode", "passfile", "PASSFILE", "password_encryption", "port", "power",
-        "bypass", "compass", "passive", "keyword", "word", "ps_limit", "pool_settings", "past",
+        "callback_url", "bypass", "compass", "passive", "keyword", "word", "ps_limit", "pool_settings", "past",
     ],
 )  # fmt: skip
 def test_other_keys_are_not(key):
@@ -87,7 +87,7 @@ def test_other_keys_are_not(key):
 def test_of_the_declared_keys_only_secrets_and_tls_files_are_sensitive():
     """No name of a key of ours or of libpq is mistaken for a misspelt password."""
     declared = {key for section in ((), *((one,) for one in SECTIONS)) for key in hints_of(section)}
-    sensitive = {"password", "sslpassword", "sslkey", "sslcert", "sslrootcert"}
+    sensitive = {"password", "sslpassword", "sslkey", "sslcert", "sslrootcert", "url"}
     newer = {"scram_client_key", "scram_server_key", "oauth_client_secret"}  # libpq 18
     assert {key for key in declared if is_sensitive(key)} - newer == sensitive
 
@@ -137,6 +137,7 @@ def test_redaction_works_at_any_depth():
         ("postgresql://app:tea@db/orders", f"postgresql://app:{MASK}@db/orders"),
         ("postgresql://app:t@e:a@db/orders", f"postgresql://app:{MASK}@db/orders"),
         ("postgresql://app:te/a@db", f"postgresql://app:{MASK}@db"),
+        ("postgresql://app:t?e#a@db", f"postgresql://app:{MASK}@db"),
         (
             "postgresql://db/x?user=a&password=tea&x=1",
             f"postgresql://db/x?user=a&password={MASK}&x=1",

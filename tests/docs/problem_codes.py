@@ -56,6 +56,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "config.choice": "a value is not one of the choices of its key",
         "config.duration": "a duration is malformed or out of range",
         "config.url": "a URL is given where a name is expected",
+        "config.malformed_url": "a url is no URI and no connection string that libpq accepts",
         "config.white_space": "white space or a control character is around a host, port, user or dbname",
         "config.host": "a host has a port in it, or is no name and no address",
         "config.ports": "hosts and ports differ in number",

@@ -89,6 +89,7 @@ _TYPICAL = {
     "reference-unclosed",
     "unknown-key",
     "unset-variable",
+    "url-with-an-at-sign",
     "user-with-a-line-break",
 }
 _PROBES: dict[Reason, str] = {
@@ -242,7 +243,7 @@ def _probed() -> Iterator[Problem]:
         for reason, text in _PROBES.items():
             failure = classify(psycopg.OperationalError(text), config)
             assert failure.reason == reason
-            yield failed_probe(str(path), "orders", failure.error("orders"))
+            yield failed_probe(config, failure.error("orders"))
 
 
 def _warned() -> Iterator[Problem]:

@@ -22,6 +22,8 @@ from tests.docs.snippets import ROOT, Snippet, pages, parse, snippets
 
 _NAME = re.compile(r"^# *(?:[\w.-]+/)*(?P<name>_?[a-z][a-z0-9_-]*\.ya?ml)\b")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)|from_env: *([A-Za-z_]\w*)")
+_A_URL = "postgresql://app:tea@db.internal/orders"
+_A_DOCUMENT = b'{"username": "app", "password": "tea"}'
 _SECRET_PATH = re.compile(r"/(?:run/secrets|etc/[\w-]+)/[\w./-]+")
 
 ALL = [snippet for page in pages() for snippet in snippets(page)]
@@ -76,12 +78,14 @@ def prepare(
     """Make the variables and the secret files that a snippet refers to."""
     for match in _VARIABLE.finditer(text):
         variable = match[1] or match[2]
-        monkeypatch.setenv(variable, "5432" if variable.endswith("PORT") else "value")
+        value = "5432" if variable.endswith("PORT") else "value"
+        monkeypatch.setenv(variable, _A_URL if variable.endswith("_URL") else value)
     for found in set(_SECRET_PATH.findall(text)):
         path = directory / "mounts" / found.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         chain, key = certificate
-        content = {".crt": chain, ".pem": chain, ".key": key}.get(path.suffix, b"value\n")
+        contents = {".crt": chain, ".pem": chain, ".key": key, ".json": _A_DOCUMENT}
+        content = _A_URL.encode() if path.name == "uri" else contents.get(path.suffix, b"value\n")
         path.write_bytes(content)
         path.chmod(0o600)
     return _SECRET_PATH.sub(lambda found: f"{directory}/mounts{found[0]}", text)
