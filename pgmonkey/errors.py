@@ -36,11 +36,14 @@ Reason = Literal[
     "hba",
     "no_database",
     "setting",
+    "configure",
     "other",
 ]
 
-#: The reasons that go away only when a file or the server is changed.
-LASTING: Final[frozenset[Reason]] = frozenset({"auth", "hba", "no_database", "tls", "setting"})
+#: The reasons that go away only when a file, the server or the program is changed.
+LASTING: Final[frozenset[Reason]] = frozenset(
+    {"auth", "hba", "no_database", "tls", "setting", "configure"}
+)
 
 #: What precedes the first problem of rejected files in other errors of their database.
 REJECTED: Final = "its files are rejected"
@@ -196,7 +199,7 @@ class ConnectError(PgmonkeyError, psycopg.OperationalError):
         text: What happened, in the words of the server or of libpq, scrubbed of secrets.
         database: The name of the database.
         reason: One of `auth`, `refused`, `timeout`, `dns`, `tls`, `too_many_connections`,
-            `hba`, `no_database`, `setting`, `other`.
+            `hba`, `no_database`, `setting`, `configure`, `other`.
         hint: What to do about it, in one line.
         rejected: The first problem of the files of this database, with file, line and key, if they
             are rejected: what they say now is not in use.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import psycopg
 
@@ -14,6 +16,10 @@ from pgmonkey.errors import LASTING, ConnectError, Reason
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
+
+
+#: What an application gives to `configure`: it is called with each new connection.
+Configure: TypeAlias = Callable[[Any], object]
 
 
 class _Rule(NamedTuple):
@@ -45,6 +51,7 @@ HINTS: Final[Mapping[Reason, str]] = {
     "hba": "the server's pg_hba.conf does not allow this user, database and address",
     "no_database": "check dbname, and the role's CONNECT privilege",
     "setting": "the server refused a session setting: check sync_settings, async_settings, options",
+    "configure": "mend the function, or what it needs: it must leave the connection idle",
     "other": "is this the port of a PostgreSQL server? If so, see its log",
 }
 _BEHIND_PGBOUNCER: Final = "the server is behind PgBouncer, whose log says what is wrong"
@@ -354,6 +361,61 @@ def classify(error: BaseException, config: DatabaseConfig) -> ConnectFailure:
     shown = scrub(text, config.unquotable)
     wrong_password = rule.reason == "auth" and re.search(_REFUSED_LOGIN, words, re.IGNORECASE)
     return ConnectFailure(rule.reason, shown, bool(wrong_password), _hint(rule, shown, config))
+
+
+def configure_left(function: Configure, left: str) -> ConnectFailure:
+    """Return the failure of a function that left a new connection in no state to be handed out.
+
+    Args:
+        function: What the application gave to `configure`.
+        left: What it did: "left a transaction open".
+    """
+    advice = {
+        "left a transaction open": "call commit() at its end, or use conn.transaction()",
+        "left the connection listening": "use handle.listen(), which has a connection of its own",
+    }
+    hint = advice.get(left, HINTS["configure"])
+    return ConnectFailure("configure", f"{_function(function)} {left}", hint=hint)
+
+
+def configure_raised(
+    function: Configure, error: Exception, config: DatabaseConfig, *, broken: bool
+) -> ConnectFailure:
+    """Return the failure of a function that raised; without the exception, whose text is scrubbed.
+
+    Args:
+        function: What the application gave to `configure`.
+        error: What it raised.
+        config: What the connection was made with.
+        broken: Whether the connection broke meanwhile: then the server or the network has failed.
+    """
+    if broken:
+        failure = classify(error, config)
+        return failure._replace(text=f"in {_function(function)}: {failure.text}")
+    text, _, _ = str(error).strip().partition("\n")  # what follows quotes the statement
+    what = ": ".join(filter(None, (type(error).__name__, scrub(text, config.unquotable))))
+    text = f"{_function(function)} raised {what}{_place(error)}"
+    return ConnectFailure("configure", text, hint=HINTS["configure"])
+
+
+def _function(function: Any) -> str:
+    """Return the name of a function; never its repr, which shows the arguments of a `partial`."""
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"the configure function {function.__module__}.{name}"
+
+
+def _place(error: Exception) -> str:
+    """Return the innermost line of the application that an exception came through, in brackets."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        module, _, _ = trace.tb_frame.f_globals.get("__name__", "").partition(".")
+        if module not in ("pgmonkey", "psycopg"):
+            place = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
 
 
 def _without_names(text: str, config: DatabaseConfig) -> str:

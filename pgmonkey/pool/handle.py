@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.errors import PgmonkeyError
     from pgmonkey.pool.connecting import Outage
+    from pgmonkey.pool.failures import Configure
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.messages import Numbers
     from pgmonkey.pool.version import Version
@@ -56,12 +57,14 @@ class Hooks(NamedTuple):
         force_reload: Replace the connections; the next `await` of an async handle calls it.
         rejected: Return the first problem of the files of the database, for errors; empty if what
             they say is in force.
+        configure: Return what the application wants to be called with each new connection.
     """
 
     on_open: Callable[[], object]
     on_refused: Callable[[], object]
     force_reload: Callable[[], object]
     rejected: Callable[[], str]
+    configure: Callable[[], Iterable[Configure]]
 
 
 class Connector(Protocol):

@@ -64,7 +64,12 @@ class PGConnectionManager:
     def __init__(self) -> None:
         self._limits = ConnectionLimits()
         self._shared = Shared(
-            self._limits, {}, on_open=greenlets.check, look=_nothing, tell=_nothing
+            self._limits,
+            {},
+            on_open=greenlets.check,
+            look=_nothing,
+            tell=_nothing,
+            configure={},
         )
         #: Every handle that was given, the last one that was made or reloaded at the end.
         self._cached: list[_Cached] = []

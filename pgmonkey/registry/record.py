@@ -38,10 +38,14 @@ if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.errors import Problem, Reason
+    from pgmonkey.pool.failures import Configure
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.telemetry.status import Outcome
 
 Handle: TypeAlias = SyncDatabase | AsyncDatabase
+
+#: What stands for every database where functions are given by name.
+EVERY: Final = "*"
 
 #: Seconds before a failed probe is tried again: the first pause, and the longest ones. They grow
 #: longer if only a change helps, because a server may lock an account that fails too often.
@@ -76,6 +80,7 @@ class Shared(NamedTuple):
         on_open: Called when a handle makes the first connection of a process or event loop.
         look: Reads the files again because a login of this record was refused.
         tell: Tells the application of a change; called without a lock, and raises nothing.
+        configure: What is called with each new connection, by the name of the database.
         probes: Whether databases are probed in the background.
     """
 
@@ -84,6 +89,7 @@ class Shared(NamedTuple):
     on_open: Callable[[], object]
     look: Callable[[Record], object]
     tell: Callable[[Change], object]
+    configure: dict[str, Configure]
     probes: bool = False
 
 
@@ -223,6 +229,7 @@ class Record:
             on_refused=partial(_refused, this),
             force_reload=partial(_force, this),
             rejected=partial(_rejected, this),
+            configure=partial(_functions, self._shared.configure, self.name),
         )
         limits = self._shared.limits
         if connection_type in ("async", "async_pool"):
@@ -462,7 +469,8 @@ class Record:
                 if failure is not None:
                     raise failure
             with self._lock:
-                adopted = self._adopt(version, prepared, forced=forced)
+                # Not over what `reconfigure` has put in force meanwhile: see there.
+                adopted = self._version is before and self._adopt(version, prepared, forced=forced)
         finally:
             if not adopted:
                 for handle, one in prepared.items():
@@ -487,6 +495,19 @@ class Record:
             self._shared.defaults.pop(self.name, None)
         self._probe_at = 0.0
         return True
+
+    def reconfigure(self) -> None:
+        """Hand out no connection any more that was made until now: other functions configure it.
+
+        At once, and from any thread: nothing is probed. A reload under way begins again.
+        """
+        with self._lock:
+            version, handles = self._version, list(self._handles.values())
+            if version is None or not any(handle.pools for handle in handles):
+                return
+            self._version = version.forced(version.config)
+            for handle in handles:
+                handle.cut_over(self._version)
 
     def note_failure(self, error: Exception) -> None:
         """Note that the reload could not begin; it is tried again."""
@@ -749,6 +770,11 @@ def _refused(this: weakref.ref[Record]) -> bool:
 def _rejected(this: weakref.ref[Record]) -> str:
     record = this()
     return record.rejected() if record is not None else ""
+
+
+def _functions(functions: dict[str, Configure], name: str) -> list[Configure]:
+    """Return what is called with a new connection of a database: of every database, then its own."""
+    return [functions[key] for key in (EVERY, name) if key in functions]
 
 
 def _force(this: weakref.ref[Record]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -21,7 +21,7 @@ from pgmonkey.pool.limits import ConnectionLimits
 from pgmonkey.pool.messages import raised_at
 from pgmonkey.registry import fork, greenlets
 from pgmonkey.registry.maintenance import Maintenance
-from pgmonkey.registry.record import Handle, Record, Shared, close_all
+from pgmonkey.registry.record import EVERY, Handle, Record, Shared, close_all
 from pgmonkey.registry.reload import Reloader, ReloadReport
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.metrics import ensure_files, export, withdraw
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.config.trust import Trust
+    from pgmonkey.pool.failures import Configure
     from pgmonkey.pool.handle import Database
     from pgmonkey.telemetry.status import Change
 
@@ -67,6 +68,8 @@ class Registry:
         max_connections: Server connections that this process may have at a time over all
             databases, probes and retired connections included; default: no limit. A checkout that
             needs one more waits for it, up to its `timeout`.
+        configure: Functions that are called with each new connection, by the name of the database;
+            "*" for every database: see the method `configure`.
 
     Raises:
         RegistryConfigError: the directory or a file has problems, or the databases keep more
@@ -97,6 +100,7 @@ class Registry:
         probe_interval: float | None = None,
         trust: Trust = "warn",
         max_connections: int | None = None,
+        configure: Mapping[str, Configure] | None = None,
     ) -> None:
         if probe_interval is not None and probe_interval <= 0:
             raise ValueError(f"probe_interval must be more than 0 seconds, not {probe_interval!r}")
@@ -121,17 +125,21 @@ class Registry:
         #: The handle of the declared type, by name. Read without a lock.
         self._defaults: dict[str, Handle] = {}
         self._limits = ConnectionLimits(max_connections)
+        self._configure: dict[str, Configure] = {}
         shared = Shared(
             self._limits,
             self._defaults,
             on_open=partial(_call, this, Registry._on_open),
             look=partial(_call, this, Registry._look_for),
             tell=partial(_call, this, Registry._tell),
+            configure=self._configure,
             probes=probe_interval is not None,
         )
         self._reloader = Reloader(self._loader, shared, removal_delay)
         self._records = self._reloader.records
         scan = self._reloader.load(strict=strict)
+        for name, function in (configure or {}).items():
+            self.configure(name, function)
         self._closed = False
         self._exported = metrics is not None
         self._maintenance = Maintenance(
@@ -207,6 +215,47 @@ class Registry:
 
     def _unknown(self, name: str) -> UnknownDatabaseError:
         return UnknownDatabaseError.among(self.names, str(name), str(self.path))
+
+    def configure(self, name: str, function: Configure) -> None:
+        """Call a function with each new connection of a database, before anybody gets it.
+
+        For what belongs to a connection and not into a file: the adapters of types, JSON codecs,
+        `register_vector`. It is called again after each reload, restart and fork. What it sets is
+        what every block begins with; a block pays nothing for it. The function of "*" is called
+        before that of the database.
+
+        An async type waits for the result of the function if it is awaitable. The function must
+        leave the connection idle: without an open transaction. If it does not, or raises, the
+        connect has failed, with the reason `configure`.
+
+        Call it before the first checkout. Later, connections that are open are handed out no
+        more: each is closed when its block ends.
+
+        Args:
+            name: The name of the database; "*" for every database, also of files to come.
+            function: What to call; it takes the place of the one before for this name.
+
+        Raises:
+            UnknownDatabaseError: no file declares the name.
+            TypeError: the function cannot be called.
+
+        Example:
+            >>> from psycopg.rows import dict_row
+            >>> def adapt(connection):
+            ...     connection.row_factory = dict_row
+            >>> registry.configure("orders", adapt)
+            >>> with registry.get("orders") as conn:
+            ...     conn.execute("SELECT 1 AS answer").fetchone()
+            {'answer': 1}
+        """
+        if not callable(function):
+            raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
+        records = [one for one in list(self._records.values()) if name in (EVERY, one.name)]
+        if name != EVERY and not any(one.declared for one in records):
+            raise self._unknown(name)
+        self._configure[name] = function
+        for record in records:
+            record.reconfigure()
 
     def __getitem__(self, name: str) -> Database:
         return self.get(name)

@@ -90,6 +90,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "probe.hba": "no line of the server's pg_hba.conf accepts the connection",
         "probe.no_database": "the database does not exist, or the role may not connect to it",
         "probe.setting": "the server refused a session setting",
+        "probe.configure": "a function given to `registry.configure` failed with the new connection",
         "probe.tls": "the TLS handshake failed",
         "probe.dns": "the name of the host could not be resolved",
         "probe.refused": "no server accepts connections at this address",

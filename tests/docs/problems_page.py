@@ -23,7 +23,7 @@ from pgmonkey.config.secret_files import (
 )
 from pgmonkey.config.warnings import find_warnings
 from pgmonkey.errors import ConfigError, Problem, Reason
-from pgmonkey.pool.failures import classify
+from pgmonkey.pool.failures import classify, configure_left
 from tests.docs.problem_codes import CODES
 from tests.docs.snippets import ROOT
 
@@ -244,6 +244,15 @@ def _probed() -> Iterator[Problem]:
             failure = classify(psycopg.OperationalError(text), config)
             assert failure.reason == reason
             yield failed_probe(config, failure.error("orders"))
+        failure = configure_left(_adapt, "left a transaction open")
+        yield failed_probe(config, failure.error("orders"))
+
+
+def _adapt(_connection: object) -> None:
+    """Stand for a function of an application."""
+
+
+_adapt.__module__, _adapt.__qualname__ = "app.db", "adapt"
 
 
 def _warned() -> Iterator[Problem]:

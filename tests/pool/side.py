@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
 import time
@@ -225,18 +226,24 @@ def works(client: Client) -> bool:
 
 def do(client: Client, body: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
     """Run the body of a block, written once for both sides: see `wait`, `first` and `entered`."""
+    return client.run(plain(client, body))
 
+
+def plain(client: Client, body: Callable[[Any], Coroutine[Any, Any, Any]]) -> Callable[[Any], Any]:
+    """Return a body that was written once as a function of the client's side."""
+    if client.is_async:
+        return body
+
+    @functools.wraps(body)
     def work(connection: Any) -> Any:
         coroutine = body(connection)
-        if client.is_async:
-            return coroutine
         try:
             coroutine.send(None)
         except StopIteration as done:
             return done.value
         raise AssertionError("the body of a sync block waited for a loop")
 
-    return client.run(work)
+    return work
 
 
 async def wait(value: Any) -> Any:

@@ -57,6 +57,7 @@ class AsyncWatchedConnection(AsyncDriverConnection[TupleRow]):
         session.resets = resets
         session.made_with = self._settings()
         session.adapters = None
+        session.may_listen = False
 
     def _settings(self) -> Settings:
         session = self.session

@@ -263,6 +263,12 @@ class AsyncDatabase(Database):
             if loop in prepared or not pool.opened or pool.target.since == version.since:
                 pool.adopt(version)
 
+    def cut_over(self, version: Version) -> None:
+        """Put a version in force, and hand out no connection of an older one; from any thread."""
+        self.version = version
+        for pool in self.pools.copy().values():
+            pool.adopt(version, cut=True)
+
     def rotate(self, prepared: Prepared) -> None:
         """Replace the connections of the pools that were prepared; from any thread, after `adopt`.
 

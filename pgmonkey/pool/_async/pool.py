@@ -172,7 +172,12 @@ class AsyncPool:
         self.name = version.config.name
         self.connection_type = connection_type
         self.connector = AsyncConnector(
-            version, connection_type, stats=stats, limits=limits, on_room=self.try_again_soon
+            version,
+            connection_type,
+            stats=stats,
+            limits=limits,
+            functions=hooks.configure,
+            on_room=self.try_again_soon,
         )
         #: Every connection, idle or handed out, until the server has closed its end.
         self.connections = self.connector.connections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -30,6 +31,7 @@ __all__ = [
     "current_task",
     "end_tasks",
     "finish_in",
+    "finished",
     "in_thread",
     "is_closed",
     "let_queue",
@@ -104,6 +106,12 @@ class _Task(asyncio.Task[Any]):
     def __del__(self) -> None:
         if not self.get_loop().is_closed():
             super().__del__()
+
+
+async def finished(result: object) -> None:
+    """Wait for what a function of the application returned, if that is awaitable."""
+    if inspect.isawaitable(result):
+        await result
 
 
 class Signal:

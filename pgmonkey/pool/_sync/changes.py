@@ -58,6 +58,7 @@ class SyncWatchedConnection(SyncDriverConnection[TupleRow]):
         session.resets = resets
         session.made_with = self._settings()
         session.adapters = None
+        session.may_listen = False
 
     def _settings(self) -> Settings:
         session = self.session

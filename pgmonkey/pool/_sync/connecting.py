@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING
 
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._sync.connection import LONGEST_GOODBYE, NO_VERSION, SyncPooledConnection
-from pgmonkey.pool._sync.waiting import Lock, aside
+from pgmonkey.pool._sync.waiting import Lock, aside, finished
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, refused_logins
-from pgmonkey.pool.failures import ConnectFailure, classify
+from pgmonkey.pool.failures import (
+    ConnectFailure,
+    classify,
+    configure_left,
+    configure_raised,
+)
 from pgmonkey.pool.hosts import resolved
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.pool.failures import Configure
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.stats import Stats
     from pgmonkey.pool.version import Version
@@ -42,16 +48,45 @@ def connect(
         connection_type: Decides which session settings count.
     """
     try:
-        connection = SyncPooledConnection.connect(
-            **resolved(config.connect_kwargs(connection_type))
-        )
-        connection.keep_settings(resets=config.reset_on_return)
-        return connection
+        return SyncPooledConnection.connect(**resolved(config.connect_kwargs(connection_type)))
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
         return classify(error, config)
     except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the driver's frames
         interrupt.__context__ = None
         raise interrupt.with_traceback(None) from None
+
+
+def configure(
+    connection: SyncPooledConnection, functions: Iterable[Configure], config: DatabaseConfig
+) -> ConnectFailure | None:
+    """Call the application's functions with a new connection; return what is wrong with it then.
+
+    Args:
+        connection: One that no block has got yet.
+        functions: What the application gave to `configure`.
+        config: What it was made with.
+    """
+    for function in functions:
+        try:
+            finished(function(connection))
+            left = _left_behind(connection)
+        except Exception as error:  # noqa: BLE001 - the code is the application's
+            return configure_raised(function, error, config, broken=connection.broken)
+        if left is not None:
+            return configure_left(function, left)
+    return None
+
+
+def _left_behind(connection: SyncPooledConnection) -> str | None:
+    if connection.closed:
+        return "closed the connection"
+    if (left := connection.left_open()) is not None:
+        return f"left {left} open"
+    if connection.pgconn.transaction_status:
+        return "left a transaction open"
+    if connection.is_listening():
+        return "left the connection listening"
+    return None
 
 
 class SyncConnector:
@@ -62,6 +97,7 @@ class SyncConnector:
         connection_type: Decides which session settings and which pool settings count.
         stats: Where the handle counts.
         limits: How many connections there may be in this process.
+        functions: Returns what is to be called with each new connection.
         on_room: Called, from any thread, when there is room again after a limit forbade a
             connection.
     """
@@ -73,6 +109,7 @@ class SyncConnector:
         *,
         stats: Stats,
         limits: ConnectionLimits,
+        functions: Callable[[], Iterable[Configure]],
         on_room: Callable[[], object],
     ) -> None:
         self.name = version.config.name
@@ -91,6 +128,7 @@ class SyncConnector:
         self.rotating: tuple[float, int] | None = None
         self._stats = stats
         self._limits = limits
+        self._functions = functions
         self._on_room = on_room
         # Closed connections whose places are kept for a probe, with their servers.
         self._kept: dict[SyncPooledConnection, str] = {}
@@ -156,41 +194,60 @@ class SyncConnector:
             raise NoRoomError(refusal, database=self.name, reason="too_many_connections")
         if instead_of is not None:
             self._kept.pop(instead_of, None)
+        began = monotonic()
         try:
-            connection = self._make(version, probe=probe)
+            connection = self._log_in(version, probe=probe)
         except BaseException:
             self._limits.give(self, server)
             raise
         connection.link.server = server
         connection.link.connector = self
+        try:
+            self._finish(connection, version, probe=probe)
+        except BaseException:  # its place is free when the server has closed its end
+            self.connections.add(connection)
+            connection.hang_up()
+            self.let_go()
+            raise
+        now = connection.returned_at = monotonic()
+        self._stats.record_connect(now - began)
+        connection.version = version.since
+        jitter = random.uniform(0.95, 1.0)  # noqa: S311 - connections must not all end at once
+        connection.link.expires_at = (
+            now + version.config.pool(self.connection_type).max_lifetime * jitter
+        )
         self.connections.add(connection)
         return connection
 
-    def _make(self, version: Version, *, probe: bool) -> SyncPooledConnection:
+    def _log_in(self, version: Version, *, probe: bool) -> SyncPooledConnection:
         config = version.config
         if not probe and (refused := refused_logins.claim(config)) is not None:
             self._note_failure(version, refused)
             raise refused.error(self.name)
-        began = monotonic()
         made = connect(config, self.connection_type)
         self._stats.attempts += 1
-        now = monotonic()
         if isinstance(made, ConnectFailure):
-            self._stats.failures[made.reason] += 1
             if made.lasting:
                 refused_logins.refused(config, made)
-            if not probe:
-                self._note_failure(version, made)
-            raise made.error(self.name)
-        self._stats.record_connect(now - began)
+            raise self._failed(made, version, probe=probe)
         refused_logins.accepted(config)
+        return made
+
+    def _finish(self, connection: SyncPooledConnection, version: Version, *, probe: bool) -> None:
+        """Bring a new connection to the state that each checkout gets it in."""
+        # Looked up after the version: who changes the functions asks for another version then.
+        failure = configure(connection, self._functions(), version.config)
+        if failure is not None:
+            raise self._failed(failure, version, probe=probe)
+        connection.keep_settings(resets=version.config.reset_on_return)
         if not probe:
             self._worked(version)
-        made.version = version.since
-        made.returned_at = now
-        jitter = random.uniform(0.95, 1.0)  # noqa: S311 - connections must not all end at once
-        made.link.expires_at = now + config.pool(self.connection_type).max_lifetime * jitter
-        return made
+
+    def _failed(self, failure: ConnectFailure, version: Version, *, probe: bool) -> ConnectError:
+        self._stats.failures[failure.reason] += 1
+        if not probe:
+            self._note_failure(version, failure)
+        return failure.error(self.name)
 
     def _note_failure(self, version: Version, failure: ConnectFailure) -> None:
         if version is self.target and self.outage.failed(failure):

@@ -210,7 +210,7 @@ class SyncPooledConnection(SyncWatchedConnection):
                 or session.in_two_phase
                 or self.pgconn.pipeline_status
                 or self.lock.locked()  # by `notifies()`, dropped a moment ago
-                or (session.may_listen and self._is_listening())
+                or self.is_listening()
             ):
                 self.evict()
                 return
@@ -226,8 +226,10 @@ class SyncPooledConnection(SyncWatchedConnection):
         if self.link.connector is not None:
             self.link.connector.evicted("unclean")
 
-    def _is_listening(self) -> bool:
-        """Ask the server whether this session listens; one that does not say so in time does."""
+    def is_listening(self) -> bool:
+        """Tell whether this session listens; one that may is asked, and no answer in time is a yes."""
+        if not self.session.may_listen:
+            return False
         statement = b"SELECT pg_catalog.pg_listening_channels() LIMIT 1"
         answer = self.ask(statement, _LONGEST_QUESTION)
         return answer is None or bool(answer.ntuples)

@@ -173,7 +173,12 @@ class SyncPool:
         self.name = version.config.name
         self.connection_type = connection_type
         self.connector = SyncConnector(
-            version, connection_type, stats=stats, limits=limits, on_room=self.try_again_soon
+            version,
+            connection_type,
+            stats=stats,
+            limits=limits,
+            functions=hooks.configure,
+            on_room=self.try_again_soon,
         )
         #: Every connection, idle or handed out, until the server has closed its end.
         self.connections = self.connector.connections

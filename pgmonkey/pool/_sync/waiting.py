@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import select
 import threading
 import time
@@ -26,6 +27,7 @@ __all__ = [
     "cancel_again",
     "end_tasks",
     "finish_in",
+    "finished",
     "in_thread",
     "is_closed",
     "let_queue",
@@ -58,6 +60,18 @@ _LOOK_AGAIN: Final = 0.001
 
 class LoopStandsStillError(Exception):
     """An event loop did not turn. A thread always does."""
+
+
+def finished(result: object) -> None:
+    """Refuse what a function of the application returned, if that is awaitable.
+
+    Raises:
+        TypeError: nothing can wait for it here.
+    """
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()  # else Python warns that it was never awaited
+        raise TypeError("it is async, and the connection is a sync one")
 
 
 class Signal:
