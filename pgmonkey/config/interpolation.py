@@ -12,7 +12,13 @@ from pgmonkey.config.libpq import libpq_variables
 from pgmonkey.config.models import NULLABLE, SECTIONS
 from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.redaction import Secret, is_sensitive
-from pgmonkey.config.secret_files import LIMIT, SecretFileError, Snapshot, secret_text
+from pgmonkey.config.secret_files import (
+    LIMIT,
+    SecretFileError,
+    Snapshot,
+    json_member,
+    secret_text,
+)
 from pgmonkey.config.sources import SourceFile, read_source
 from pgmonkey.config.yaml_reader import KeyPath
 
@@ -203,12 +209,14 @@ def _closing(text: str, start: int) -> int:
 
 
 _KINDS: Final = frozenset({"from_env", "from_file"})
+_KEYS: Final = _KINDS | {"json_key"}
 _PATHS: Final = frozenset({"sslrootcert", "sslcert", "sslkey"})
 _SET_IT: Final = "set it where the program starts"
 _FILE_HINTS: Final = {
     "secret.missing": "check the path, and whether the secret is mounted",
     "secret.not_regular": "name the file itself",
     "secret.empty": "write the secret into it",
+    "secret.json": "without json_key the whole file is the value",
 }
 #: The hint where references are not resolved.
 HOW_TO_RESOLVE: Final = "pass --resolve-env, or resolve_env=True in a program"
@@ -266,6 +274,8 @@ class Resolution:
     files: dict[str, SourceFile | None] = field(default_factory=dict)
     #: When the newest secret file was modified, in unix seconds.
     modified: float | None = None
+    #: Each file is read once: two members of one document are a pair, whatever replaces it.
+    _contents: dict[str, tuple[bytes, SourceFile]] = field(default_factory=dict)
 
     def document(self, document: Mapping[str, Any], *, keep_nulls: bool = False) -> dict[str, Any]:
         """Return the document with references replaced, secrets wrapped and nulls left out."""
@@ -322,7 +332,7 @@ class Resolution:
         return value
 
     def _mapping(self, value: dict[str, Any], path: KeyPath, sensitive: bool) -> Any:
-        if not self.options.resolve and value.keys() <= _KINDS and value:
+        if not self.options.resolve and value.keys() <= _KEYS and value:
             self.problems.append(unresolved(path))
             return _DROPPED
         return {
@@ -389,10 +399,18 @@ class Resolution:
         return value
 
     def _reference(self, value: dict[str, Any], path: KeyPath) -> str | _Dropped:
-        if len(value) != 1:
+        kinds = value.keys() & _KINDS
+        accepted = kinds | {"json_key"} if "from_file" in kinds else kinds
+        if len(kinds) != 1 or value.keys() - accepted:
             message = "expected exactly one of from_env, from_file, and nothing beside it"
-            return self._drop(path, "reference.malformed", message)
-        ((kind, target),) = value.items()
+            hint = "a member of a JSON document is {from_file: PATH, json_key: NAME}"
+            return self._drop(path, "reference.malformed", message, hint)
+        member = value.get("json_key")
+        if "json_key" in value and not (isinstance(member, str) and member):
+            message = "expected the name of a member"
+            return self._drop((*path, "json_key"), "reference.malformed", message)
+        (kind,) = kinds
+        target = value[kind]
         inside = (*path, kind)
         if not isinstance(target, str) or not target:
             wanted = "the name of a variable" if kind == "from_env" else "the path of a file"
@@ -406,7 +424,7 @@ class Resolution:
             target = found
         if kind == "from_file":
             self.references[path] = value
-            return self._from_file(target, written, inside)
+            return self._from_file(target, written, member, path)
         text = self._lookup(target)
         if text is None:
             return self._unset(inside, written, _SET_IT)
@@ -423,25 +441,34 @@ class Resolution:
             unquoted="no such environment variable (its name is not shown: it may be a secret)",
         )
 
-    def _from_file(self, target: str, written: str, inside: KeyPath) -> str | _Dropped:
-        path = os.path.join(self.directory, target)
-        self.files[path] = None
-        if "\0" in path:
+    def _from_file(
+        self, target: str, written: str, member: str | None, path: KeyPath
+    ) -> str | _Dropped:
+        name = os.path.join(self.directory, target)
+        inside = (*path, "from_file")
+        self.files.setdefault(name, None)
+        if "\0" in name:
             return self._no_nul(inside)
         try:
-            content, status, file = read_source(self.snapshot, path, LIMIT)
-            text = secret_text(content)
+            content, file = self._content(name)
+            text = secret_text(content) if member is None else json_member(content, member)
         except SecretFileError as error:
-            hint = error.hint or _FILE_HINTS.get(error.code)
             return self._drop(
-                inside,
+                (*path, "json_key") if error.code == "secret.json_key" else inside,
                 error.code,
                 f"secret file {written}: {error}",
-                hint,
+                error.hint or _FILE_HINTS.get(error.code),
                 # A path is a path. A name alone may be the secret itself.
                 quoted="" if written.startswith(("/", "./", "../", "${")) else written,
                 unquoted=f"the secret file {error} (its path is not shown: it may be a secret)",
             )
-        self.files[path] = file
-        self.modified = max(self.modified or 0.0, status.st_mtime)
-        return text
+        self.files[name] = file
+        return text if member is None else self._checked(text, path)
+
+    def _content(self, name: str) -> tuple[bytes, SourceFile]:
+        known = self._contents.get(name)
+        if known is None:
+            content, status, file = read_source(self.snapshot, name, LIMIT)
+            known = self._contents[name] = content, file
+            self.modified = max(self.modified or 0.0, status.st_mtime)
+        return known

@@ -28,6 +28,7 @@ _REFERENCE: Final = rf"\$\{{{_NAME}(?:\}}|:-|-|:\?)"
 _REFERENCES: Final = {
     "from_env": "The name of an environment variable.",
     "from_file": "The path of a file, relative to this one.",
+    "json_key": "The member of the JSON document in this file; with dots, of members of members.",
 }
 _INTEGER: Final = "^(?:[+-]?[1-9][0-9]{0,11}|[+-]?0)$"
 _NUMBER: Final = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
@@ -76,7 +77,7 @@ def schema() -> Schema:
                 "pattern": _REFERENCE,
             },
             "reference": {
-                "title": "{from_env: NAME} or {from_file: PATH}",
+                "title": "{from_env: NAME}, {from_file: PATH} or {from_file: PATH, json_key: NAME}",
                 "description": "A variable, or a file, as the whole value.",
                 "type": "object",
                 "properties": {
@@ -84,8 +85,8 @@ def schema() -> Schema:
                     for kind, description in _REFERENCES.items()
                 },
                 "additionalProperties": False,
-                "minProperties": 1,
-                "maxProperties": 1,
+                "oneOf": [{"required": ["from_env"]}, {"required": ["from_file"]}],
+                "dependencies": {"json_key": ["from_file"]},
             },
         },
     }

@@ -147,7 +147,7 @@ def in_password(text: str) -> Mistake | None:
     """Return what is probably not meant to be a part of a password."""
     code = "warning.password"
     if _is_json(text):
-        hint = "write the password alone, without the document around it"
+        hint = "name its member with json_key, or write the password alone"
         return Mistake(code, "is a JSON document", hint)
     if _TEMPLATE.fullmatch(text.strip()):
         hint = "it is used as it is: what should replace it did not run"

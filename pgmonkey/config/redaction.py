@@ -28,7 +28,10 @@ _SHORTENED: Final = re.compile(
 #: the name of the method with which a server encrypts passwords.
 _HARMLESS: Final = frozenset({"passfile", "password_encryption"})
 _WORDS: Final = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
-_REFERENCES: Final = frozenset({"from_env", "from_file"})
+#: The keys of a reference, which says where a secret is, and not what.
+_REFERENCES: Final = frozenset(
+    frozenset(keys) for keys in (("from_env",), ("from_file",), ("from_file", "json_key"))
+)
 #: A secret of fewer characters is masked only where it is a whole word.
 SHORT: Final = 4
 
@@ -219,7 +222,7 @@ def _redact(value: Any, *, sensitive: bool, above: tuple[int, ...]) -> Any:
         return MASK  # it contains itself
     inside = (*above, id(value))
     if isinstance(value, Mapping):
-        pointer = sensitive and len(value) == 1 and _REFERENCES.issuperset(value)
+        pointer = sensitive and frozenset(value) in _REFERENCES
         return {
             key: _redact(
                 item,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
+
+from pgmonkey.config.redaction import may_be_secret
+from pgmonkey.errors import did_you_mean
 
 LIMIT: Final = 64 * 1024  # bytes
 
@@ -199,6 +203,37 @@ def secret_text(content: bytes) -> str:
     except UnicodeDecodeError:
         pass  # the exception holds the bytes: it must not become a cause
     raise SecretFileError("secret.encoding", "is not UTF-8 text")
+
+
+def json_member(content: bytes, key: str) -> str:
+    """Return a member of the JSON document in a secret file as text, or raise `SecretFileError`.
+
+    A number is its digits as they are written. With dots, the key leads into members of members,
+    unless a member has this very name.
+    """
+    value = _document(secret_text(content))
+    if not isinstance(value, dict):
+        raise SecretFileError("secret.json", "is JSON, but no object with members")
+    names = [name for name in value if not may_be_secret(name)]
+    for step in [key] if key in value else key.split("."):
+        if not isinstance(value, dict) or step not in value:
+            raise SecretFileError("secret.json_key", "has no such member", did_you_mean(key, names))
+        value = value[step]
+    if not isinstance(value, str):
+        message = "has neither text nor a number as this member"
+        raise SecretFileError("secret.json_key", message)
+    if not value:
+        raise SecretFileError("secret.json_key", "has an empty text as this member")
+    return value
+
+
+def _document(text: str) -> Any:
+    try:
+        # Numbers stay as they are written: they become text again.
+        return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        pass  # the exception holds the text: it must not become a cause
+    raise SecretFileError("secret.json", "is no JSON document")
 
 
 def _described(number: int) -> SecretFileError:

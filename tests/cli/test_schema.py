@@ -24,6 +24,8 @@ BEYOND = {
     "unset-variable-with-message", "unset-variable", "from-file-no-directory", "port-from-file",
     "secret-byte-order-mark", "secret-empty", "secret-is-a-device", "secret-not-utf-8",
     "secret-nul", "user-from-file-with-a-line-break",
+    "json-key-missing", "json-key-of-a-boolean", "json-key-of-a-list", "json-key-of-an-empty-text",
+    "json-key-of-an-object", "json-key-of-no-json", "json-key-too-deep",
     # what must hold between values, which may also stand in _defaults.yaml
     "min-over-max", "no-connection-settings", "nothing-required", "pgbouncer-with-settings",
     "host-missing", "dbname-missing", "user-missing", "addresses-and-hosts",

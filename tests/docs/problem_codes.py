@@ -76,6 +76,8 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "secret.moving": "the directory of secret files is replaced again and again while it is read",
         "secret.empty": "a secret file is empty",
         "secret.nul": "a secret file contains a NUL character",
+        "secret.json": "a secret file with a json_key is no JSON document with members",
+        "secret.json_key": "the JSON document has no such member, or it is neither text nor a number",
         "secret.bom": "a secret file starts with a byte order mark",
         "secret.encoding": "a secret file is not UTF-8",
         # Other files that connection settings name

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
+from tests.pool.side import SIDES, Client
 
 
 def serves(registry: Registry) -> bool:
@@ -75,6 +78,44 @@ def test_a_user_and_a_password_that_change_together_are_never_mixed(
         assert version > 5, "the reloads have seen both pairs"
         assert sum(failures.values()) == 0
         assert events.named("config.rejected") == []
+    finally:
+        database.server.drop_role(other)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_json_document_rotates_as_a_whole(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    canary: Canary,
+    side: str,
+) -> None:
+    """Another user and its password, as the rotation of RDS writes them, replace the old pair."""
+    other = f"{database.user}_b"
+    password = canary.secret(hostile=True)
+    database.server.create_role(other, password)
+
+    def write(user: str, password: str) -> None:
+        volume.write({"secret.json": json.dumps({"username": user, "password": password})})
+
+    write(database.user, database.password)
+    path = str(volume.path("secret.json"))
+    pair = {
+        "user": {"from_file": path, "json_key": "username"},
+        "password": {"from_file": path, "json_key": "password"},
+    }
+    registry_dir.declare("orders", database, side, connection=pair)
+    try:
+        with Registry(registry_dir, metrics=None, watch=False) as registry:
+            with closing(Client(registry)) as client:
+                assert client.ask("SELECT current_user") == database.user
+                write(other, password)
+                assert registry.reload().applied == ("orders",)
+                assert client.ask("SELECT current_user") == other
+                volume.write({"secret.json": password})
+                problems = registry.reload().rejected["orders"]
+                assert {problem.code for problem in problems} == {"secret.json"}
+                assert client.ask("SELECT current_user") == other
     finally:
         database.server.drop_role(other)
 
