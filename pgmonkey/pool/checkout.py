@@ -21,6 +21,9 @@ ENTERED: Final = 3
 REPORTED: Final = 4
 ROLLED_BACK: Final = 8
 
+#: What a checkout by hand ends with, in the place of the class of an exception: it is rolled back.
+BY_HAND: Final = "putconn"
+
 #: How many calls of a borrower's stack are kept.
 DEEPEST: Final = 40
 
@@ -102,6 +105,10 @@ class Checkout:
             raise RuntimeError("a checkout can be entered once; ask the handle for another one")
         _halves.pop(get_ident(), None)  # it would keep this checkout alive
         self.handle.loose.append(self)
+
+    def itself(self) -> Self:
+        """Return itself: what a connection refers to that was borrowed by hand."""
+        return self
 
     def __enter__(self) -> Any:
         raise wrong_side(self.handle.name, self.handle.connection_type)

@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 
 from pgmonkey.pool.checkout import REPORTED, Checkout, wrong_side
 from pgmonkey.pool.clock import monotonic
-from pgmonkey.pool.messages import describe, holder_name
+from pgmonkey.pool.messages import describe, holder_name, not_by_hand
 from pgmonkey.pool.stats import Stats
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import CheckoutStatus, PoolStatus
@@ -45,6 +45,13 @@ class Block(Protocol[Sync_co, Async_co]):
 Borrowed: TypeAlias = Block[Connection[TupleRow], AsyncConnection[TupleRow]]
 #: What `cursor()` returns: a block that yields a cursor on a borrowed connection.
 BorrowedCursor: TypeAlias = Block[Cursor[Any], AsyncCursor[Any]]
+
+if TYPE_CHECKING:
+
+    class BorrowedByHand(Connection[TupleRow]):
+        """What `getconn()` returns: a connection, or what gives one when it is awaited."""
+
+        def __await__(self) -> Generator[Any, None, AsyncConnection[TupleRow]]: ...
 
 
 class Hooks(NamedTuple):
@@ -142,7 +149,7 @@ class Database(ABC):
         self.keeps_stacks = version.config.leak_stack
         #: Checkouts entered by calling `__enter__` by hand, which have no `__exit__` yet.
         self.loose: list[Checkout] = []
-        # Guards `gone` and the pools. Never held while waiting.
+        # Guards `gone`, the pools, and who gives a connection back by hand. Never held while waiting.
         self._lock = threading.Lock()
         self._force_due = False
         self.stats = Stats()
@@ -227,6 +234,87 @@ class Database(ABC):
             ...     cursor.execute("SELECT 1 AS answer").fetchone()
             {'answer': 1}
         """
+
+    @abstractmethod
+    def getconn(self, timeout: float | None = None) -> BorrowedByHand:
+        """Borrow a connection until `putconn`; `await` it on an async handle.
+
+        For code that cannot be a `with` block: a fixture, a library that takes psycopg_pool's
+        methods, a client that holds a connection for long. Nothing is committed for you. Like
+        every checkout it shows in the status, in errors and as a leak. A connection that is
+        dropped without `putconn` is closed, and the event `checkout.abandoned` names the function
+        that borrowed it.
+
+        Args:
+            timeout: Seconds to wait for the connection; default: the configured `timeout`.
+
+        Raises:
+            CheckoutTimeout, ConnectError: as a checkout does.
+
+        Example:
+            >>> conn = registry.get("orders").getconn(timeout=2)
+            >>> conn.execute("SELECT 1").fetchone()
+            (1,)
+            >>> registry.get("orders").putconn(conn)
+        """
+
+    @abstractmethod
+    def putconn(self, connection: Connection[Any] | AsyncConnection[Any]) -> Awaitable[None]:
+        """Give back a connection of `getconn`; `await` it on an async handle.
+
+        What was not committed is rolled back. A connection that is broken or closed is replaced,
+        and one that was changed is set back, as after a block. In a child process that was forked
+        meanwhile it does nothing.
+
+        Args:
+            connection: The connection. Do not use it afterwards: another client may have it.
+
+        Raises:
+            ValueError: it was not borrowed with `getconn` of this handle, or was given back before.
+            RuntimeError: it belongs to another event loop, which runs.
+
+        Example:
+            >>> handle = registry.get("orders")
+            >>> conn = handle.getconn()
+            >>> try:
+            ...     _ = conn.execute("SELECT 1")
+            ...     conn.commit()
+            ... finally:
+            ...     handle.putconn(conn)
+        """
+
+    def is_retired(self, connection: Connection[Any] | AsyncConnection[Any]) -> bool:
+        """Tell whether a borrowed connection is of an older version, and is replaced when it comes back.
+
+        A client that holds one for long, such as a listener or a consumer, looks now and then, and
+        takes another one. It costs a microsecond and asks no server.
+
+        Args:
+            connection: What `getconn` or a block of this handle has given.
+
+        Raises:
+            ValueError: it is not borrowed from this handle.
+
+        Example:
+            >>> with registry.get("orders") as conn:
+            ...     registry.get("orders").is_retired(conn)
+            False
+        """
+        checkout = self.held(connection)
+        retired: bool = checkout.pool.inherited or connection.version < self.version.since  # type: ignore[union-attr]  # it is one of ours
+        return retired
+
+    def held(self, connection: Any) -> Checkout:
+        """Return the checkout of this handle that holds a connection.
+
+        Raises:
+            ValueError: there is none.
+        """
+        holder = getattr(connection, "holder", None)
+        checkout: Checkout | None = None if holder is None else holder()
+        if checkout is None or checkout.handle is not self:
+            raise not_by_hand(self.name, self.connection_type, checkout)
+        return checkout
 
     @abstractmethod
     def open(self, timeout: float | None = None) -> Awaitable[Database]:

@@ -130,6 +130,36 @@ def nested_checkout(database: str, connection_type: str, outer: Checkout) -> Nes
     )
 
 
+def not_by_hand(database: str, connection_type: str, checkout: Checkout | None) -> ValueError:
+    """Return the error of giving back, by hand, a connection that was not borrowed so.
+
+    Args:
+        database: Whose handle was asked.
+        connection_type: The type of that handle.
+        checkout: What holds the connection, if something of ours does.
+    """
+    if checkout is None:
+        why = "it was given back before, or comes from somewhere else"
+    elif (other := checkout.handle.name, checkout.handle.connection_type) != (
+        database,
+        connection_type,
+    ):
+        why = f"it is one of {other}, type {checkout.handle.connection_type}"
+    else:
+        why = f"the block that borrowed it at {checkout.place} gives it back"
+    return ValueError(
+        f"{database}: this connection is not borrowed from this handle ({connection_type}): {why}"
+    )
+
+
+def other_loop(database: str) -> RuntimeError:
+    """Return the error of giving a connection back in another event loop than its own."""
+    return RuntimeError(
+        f"{database}: this connection belongs to another event loop; give it back there:"
+        " asyncio.run_coroutine_threadsafe(handle.putconn(conn), loop)"
+    )
+
+
 def left_open(checkout: Checkout, what: str) -> LeftOpenError:
     """Return the error of a block that ended in the middle of something.
 

@@ -39,7 +39,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "connect.failed": ("warning", "connects began to fail"),
     "connect.recovered": ("info", "connects work again"),
     "checkout.leaked": ("warning", "a checkout is held longer than leak_detection"),
-    "checkout.abandoned": ("warning", "a checkout was interrupted and could not give its connection back"),
+    "checkout.abandoned": ("warning", "a checkout was interrupted, or its connection dropped, and was not given back"),
     "checkout.rolled_back": ("warning", "a block succeeded but was rolled back, because it swallowed an error"),
     "checkout.used_after_return": ("warning", "a connection was used after its block; that was rolled back"),
     "checkout.returned_late": ("info", "a checkout that was reported as leaked was returned"),

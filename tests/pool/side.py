@@ -80,6 +80,30 @@ class Client:
         with self.handle.connection(timeout=timeout) as connection:
             return work(connection)
 
+    def getconn(self, *, timeout: float = 5) -> Any:
+        """Borrow a connection by hand."""
+
+        async def getconn() -> Any:
+            return await self.handle.getconn(timeout)
+
+        return self._run(getconn()) if self.is_async else self.handle.getconn(timeout)
+
+    def putconn(self, connection: Any) -> None:
+        """Give back what `getconn` gave, or something else."""
+        if self.is_async:
+            self._run(self.handle.putconn(connection))
+        else:
+            self.handle.putconn(connection)
+
+    def on(self, act: Callable[[], Any]) -> Any:
+        """Do something with a connection that was borrowed by hand; what it returns may be awaitable."""
+
+        async def act_async() -> Any:
+            done = act()
+            return await done if inspect.isawaitable(done) else done
+
+        return self._run(act_async()) if self.is_async else act()
+
     def after_return(self, act: Callable[[Any], None]) -> None:
         """Borrow a connection, give it back, and do something to it."""
         borrowed = self.run(lambda connection: [connection])

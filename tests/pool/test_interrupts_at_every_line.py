@@ -27,6 +27,8 @@ LISTENING = "SELECT pg_listening_channels()"
 COMMITS, FAILS = "SELECT 1", "SELECT 1/0"
 #: A block that changes its connection, and one that is told to LISTEN.
 CHANGES, LISTENS = "VACUUM pg_catalog.pg_am", "LISTEN here"
+#: No block: the connection is borrowed and given back by hand.
+BY_HAND = "SELECT 2"
 
 #: Who owns the handle, what is raised, what the block does, and pool settings.
 WAYS: dict[str, tuple[str, type[BaseException], str, dict[str, Any]]] = {
@@ -45,6 +47,7 @@ WAYS: dict[str, tuple[str, type[BaseException], str, dict[str, Any]]] = {
     "Ctrl-C after a change": ("unwatched registry", KeyboardInterrupt, CHANGES, {}),
     "Ctrl-C": ("unwatched registry", KeyboardInterrupt, COMMITS, {}),
     "Ctrl-C after an error": ("unwatched registry", KeyboardInterrupt, FAILS, {}),
+    "time limit by hand": ("unwatched registry", SoftTimeLimit, BY_HAND, {}),
     "Ctrl-C, manager": ("manager", KeyboardInterrupt, COMMITS, {}),
 }
 
@@ -89,6 +92,11 @@ async def opened_async(owner: str, registry_dir: RegistryDirectory) -> AsyncIter
 
 
 def check_out(handle: Any, statement: str) -> None:
+    if statement == BY_HAND:
+        connection = handle.getconn()
+        connection.execute(statement)
+        handle.putconn(connection)
+        return
     with handle as connection:
         if statement == CHANGES:
             connection.autocommit = True
@@ -96,6 +104,11 @@ def check_out(handle: Any, statement: str) -> None:
 
 
 async def check_out_async(handle: Any, statement: str) -> None:
+    if statement == BY_HAND:
+        connection = await handle.getconn()
+        await connection.execute(statement)
+        await handle.putconn(connection)
+        return
     async with handle as connection:
         if statement == CHANGES:
             await connection.set_autocommit(True)

@@ -14,7 +14,7 @@ from pgmonkey.pool import messages
 from pgmonkey.pool._async.connection import IN_ERROR
 from pgmonkey.pool._async.pool import FRESH, LONG_IDLE
 from pgmonkey.pool._async.waiting import current_task, running_loop
-from pgmonkey.pool.checkout import ENTERED, PAIRED, ROLLED_BACK, Checkout
+from pgmonkey.pool.checkout import BY_HAND, ENTERED, PAIRED, ROLLED_BACK, Checkout
 from pgmonkey.pool.clock import CLOCK
 from pgmonkey.pool.stats import FOLD_AT
 
@@ -106,6 +106,20 @@ class AsyncCheckout(Checkout):
             raise
 
     __aenter__ = enter
+
+    async def enter_by_hand(self) -> AsyncPooledConnection:
+        """Return a connection that keeps this checkout alive, until it is put back or dropped."""
+        connection = await self.enter()
+        self.connection = None  # else each would keep the other alive
+        self.pool.connections.lend(connection)
+        connection.holder = self.itself
+        return connection
+
+    async def leave_by_hand(self, connection: AsyncPooledConnection) -> None:
+        """Roll back, and give the connection back."""
+        self.pool.connections.keep(connection)
+        self.connection = connection
+        await self.leave(BY_HAND)
 
     async def _go_on(self, pool: AsyncPool) -> AsyncPool:
         """Queue again, in the pool that there is now."""

@@ -11,6 +11,7 @@ from pgmonkey.pool._async.connection import LONGEST_GOODBYE, NO_VERSION, AsyncPo
 from pgmonkey.pool._async.waiting import Lock, aside, finished
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, refused_logins
+from pgmonkey.pool.connections import Connections
 from pgmonkey.pool.failures import (
     ConnectFailure,
     classify,
@@ -124,7 +125,7 @@ class AsyncConnector:
         #: Whether its pool is closed for good, so that no client waits for the server any more.
         self.ended = False
         #: Every connection, idle or handed out, until the server has closed its end.
-        self.connections: set[AsyncPooledConnection] = set()
+        self.connections: Connections[AsyncPooledConnection] = Connections()
         #: When the older connections began to be replaced, and the version before.
         self.rotating: tuple[float, int] | None = None
         self._stats = stats

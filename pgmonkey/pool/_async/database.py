@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from weakref import ref
 
 from psycopg import AsyncTransaction
 
+from pgmonkey.pool import messages
 from pgmonkey.pool._async import rotation
 from pgmonkey.pool._async.checkout import AsyncCheckout
 from pgmonkey.pool._async.connection import IN_ERROR
@@ -23,6 +25,7 @@ from pgmonkey.pool._async.waiting import (
     finish_in,
     in_thread,
     is_closed,
+    is_elsewhere,
     release_in,
     running_loop,
     soon,
@@ -32,12 +35,12 @@ from pgmonkey.pool._sync.connecting import connect as connect_plainly
 from pgmonkey.pool.checkout import ROLLED_BACK, EnterHalf, ExitHalf
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.handle import Borrowed, BorrowedCursor, Database, Hooks
-from pgmonkey.pool.messages import no_room
 from pgmonkey.pool.stats import Stats
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.errors import PgmonkeyError
+    from pgmonkey.pool._async.connection import AsyncPooledConnection
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.version import Version
 
@@ -117,6 +120,24 @@ class AsyncDatabase(Database):
             _left_where_entered(checkout, connection.cursor(**options)) as cursor,
         ):
             yield cursor
+
+    def getconn(self, timeout: float | None = None) -> Awaitable[AsyncPooledConnection]:  # type: ignore[override]  # its other half is never there: wrong side
+        """Borrow a connection by hand: see `Database.getconn`."""
+        return AsyncCheckout.bound(self, timeout, _getframe(1)).enter_by_hand()
+
+    async def putconn(self, connection: Any) -> Any:
+        """Give back what `getconn` gave: see `Database.putconn`."""
+        checkout: Any = self.held(connection)
+        if checkout.pool.inherited:
+            return
+        if is_elsewhere(checkout.pool.loop):
+            raise messages.other_loop(self.name)
+        with self._lock:
+            if connection.holder != checkout.itself:
+                raise messages.not_by_hand(self.name, self.connection_type, checkout)
+            # One thread gives it back. An interrupt may come from here on: then the checkout is lost.
+            connection.holder = ref(checkout, checkout.pool.on_lost)
+        await checkout.leave_by_hand(connection)
 
     # Opening and closing
 
@@ -348,7 +369,7 @@ def _probe(pool: AsyncPool, version: Version) -> None:
     connector = pool.connector
     refusal = connector.reserve(version)
     if refusal is not None:
-        raise no_room(pool.name, refusal, connector.explain_limit(version))
+        raise messages.no_room(pool.name, refusal, connector.explain_limit(version))
     try:
         made = connect_plainly(version.config, pool.connection_type)
         if isinstance(made, ConnectFailure):
@@ -377,7 +398,7 @@ def forget_pools() -> None:
     """Forget the parent's pools in a child process, without touching them."""
     for pool in _pools:
         pool.inherited = True
-        for connection in pool.connections:
+        for connection in pool.connections.copy():
             connection.cut_off()
     _inherited.extend(_pools)
     _pools.clear()

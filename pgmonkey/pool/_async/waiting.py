@@ -34,6 +34,7 @@ __all__ = [
     "finished",
     "in_thread",
     "is_closed",
+    "is_elsewhere",
     "let_queue",
     "open_driver",
     "release_in",
@@ -349,6 +350,11 @@ def cancel_again() -> None:
 def is_closed(loop: Loop) -> bool:
     """Tell whether nothing can run in a loop any more."""
     return loop.is_closed()
+
+
+def is_elsewhere(loop: Loop) -> bool:
+    """Tell whether a loop, which is not closed, is another one than this code runs in."""
+    return loop is not asyncio.get_running_loop() and not loop.is_closed()
 
 
 async def let_queue(_driver: AsyncDriverPool[Any], _clients: set[Any]) -> None:

@@ -14,7 +14,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from pgmonkey.pool import messages
 from pgmonkey.pool._sync.connection import IN_ERROR
 from pgmonkey.pool._sync.pool import FRESH, LONG_IDLE
-from pgmonkey.pool.checkout import ENTERED, PAIRED, ROLLED_BACK, Checkout
+from pgmonkey.pool.checkout import BY_HAND, ENTERED, PAIRED, ROLLED_BACK, Checkout
 from pgmonkey.pool.clock import CLOCK
 from pgmonkey.pool.stats import FOLD_AT
 
@@ -103,6 +103,20 @@ class SyncCheckout(Checkout):
             raise
 
     __enter__ = enter
+
+    def enter_by_hand(self) -> SyncPooledConnection:
+        """Return a connection that keeps this checkout alive, until it is put back or dropped."""
+        connection = self.enter()
+        self.connection = None  # else each would keep the other alive
+        self.pool.connections.lend(connection)
+        connection.holder = self.itself
+        return connection
+
+    def leave_by_hand(self, connection: SyncPooledConnection) -> None:
+        """Roll back, and give the connection back."""
+        self.pool.connections.keep(connection)
+        self.connection = connection
+        self.leave(BY_HAND)
 
     def _go_on(self, pool: SyncPool) -> SyncPool:
         """Queue again, in the pool that there is now."""

@@ -12,6 +12,7 @@ from pgmonkey.pool._sync.connection import LONGEST_GOODBYE, NO_VERSION, SyncPool
 from pgmonkey.pool._sync.waiting import Lock, aside, finished
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, refused_logins
+from pgmonkey.pool.connections import Connections
 from pgmonkey.pool.failures import (
     ConnectFailure,
     classify,
@@ -123,7 +124,7 @@ class SyncConnector:
         #: Whether its pool is closed for good, so that no client waits for the server any more.
         self.ended = False
         #: Every connection, idle or handed out, until the server has closed its end.
-        self.connections: set[SyncPooledConnection] = set()
+        self.connections: Connections[SyncPooledConnection] = Connections()
         #: When the older connections began to be replaced, and the version before.
         self.rotating: tuple[float, int] | None = None
         self._stats = stats

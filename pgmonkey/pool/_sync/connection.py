@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from weakref import ReferenceType
+from weakref import ref
 
 import psycopg
 from psycopg import Transaction
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from pgmonkey.pool._sync.waiting import SyncDriverPool
     from pgmonkey.pool.checkout import Checkout
+    from pgmonkey.pool.connections import Connections
 
 #: Seconds to wait until the server has closed its end of a connection that was closed here. A
 #: server process counts against the limits of server and role until then; it takes milliseconds.
@@ -60,6 +62,10 @@ _HANG_UP: Final = _PEER_CLOSED | select.POLLHUP | select.POLLERR | select.POLLNV
 
 class SyncCounter(Protocol):
     """What counts a connection until it is closed: see `SyncConnector`."""
+
+    @property
+    def connections(self) -> Connections[Any]:
+        """What it counts."""
 
     def closed(self, connection: SyncPooledConnection) -> None:
         """Note that the server has closed its end of a connection."""
@@ -109,8 +115,9 @@ class SyncPooledConnection(SyncWatchedConnection):
         # included, the interpreter finds all of them more slowly.
         #: The version of the configuration it was made with.
         self.version = NO_VERSION
-        #: The checkout that holds it; `None` while it is idle.
-        self.holder: ReferenceType[Checkout] | None = None
+        #: Returns the checkout that holds it, or `None` if that was lost; `None` while it is idle. It
+        #: keeps a checkout by hand alive, and no other.
+        self.holder: Callable[[], Checkout | None] | None = None
         #: Gives it back to the psycopg_pool that it belongs to; takes back before what a block has
         #: changed, if it has. Looked up once: every checkout calls it.
         self.give_back: Any = None
@@ -158,6 +165,19 @@ class SyncPooledConnection(SyncWatchedConnection):
         # No error: it was no savepoint, and the server has rolled back instead of a commit.
         if failed and self.holder is not None and (checkout := self.holder()) is not None:
             checkout.stage |= ROLLED_BACK
+
+    def __del__(self, *_: Any) -> None:
+        """Go back to its pool, if a client has dropped it that borrowed it by hand."""
+        connector = self.link.connector if hasattr(self, "holder") else None
+        if connector is None or sys.is_finalizing():
+            super().__del__()
+            return
+        kept = connector.connections.keep(self)
+        checkout = None if self.holder is None else self.holder()
+        if checkout is not None:
+            self.holder = ref(checkout, checkout.pool.on_lost)  # lost when this method ends
+        elif not kept:
+            super().__del__()
 
     def is_alive(self) -> bool:
         """Tell whether the server's end is still open, without asking the server.

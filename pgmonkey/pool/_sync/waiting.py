@@ -30,6 +30,7 @@ __all__ = [
     "finished",
     "in_thread",
     "is_closed",
+    "is_elsewhere",
     "let_queue",
     "open_driver",
     "release_in",
@@ -195,6 +196,11 @@ def cancel_again() -> None:
 
 def is_closed(_loop: None) -> bool:
     """Tell that threads can always run."""
+    return False
+
+
+def is_elsewhere(_loop: None) -> bool:
+    """Tell that a pool serves all threads."""
     return False
 
 

@@ -1,0 +1,429 @@
+"""Connections that are borrowed without a block: `getconn`, `putconn`, and long holders."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgmonkey import CheckoutTimeout, NestedCheckoutError, Registry
+from tests.kit.canary import Canary
+from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
+from tests.kit.eventually import eventually
+from tests.kit.process import in_a_child
+from tests.kit.program import Program
+from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.side import Client, Make
+
+ONE = {"min_size": 1, "max_size": 1}
+#: The function that borrows: of the client in `side.py`.
+BORROWER = " in getconn"
+
+
+@pytest.fixture
+def rows(database: TemporaryDatabase) -> Callable[[], list[int]]:
+    """A table `rows (id int)`; call it for what a second connection sees in it."""
+    database.execute("CREATE TABLE public.rows (id int)")
+    database.execute(f'GRANT ALL ON public.rows TO "{database.user}"')
+    return lambda: [one for (one,) in database.execute("SELECT id FROM public.rows ORDER BY id")]
+
+
+def insert(client: Client, connection: Any, number: int) -> None:
+    client.on(lambda: connection.execute("INSERT INTO rows VALUES (%s)", [number]))
+
+
+def pid(connection: Any) -> int:
+    return int(connection.info.backend_pid)
+
+
+# Borrowing and giving back
+
+
+def test_what_is_not_committed_is_rolled_back(make: Make, rows: Callable[[], list[int]]) -> None:
+    """A commit is the borrower's; the connection itself is used again."""
+    client = make(pool=ONE)
+    connection = client.getconn()
+    insert(client, connection, 1)
+    client.on(connection.commit)
+    insert(client, connection, 2)
+    backend = pid(connection)
+    client.putconn(connection)
+    assert rows() == [1]
+    assert client.ask("SELECT pg_backend_pid()") == backend
+
+
+def test_it_is_psycopgs_own_connection(make: Make) -> None:
+    """Not a wrapper: adapters, subclasses and `isinstance` work."""
+    client = make()
+    connection = client.getconn()
+    kind = psycopg.AsyncConnection if client.is_async else psycopg.Connection
+    assert isinstance(connection, kind)
+    assert not connection.closed
+    client.putconn(connection)
+
+
+def test_a_borrower_by_hand_shows_like_every_other(make: Make) -> None:
+    """In the numbers, in the status with its place, and in the error of a client that waits."""
+    client = make(pool=ONE)
+    connection = client.getconn()
+    status = client.handle.status()
+    assert (status.idle, status.used, status.retired) == (0, 1, 0)
+    (shown,) = status.checkouts
+    assert shown.place.endswith(BORROWER)
+    with pytest.raises(CheckoutTimeout) as caught:
+        client.ask(timeout=0.1)
+    assert f"by {shown.holder}, borrowed at {shown.place}" in str(caught.value)
+    client.putconn(connection)
+    assert client.handle.status().checkouts == ()
+    assert client.handle.status().requests == 2
+
+
+def test_its_timeout_is_its_own(make: Make) -> None:
+    """As in `connection(timeout)`; a client by hand waits in the same queue."""
+    client = make(pool=ONE)
+    with client.holding(1), pytest.raises(CheckoutTimeout, match=r"within 0\.\d\d s"):
+        client.getconn(timeout=0.1)
+    client.putconn(client.getconn())
+
+
+def test_one_that_is_held_too_long_is_a_leak(make: Make, events: CapturedEvents) -> None:
+    """It is reported once with its place, and when it comes back."""
+    client = make(leak_detection="50ms")
+    connection = client.getconn()
+    assert events.wait("checkout.leaked")["place"].endswith(BORROWER)
+    client.putconn(connection)
+    assert events.wait("checkout.returned_late")["place"].endswith(BORROWER)
+    assert client.handle.status().leaks == 1
+
+
+def test_a_change_of_its_borrower_is_taken_back(make: Make) -> None:
+    """The next one gets a clean connection, as after a block."""
+    client = make(pool=ONE)
+    connection = client.getconn()
+    client.on(lambda: connection.set_autocommit(True))
+    client.putconn(connection)
+    assert client.run(lambda connection: connection.autocommit) is False
+
+
+@pytest.mark.parametrize("fault", ["the server ends it", "closed", "a pipeline is open"])
+def test_one_that_is_of_no_use_any_more_is_replaced(
+    make: Make, database: TemporaryDatabase, fault: str
+) -> None:
+    """Giving it back raises nothing, and the slot is free."""
+    client = make(pool=ONE)
+    connection = client.getconn()
+    client.on(lambda: connection.execute("SELECT 1"))
+    if fault == "closed":
+        client.on(connection.close)
+    elif fault == "a pipeline is open":
+        pipeline = connection.pipeline()
+        client.on(pipeline.__aenter__ if client.is_async else pipeline.__enter__)
+    else:
+        database.terminate_backends()
+    client.putconn(connection)
+    assert connection.closed
+    assert client.ask() == 1
+    assert client.handle.status().used == 0
+
+
+def test_a_single_connection_that_is_out_by_hand_is_not_waited_for_by_its_holder(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A block of the same thread would wait for itself; another thread takes its turn."""
+    registry_dir.declare("orders", database, "normal")
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+        connection = handle.getconn()
+        with pytest.raises(NestedCheckoutError, match="test_by_hand"), handle:
+            pass
+        waiting = threading.Thread(target=lambda: handle.putconn(handle.getconn()))
+        waiting.start()
+        eventually(lambda: handle.status().waiting == 1, 5, "it waits")
+        handle.putconn(connection)
+        waiting.join(5)
+        with handle:
+            pass
+
+
+# Long holders
+
+
+def test_a_long_holder_learns_that_its_connection_is_of_an_older_version(
+    make: Make, registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """It keeps working; given back, it is replaced, and the next one is of the newest version."""
+    client = make(pool=ONE)
+    connection = client.getconn()
+    assert client.handle.is_retired(connection) is False
+    section = "async_pool_settings" if client.is_async else "pool_settings"
+    kind = client.handle.connection_type
+    registry_dir.declare("orders", database, kind, description="tea", **{section: ONE})
+    client.registry.reload()
+    assert client.handle.is_retired(connection) is False, "no connection depends on that"
+    registry_dir.declare(
+        "orders", database, kind, connection={"application_name": "new"}, **{section: ONE}
+    )
+    client.registry.reload()
+    assert client.handle.is_retired(connection) is True
+    assert client.handle.status().retired == 1
+    client.on(lambda: connection.execute("SELECT 1"))
+    client.putconn(connection)
+    connection = client.getconn()
+    assert connection.info.parameter_status("application_name") == "new"
+    assert client.handle.is_retired(connection) is False
+    client.putconn(connection)
+
+
+def test_the_connection_of_a_block_can_be_asked_about_too(make: Make) -> None:
+    """And one of a handle that was closed meanwhile is retired."""
+    client = make()
+    assert client.run(client.handle.is_retired) is False
+    connection = client.getconn()
+    client.shut()
+    assert client.handle.is_retired(connection) is True
+    client.putconn(connection)
+    assert connection.closed
+
+
+def test_a_registry_that_is_closed_leaves_the_connection_until_it_comes_back(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, rows: Callable[[], list[int]]
+) -> None:
+    """As the connection of a block."""
+    registry_dir.declare("orders", database)
+    registry = Registry(registry_dir, metrics=None, watch=False)
+    handle: Any = registry.get("orders")
+    connection = handle.getconn()
+    registry.close()
+    connection.execute("INSERT INTO rows VALUES (1)")
+    connection.commit()
+    handle.putconn(connection)
+    assert rows() == [1]
+    assert connection.closed
+
+
+# What is not borrowed
+
+
+def test_what_was_given_back_is_not_taken_twice(make: Make) -> None:
+    """One error says so; the connection is where it belongs."""
+    client = make(pool=ONE)
+    connection = client.getconn()
+    client.putconn(connection)
+    for refused in (client.putconn, client.handle.is_retired):
+        with pytest.raises(ValueError, match="orders: .* given back before"):
+            refused(connection)
+    assert client.handle.status().idle == 1
+    assert client.ask() == 1
+
+
+def test_what_comes_from_somewhere_else_is_refused(
+    make: Make, registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Another handle's, a connection of psycopg, something that is none."""
+    client = make(pool=ONE)
+    kind = client.handle.connection_type
+    registry_dir.declare("reports", database, kind)
+    client.registry.reload()
+    other = Client(client.registry, "reports")
+    connection = other.getconn()
+    with pytest.raises(ValueError, match=f"orders: .*it is one of reports, type {kind}"):
+        client.putconn(connection)
+    other.putconn(connection)
+    other.close()
+    for foreign in (database.connect(), None):
+        with pytest.raises(ValueError, match="comes from somewhere else"):
+            client.putconn(foreign)
+
+
+def test_the_connection_of_a_block_is_given_back_by_its_block(make: Make) -> None:
+    """The error names where the block is, and the block goes on."""
+    client = make(pool=ONE)
+
+    def put(connection: Any) -> Any:
+        async def put_async() -> None:
+            with pytest.raises(ValueError, match="the block that borrowed it at .*gives it back"):
+                await client.handle.putconn(connection)
+
+        if client.is_async:
+            return put_async()
+        with pytest.raises(ValueError, match="the block that borrowed it at .*gives it back"):
+            client.handle.putconn(connection)
+        return None
+
+    with suppress(ZeroDivisionError):
+        client.run(put)
+    assert client.ask() == 1
+    assert client.handle.status().used == 0
+
+
+async def test_another_event_loop_is_told_where_to_give_it_back(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A connection works in its own loop only."""
+    registry_dir.declare("orders", database, "async_pool")
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle = registry.get("orders")
+        connection = await handle.getconn()
+        with pytest.raises(RuntimeError, match="run_coroutine_threadsafe"):
+            await asyncio.to_thread(lambda: asyncio.run(handle.putconn(connection)))  # type: ignore[arg-type]  # a coroutine, on an async handle
+        await handle.putconn(connection)
+        assert handle.status().used == 0
+
+
+def test_a_loop_that_ends_takes_its_connections_with_it(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Whether or not they are given back afterwards."""
+    registry_dir.declare("orders", database, "async_pool")
+    with Registry(registry_dir, metrics=None) as registry:
+        handle = registry.get("orders")
+
+        async def borrow() -> Any:
+            return await handle.getconn()
+
+        connection = asyncio.run(borrow())
+        eventually(lambda: not database.backends(), 5, "it is closed")
+        asyncio.run(handle.putconn(connection))  # type: ignore[arg-type]  # a coroutine, on an async handle
+        dropped = asyncio.run(borrow())
+        del dropped
+        eventually(lambda: not database.backends(), 5, "it is closed, too")
+        asyncio.run(_ask(handle))
+
+
+async def _ask(handle: Any) -> None:
+    async with handle as connection:
+        await connection.execute("SELECT 1")
+
+
+# Dropped
+
+
+@pytest.mark.parametrize("way", ["dropped", "in a cycle", "closed before"])
+def test_one_that_is_dropped_is_closed_reported_and_replaced(
+    make: Make,
+    database: TemporaryDatabase,
+    events: CapturedEvents,
+    rows: Callable[[], list[int]],
+    way: str,
+) -> None:
+    """Nothing of it is committed, and its slot is free, whoever comes next."""
+    client = make(pool=ONE)
+    connection = client.getconn()
+    insert(client, connection, 1)
+    if way == "closed before":
+        client.on(connection.close)
+    if way == "in a cycle":
+        cycle: list[Any] = [connection]
+        cycle.append(cycle)
+        del cycle
+    del connection
+    gc.collect()
+    assert client.ask() == 1
+    assert rows() == []
+    if way != "closed before":
+        assert events.wait("checkout.abandoned")["place"].endswith(BORROWER)
+        assert client.handle.status().leaks == 1
+    assert len(database.backends()) == 1
+    assert client.handle.status().used == 0
+
+
+def test_a_dropped_one_gives_its_place_within_the_limits_back(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Else a program that forgets `putconn` a few times could never connect again."""
+    registry_dir.declare("orders", database, pool_settings={"min_size": 0, "max_size": 2})
+    with Registry(registry_dir, metrics=None, watch=False, max_connections=2) as registry:
+        handle: Any = registry.get("orders")
+        for _ in range(6):
+            handle.getconn(timeout=5).execute("SELECT 1")
+        connections = [handle.getconn(timeout=5) for _ in range(2)]
+        for connection in connections:
+            handle.putconn(connection)
+
+
+def test_a_handle_is_not_closed_while_its_connection_is_held_by_hand(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Also if the program refers to nothing else any more."""
+    registry_dir.declare("orders", database)
+    registry = Registry(registry_dir, metrics=None, watch=False)
+    connection: Any = registry.get("orders").getconn()
+    del registry
+    gc.collect()
+    assert connection.execute("SELECT 1").fetchone() == (1,)
+    connection.close()
+
+
+EXITS = """
+import asyncio
+from pgmonkey import Registry
+
+registry = Registry(argv[0], metrics=None, watch=False)
+handle = registry.get("orders")
+
+async def borrow():
+    connection = await handle.getconn()
+    await connection.execute("SELECT 1")
+    return connection
+
+if handle.connection_type == "async_pool":
+    connection = asyncio.run(borrow())
+else:
+    connection = handle.getconn()
+    connection.execute("SELECT 1")
+say("borrowed")
+"""
+
+
+def test_a_program_ends_quietly_while_it_holds_a_connection(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    canary: Canary,
+    connection_type: str,
+) -> None:
+    """No warning, no traceback, and no session that stays."""
+    registry_dir.declare("orders", database, connection_type)
+    with Program(EXITS, registry_dir, canary=canary, options=("-X", "dev")) as program:
+        assert program.code() == 0, program.text
+        assert program.said == ["borrowed"]
+        assert not [line for line in program.text.splitlines() if "Warning" in line]
+        assert "Traceback" not in program.text
+
+
+# Forks
+
+
+def test_a_child_process_can_neither_give_back_nor_close_what_its_parent_holds(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, rows: Callable[[], list[int]]
+) -> None:
+    """It does nothing there, however often; the child borrows one of its own."""
+    registry_dir.declare("orders", database, pool_settings=ONE)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+        held = [handle.getconn()]
+        held[0].execute("INSERT INTO rows VALUES (1)")
+
+        def child() -> list[Any]:
+            retired = handle.is_retired(held[0])
+            handle.putconn(held[0])
+            handle.putconn(held[0])
+            held.clear()
+            gc.collect()
+            own = handle.getconn(timeout=5)
+            answer = own.execute("SELECT 2").fetchone()
+            handle.putconn(own)
+            registry.close()
+            return [retired, answer]
+
+        assert in_a_child(child) == [True, (2,)]
+        held[0].commit()
+        assert rows() == [1]
+        handle.putconn(held[0])
+        assert handle.status().idle == 1
