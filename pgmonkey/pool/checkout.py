@@ -9,6 +9,7 @@ from types import CodeType, FrameType, MethodType
 from typing import Any, Final, Self
 
 from pgmonkey.errors import WrongSideError
+from pgmonkey.pool.hints import hinted_block
 
 #: The stages of a checkout: looked up in one half only, made for one block, looked up in both
 #: halves by one `with`, which enters it at once, entered otherwise.
@@ -31,7 +32,28 @@ DEEPEST: Final = 40
 _EXIT_FIRST: Final = sys.version_info >= (3, 14)
 
 
-class Checkout:
+class OneSided:
+    """Refuse `with` and `async with`; the class of each side replaces one of them."""
+
+    __slots__ = ()
+
+    handle: Any
+
+    def __enter__(self) -> Any:
+        raise wrong_side(self.handle.name, self.handle.connection_type)
+
+    def __exit__(self, kind: object = None, error: object = None, _trace: object = None) -> Any:
+        raise wrong_side(self.handle.name, self.handle.connection_type)
+
+    def __aenter__(self) -> Any:
+        raise wrong_side(self.handle.name, self.handle.connection_type)
+
+    def __aexit__(self, kind: object = None, error: object = None, _trace: object = None) -> Any:
+        raise wrong_side(self.handle.name, self.handle.connection_type)
+
+
+@hinted_block
+class Checkout(OneSided):
     """Borrow one connection of a handle, once.
 
     Made by a handle; not by hand. It carries its own state, so that any number of them can be
@@ -55,7 +77,8 @@ class Checkout:
         "timeout",
     )
 
-    handle: Any
+    #: How it is written.
+    block: Final = "connection() as conn"
     #: Seconds to wait, or `None` for the configured ones.
     timeout: float | None
     #: How far it is.
@@ -109,18 +132,6 @@ class Checkout:
     def itself(self) -> Self:
         """Return itself: what a connection refers to that was borrowed by hand."""
         return self
-
-    def __enter__(self) -> Any:
-        raise wrong_side(self.handle.name, self.handle.connection_type)
-
-    def __exit__(self, kind: object = None, error: object = None, _trace: object = None) -> Any:
-        raise wrong_side(self.handle.name, self.handle.connection_type)
-
-    def __aenter__(self) -> Any:
-        raise wrong_side(self.handle.name, self.handle.connection_type)
-
-    def __aexit__(self, kind: object = None, error: object = None, _trace: object = None) -> Any:
-        raise wrong_side(self.handle.name, self.handle.connection_type)
 
     @property
     def place(self) -> str:

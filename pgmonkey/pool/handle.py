@@ -6,13 +6,14 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import TupleRow
 
 from pgmonkey.pool.checkout import REPORTED, Checkout, wrong_side
 from pgmonkey.pool.clock import monotonic
+from pgmonkey.pool.hints import hinted_handle
 from pgmonkey.pool.messages import describe, holder_name, not_by_hand
 from pgmonkey.pool.stats import Stats
 from pgmonkey.telemetry import events
@@ -102,6 +103,23 @@ class Pool(Protocol):
         """Count the connections of this moment."""
 
 
+#: What `dir()` shows of a handle, besides the names of Python itself.
+_PUBLIC: Final = (
+    "close",
+    "connection",
+    "connection_type",
+    "cursor",
+    "getconn",
+    "is_retired",
+    "name",
+    "open",
+    "putconn",
+    "status",
+    "transaction",
+)
+
+
+@hinted_handle
 class Database(ABC):
     """Borrow connections of one database; the object stays the same over every reload.
 
@@ -156,6 +174,10 @@ class Database(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.connection_type}>"
+
+    def __dir__(self) -> list[str]:
+        python = (name for name in super().__dir__() if name.startswith("__"))
+        return [*python, *_PUBLIC]
 
     def __reduce__(self) -> Any:
         raise TypeError(

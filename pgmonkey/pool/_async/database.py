@@ -32,9 +32,10 @@ from pgmonkey.pool._async.waiting import (
     start_in,
 )
 from pgmonkey.pool._sync.connecting import connect as connect_plainly
-from pgmonkey.pool.checkout import ROLLED_BACK, EnterHalf, ExitHalf
+from pgmonkey.pool.checkout import ROLLED_BACK, EnterHalf, ExitHalf, OneSided
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.handle import Borrowed, BorrowedCursor, Database, Hooks
+from pgmonkey.pool.hints import hinted_block
 from pgmonkey.pool.stats import Stats
 
 if TYPE_CHECKING:
@@ -54,6 +55,32 @@ _pools: Final[set[AsyncPool]] = set()
 #: What a child process got from its parent. It is never touched again, and never freed: the
 #: destructors of pools and connections take locks that may be held for ever.
 _inherited: Final[list[AsyncPool]] = []
+
+
+@hinted_block
+class AsyncBlock(OneSided):
+    """What `transaction()` and `cursor()` return.
+
+    Args:
+        handle: The handle.
+        context: What is entered.
+        block: How it is written.
+    """
+
+    __slots__ = ("_context", "block", "handle")
+
+    def __init__(
+        self, handle: AsyncDatabase, context: AbstractAsyncContextManager[Any], block: str
+    ) -> None:
+        self.handle = handle
+        self.block = block
+        self._context: Any = context
+
+    async def __aenter__(self) -> Any:
+        return await self._context.__aenter__()
+
+    async def __aexit__(self, *exc_info: object) -> Any:
+        return await self._context.__aexit__(*exc_info)
 
 
 class AsyncDatabase(Database):
@@ -94,7 +121,8 @@ class AsyncDatabase(Database):
     ) -> Borrowed:
         """Borrow a connection in a transaction: see `Database.transaction`."""
         checkout = AsyncCheckout.bound(self, timeout, _getframe(1))
-        return self._transaction(checkout, force_rollback)  # type: ignore[return-value]  # its other half is never there: wrong side
+        block = self._transaction(checkout, force_rollback)
+        return AsyncBlock(self, block, "transaction() as conn")
 
     @asynccontextmanager
     async def _transaction(
@@ -111,7 +139,7 @@ class AsyncDatabase(Database):
     def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
         """Borrow a connection for one cursor: see `Database.cursor`."""
         checkout = AsyncCheckout.bound(self, timeout, _getframe(1))
-        return self._cursor(checkout, options)  # type: ignore[return-value]  # its other half is never there: wrong side
+        return AsyncBlock(self, self._cursor(checkout, options), "cursor() as cur")
 
     @asynccontextmanager
     async def _cursor(self, checkout: AsyncCheckout, options: dict[str, Any]) -> AsyncIterator[Any]:

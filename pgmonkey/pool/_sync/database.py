@@ -32,9 +32,10 @@ from pgmonkey.pool._sync.waiting import (
     soon,
     start_in,
 )
-from pgmonkey.pool.checkout import ROLLED_BACK, EnterHalf, ExitHalf
+from pgmonkey.pool.checkout import ROLLED_BACK, EnterHalf, ExitHalf, OneSided
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.handle import Borrowed, BorrowedCursor, Database, Hooks
+from pgmonkey.pool.hints import hinted_block
 from pgmonkey.pool.stats import Stats
 
 if TYPE_CHECKING:
@@ -54,6 +55,32 @@ _pools: Final[set[SyncPool]] = set()
 #: What a child process got from its parent. It is never touched again, and never freed: the
 #: destructors of pools and connections take locks that may be held for ever.
 _inherited: Final[list[SyncPool]] = []
+
+
+@hinted_block
+class SyncBlock(OneSided):
+    """What `transaction()` and `cursor()` return.
+
+    Args:
+        handle: The handle.
+        context: What is entered.
+        block: How it is written.
+    """
+
+    __slots__ = ("_context", "block", "handle")
+
+    def __init__(
+        self, handle: SyncDatabase, context: AbstractContextManager[Any], block: str
+    ) -> None:
+        self.handle = handle
+        self.block = block
+        self._context: Any = context
+
+    def __enter__(self) -> Any:
+        return self._context.__enter__()
+
+    def __exit__(self, *exc_info: object) -> Any:
+        return self._context.__exit__(*exc_info)
 
 
 class SyncDatabase(Database):
@@ -94,7 +121,8 @@ class SyncDatabase(Database):
     ) -> Borrowed:
         """Borrow a connection in a transaction: see `Database.transaction`."""
         checkout = SyncCheckout.bound(self, timeout, _getframe(1))
-        return self._transaction(checkout, force_rollback)  # type: ignore[return-value]  # its other half is never there: wrong side
+        block = self._transaction(checkout, force_rollback)
+        return SyncBlock(self, block, "transaction() as conn")
 
     @contextmanager
     def _transaction(self, checkout: SyncCheckout, force_rollback: bool) -> Iterator[Any]:
@@ -109,7 +137,7 @@ class SyncDatabase(Database):
     def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
         """Borrow a connection for one cursor: see `Database.cursor`."""
         checkout = SyncCheckout.bound(self, timeout, _getframe(1))
-        return self._cursor(checkout, options)  # type: ignore[return-value]  # its other half is never there: wrong side
+        return SyncBlock(self, self._cursor(checkout, options), "cursor() as cur")
 
     @contextmanager
     def _cursor(self, checkout: SyncCheckout, options: dict[str, Any]) -> Iterator[Any]:
