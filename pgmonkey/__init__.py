@@ -21,6 +21,7 @@ if sys.platform == "win32":
     )
 
 if TYPE_CHECKING:
+    from pgmonkey.config.env_file import read_env_file
     from pgmonkey.config.legacy import load_config
     from pgmonkey.config.redaction import redact_config
     from pgmonkey.errors import (
@@ -55,6 +56,7 @@ _HOMES = {
     "Registry": "registry.registry",
     "ReloadReport": "registry.reload",
     "load_config": "config.legacy",
+    "read_env_file": "config.env_file",
     "redact_config": "config.redaction",
 }
 
@@ -81,6 +83,7 @@ __all__ = [
     "WrongSideError",
     "__version__",
     "load_config",
+    "read_env_file",
     "redact_config",
 ]
 

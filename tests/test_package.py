@@ -40,6 +40,7 @@ def test_exported_members():
         "WrongSideError",
         "__version__",
         "load_config",
+        "read_env_file",
         "redact_config",
     ]
 

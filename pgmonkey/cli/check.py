@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -43,6 +43,7 @@ _SUFFIXES: Final = (".yaml", ".yml")
 @click.option("--online", is_flag=True, help="Also connect to each database once.")
 @options.trust(default="off")
 @options.allow_sensitive_defaults
+@options.env_file
 def command(
     paths: tuple[Path, ...],
     option: Path | None,
@@ -51,6 +52,7 @@ def command(
     online: bool,
     trust: Trust,
     allow_sensitive_defaults: bool,
+    env: Mapping[str, str] | None,
 ) -> Answer:
     """Check the files of a registry.
 
@@ -61,6 +63,8 @@ def command(
         raise click.BadParameter("it cannot be combined with --static", param_hint="--online")
     if static and trust != "off":
         raise click.BadParameter("it cannot be combined with --static", param_hint="--trust")
+    if static and env is not None:
+        raise click.BadParameter("it cannot be combined with --static", param_hint="--env-file")
     from pgmonkey.config.directory import DirectoryLoader
     from pgmonkey.config.warnings import find_warnings
     from pgmonkey.errors import count, sorted_problems, summary
@@ -71,6 +75,7 @@ def command(
         names=names,
         allow_sensitive_defaults=allow_sensitive_defaults,
         environ={} if static else None,
+        env=env,
         trust=trust,
         on_untrusted=(lambda _, reason: tell(reason)) if trust == "warn" else None,
     ).scan()

@@ -21,14 +21,19 @@ _TITLES: Final = ("NAME", "TYPE", "SERVER", "DATABASE", "DESCRIPTION")
 @options.directory
 @options.output
 @options.allow_sensitive_defaults
-def command(directory: Path, output: str, allow_sensitive_defaults: bool) -> Answer:
+@options.env_file
+def command(
+    directory: Path, output: str, allow_sensitive_defaults: bool, env: Mapping[str, str] | None
+) -> Answer:
     """List the databases that a registry declares.
 
     Exit code 1: some of the files have problems.
     """
     from pgmonkey.config.directory import DirectoryLoader
 
-    scan = DirectoryLoader(directory, allow_sensitive_defaults=allow_sensitive_defaults).scan()
+    scan = DirectoryLoader(
+        directory, allow_sensitive_defaults=allow_sensitive_defaults, env=env
+    ).scan()
     if not scan.directory_ok:
         scan.raise_for_problems()
     databases = [_database(scan, name) for name in sorted(scan.present)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,6 +53,26 @@ allow_sensitive_defaults: Final = click.option(
     "--allow-sensitive-defaults",
     is_flag=True,
     help="Accept ${NAME:-default} for passwords and other secrets.",
+)
+
+
+def _env(context: click.Context, _: click.Parameter, path: Path | None) -> Mapping[str, str] | None:
+    if path is None or context.resilient_parsing:  # a shell asks for completions
+        return None
+    from collections import ChainMap
+
+    from pgmonkey.config.env_file import Variables, read_env_file
+
+    # As Docker Compose and python-dotenv do it: what is set where the program starts counts first.
+    return Variables(ChainMap(os.environ, dict(read_env_file(path))))
+
+
+env_file: Final = click.option(
+    *("--env-file", "env"),
+    metavar="FILE",
+    type=PATH,
+    callback=_env,
+    help="Take variables that are not set from this .env file; for development.",
 )
 trust: Final = functools.partial(
     click.option,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 @options.log_format(default="auto")
 @options.log_level
 @options.allow_sensitive_defaults
+@options.env_file
 @options.trust(default="strict")
 def command(
     directory: Path,
@@ -77,6 +79,7 @@ def command(
     log_level: LogLevel,
     allow_sensitive_defaults: bool,
     trust: Trust,
+    env: Mapping[str, str] | None,
 ) -> Answer:
     """Serve the status page, metrics and health of a registry.
 
@@ -112,6 +115,7 @@ def command(
             noted,
             allow_sensitive_defaults=allow_sensitive_defaults,
             trust=trust,
+            env=env,
         )
     return Answer()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,14 @@ from pgmonkey.cli.output import Answer, ExitCode, formatted
 )
 @options.output
 @options.allow_sensitive_defaults
+@options.env_file
 def command(
-    name: str, directory: Path, sources: bool, output: str, allow_sensitive_defaults: bool
+    name: str,
+    directory: Path,
+    sources: bool,
+    output: str,
+    allow_sensitive_defaults: bool,
+    env: Mapping[str, str] | None,
 ) -> Answer:
     """Show the effective configuration of a database.
 
@@ -34,7 +41,7 @@ def command(
     from pgmonkey.errors import UnknownDatabaseError
 
     scan = DirectoryLoader(
-        directory, names=[name], allow_sensitive_defaults=allow_sensitive_defaults
+        directory, names=[name], allow_sensitive_defaults=allow_sensitive_defaults, env=env
     ).scan()
     if scan.directory_ok and name in scan.missing:
         declared = DirectoryLoader(directory).scan().present

@@ -153,7 +153,8 @@ class DirectoryLoader:
     refers to. What is missing, or may be half written, changes nothing until later looks agree.
     Not for use by two threads at once.
 
-    With `names`, only these databases are loaded, and other files are not opened. A database whose
+    With `names`, only these databases are loaded, and other files are not opened. References look
+    variables up in `env` instead of the environment. A database whose
     file, secrets or TLS files other accounts can change is not loaded if `trust` is `strict`;
     `on_untrusted` is called with each such file and the reason once, if it is `strict` or `warn`.
     All databases together may have `max_connections` connections to servers.
@@ -172,6 +173,7 @@ class DirectoryLoader:
         names: Iterable[str] | None = None,
         allow_sensitive_defaults: bool = False,
         environ: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
         trust: Trust = "off",
         on_untrusted: Callable[[str, str], None] | None = None,
         max_connections: int | None = None,
@@ -182,6 +184,7 @@ class DirectoryLoader:
         self._options = LoadOptions(
             allow_sensitive_defaults=allow_sensitive_defaults,
             environ=os.environ if environ is None else environ,
+            env=env,
         )
         # What is believed: the databases, the defaults, the device and inode of the directory.
         self._loaded: dict[str, _LoadedFile] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
@@ -51,20 +50,20 @@ def explain(config: DatabaseConfig, *, sources: bool = True) -> tuple[Value, ...
         Value(
             ".".join(path),
             scrub(value, config.secrets) if isinstance(value, str) else value,
-            _source(documents, config.written_as(path)),
+            _source(documents, config.written_as(path), config.sources.lookup),
         )
         for path, value in _leaves(config.redacted())
     )
 
 
-def _source(documents: Documents, path: Steps) -> Source:
-    found = _find(documents, path)
+def _source(documents: Documents, path: Steps, lookup: Mapping[str, str]) -> Source:
+    found = _find(documents, path, lookup)
     if found is None and path[0] in SECTIONS and path[-1] in INHERITED:
-        found = _find(documents, path[1:])
+        found = _find(documents, path[1:], lookup)
     return found or Source()
 
 
-def _find(documents: Documents, path: Steps) -> Source | None:
+def _find(documents: Documents, path: Steps, lookup: Mapping[str, str]) -> Source | None:
     for name, document in documents:
         position = document.position(path)
         if position is None:
@@ -72,32 +71,32 @@ def _find(documents: Documents, path: Steps) -> Source | None:
         value = reduce(getitem, path, document.value)
         if value is None and path not in NULLABLE:
             return None  # a null removes the value of the defaults
-        return Source(name, *position, tuple(_references(value)))
+        return Source(name, *position, tuple(_references(value, lookup)))
     return None
 
 
-def _references(value: Any) -> Iterator[str]:
+def _references(value: Any, lookup: Mapping[str, str]) -> Iterator[str]:
     """Yield the references of a value in words; never the values behind them."""
     match value:
         case str() if has_reference(value):
-            yield from dict.fromkeys(_variables(parse_template(value)))
+            yield from dict.fromkeys(_variables(parse_template(value), lookup))
         case {"from_env": str(name)}:
             yield f"environment variable {name}"
         case {"from_file": str(path)}:
             yield f"secret file {mask_urls(path)}"
         case list():
             for item in value:
-                yield from _references(item)
+                yield from _references(item, lookup)
 
 
-def _variables(template: Template) -> Iterator[str]:
+def _variables(template: Template, lookup: Mapping[str, str]) -> Iterator[str]:
     for part in template:
         if not isinstance(part, Variable):
             continue
-        found = os.environ.get(part.name)
+        found = lookup.get(part.name)
         if found is None or (found == "" and part.empty_is_unset):
             yield f"default of ${{{part.name}}}"
-            yield from _variables(part.default or ())
+            yield from _variables(part.default or (), lookup)
         else:
             yield f"environment variable {part.name}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +38,7 @@ def failed_probe(config: DatabaseConfig, error: ConnectError) -> Problem:
     for file, document in read_with_defaults(path):
         for key in keys:
             if (position := document.position(key)) is not None:
-                origin = origin_of(document.value[key[0]][key[1]], os.environ.get)
+                origin = origin_of(document.value[key[0]][key[1]], config.sources.lookup.get)
                 if origin is not None:
                     hint = f"{hint}; the value comes from {origin}" if hint else f"see {origin}"
                 return Problem(file, code, message, *position, ".".join(key), hint, name)

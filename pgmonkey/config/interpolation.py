@@ -239,13 +239,21 @@ class LoadOptions:
     isolate: bool = True
     #: Whether sensitive keys may have a default.
     allow_sensitive_defaults: bool = False
+    #: The environment of the process.
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    #: Where references look variables up instead; by default in the environment.
+    env: Mapping[str, str] | None = field(default=None, repr=False)
     #: The variables that libpq reads and that are to be kept out, as they are set now.
     variables: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         variables = libpq_variables(self.environ) if self.isolate else frozenset[str]()
         object.__setattr__(self, "variables", variables)
+
+    @property
+    def lookup(self) -> Mapping[str, str]:
+        """The variables that references take."""
+        return self.environ if self.env is None else self.env
 
 
 class _Dropped:
@@ -359,7 +367,7 @@ class Resolution:
         return self._drop(path, "config.nul", "the value contains a NUL character")
 
     def _lookup(self, name: str) -> str | None:
-        value = self.variables[name] = self.options.environ.get(name)
+        value = self.variables[name] = self.options.lookup.get(name)
         return value
 
     def _text(self, text: str, path: KeyPath, sensitive: bool) -> str | _Dropped:
@@ -388,7 +396,7 @@ class Resolution:
         if options.allow_sensitive_defaults or (options.isolate and path[-1] in _PATHS):
             return False
         if not options.isolate:  # the older API forbids a default only where it is used
-            return uses_default(template, options.environ.get)
+            return uses_default(template, options.lookup.get)
         return any(variable.default is not None for variable in variables(template))
 
     def _checked(self, value: str, path: KeyPath) -> str | _Dropped:

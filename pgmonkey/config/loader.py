@@ -190,7 +190,7 @@ def build_config(
     problems = [*named.problems, *url.problems, *resolution.problems]
     model = _validated(resolved, resolution, url, problems)
     files = {**resolution.files, **named.files}
-    sources = Sources(file, files, resolution.variables, options.environ, resolution.modified)
+    sources = Sources(file, files, resolution.variables, options.lookup, resolution.modified)
     if model is None or problems:
         origins = resolution.origins()
         found = [with_origin(url.located(problem), origins) for problem in problems]

@@ -139,24 +139,25 @@ def read_source(
 class Sources:
     """Remember the database file, the secret files, the TLS files and the variables of one config.
 
-    `None` is in place of a file that could not be read. Of the variables, a digest is kept.
+    `None` is in place of a file that could not be read. Of the variables, a digest is kept;
+    `lookup` has what they are now.
     `modified` is the newest modification of the secret files, in unix seconds.
     """
 
-    __slots__ = ("_environ", "_file", "_names", "_values", "directories", "files", "modified")
+    __slots__ = ("_file", "_names", "_values", "directories", "files", "lookup", "modified")
 
     def __init__(
         self,
         file: SourceFile | None,
         files: Mapping[str, SourceFile | None],
         variables: Mapping[str, str | None],
-        environ: Mapping[str, str],
+        lookup: Mapping[str, str],
         modified: float | None = None,
     ) -> None:
         self._file = file
         #: The secret files and TLS files, by path.
         self.files = files
-        self._environ = environ
+        self.lookup = lookup
         self._names = tuple(variables)
         self._values = _digest(variables.values()) if variables else b""
         self.modified = modified
@@ -193,7 +194,7 @@ class Sources:
 
     def _variables_current(self) -> bool:
         names = self._names
-        return not names or _digest(map(self._environ.get, names)) == self._values
+        return not names or _digest(map(self.lookup.get, names)) == self._values
 
 
 def _same_or_gone(file: SourceFile, statuses: Statuses) -> bool:

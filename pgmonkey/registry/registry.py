@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import prometheus_client
 
 from pgmonkey.config.directory import DirectoryLoader
+from pgmonkey.config.env_file import Variables
 from pgmonkey.errors import HandleClosedError, PgmonkeyError, UnknownDatabaseError
 from pgmonkey.pool._async.database import AsyncDatabase
 from pgmonkey.pool.limits import ConnectionLimits
@@ -65,6 +66,8 @@ class Registry:
             it counts even if no pool is open. Default: no probes.
         trust: What to do if other accounts can change a file of a database, its secrets or its
             TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
+        env: The variables for `${NAME}` and `from_env`, instead of those of the environment. The
+            mapping is looked at again with the files, so a change in it counts at the next reload.
         max_connections: Server connections that this process may have at a time over all
             databases, probes and retired connections included; default: no limit. A checkout that
             needs one more waits for it, up to its `timeout`.
@@ -99,9 +102,12 @@ class Registry:
         histograms: bool = True,
         probe_interval: float | None = None,
         trust: Trust = "warn",
+        env: Mapping[str, str] | None = None,
         max_connections: int | None = None,
         configure: Mapping[str, Configure] | None = None,
     ) -> None:
+        if env is not None:
+            env = Variables(env)  # the frames of an error must not show values
         if probe_interval is not None and probe_interval <= 0:
             raise ValueError(f"probe_interval must be more than 0 seconds, not {probe_interval!r}")
         if removal_delay < 0:
@@ -115,6 +121,7 @@ class Registry:
             names=None if names is None else tuple(names),
             allow_sensitive_defaults=allow_sensitive_defaults,
             trust=trust,
+            env=env,
             on_untrusted=_untrusted,
             max_connections=max_connections,
         )

@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -223,6 +223,7 @@ def serve(
     *,
     allow_sensitive_defaults: bool = False,
     trust: Trust = "strict",
+    env: Mapping[str, str] | None = None,
 ) -> None:
     """Serve the registry of a directory until SIGTERM or SIGINT.
 
@@ -241,6 +242,7 @@ def serve(
             probe_interval=PROBE_INTERVAL,
             allow_sensitive_defaults=allow_sensitive_defaults,
             trust=trust,
+            env=env,
         ) as registry,
     ):
         asyncio.run(_serve(registry, listener, metrics, options, noted))

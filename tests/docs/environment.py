@@ -34,6 +34,7 @@ class Environment:
         self._canary = canary
         self._secrets = directory / "secrets"
         shutil.copytree(ROOT / "registry.d", directory / "registry.d")
+        (directory / ".env").write_text("# for development\nORDERS_LOG=debug\n", encoding="utf-8")
         self.variables = {
             "PGMONKEY_DEMO_HOST": server.host,
             "PGMONKEY_DEMO_PORT": str(server.port),

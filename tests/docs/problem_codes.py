@@ -65,6 +65,8 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "config.setting_name": "a name is not a valid name of a session setting",
         "config.setting_twice": "a session setting is given twice",
         "config.pgbouncer": "a setting does not work behind PgBouncer",
+        "environment.unreadable": "a .env file cannot be read, or is not UTF-8 text",
+        "environment.syntax": "a line of a .env file cannot be read as a variable",
         "environment.intrudes": "an environment variable would change the connection",
         # References and secret files
         "reference.malformed": "a reference is malformed",

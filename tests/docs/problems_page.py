@@ -13,6 +13,7 @@ import psycopg
 
 from pgmonkey.config.belief import Look
 from pgmonkey.config.directory import DirectoryLoader
+from pgmonkey.config.env_file import read_env_file
 from pgmonkey.config.failed_probes import failed_probe
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.secret_files import (
@@ -175,6 +176,7 @@ def _of_directories() -> Iterator[Problem]:
             Path("orders.yaml").write_text(_DATABASE.replace("}", f", {more}}}"))
             yield from _problems("orders.yaml", NAME=os.fsdecode(b"\xff"))
         yield from _problems("orders.yaml", resolve=False)
+        yield from _of_env_files()
 
 
 def _problems(path: str, *, resolve: bool = True, **environ: str) -> tuple[Problem, ...]:
@@ -184,6 +186,16 @@ def _problems(path: str, *, resolve: bool = True, **environ: str) -> tuple[Probl
     except ConfigError as error:
         return error.problems
     return ()
+
+
+def _of_env_files() -> Iterator[Problem]:
+    """Yield the problems of a file of variables."""
+    Path(".env").write_text("ORDERS_USER=app\nORDERS_PASSWORD: tea\n")
+    for path in (".env", "nowhere.env"):
+        try:
+            read_env_file(path)
+        except ConfigError as error:
+            yield from error.problems
 
 
 def _budget() -> Iterator[Problem]:

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,6 +43,22 @@ def test_a_probe_is_exported(serve: Serve, orders: TemporaryDatabase) -> None:
     duration = service.sample("pgmonkey_probe_duration_seconds")
     assert duration is not None
     assert duration > 0
+
+
+def test_variables_come_from_an_env_file(
+    serve: Serve, registry_dir: RegistryDirectory, database: TemporaryDatabase, tmp_path: Path
+) -> None:
+    """A URL in a `.env` file: the database is reached, and the page's data has no secret."""
+    address = f"{database.user}:{database.password}@{database.host}:{database.port}"
+    path = tmp_path / ".env"
+    path.write_text(f"ORDERS_URL=postgresql://{address}/{database.name}\n")
+    registry_dir.write("orders", "connection_settings: {url: '${ORDERS_URL}'}\n")
+    service = serve("--env-file", path)
+    eventually(lambda: service.sample("pgmonkey_up") == 1.0, PATIENCE)
+    settings = service.get("/api/v1/databases/orders").json["settings"]
+    shown = {one["key"]: one["value"] for one in settings}
+    assert shown["connection_settings.dbname"] == database.name
+    assert shown["connection_settings.password"] == "***REDACTED***"
 
 
 def test_ready_when_every_required_database_was_reached(
