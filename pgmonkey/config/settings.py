@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter, itemgetter
@@ -15,6 +15,7 @@ from pgmonkey.config.libpq import (
     PREPARE_THRESHOLD,
     defaults_for,
     isolation,
+    keywords,
     session_options,
 )
 from pgmonkey.config.models import (
@@ -34,6 +35,7 @@ from pgmonkey.config.models import (
 from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, may_be_secret, scrub
 from pgmonkey.config.sources import Sources, keyed_digest
 from pgmonkey.config.yaml_reader import Defaults
+from pgmonkey.errors import did_you_mean
 
 
 class Text(NamedTuple):
@@ -41,6 +43,50 @@ class Text(NamedTuple):
 
     content: Secret  # a password may be in it
     defaults: Defaults | None
+
+
+class Overrides(NamedTuple):
+    """Hold what a program gives in the place of the settings of a file, secrets as `Secret`.
+
+    Args:
+        settings: Connection settings.
+        options: Objects of the program, which psycopg takes as they are: factories and adapters.
+    """
+
+    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    @classmethod
+    def taken_from(cls, given: dict[str, Any]) -> Overrides:
+        """Take arguments of `psycopg.connect` out of a dictionary, which a traceback may show.
+
+        Args:
+            given: The arguments; it is empty afterwards.
+
+        Raises:
+            TypeError: psycopg does not know one of them.
+        """
+        values = dict(given)
+        given.clear()
+        known = {*keywords(), *_OWN, *_OBJECTS}
+        unknown = sorted(values.keys() - known)
+        if unknown:
+            values.clear()
+            hint = did_you_mean(unknown[0], known)
+            if unknown[0] == "conninfo":
+                hint = "give its parts, such as dbname=..."
+            raise TypeError(
+                f'"{unknown[0]}" is no parameter of a connection' + (f"; {hint}" if hint else "")
+            )
+        options = {key: values.pop(key) for key in _OBJECTS & values.keys()}
+        return cls({key: _protected(key, value) for key, value in values.items()}, options)
+
+
+def _protected(key: str, value: Any) -> Any:
+    """Return a value as a file would have it: numbers as text, secrets hidden."""
+    if value is None or key in _OWN:
+        return value
+    return Secret(str(value)) if is_sensitive(key) else str(value)
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
@@ -154,6 +200,32 @@ class DatabaseConfig(DatabaseFile):
     def _target(self) -> object:
         return self.connection_settings.get("target_session_attrs")
 
+    def overridden(self, given: Overrides) -> DatabaseConfig:
+        """Return the configuration with other connection settings, and all else as it is.
+
+        Args:
+            given: The settings; `None` leaves one to its default. Another `host` takes the place
+                of a `hostaddr`, too.
+        """
+        settings = dict(self.connection_settings)
+        if "host" in given.settings:
+            settings.pop("hostaddr", None)
+        settings.update(given.settings)
+        kept = {key: value for key, value in settings.items() if value is not None or key in _OWN}
+        file = DatabaseFile(
+            **{key: getattr(self, key) for key in KEYS if key != "connection_settings"},
+            connection_settings=kept,
+        )
+        return DatabaseConfig(
+            file,
+            name=self.name,
+            path=self.path,
+            isolate=self._isolate,
+            sources=self._sources,
+            files=self._files_digest,
+            from_url=self._from_url,
+        )
+
     def connect_kwargs(self, connection_type: ConnectionType) -> dict[str, Any]:
         """Return everything for `psycopg.connect(**kwargs)`, with the secrets in clear.
 
@@ -168,11 +240,12 @@ class DatabaseConfig(DatabaseFile):
         side = connection_type in ("normal", "pool")
         session = self.sync_settings if side else self.async_settings
         if session:
-            options = kwargs.get("options")
+            inherited, options = "", kwargs.get("options")
             if options is None and not self._isolate:
-                options = os.environ.get("PGOPTIONS")  # ours would replace them
+                inherited = os.environ.get("PGOPTIONS", "")  # ours would replace them
             added = session_options((name, _clear(value)) for name, value in session.items())
-            kwargs["options"] = f"{options} {added}" if options else added
+            # The last value of a setting counts: of an override, if there is one.
+            kwargs["options"] = " ".join(filter(None, (inherited, added, options)))
         kwargs["autocommit"] = self.autocommit
         kwargs["prepare_threshold"] = self.prepare_threshold
         return kwargs
@@ -322,6 +395,9 @@ _connect: Final = attrgetter(*(key for key in _TOP if effect_of(key) != "nothing
 _rest: Final = attrgetter(*(key for key in _TOP if effect_of(key) == "nothing"))
 # The pool of `normal` and `async`: one connection, opened when it is needed.
 _SINGLE: Final = PoolSettings(min_size=0, max_size=1)
+#: What psycopg itself takes: settings that are no text, and objects.
+_OWN: Final = frozenset({"autocommit", "prepare_threshold"})
+_OBJECTS: Final = frozenset({"context", "row_factory", "cursor_factory"})
 #: The settings that say where connections lead.
 _PLACE: Final = ("host", "hostaddr", "port", "dbname", "service", "target_session_attrs")
 #: The settings that identify the account of a login.

@@ -25,7 +25,9 @@ from pgmonkey.errors import (
     count,
 )
 from pgmonkey.pool._async.database import AsyncDatabase, drop_closed_loops
+from pgmonkey.pool._async.outside import connect_outside as connect_async
 from pgmonkey.pool._sync.database import SyncDatabase
+from pgmonkey.pool._sync.outside import connect_outside as connect_sync
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.failures import classify
 from pgmonkey.pool.handle import Hooks
@@ -36,8 +38,10 @@ from pgmonkey.telemetry.status import Change, DatabaseStatus, ProbeStatus, datab
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
-    from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.config.settings import DatabaseConfig, Overrides
     from pgmonkey.errors import Problem, Reason
+    from pgmonkey.pool._async.outside import AsyncOutsideConnection
+    from pgmonkey.pool._sync.outside import SyncOutsideConnection
     from pgmonkey.pool.failures import Configure
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.telemetry.status import Outcome
@@ -222,19 +226,43 @@ class Record:
                 self._shared.defaults[self.name] = handle
             return handle
 
+    def connect(self, given: Overrides) -> SyncOutsideConnection:
+        """Connect outside of the pools: see `Registry.connect`."""
+        config = partial(self._overridden, given)
+        return connect_sync(config, "normal", self._shared.limits, self._hooks(), given.options)
+
+    async def aconnect(self, given: Overrides) -> AsyncOutsideConnection:
+        """Connect outside of the pools: see `Registry.aconnect`."""
+        config = partial(self._overridden, given)
+        return await connect_async(
+            config, "async", self._shared.limits, self._hooks(), given.options
+        )
+
+    def _overridden(self, given: Overrides) -> DatabaseConfig:
+        """Return the configuration that is in force now, with other connection settings."""
+        with self._lock:
+            gone, config, rejection = self._gone(), self.config, self.rejection
+        if gone is not None:
+            raise gone
+        if config is None:
+            raise ConfigError(rejection.problems if rejection else ())
+        return config.overridden(given)
+
     def _new_handle(self, connection_type: ConnectionType, version: Version) -> Handle:
+        hooks, limits = self._hooks(), self._shared.limits
+        if connection_type in ("async", "async_pool"):
+            return AsyncDatabase(version, connection_type, limits, hooks)
+        return SyncDatabase(version, connection_type, limits, hooks)
+
+    def _hooks(self) -> Hooks:
         this = weakref.ref(self)  # a handle that the program kept keeps no registry alive
-        hooks = Hooks(
+        return Hooks(
             on_open=self._shared.on_open,
             on_refused=partial(_refused, this),
             force_reload=partial(_force, this),
             rejected=partial(_rejected, this),
             configure=partial(_functions, self._shared.configure, self.name),
         )
-        limits = self._shared.limits
-        if connection_type in ("async", "async_pool"):
-            return AsyncDatabase(version, connection_type, limits, hooks)
-        return SyncDatabase(version, connection_type, limits, hooks)
 
     def _gone(self) -> PgmonkeyError | None:
         """Return why the handles may not be used, if so."""

@@ -16,6 +16,7 @@ import prometheus_client
 
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.env_file import Variables
+from pgmonkey.config.settings import Overrides
 from pgmonkey.errors import HandleClosedError, PgmonkeyError, UnknownDatabaseError
 from pgmonkey.pool._async.database import AsyncDatabase
 from pgmonkey.pool.limits import ConnectionLimits
@@ -29,6 +30,8 @@ from pgmonkey.telemetry.metrics import ensure_files, export, withdraw
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 
 if TYPE_CHECKING:
+    import psycopg
+
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.config.trust import Trust
@@ -212,13 +215,18 @@ class Registry:
         return handle
 
     def _find(self, name: str, connection_type: ConnectionType | None) -> Handle:
-        if self._closed:
-            raise HandleClosedError(f"{name}: the registry {self.path} was closed")
-        record = self._records.get(name)
-        handle = record.handle(connection_type) if record is not None else None
+        handle = self._record(name).handle(connection_type)
         if handle is None:
             raise self._unknown(name)
         return handle
+
+    def _record(self, name: str) -> Record:
+        if self._closed:
+            raise HandleClosedError(f"{name}: the registry {self.path} was closed")
+        record = self._records.get(name)
+        if record is None:
+            raise self._unknown(name)
+        return record
 
     def _unknown(self, name: str) -> UnknownDatabaseError:
         return UnknownDatabaseError.among(self.names, str(name), str(self.path))
@@ -263,6 +271,55 @@ class Registry:
         self._configure[name] = function
         for record in records:
             record.reconfigure()
+
+    def connect(self, name: str, /, **overrides: Any) -> psycopg.Connection[Any]:
+        """Connect outside of the pool, with the settings of the file and others of your own.
+
+        For what does not fit a pool: a migration without `statement_timeout`, creating the database
+        of a test, a tool that runs for hours. It returns psycopg's own connection, which is yours:
+        close it, or use it as a context manager, which commits and closes as psycopg's does. Until
+        then, or until it is dropped, it counts in `max_connections`. Functions of `configure` are
+        not called, no reload replaces it, and nothing reports how long it lives.
+
+        Args:
+            name: The name of a declared database, of any type; its `sync_settings` count.
+            overrides: As `psycopg.connect` takes them: `dbname="postgres"`, `autocommit=True`,
+                `row_factory=dict_row`, `options="-c statement_timeout=0"`. `None` leaves one to
+                its default. `options` win over `sync_settings`.
+
+        Raises:
+            ConnectError: it cannot connect, for `reason`; or there was no room for it within the
+                `timeout` of the database.
+            UnknownDatabaseError: no file declares the name.
+            ConfigError: the file has problems and never had a valid version.
+            DatabaseRemovedError, HandleClosedError: as a checkout does.
+            TypeError: psycopg knows no such parameter.
+
+        Example:
+            >>> with registry.connect("orders", autocommit=True) as conn:
+            ...     conn.execute("SELECT 1").fetchone()
+            (1,)
+        """
+        given = Overrides.taken_from(overrides)  # now no frame of a traceback shows a password
+        return self._record(name).connect(given)
+
+    async def aconnect(self, name: str, /, **overrides: Any) -> psycopg.AsyncConnection[Any]:
+        """Connect outside of the pool in the running event loop; see `connect`.
+
+        Args:
+            name: The name of a declared database, of any type; its `async_settings` count.
+            overrides: As `psycopg.AsyncConnection.connect` takes them.
+
+        Example:
+            >>> async def answer():
+            ...     async with await registry.aconnect("orders") as conn:
+            ...         cursor = await conn.execute("SELECT 1")
+            ...         return await cursor.fetchone()
+            >>> asyncio.run(answer())
+            (1,)
+        """
+        given = Overrides.taken_from(overrides)
+        return await self._record(name).aconnect(given)
 
     def __getitem__(self, name: str) -> Database:
         return self.get(name)
