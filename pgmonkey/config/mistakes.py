@@ -105,6 +105,11 @@ def in_url(text: str) -> Mistake | None:
     code = "config.malformed_url"
     if not text:
         return Mistake(code, "is empty", f"{_FORM}, {_OR_STRING}")
+    if text[0] in _QUOTES:
+        hint = "remove the quotes: docker run --env-file, for one, keeps them"
+        return Mistake(code, "starts with a quote", hint)
+    if text[0] == "$":
+        return Mistake(code, "starts with a $", "${NAME} with braces is a reference to a variable")
     if _DRIVER.match(text):
         message = "has a driver in its scheme, as SQLAlchemy writes it"
         return Mistake(code, message, "write postgresql:// without the + and the driver")
@@ -120,7 +125,7 @@ def in_url(text: str) -> Mistake | None:
     # a password with one of these inside would become the name of a host or a database.
     if "@" in after or (at and "/" in credentials):
         return Mistake(code, "has an @ in the wrong place, or a / before it", _ENCODE)
-    if any(map(_kind, rest)):
+    if " " in rest or not rest.isprintable():
         return Mistake(code, "has white space or a control character inside", _ENCODE)
     if _NO_ENCODING.search(rest):
         return Mistake(code, "has a % that begins no percent-encoding", _ENCODE)

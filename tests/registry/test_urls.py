@@ -7,9 +7,10 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 
-from pgmonkey import Registry
+from pgmonkey import PGConnectionManager, Registry, load_config
 from tests.kit.canary import Canary
 from tests.kit.command import invoke
 from tests.kit.database import TemporaryDatabase
@@ -105,3 +106,25 @@ def test_the_commands_show_the_parts_of_a_url(
     done = invoke("check", registry_dir, "--online", canary=canary, env=env)
     assert done.code == 1
     assert f"{registry_dir.file('orders')}:2:8: connection_settings.url: cannot connect" in done.out
+
+
+def test_the_manager_takes_a_url(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a file and from a dictionary; `psycopg.connect` takes what `load_config` makes of it."""
+    monkeypatch.setenv("ORDERS_URL", uri(database))
+    path = registry_dir.write("orders", "connection_settings: {url: '${ORDERS_URL}'}\n")
+    settings = load_config(path, resolve_env=True)["connection_settings"]
+    with psycopg.connect(**settings) as connection:
+        assert connection.info.dbname == database.name
+    with PGConnectionManager() as manager:
+        for handle in (
+            manager.get_database_connection(path, resolve_env=True),
+            manager.get_database_connection_from_dict(
+                {"connection_settings": {"url": uri(database)}}
+            ),
+        ):
+            with handle as connection:
+                assert connection.execute("SELECT current_database()").fetchone() == (
+                    database.name,
+                )
