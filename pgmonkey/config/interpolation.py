@@ -424,12 +424,11 @@ class Resolution:
             wanted = "the name of a variable" if kind == "from_env" else "the path of a file"
             return self._drop(inside, "reference.malformed", f"expected {wanted}")
         written = target
-        if has_reference(target):
-            found = self._text(target, inside, sensitive=False)
-            self.references.pop(inside, None)  # of the path or the name, not of the value
-            if isinstance(found, _Dropped):
-                return found
-            target = found
+        target = self._inside(target, inside)
+        if member is not None:
+            member = self._inside(member, (*path, "json_key"))
+        if isinstance(target, _Dropped) or isinstance(member, _Dropped):
+            return _DROPPED
         if kind == "from_file":
             self.references[path] = value
             return self._from_file(target, written, member, path)
@@ -438,6 +437,14 @@ class Resolution:
             return self._unset(inside, written, _SET_IT)
         self.references[path] = value
         return self._checked(text, path)
+
+    def _inside(self, text: str, path: KeyPath) -> str | _Dropped:
+        """Return a path, or the name of a variable or member, with its references replaced."""
+        if not has_reference(text):
+            return text
+        found = self._text(text, path, sensitive=False)
+        self.references.pop(path, None)  # it is not the value
+        return found
 
     def _unset(self, path: KeyPath, name: str, hint: str) -> _Dropped:
         return self._drop(

@@ -58,6 +58,23 @@ def test_members_are_values(load, tmp_path):
     assert sources["connection_settings.user"].endswith(f", secret file {path}")
 
 
+def test_the_name_of_a_member_may_have_references(load, tmp_path, monkeypatch):
+    """As the path may, so that one file declares a database of each stage."""
+    path = tmp_path / "secret.json"
+    path.write_text(json.dumps(RDS | {"production": {"password": "mate"}}))
+    monkeypatch.setenv("STAGE", "production")
+    config = load(path, password=reference(path, "${STAGE}.password"))
+    assert config.connect_kwargs("pool")["password"] == "mate"
+    monkeypatch.delenv("STAGE")
+    with pytest.raises(ConfigError) as caught:
+        load(path, password=reference(path, "${STAGE}.password"))
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.key) == (
+        "reference.unset",
+        "connection_settings.password.json_key",
+    )
+
+
 def test_a_url_may_be_a_member(load, tmp_path):
     """Some stores write the whole URI beside its parts."""
     path = tmp_path / "secret.json"
