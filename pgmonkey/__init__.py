@@ -23,6 +23,7 @@ if sys.platform == "win32":
 if TYPE_CHECKING:
     from pgmonkey.config.env_file import read_env_file
     from pgmonkey.config.legacy import load_config
+    from pgmonkey.config.on_demand import Credentials
     from pgmonkey.config.redaction import redact_config
     from pgmonkey.errors import (
         CheckoutTimeout,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 # so `pgmonkey --help` does not wait for psycopg.
 _HOMES = {
     "Change": "telemetry.status",
+    "Credentials": "config.on_demand",
     "Database": "pool.handle",
     "PGConnectionManager": "registry.manager",
     "Registry": "registry.registry",
@@ -65,6 +67,7 @@ __all__ = [
     "CheckoutTimeout",
     "ConfigError",
     "ConnectError",
+    "Credentials",
     "Database",
     "DatabaseRemovedError",
     "EnvInterpolationError",

@@ -37,6 +37,7 @@ Reason = Literal[
     "no_database",
     "setting",
     "configure",
+    "credentials",
     "other",
 ]
 
@@ -199,7 +200,7 @@ class ConnectError(PgmonkeyError, psycopg.OperationalError):
         text: What happened, in the words of the server or of libpq, scrubbed of secrets.
         database: The name of the database.
         reason: One of `auth`, `refused`, `timeout`, `dns`, `tls`, `too_many_connections`,
-            `hba`, `no_database`, `setting`, `configure`, `other`.
+            `hba`, `no_database`, `setting`, `configure`, `credentials`, `other`.
         hint: What to do about it, in one line.
         rejected: The first problem of the files of this database, with file, line and key, if they
             are rejected: what they say now is not in use.

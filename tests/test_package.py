@@ -22,6 +22,7 @@ def test_exported_members():
         "CheckoutTimeout",
         "ConfigError",
         "ConnectError",
+        "Credentials",
         "Database",
         "DatabaseRemovedError",
         "EnvInterpolationError",

@@ -22,6 +22,7 @@ from pgmonkey.config.belief import (
 )
 from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.loader import load_bytes
+from pgmonkey.config.on_demand import ResolverFunction
 from pgmonkey.config.rules import shortfalls
 from pgmonkey.config.secret_files import (
     KEEP_THE_DIRECTORY,
@@ -177,6 +178,7 @@ class DirectoryLoader:
         trust: Trust = "off",
         on_untrusted: Callable[[str, str], None] | None = None,
         max_connections: int | None = None,
+        resolvers: Mapping[str, ResolverFunction] | None = None,
     ) -> None:
         #: The directory, as it was given.
         self.directory = os.fspath(directory)
@@ -185,6 +187,7 @@ class DirectoryLoader:
             allow_sensitive_defaults=allow_sensitive_defaults,
             environ=os.environ if environ is None else environ,
             env=env,
+            resolvers=resolvers,
         )
         # What is believed: the databases, the defaults, the device and inode of the directory.
         self._loaded: dict[str, _LoadedFile] = {}
@@ -477,6 +480,8 @@ class DirectoryLoader:
         if untrusted and loaded.config is not None:
             # Without the file: a change of permissions alone does not show in how it looks.
             return _LoadedFile(None, untrusted, loaded.sources, defaults)
+        if any(problem.code == "file.untrusted" for problem in loaded.problems):
+            return _LoadedFile(None, loaded.problems, loaded.sources, defaults)
         return _LoadedFile(file, loaded.config or loaded.problems, loaded.sources, defaults)
 
     def _read_defaults(self, exists: bool, snapshot: Snapshot, doubts: Doubts) -> None:

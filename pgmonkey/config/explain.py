@@ -84,6 +84,10 @@ def _references(value: Any, lookup: Mapping[str, str]) -> Iterator[str]:
             yield f"environment variable {name}"
         case {"from_file": str(path)}:
             yield f"secret file {mask_urls(path)}"
+        case {"from_command": [str(program), *_]}:
+            yield f"command {mask_urls(program)}"
+        case {"from_resolver": str(name)}:
+            yield f"resolver {mask_urls(name)}"
         case list():
             for item in value:
                 yield from _references(item, lookup)

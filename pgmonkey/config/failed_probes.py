@@ -19,6 +19,7 @@ _QUOTED: Final = re.compile(r'"([\w.]+)"')
 #: The setting that a person looks at first.
 _PROBED_KEYS: Final = {
     "auth": "password",
+    "credentials": "password",
     "hba": "user",
     "no_database": "dbname",
     "tls": "sslmode",

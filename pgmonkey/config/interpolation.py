@@ -10,6 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from pgmonkey.config.libpq import libpq_variables
 from pgmonkey.config.models import NULLABLE, SECTIONS
+from pgmonkey.config.on_demand import KINDS as ON_DEMAND
+from pgmonkey.config.on_demand import ResolverFunction, Source, read_reference
 from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.secret_files import (
@@ -111,6 +113,10 @@ def origin_of(value: Any, lookup: Lookup) -> str | None:
             return f"the variable {name}"
         case {"from_file": str(path)}:
             return f"the file {path}"
+        case {"from_command": [str(program), *_]}:
+            return f"the command {program}"
+        case {"from_resolver": str(name)}:
+            return f"the resolver {name}"
         case str() if has_reference(value):
             taken = dict.fromkeys(variables_taken(parse_template(value), lookup))
             names = " and ".join(taken)
@@ -210,6 +216,7 @@ def _closing(text: str, start: int) -> int:
 
 _KINDS: Final = frozenset({"from_env", "from_file"})
 _KEYS: Final = _KINDS | {"json_key"}
+_ANY_KIND: Final = _KINDS | ON_DEMAND
 _PATHS: Final = frozenset({"sslrootcert", "sslcert", "sslkey"})
 _SET_IT: Final = "set it where the program starts"
 _FILE_HINTS: Final = {
@@ -239,6 +246,8 @@ class LoadOptions:
     isolate: bool = True
     #: Whether sensitive keys may have a default.
     allow_sensitive_defaults: bool = False
+    #: The functions that make credentials, by name; `None` if they are not known here.
+    resolvers: Mapping[str, ResolverFunction] | None = field(default=None, repr=False)
     #: The environment of the process.
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     #: Where references look variables up instead; by default in the environment.
@@ -284,12 +293,14 @@ class Resolution:
     modified: float | None = None
     #: Each file is read once: two members of one document are a pair, whatever replaces it.
     _contents: dict[str, tuple[bytes, SourceFile]] = field(default_factory=dict)
+    #: What makes the values that are left out because they are made on demand, by path.
+    on_demand: dict[KeyPath, Source] = field(default_factory=dict)
 
     def document(self, document: Mapping[str, Any], *, keep_nulls: bool = False) -> dict[str, Any]:
         """Return the document with references replaced, secrets wrapped and nulls left out."""
         resolved: dict[str, Any] = {}
         for key, value in document.items():
-            if isinstance(value, dict) and key in SECTIONS and not (value.keys() & _KINDS):
+            if isinstance(value, dict) and key in SECTIONS and not (value.keys() & _ANY_KIND):
                 section: dict[str, Any] = {}
                 for name, item in value.items():
                     if type(item) is str and "${" not in item and "\0" not in item:
@@ -326,6 +337,8 @@ class Resolution:
                 value = self._no_nul(path)
             return Secret(value) if sensitive and isinstance(value, str) else value
         if isinstance(value, dict):
+            if self.options.resolve and value.keys() & ON_DEMAND:
+                return self._on_demand(value, path)
             if self.options.resolve and value.keys() & _KINDS:
                 text = self._reference(value, path)
                 return Secret(text) if sensitive and isinstance(text, str) else text
@@ -340,7 +353,9 @@ class Resolution:
         return value
 
     def _mapping(self, value: dict[str, Any], path: KeyPath, sensitive: bool) -> Any:
-        if not self.options.resolve and value.keys() <= _KEYS and value:
+        if not self.options.resolve and (
+            (value.keys() <= _KEYS and value) or value.keys() & ON_DEMAND
+        ):
             self.problems.append(unresolved(path))
             return _DROPPED
         return {
@@ -437,6 +452,25 @@ class Resolution:
             return self._unset(inside, written, _SET_IT)
         self.references[path] = value
         return self._checked(text, path)
+
+    def _on_demand(self, value: dict[str, Any], path: KeyPath) -> _Dropped:
+        """Leave out a value that is made when a connection is, and note what makes it."""
+        found = read_reference(
+            value,
+            path,
+            expand=self._expanded,
+            directory=self.directory,
+            resolvers=self.options.resolvers,
+        )
+        if isinstance(found, KeyProblem):
+            self.problems.append(found)
+        elif found is not None:
+            self.on_demand[path] = found
+        return _DROPPED
+
+    def _expanded(self, text: str, path: KeyPath) -> str | None:
+        found = self._inside(text, path)
+        return None if isinstance(found, _Dropped) else found
 
     def _inside(self, text: str, path: KeyPath) -> str | _Dropped:
         """Return a path, or the name of a variable or member, with its references replaced."""

@@ -30,6 +30,29 @@ _REFERENCES: Final = {
     "from_file": "The path of a file, relative to this one.",
     "json_key": "The member of the JSON document in this file; with dots, of members of members.",
 }
+_ARGUMENT: Final = {"type": ["string", "number", "boolean"]}
+_ON_DEMAND: Final[Mapping[str, Mapping[str, Any]]] = {
+    "from_command": {
+        "title": "{from_command: [PROGRAM, ARGUMENT]}",
+        "description": "A program whose output is the password, run when a connection is made.",
+        "properties": {
+            "from_command": {
+                "description": "The program and its arguments; there is no shell.",
+                "type": "array",
+                "items": _ARGUMENT,
+                "minItems": 1,
+            }
+        },
+    },
+    "from_resolver": {
+        "title": "{from_resolver: NAME, key: KEY}",
+        "description": "A function of the application, called when a connection is made.",
+        "properties": {
+            "from_resolver": {"description": "Its name.", "type": "string", "minLength": 1},
+            "key": {"description": "What it is called with.", **_ARGUMENT},
+        },
+    },
+}
 _INTEGER: Final = "^(?:[+-]?[1-9][0-9]{0,11}|[+-]?0)$"
 _NUMBER: Final = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _ZERO: Final = r"[0.]+"
@@ -60,15 +83,19 @@ def schema() -> Schema:
     """
     made = TypeAdapter(DatabaseFile).json_schema()
     definitions = made["$defs"]
+    properties = {
+        key: _section(found, definitions) if key in SECTIONS else _value(found)
+        for key, found in made["properties"].items()
+    }
+    connection = properties["connection_settings"]["properties"]
+    connection["password"]["anyOf"] += [{"$ref": f"#/definitions/{kind}"} for kind in _ON_DEMAND]
+    connection["user"]["anyOf"].append({"$ref": "#/definitions/from_resolver"})
     return {
         "$schema": DRAFT,
         "title": "A database of pgmonkey",
         "description": inspect.getdoc(DatabaseFile),  # pydantic has it from 2.13 on
         "type": "object",
-        "properties": {
-            key: _section(found, definitions) if key in SECTIONS else _value(found)
-            for key, found in made["properties"].items()
-        },
+        "properties": properties,
         "additionalProperties": False,
         "definitions": {
             "interpolation": {
@@ -88,7 +115,27 @@ def schema() -> Schema:
                 "oneOf": [{"required": ["from_env"]}, {"required": ["from_file"]}],
                 "dependencies": {"json_key": ["from_file"]},
             },
+            **{kind: _on_demand(kind, found) for kind, found in _ON_DEMAND.items()},
         },
+    }
+
+
+def _on_demand(kind: str, found: Mapping[str, Any]) -> Schema:
+    """Return the schema of a reference that is read when a connection is made."""
+    times = {
+        "refresh": {
+            "description": "How long what it gives is used.",
+            **_duration(zero=False, off=False),
+        },
+        "timeout": {"description": "How long it may take.", **_duration(zero=False, off=False)},
+    }
+    return {
+        "title": found["title"],
+        "description": found["description"],
+        "type": "object",
+        "properties": {**found["properties"], **times},
+        "required": [kind],
+        "additionalProperties": False,
     }
 
 

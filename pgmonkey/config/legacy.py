@@ -103,6 +103,11 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
         except SnapshotMovedError:
             return nothing, positions.problems([MOVING])
         found, origins = resolution.problems, resolution.origins()
+        message = "is made when a connection is, so no value can be given for it"
+        hint = "use get_database_connection, or a Registry"
+        found += [
+            KeyProblem(path, "reference.on_demand", message, hint) for path in resolution.on_demand
+        ]
     tree, url = _without_url(tree, resolved=options.resolve)
     found += url.problems
     secrets = known_secrets(tree)

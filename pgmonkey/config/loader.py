@@ -7,13 +7,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from pgmonkey.config.connection_url import UrlParts, take_apart
 from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolution, has_reference
 from pgmonkey.config.models import POOL_SECTIONS, SECTIONS, DatabaseFile, validate
 from pgmonkey.config.named_files import NamedFiles
+from pgmonkey.config.on_demand import PASSWORD, USER, Command, OnDemand
 from pgmonkey.config.problems import KeyProblem, Positions, meant_key, schema_problem
 from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.rules import inconsistencies
@@ -25,6 +26,7 @@ from pgmonkey.config.secret_files import (
 )
 from pgmonkey.config.settings import DatabaseConfig, Text
 from pgmonkey.config.sources import SourceFile, Sources, files_digest, read_source
+from pgmonkey.config.trust import TrustChecker
 from pgmonkey.config.yaml_reader import LIMIT, Defaults, KeyPath, parse, unreadable
 from pgmonkey.errors import ConfigError, EnvInterpolationError, Problem, sorted_problems
 
@@ -187,7 +189,12 @@ def build_config(
         resolution, url, named, resolved = from_one_snapshot(look)
     except SnapshotMovedError:
         return LoadResult(problems=positions.problems([MOVING]))
-    problems = [*named.problems, *url.problems, *resolution.problems]
+    problems = [
+        *named.problems,
+        *url.problems,
+        *resolution.problems,
+        *_of_on_demand(resolution, positions),
+    ]
     model = _validated(resolved, resolution, url, problems)
     files = {**resolution.files, **named.files}
     sources = Sources(file, files, resolution.variables, options.lookup, resolution.modified)
@@ -204,8 +211,31 @@ def build_config(
         files=files_digest(named.contents),
         text=text,
         from_url=url.keys,
+        on_demand=_on_demand(resolution, positions),
     )
     return LoadResult(config, (), sources)
+
+
+def _on_demand(resolution: Resolution, positions: Positions) -> OnDemand | None:
+    source = resolution.on_demand.get(PASSWORD)
+    if source is None:
+        return None
+    return OnDemand(source, USER in resolution.on_demand, positions.place(PASSWORD))
+
+
+def _of_on_demand(resolution: Resolution, positions: Positions) -> Iterator[KeyProblem]:
+    """Yield what is wrong with credentials that are made on demand."""
+    for path, source in resolution.on_demand.items():
+        if path == USER and resolution.on_demand.get(PASSWORD) is not source:
+            message = "the user can be made on demand only together with its password"
+            hint = "write the same resolver, key and times for both"
+            yield KeyProblem(path, "reference.on_demand", message, hint)
+        # Who can write the file could run any program as this account.
+        file = positions.file_of(path) if isinstance(source, Command) else None
+        distrust = TrustChecker().distrust(file) if file else None
+        if distrust is not None:
+            message = f"a command is not run for a file that is not trusted: {distrust}"
+            yield KeyProblem((*path, "from_command"), "file.untrusted", message, distrust.hint)
 
 
 def _validated(
@@ -224,7 +254,8 @@ def _validated(
     failed = frozenset(problem.path[:2] for problem in problems).union(
         filter(None, map(meant_key, details))
     )
-    settings = {path[1] for path in failed if len(path) > 1 and path[0] == "connection_settings"}
+    given = failed | resolution.on_demand.keys()
+    settings = {path[1] for path in given if len(path) > 1 and path[0] == "connection_settings"}
     names = frozenset(map(str, settings))
     problems += inconsistencies(resolved, options, failed=names, url=url.given)
     origins = resolution.origins() if details else {}

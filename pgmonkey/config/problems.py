@@ -67,6 +67,17 @@ class Positions:
         key = dotted(_shown(found.path, secrets))
         return Problem(path, found.code, message, line, column, key, found.hint, self.name)
 
+    def place(self, path: KeyPath) -> str:
+        """Return file, line and column of a value, and its key, as problems begin."""
+        file, position = self._find(path)
+        line, column = position or UNKNOWN
+        where = (file, line, column) if position else (file,)
+        return f"{':'.join(map(str, where))}: {dotted(path)}"
+
+    def file_of(self, path: KeyPath) -> str | None:
+        """Return the file that has a part; `None` if there is no file."""
+        return None if self.document is None else self._find(path)[0]
+
     def _find(self, path: KeyPath, *, of_key: bool = False) -> tuple[str, Position | None]:
         """Return the file that has a part, and its position there."""
         if self.document is None or not path:

@@ -32,6 +32,7 @@ from pgmonkey.config.models import (
     effective,
     inherited,
 )
+from pgmonkey.config.on_demand import Command, OnDemand, Resolver
 from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, may_be_secret, scrub
 from pgmonkey.config.sources import Sources, keyed_digest
 from pgmonkey.config.yaml_reader import Defaults
@@ -101,6 +102,8 @@ class DatabaseConfig(DatabaseFile):
     path: str
     connect_digest: bytes
     digest: bytes
+    #: How its password, or its user and password, are made when a connection is.
+    on_demand: OnDemand | None
     _single: PoolSettings
     _files_digest: bytes  # of the contents of its TLS files
     _isolate: bool  # libpq's environment variables are kept out
@@ -119,6 +122,7 @@ class DatabaseConfig(DatabaseFile):
         files: bytes = b"",
         text: Text | None = None,
         from_url: frozenset[str] = frozenset(),
+        on_demand: OnDemand | None = None,
     ) -> None:
         put = object.__setattr__
         for key in KEYS:
@@ -127,6 +131,7 @@ class DatabaseConfig(DatabaseFile):
         put(self, "path", path)
         put(self, "_single", effective(_SINGLE, ("min_size", "max_size"), inherited(file)))
         put(self, "_isolate", isolate)
+        put(self, "on_demand", on_demand)
         put(self, "_sources", sources)
         put(self, "_text", text)
         put(self, "_from_url", from_url)
@@ -229,7 +234,7 @@ class DatabaseConfig(DatabaseFile):
     def connect_kwargs(self, connection_type: ConnectionType) -> dict[str, Any]:
         """Return everything for `psycopg.connect(**kwargs)`, with the secrets in clear.
 
-        Drop it at once: nothing keeps a password.
+        Drop it at once: nothing keeps a password. Without what is made on demand.
         """
         connection = self.connection_settings
         kwargs: dict[str, Any] = {}
@@ -365,10 +370,18 @@ class DatabaseConfig(DatabaseFile):
             elif key == "connection_settings":
                 value = {
                     **value,
+                    **dict.fromkeys(self._made, self.on_demand and self.on_demand.source),
                     "autocommit": self.autocommit,
                     "prepare_threshold": self.prepare_threshold,
                 }
             yield key, value
+
+    @property
+    def _made(self) -> tuple[str, ...]:
+        """The connection settings that are made on demand."""
+        if self.on_demand is None:
+            return ()
+        return ("user", "password") if self.on_demand.gives_user else ("password",)
 
     def _leaves(self) -> Iterator[tuple[str, Any]]:
         """Yield every effective value with its dotted key; secrets as `Secret`."""
@@ -381,7 +394,11 @@ class DatabaseConfig(DatabaseFile):
 
     def _connect_parts(self) -> str:
         """Return, as text, what connections depend on."""
-        parts = [repr((self._isolate, self.prepare_threshold, _connect(self)))]
+        source = self.on_demand and self.on_demand.source
+        # Equal sources are one object, which lives as long as this.
+        parts = [
+            repr((self._isolate, self.prepare_threshold, _connect(self), id(source), self._made))
+        ]
         for section in MAPPINGS:
             values = getattr(self, section)
             parts.append("\1")  # a new section; no key looks like this, no value holds a NUL
@@ -420,6 +437,8 @@ def _masked(key: str, value: Any, known: tuple[Secret, ...]) -> Any:
     """Return one value as it may be shown."""
     if isinstance(value, Secret):
         return MASK
+    if isinstance(value, (Command, Resolver)):
+        return MASK if is_sensitive(key) else "made on demand"
     if value == "" or not isinstance(value, str):
         return value
     if is_sensitive(key):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import psycopg
 
-from pgmonkey.config.redaction import scrub
+from pgmonkey.config.redaction import Secret, scrub
 from pgmonkey.config.warnings import password_mistake
 from pgmonkey.errors import LASTING, ConnectError, Reason
 
@@ -52,6 +52,7 @@ HINTS: Final[Mapping[Reason, str]] = {
     "no_database": "check dbname, and the role's CONNECT privilege",
     "setting": "the server refused a session setting: check sync_settings, async_settings, options",
     "configure": "mend the function, or what it needs: it must leave the connection idle",
+    "credentials": "run the command, or call the resolver, as the account of this program",
     "other": "is this the port of a PostgreSQL server? If so, see its log",
 }
 _BEHIND_PGBOUNCER: Final = "the server is behind PgBouncer, whose log says what is wrong"
@@ -344,13 +345,16 @@ class ConnectFailure(NamedTuple):
         )
 
 
-def classify(error: BaseException, config: DatabaseConfig) -> ConnectFailure:
+def classify(
+    error: BaseException, config: DatabaseConfig, made: Iterable[Secret] = ()
+) -> ConnectFailure:
     """Turn the exception of a connect into a reason and a text that may be shown.
 
     Args:
         error: What `connect` raised.
         config: What it connected with: its secrets, and settings that look like one, are masked
             in the text, and its names do not decide the reason.
+        made: Secrets that were made on demand, to be masked as well.
     """
     text = str(error).strip().removeprefix("connection failed: ")  # psycopg's; ours says it, too
     text = re.sub(_ADVICE, "", text) or type(error).__name__
@@ -358,7 +362,7 @@ def classify(error: BaseException, config: DatabaseConfig) -> ConnectFailure:
     rule = next((rule for rule in _RULES if rule.fits(words)), _NO_RULE)
     if isinstance(error, psycopg.errors.ConnectionTimeout):
         rule = _NO_ANSWER
-    shown = scrub(text, config.unquotable)
+    shown = scrub(text, (*config.unquotable, *made))
     wrong_password = rule.reason == "auth" and re.search(_REFUSED_LOGIN, words, re.IGNORECASE)
     return ConnectFailure(rule.reason, shown, bool(wrong_password), _hint(rule, shown, config))
 

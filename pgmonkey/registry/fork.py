@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from pgmonkey.pool import hosts
+from pgmonkey.pool import credentials, hosts
 from pgmonkey.pool._async import database as async_database
 from pgmonkey.pool._sync import database as sync_database
 from pgmonkey.pool.connecting import refused_logins
@@ -36,6 +36,7 @@ def _in_child() -> None:
     multiprocess.after_fork()
     metrics.reset()
     hosts.reset()
+    credentials.reset()
     refused_logins.reset()
     async_database.forget_pools()
     sync_database.forget_pools()

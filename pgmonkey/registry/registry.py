@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from pgmonkey.config.models import ConnectionType
+    from pgmonkey.config.on_demand import ResolverFunction
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.config.trust import Trust
     from pgmonkey.pool.failures import Configure
@@ -76,6 +77,9 @@ class Registry:
             needs one more waits for it, up to its `timeout`.
         configure: Functions that are called with each new connection, by the name of the database;
             "*" for every database: see the method `configure`.
+        resolvers: The functions behind `{from_resolver: name, key: ...}`, by name. Each gets the key
+            and returns a password, or `Credentials`; a coroutine function runs in a loop of its
+            own. Entry points in the group `pgmonkey.resolvers` are found without this.
 
     Raises:
         RegistryConfigError: the directory or a file has problems, or the databases keep more
@@ -108,6 +112,7 @@ class Registry:
         env: Mapping[str, str] | None = None,
         max_connections: int | None = None,
         configure: Mapping[str, Configure] | None = None,
+        resolvers: Mapping[str, ResolverFunction] | None = None,
     ) -> None:
         if env is not None:
             env = Variables(env)  # the frames of an error must not show values
@@ -127,6 +132,7 @@ class Registry:
             env=env,
             on_untrusted=_untrusted,
             max_connections=max_connections,
+            resolvers=dict(resolvers or {}),
         )
         # What `subscribe` was given, by a key of its own. Only the registry refers to it: what the
         # threads and the handles refer to would keep a registry alive that a function refers to.

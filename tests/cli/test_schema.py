@@ -30,7 +30,7 @@ BEYOND = {
     "min-over-max", "no-connection-settings", "nothing-required", "pgbouncer-with-settings",
     "host-missing", "dbname-missing", "user-missing", "addresses-and-hosts",
     "setting-twice", "three-ports-for-two-hosts", "verify-full-without-root",
-    "url-without-dbname", "url-with-two-hosts-and-three-ports",
+    "user-from-another-resolver", "url-without-dbname", "url-with-two-hosts-and-three-ports",
     # a reference is not looked into, nor is an address or a URL
     "url-is-a-broken-string", "url-with-a-percent", "url-with-a-schema", "url-with-a-slash",
     "url-with-a-space", "url-with-a-wrong-port", "url-with-a-wrong-sslmode",

@@ -74,6 +74,8 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "reference.sensitive_default": "a sensitive key has a default",
         "reference.encoding": "an environment variable is not UTF-8",
         "reference.unresolved": "a reference is used where references are not resolved",
+        "reference.on_demand": "a value that cannot be made on demand has from_command or from_resolver",
+        "reference.no_resolver": "a resolver is not known to the registry, nor an entry point of a package",
         **{f"secret.{code}": f"a secret file {what}" for code, what in _NOT_READ.items()},
         "secret.moving": "the directory of secret files is replaced again and again while it is read",
         "secret.empty": "a secret file is empty",
@@ -99,6 +101,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "probe.dns": "the name of the host could not be resolved",
         "probe.refused": "no server accepts connections at this address",
         "probe.timeout": "the server did not answer in time",
+        "probe.credentials": "the credentials that are made on demand could not be made",
         "probe.too_many_connections": "the server, the database or the role has no connection left",
         "probe.other": "the connection failed for another reason",
         # Accepted, and probably not what was meant

@@ -24,7 +24,7 @@ from pgmonkey.config.secret_files import (
 )
 from pgmonkey.config.warnings import find_warnings
 from pgmonkey.errors import ConfigError, Problem, Reason
-from pgmonkey.pool.failures import classify, configure_left
+from pgmonkey.pool.failures import HINTS, ConnectFailure, classify, configure_left
 from tests.docs.problem_codes import CODES
 from tests.docs.snippets import ROOT
 
@@ -102,6 +102,7 @@ _PROBES: dict[Reason, str] = {
     "dns": "[Errno -2] Name or service not known",
     "refused": 'connection to server at "192.0.2.7", port 5432 failed: Connection refused',
     "timeout": "connection timeout expired",
+    "credentials": "the command aws ended with exit code 255: Unable to locate credentials",
     "too_many_connections": "FATAL:  sorry, too many clients already",
     "other": "FATAL:  something else",
 }
@@ -177,6 +178,11 @@ def _of_directories() -> Iterator[Problem]:
             yield from _problems("orders.yaml", NAME=os.fsdecode(b"\xff"))
         yield from _problems("orders.yaml", resolve=False)
         yield from _of_env_files()
+        resolver = "password: {from_resolver: valt, key: db/orders}"
+        (directory / "orders.yml").unlink()
+        (directory / "orders.yaml").write_text(_DATABASE.replace("}", f", {resolver}}}"))
+        loader = DirectoryLoader(directory, names=["orders"], environ={}, resolvers={"vault": str})
+        yield from loader.scan().all_problems()
 
 
 def _problems(path: str, *, resolve: bool = True, **environ: str) -> tuple[Problem, ...]:
@@ -254,6 +260,8 @@ def _probed() -> Iterator[Problem]:
         config = DirectoryLoader("registry.d", environ=environ).scan().configs["orders"]
         for reason, text in _PROBES.items():
             failure = classify(psycopg.OperationalError(text), config)
+            if reason == "credentials":  # no text of a server
+                failure = ConnectFailure(reason, f"orders.yaml:5:13: {text}", hint=HINTS[reason])
             assert failure.reason == reason
             yield failed_probe(config, failure.error("orders"))
         failure = configure_left(_adapt, "left a transaction open")

@@ -18,7 +18,8 @@ Made from the models that check the files (`make docs-reference`), so it is comp
 explains how the keys work together.
 
 Every value may be a [reference](configuration.md#references): `${NAME}` and its forms inside of text, or
-`{from_env: NAME}`, `{from_file: PATH}` and `{from_file: PATH, json_key: NAME}`. A key whose value is `null` or empty counts as absent.
+`{from_env: NAME}`, `{from_file: PATH}` and `{from_file: PATH, json_key: NAME}`. `password` and `user` may be
+[made on demand](configuration.md#credentials-made-on-demand). A key whose value is `null` or empty counts as absent.
 
 `pgmonkey schema` prints the same as a JSON Schema (draft 7), for editors and validators:
 

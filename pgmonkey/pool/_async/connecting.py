@@ -12,6 +12,7 @@ from pgmonkey.pool._async.waiting import Lock, aside, finished
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.connections import Connections
+from pgmonkey.pool.credentials import Given, forget, obtained_async
 from pgmonkey.pool.failures import (
     ConnectFailure,
     classify,
@@ -41,18 +42,60 @@ async def connect(
 ) -> AsyncPooledConnection | ConnectFailure:
     """Connect once, or return why that failed.
 
-    The driver's exception goes no further: its frames and attributes hold the password.
+    If the server refuses credentials that were made before, they are made again, once: they may have
+    been revoked.
 
     Args:
         config: What to connect with.
         connection_type: Decides which session settings count.
     """
+    on_demand = config.on_demand
+    if on_demand is None:
+        return await _log_in(config, connection_type)
+    began = monotonic()
+    given = await obtained_async(config)
+    if isinstance(given, ConnectFailure):
+        return given
+    made = await _log_in(config, connection_type, given)
+    if not _is_refused(made):
+        return made
+    if forget(on_demand, given) and given.read_at >= began:
+        return made
+    newer = await obtained_async(config)
+    if isinstance(newer, ConnectFailure):
+        return newer
+    if not newer.logs_in_as(given):
+        made = await _log_in(config, connection_type, newer)
+    if _is_refused(made):
+        forget(on_demand, newer)
+    return made
+
+
+def _is_refused(made: object) -> bool:
+    return isinstance(made, ConnectFailure) and made.reason == "auth"
+
+
+async def _log_in(
+    config: DatabaseConfig, connection_type: ConnectionType, given: Given | None = None
+) -> AsyncPooledConnection | ConnectFailure:
+    """Connect once, or return why that failed.
+
+    The driver's exception goes no further: its frames and attributes hold the password.
+
+    Args:
+        config: What to connect with.
+        connection_type: Decides which session settings count.
+        given: The credentials, if they are made on demand.
+    """
+    made = given.parameters if given is not None else dict[str, str]
     try:
-        return await AsyncPooledConnection.connect(
-            **await resolved_async(config.connect_kwargs(connection_type))
+        connection = await AsyncPooledConnection.connect(
+            **await resolved_async({**config.connect_kwargs(connection_type), **made()})
         )
+        connection.link.user = given.user if given is not None else None
+        return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
-        return classify(error, config)
+        return classify(error, config, (given.password,) if given is not None else ())
     except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the driver's frames
         interrupt.__context__ = None
         raise interrupt.with_traceback(None) from None
@@ -340,6 +383,16 @@ class AsyncConnector:
             for one in self.connections.copy()
             if NO_VERSION < one.version < self.target.since and one.link.hung_up_at is None
         ]
+
+    def users(self) -> set[str]:
+        """Return the users of the open connections of this version, where they are made on demand."""
+        return {
+            one.link.user
+            for one in self.connections.copy()
+            if one.link.user is not None
+            and one.version >= self.target.since
+            and one.link.hung_up_at is None
+        }
 
     def keep_place(self, connection: AsyncPooledConnection) -> None:
         """Close a borrowed connection, and keep its place within the limits for a probe."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -50,6 +51,7 @@ from pgmonkey.pool._async.waiting import (
 from pgmonkey.pool.checkout import REPORTED, ROLLED_BACK
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
+from pgmonkey.pool.credentials import ends, obtained_async
 from pgmonkey.pool.failures import ConnectFailure, chain
 from pgmonkey.pool.messages import Numbers
 from pgmonkey.telemetry import events
@@ -119,6 +121,7 @@ class AsyncPool:
         "_claimed",
         "_explained",
         "_hooks",
+        "_lease_failed",
         "_longest_ping",
         "_made_with",
         "_no_room",
@@ -214,6 +217,8 @@ class AsyncPool:
         # Whether a limit forbade the last connect, and has not called since.
         self._no_room = False
         self._longest_ping = LONGEST_PING
+        # Whether it was reported that the lease of a user cannot be replaced.
+        self._lease_failed = False
         # What the last timeout was explained with, and when.
         self._explained: tuple[float, tuple[str, str]] | None = None
         #: Whether it was reported that older connections are out for too long.
@@ -358,6 +363,8 @@ class AsyncPool:
                     await self._allow_growth(driver)
                 self._set_flags()
                 self._no_room = False
+                if len(self.connector.users()) > 1:
+                    start(self._replace_users)
             except NoRoomError:
                 raise
             except ConnectError:
@@ -379,6 +386,33 @@ class AsyncPool:
         await driver.resize(self._made_with.min_size, self._made_with.max_size)
         if len(self.waiting) > 1:
             start(self.nudge)
+
+    async def _replace_users(self) -> None:
+        """Replace the connections of other users than the one that is made on demand now."""
+        if len(self.connector.users()) > 1:  # else another one has done it meanwhile
+            with suppress(
+                ConnectError
+            ):  # the old ones serve; the next connect, or `care`, asks again
+                await in_thread(self._hooks.force_reload)
+
+    def _has_lease_that_ends(self) -> bool:
+        on_demand = self.target.config.on_demand
+        return on_demand is not None and bool(self.connector.users()) and ends(on_demand)
+
+    async def _renew_lease(self) -> None:
+        """Ask for a user whose lease has not ended, and replace the connections of the one before."""
+        given = await obtained_async(self.target.config)
+        if not isinstance(given, ConnectFailure):
+            self._lease_failed = False
+            if self.connector.users() - {given.user}:
+                with suppress(ConnectError):
+                    await in_thread(self._hooks.force_reload)
+        elif not self._lease_failed:
+            self._lease_failed = True
+            report = partial(
+                events.emit, "credentials.not_renewed", database=self.name, error=given.text
+            )
+            await aside(report)
 
     async def _take_spare(self) -> AsyncPooledConnection | None:
         while (spare := _pop(self._spares)) is not None:
@@ -877,6 +911,7 @@ class AsyncPool:
         return (
             (failure is not None and not self.connections and not self.pending)
             or self.is_short()
+            or self._has_lease_that_ends()
             or any(
                 (one.version < self.floor and one.holder is None)
                 or (one.holder is not None and one.holder() is None)
@@ -903,6 +938,8 @@ class AsyncPool:
             await self.nudge()
         if self.is_short():
             await self._grow()
+        if self._has_lease_that_ends():
+            start(self._renew_lease)  # a resolver may take long
 
     def is_short(self) -> bool:
         """Tell whether psycopg_pool has given up connections of `min_size`, and could have them."""

@@ -88,6 +88,7 @@ class Link:
         "hung_up_at",
         "poll",
         "server",
+        "user",
     )
 
     def __init__(self) -> None:
@@ -101,6 +102,8 @@ class Link:
         self.expires_at = float("inf")
         #: Tells what happened at the socket.
         self.poll: select.poll | None = None
+        #: The user that was made on demand for it; `None` if the file names the user.
+        self.user: str | None = None
         #: When it was closed at this end, on the monotonic clock.
         self.hung_up_at: float | None = None
         #: A duplicate, from the close at this end to the close at the server's.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -51,6 +52,7 @@ from pgmonkey.pool._sync.waiting import (
 from pgmonkey.pool.checkout import REPORTED, ROLLED_BACK
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
+from pgmonkey.pool.credentials import ends, obtained
 from pgmonkey.pool.failures import ConnectFailure, chain
 from pgmonkey.pool.messages import Numbers
 from pgmonkey.telemetry import events
@@ -120,6 +122,7 @@ class SyncPool:
         "_claimed",
         "_explained",
         "_hooks",
+        "_lease_failed",
         "_longest_ping",
         "_made_with",
         "_no_room",
@@ -215,6 +218,8 @@ class SyncPool:
         # Whether a limit forbade the last connect, and has not called since.
         self._no_room = False
         self._longest_ping = LONGEST_PING
+        # Whether it was reported that the lease of a user cannot be replaced.
+        self._lease_failed = False
         # What the last timeout was explained with, and when.
         self._explained: tuple[float, tuple[str, str]] | None = None
         #: Whether it was reported that older connections are out for too long.
@@ -357,6 +362,8 @@ class SyncPool:
                     self._allow_growth(driver)
                 self._set_flags()
                 self._no_room = False
+                if len(self.connector.users()) > 1:
+                    start(self._replace_users)
             except NoRoomError:
                 raise
             except ConnectError:
@@ -378,6 +385,33 @@ class SyncPool:
         driver.resize(self._made_with.min_size, self._made_with.max_size)
         if len(self.waiting) > 1:
             start(self.nudge)
+
+    def _replace_users(self) -> None:
+        """Replace the connections of other users than the one that is made on demand now."""
+        if len(self.connector.users()) > 1:  # else another one has done it meanwhile
+            with suppress(
+                ConnectError
+            ):  # the old ones serve; the next connect, or `care`, asks again
+                in_thread(self._hooks.force_reload)
+
+    def _has_lease_that_ends(self) -> bool:
+        on_demand = self.target.config.on_demand
+        return on_demand is not None and bool(self.connector.users()) and ends(on_demand)
+
+    def _renew_lease(self) -> None:
+        """Ask for a user whose lease has not ended, and replace the connections of the one before."""
+        given = obtained(self.target.config)
+        if not isinstance(given, ConnectFailure):
+            self._lease_failed = False
+            if self.connector.users() - {given.user}:
+                with suppress(ConnectError):
+                    in_thread(self._hooks.force_reload)
+        elif not self._lease_failed:
+            self._lease_failed = True
+            report = partial(
+                events.emit, "credentials.not_renewed", database=self.name, error=given.text
+            )
+            aside(report)
 
     def _take_spare(self) -> SyncPooledConnection | None:
         while (spare := _pop(self._spares)) is not None:
@@ -876,6 +910,7 @@ class SyncPool:
         return (
             (failure is not None and not self.connections and not self.pending)
             or self.is_short()
+            or self._has_lease_that_ends()
             or any(
                 (one.version < self.floor and one.holder is None)
                 or (one.holder is not None and one.holder() is None)
@@ -902,6 +937,8 @@ class SyncPool:
             self.nudge()
         if self.is_short():
             self._grow()
+        if self._has_lease_that_ends():
+            start(self._renew_lease)  # a resolver may take long
 
     def is_short(self) -> bool:
         """Tell whether psycopg_pool has given up connections of `min_size`, and could have them."""

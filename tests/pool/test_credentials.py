@@ -1,0 +1,527 @@
+"""Credentials made on demand: read when a connection is made, and kept as long as they hold."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from psycopg import sql
+
+from pgmonkey import ConnectError, Credentials, Registry
+from tests.kit.canary import Canary
+from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
+from tests.kit.eventually import eventually
+from tests.kit.process import in_a_child
+from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.side import SIDES, Client, takes
+from tests.pool.tokens import Mint, under_churn
+
+FROM_RESOLVER = {"from_resolver": "mint", "key": "db/orders"}
+
+
+@pytest.fixture(params=SIDES)
+def side(request: pytest.FixtureRequest) -> str:
+    """Each of the two sides."""
+    return str(request.param)
+
+
+@pytest.fixture
+def opened(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
+) -> Iterator[Callable[..., Client]]:
+    """Make a client of a database whose password is made on demand."""
+    made: list[tuple[Registry, Client]] = []
+
+    def make(resolver: Any = None, password: Any = FROM_RESOLVER, **connection: Any) -> Client:
+        sizes = {"min_size": 1, "max_size": 8}
+        registry_dir.declare(
+            "orders",
+            database,
+            side,
+            connection={"password": password, **connection},
+            pool_settings=sizes,
+            async_pool_settings=sizes,
+        )
+        registry = Registry(registry_dir, metrics=None, resolvers={"mint": resolver or str})
+        made.append((registry, Client(registry)))
+        return made[-1][1]
+
+    yield make
+    for registry, client in made:
+        client.close()
+        registry.close()
+
+
+@pytest.fixture
+def failure(registry_dir: RegistryDirectory) -> Iterator[Callable[..., str]]:
+    """Return why a database whose password is made on demand cannot be reached."""
+    opened: list[Registry] = []
+
+    def probe(resolver: Any = str, password: Any = FROM_RESOLVER, user: Any = "app") -> str:
+        settings = {"host": "localhost", "dbname": "orders", "user": user, "password": password}
+        registry_dir.write("orders", {"connection_settings": settings})
+        registry = Registry(registry_dir, metrics=None, watch=False, resolvers={"mint": resolver})
+        opened.append(registry)
+        status = registry.probe("orders")
+        assert status.last_error_reason == "credentials"
+        return str(status.last_error)
+
+    yield probe
+    for registry in opened:
+        registry.close()
+
+
+def program(directory: Path, text: str) -> list[str]:
+    """Write a shell program and return how it is run."""
+    path = directory / "token"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return [str(path)]
+
+
+def pipes() -> int:
+    """Return how many pipes this process has open."""
+    found = 0
+    for one in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += str(one.readlink()).startswith("pipe:")
+    return found
+
+
+# What is read, and when
+
+
+def test_many_connects_at_once_make_one_call(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """Eight connections that are made side by side share the answer; so do those that come later."""
+    mint = Mint(database)
+    client = opened(mint)
+    client.fill(8)
+    database.terminate_backends()
+    client.fill(8)
+    assert mint.keys == ["db/orders"]
+
+
+def test_five_tokens_cost_a_pool_nothing_but_its_new_connections(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """One login for each connection, and the others stay: no token makes the pool anew."""
+    mint = Mint(database, lifetime=0.05)
+    client = opened(mint)
+    client.fill(5)
+    others = {row["pid"] for row in database.backends()}
+    before = client.handle.status().connect_attempts
+    calls = mint.calls
+    for token in range(5):
+        made = client.handle.status().connect_attempts
+        eventually(lambda: time.monotonic() > mint.expires_at + 0.01, 5, "the token has expired")
+        others.discard(client.run(closed))
+        eventually(
+            lambda number=made: client.handle.status().connect_attempts > number, 10, "a new one"
+        )
+        assert mint.calls == calls + token + 1
+    assert client.handle.status().connect_attempts == before + 5
+    assert others <= {row["pid"] for row in database.backends()}
+    assert client.handle.status().evicted.get("rotation", 0) == 0
+
+
+def closed(connection: Any) -> Any:
+    """Close a connection inside its block, and return its backend."""
+    backend = connection.info.backend_pid
+    closing = connection.close()
+
+    async def close() -> int:
+        await closing
+        return backend
+
+    return close() if closing is not None else backend
+
+
+def test_a_token_that_expires_is_read_once_for_each_expiry_and_replaces_no_connection(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """Under load, with new connections all the time: no error, no rotation, no call too many."""
+    lifetime = 0.3
+    mint = Mint(database, lifetime)
+    with under_churn(opened(mint), seconds=1.5) as churn:
+        pass
+    assert churn.errors == []
+    assert churn.made > mint.calls >= 4
+    gaps = [later - earlier for earlier, later in zip(mint.times, mint.times[1:], strict=False)]
+    assert min(gaps) >= lifetime - 0.05
+    status = churn.client.handle.status()
+    assert status.version == 1
+    assert status.evicted.get("rotation", 0) == 0
+
+
+def test_a_revoked_token_costs_one_look(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """All connects that the server refuses share one more call, and no client sees an error."""
+    mint = Mint(database)
+    client = opened(mint)
+    client.fill(4)
+    database.rotate()
+    database.terminate_backends()
+    answers = [client.ask_soon(timeout=20) for _ in range(8)]
+    assert [answer.exception(30) for answer in answers] == [None] * 8
+    assert mint.calls == 2
+    assert client.errors() == {}
+
+
+def test_a_source_that_gives_a_refused_token_again_is_not_asked_in_a_loop(
+    opened: Callable[..., Client], canary: Canary
+) -> None:
+    """Its error is that of the server, and the login is tried as seldom as any refused one."""
+    wrong = canary.secret()
+    calls: list[str] = []
+
+    def resolver(key: str) -> str:
+        calls.append(key)
+        return wrong
+
+    client = opened(resolver)
+    with takes(2), pytest.raises(ConnectError) as caught:
+        client.ask(timeout=20)
+    assert caught.value.reason == "auth"
+    assert len(calls) <= 2
+
+
+def test_a_reload_that_changes_something_else_reads_nothing_again(
+    opened: Callable[..., Client], database: TemporaryDatabase, registry_dir: RegistryDirectory
+) -> None:
+    """Even if it replaces the connections: what was read last still holds."""
+    mint = Mint(database)
+    client = opened(mint)
+    client.fill(2)
+    text = registry_dir.file("orders").read_text()
+    registry_dir.write("orders", f"{text}reset_on_return: true\n")
+    assert client.registry.reload().applied == ("orders",)
+    client.fill(2)
+    assert client.handle.status().version == 2
+    assert mint.calls == 1
+
+
+def test_a_coroutine_function_serves_both_sides(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """It runs in a loop of its own."""
+
+    async def resolver(_key: str) -> str:
+        await asyncio.sleep(0)
+        return database.password
+
+    assert opened(resolver).ask() == 1
+
+
+@pytest.mark.parametrize("side", ["async_pool"], indirect=True)
+def test_a_source_that_blocks_does_not_block_the_loop(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """Tasks go on while a call waits in its thread."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def resolver(_key: str) -> str:
+        asked.set()
+        go_on.wait(20)
+        return database.password
+
+    client = opened(resolver)
+    answer = client.ask_soon(timeout=20)
+    assert asked.wait(10)
+    turned: Future[None] = Future()
+    client.loop.call_soon_threadsafe(turned.set_result, None)
+    turned.result(10)
+    assert not answer.done()
+    go_on.set()
+    assert answer.result(20) == 1
+
+
+def test_a_child_process_uses_what_its_parent_read(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """And asks by itself when that is over: a call of the parent does not hold it up."""
+    mint = Mint(database)
+    client = opened(mint)
+    client.fill(1)
+    client.shut()
+    handle, is_async = client.handle, client.is_async
+
+    async def ask() -> Any:
+        async with handle as connection:
+            return (await (await connection.execute("SELECT 1")).fetchone())[0]
+
+    def in_child() -> Any:
+        if is_async:
+            return asyncio.run(ask())
+        with handle as connection:
+            return connection.execute("SELECT 1").fetchone()[0]
+
+    assert in_a_child(in_child) == 1
+    assert mint.calls == 1
+
+
+# Users with leases
+
+
+class Leases:
+    """A source of users: each call makes another one, which owns what the database's owner does.
+
+    Args:
+        database: The database.
+        lifetime: Seconds until the expiry that it returns.
+    """
+
+    def __init__(self, database: TemporaryDatabase, lifetime: float) -> None:
+        self._database = database
+        self._lifetime = lifetime
+        self.users: list[str] = []
+
+    def __call__(self, _key: str) -> Credentials:
+        user = f"{self._database.name}_lease_{len(self.users)}"
+        password = self._database.canary.secret()
+        self._database.server.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                sql.Identifier(user), sql.Literal(password)
+            )
+        )
+        self.users.append(user)
+        return Credentials(password, user=user, expires_at=time.time() + self._lifetime)
+
+    def drop(self) -> None:
+        """Remove the users."""
+        for user in self.users:
+            self._database.server.drop_role(user)
+
+
+@pytest.fixture
+def leases(database: TemporaryDatabase) -> Iterator[Leases]:
+    """Users of half a second."""
+    leases = Leases(database, 0.5)
+    yield leases
+    database.terminate_backends()
+    leases.drop()
+
+
+def users(database: TemporaryDatabase) -> set[str]:
+    """Return the users of the sessions in a database."""
+    rows = database.server.execute(
+        "SELECT DISTINCT usename FROM pg_stat_activity WHERE datname = %s"
+        " AND backend_type = 'client backend' AND application_name <> 'embedded_server'",
+        database.name,
+    )
+    return {user for (user,) in rows}
+
+
+def test_a_lease_that_ends_replaces_user_and_password_together(
+    leases: Leases, opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """No client asks for that: the idle connections of the old user are replaced, and no query fails."""
+    client = opened(leases, user=FROM_RESOLVER)
+    client.fill(3)
+    first = leases.users[0]
+    eventually(
+        lambda: (found := users(database)) and first not in found, 20, "the old user is gone"
+    )
+    assert client.ask("SELECT current_user") in leases.users[1:]
+    assert client.errors() == {}
+
+
+def test_a_user_that_a_connect_gets_replaces_those_of_the_file(
+    opened: Callable[..., Client], leases: Leases, database: TemporaryDatabase
+) -> None:
+    """A busy pool moves to the new user as a whole, connections in use at their return."""
+    client = opened(leases)  # the file names another user
+    with client.holding(2):
+        eventually(lambda: client.ask("SELECT current_user") != leases.users[0], 20, "the next")
+    eventually(lambda: leases.users[0] not in users(database), 20, "the old user is gone")
+    assert client.errors() == {}
+
+
+def test_a_lease_that_is_not_renewed_is_reported_once_and_its_connections_serve(
+    opened: Callable[..., Client], leases: Leases, events: CapturedEvents, canary: Canary
+) -> None:
+    """They are replaced when the resolver works again."""
+    works = threading.Event()
+    works.set()
+    failed: list[str] = []
+
+    def resolver(key: str) -> Credentials:
+        if works.is_set():
+            return leases(key)
+        failed.append(key)
+        raise ConnectionError(f"vault is sealed, token={canary.secret()}")
+
+    client = opened(resolver, user=FROM_RESOLVER)
+    client.fill(2)
+    works.clear()
+    reported = events.wait("credentials.not_renewed", 20)
+    assert reported["error"].endswith("ConnectionError: vault is sealed, token=***REDACTED***")
+    eventually(lambda: len(failed) >= 2, 20, "it is asked again")
+    assert client.ask("SELECT current_user") == leases.users[0]
+    assert len(events.named("credentials.not_renewed")) == 1
+    works.set()
+    eventually(lambda: client.ask("SELECT current_user") in leases.users[1:], 20, "another user")
+
+
+# What goes wrong
+
+
+def test_a_command_that_fails_is_named_with_its_place_and_its_last_words(
+    failure: Callable[..., str],
+    registry_dir: RegistryDirectory,
+    tmp_path: Path,
+    canary: Canary,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Secrets in them are masked: its output, its arguments from outside, what is assigned or in a URL."""
+    secret, given = canary.secret(), canary.secret()
+    monkeypatch.setenv("DOOR", given)
+    text = (
+        f"echo {secret}; echo 'no door at https://door.example/' >&2;"
+        f' echo "said {secret} to $1, token={canary.secret()}" >&2; exit 3'
+    )
+    found = failure(password={"from_command": [*program(tmp_path, text), "${DOOR}"]})
+    file = registry_dir.file("orders")
+    line = 2 + file.read_text().splitlines().index("  password:")
+    assert found == (
+        f"{file}:{line}:5: connection_settings.password: the command token ended with exit code 3:"
+        " no door at https://door.example/ said ***REDACTED*** to ***REDACTED***,"
+        " token=***REDACTED***"
+    )
+
+
+def test_only_the_end_of_long_errors_is_quoted(
+    failure: Callable[..., str], tmp_path: Path, canary: Canary
+) -> None:
+    """A secret is masked before the text is cut."""
+    text = f"echo {canary.secret()}; yes {'x' * 98} | head -100 >&2; exit 1"
+    found = failure(password={"from_command": program(tmp_path, text)})
+    assert found.endswith(f"ended with exit code 1: ...{'x' * 3} {' '.join(['x' * 98] * 3)}")
+
+
+def test_a_program_that_is_not_there_is_named(failure: Callable[..., str]) -> None:
+    """With the words of the system."""
+    found = failure(password={"from_command": ["no-such-program", "login"]})
+    assert found.endswith("the command no-such-program cannot be run: No such file or directory")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    {
+        "true": "gave nothing that can be used: its output is empty",
+        "echo": "gave nothing that can be used: its output is empty",
+        r"printf 'a\000b'": "gave nothing that can be used: its output contains a NUL character",
+        r"printf '\351t\351'": "gave nothing that can be used: its output is not UTF-8 text",
+        "head -c 65537 /dev/zero": "gave more than 64 KiB",
+        "yes": "gave more than 64 KiB",
+        "kill -9 $$": "was killed by signal 9",
+    }.items(),
+)
+def test_output_that_is_no_password_is_refused(
+    failure: Callable[..., str], tmp_path: Path, text: str, words: str
+) -> None:
+    """As that of `from_file` is."""
+    assert words in failure(password={"from_command": program(tmp_path, text)})
+
+
+def test_one_newline_at_the_end_of_the_output_is_no_part_of_it(
+    opened: Callable[..., Client], tmp_path: Path, database: TemporaryDatabase
+) -> None:
+    """A second one is. Programs find the environment, and relative ones the directory of the file."""
+    (tmp_path / "registry.d").mkdir(exist_ok=True)
+    program(tmp_path / "registry.d", f'test "$HOME" && echo {database.password}')
+    assert opened(password={"from_command": ["./token"]}).ask() == 1
+
+
+def test_a_command_is_killed_with_its_children_at_its_timeout(
+    failure: Callable[..., str], tmp_path: Path
+) -> None:
+    """No process is left, no zombie, and no descriptor."""
+    numbers = tmp_path / "pids"
+    text = f"sleep 60 & echo $! >>{numbers}; echo $$ >>{numbers}; wait"
+    before = pipes()
+    found = failure(password={"from_command": program(tmp_path, text), "timeout": "300ms"})
+    assert found.endswith("the command token did not end within 0.3 s, and was killed")
+    pids = [int(one) for one in numbers.read_text().split()]
+    assert len(pids) == 2
+    eventually(lambda: not any(map(psutil.pid_exists, pids)), 5, "they are gone")
+    assert pipes() == before
+
+
+def test_a_child_that_keeps_the_output_open_holds_nothing_up(
+    opened: Callable[..., Client], tmp_path: Path, database: TemporaryDatabase
+) -> None:
+    """What counts is the end of the program itself."""
+    text = f"sleep 3 & echo {database.password}"
+    client = opened(password={"from_command": program(tmp_path, text)})
+    with takes(2):
+        assert client.ask() == 1
+
+
+def test_connect_timeout_ends_the_wait_for_a_source(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """The call goes on, and what it gives is used when it comes."""
+    go_on = threading.Event()
+
+    def resolver(_key: str) -> str:
+        go_on.wait(20)
+        return database.password
+
+    client = opened(resolver, connect_timeout=2)
+    answer = client.ask_soon(timeout=20)
+    eventually(
+        lambda: client.handle.status().connect_failures["credentials"] == 1, 10, "it gave up"
+    )
+    assert "gave nothing within 2 s" in str(client.handle.status().last_failure)
+    go_on.set()
+    assert answer.result(20) == 1
+
+
+@pytest.mark.parametrize(
+    "returned, words",
+    [
+        (None, "returned NoneType, not str or Credentials"),
+        (b"tea", "returned bytes, not str or Credentials"),
+        ("", "returned a password that is empty"),
+        ("a\0b", "returned a password that contains a NUL character"),
+        ("\udcff", "returned a password that is not UTF-8 text"),
+        (Credentials("tea", user=""), "returned a user that is empty"),
+        (Credentials("tea"), "gave a password, but no user"),
+    ],
+)
+def test_a_resolver_that_returns_no_credential_is_named(
+    failure: Callable[..., str], returned: Any, words: str
+) -> None:
+    """With what is wrong, and never with what it returned."""
+    found = failure(lambda _key: returned, user=FROM_RESOLVER)
+    assert f"the resolver mint {words}" in found
+
+
+def test_an_error_of_a_resolver_is_quoted_without_secrets(
+    opened: Callable[..., Client], canary: Canary
+) -> None:
+    """Whatever it raises; a failed source is asked once a second, however many ask."""
+    calls: list[str] = []
+
+    def resolver(key: str) -> str:
+        calls.append(key)
+        raise KeyError(f"vault is sealed, token={canary.secret()}")
+
+    client = opened(resolver)
+    answers = [client.ask_soon(timeout=0.8) for _ in range(8)]
+    errors = [answer.exception(20) for answer in answers]
+    assert all("the resolver mint failed: KeyError: 'vault is sealed" in str(one) for one in errors)
+    canary.check("".join(map(str, errors)))
+    assert len(calls) <= 2
