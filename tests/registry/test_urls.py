@@ -85,6 +85,27 @@ def test_the_uri_of_a_secret_rotates_and_moves(
     canary.check(repr(list(events)))
 
 
+def test_a_rejected_file_keeps_no_rotated_uri_out(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, volume: SecretVolume
+) -> None:
+    """While somebody mends a typo, and for the url of `_defaults.yaml`, too."""
+    volume.write({"uri": uri(database)})
+    path = volume.path("uri")
+    registry_dir.write("_defaults.yaml", f"connection_settings: {{url: {{from_file: {path}}}}}\n")
+    good = "connection_settings: {sslmode: disable}\n"
+    registry_dir.write("orders", good)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        with closing(Client(registry)) as client:
+            assert client.ask() == 1
+            registry_dir.write("orders", good.replace("sslmode", "sslmod"))
+            database.rotate()
+            volume.write({"uri": uri(database)})
+            assert list(registry.reload().rejected) == ["orders"]
+            database.terminate_backends()
+            assert client.ask() == 1
+        assert sum(registry.get("orders").status().connect_failures.values()) == 0
+
+
 def test_the_commands_show_the_parts_of_a_url(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
 ) -> None:
