@@ -313,6 +313,16 @@ def chain(error: BaseException) -> Iterator[BaseException]:
             waiting += one.exceptions
 
 
+def drop_frames(error: BaseException) -> None:
+    """Let an error of psycopg_pool refer to no frame any more, before it is dropped.
+
+    psycopg_pool's own frame refers to the error. All that the frames know, up to those of the
+    program, would stay until the garbage collector comes, a borrowed connection included.
+    """
+    for one in chain(error):
+        one.__traceback__ = None
+
+
 class ConnectFailure(NamedTuple):
     """Describe one failed connect, without its exception, which holds secrets.
 

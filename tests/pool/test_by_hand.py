@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -334,6 +334,57 @@ def test_one_that_is_dropped_is_closed_reported_and_replaced(
     assert client.handle.status().used == 0
 
 
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """No garbage is collected until the end of the test."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_timeout_of_the_same_function_keeps_no_dropped_one(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The frames of an error of psycopg_pool refer to each other, and to those of the borrower."""
+    registry_dir.declare("orders", database, pool_settings=ONE)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+
+        def borrow() -> Any:
+            connection = handle.getconn()
+            with suppress(CheckoutTimeout):
+                handle.getconn(timeout=0.1)
+            return connection
+
+        for _ in range(2):
+            borrow()
+            with handle.connection(timeout=5):
+                pass
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_a_timeout_of_the_same_coroutine_keeps_no_dropped_one(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The same on an event loop."""
+    registry_dir.declare("orders", database, "async_pool", async_pool_settings=ONE)
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+
+        async def borrow() -> Any:
+            connection = await handle.getconn()
+            with suppress(CheckoutTimeout):
+                await handle.getconn(timeout=0.1)
+            return connection
+
+        for _ in range(2):
+            await borrow()
+            async with handle.connection(timeout=5):
+                pass
+
+
 def test_a_dropped_one_gives_its_place_within_the_limits_back(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
@@ -346,6 +397,67 @@ def test_a_dropped_one_gives_its_place_within_the_limits_back(
         connections = [handle.getconn(timeout=5) for _ in range(2)]
         for connection in connections:
             handle.putconn(connection)
+
+
+#: How a borrower ends, if it does not give its connection back as it is.
+ENDS: dict[str, Callable[[Any, Any], object]] = {
+    "given back": lambda handle, connection: handle.putconn(connection),
+    "closed and given back": lambda handle, connection: (
+        connection.close(),
+        handle.putconn(connection),
+    ),
+    "dropped": lambda handle, connection: None,
+    "closed and dropped": lambda handle, connection: connection.close(),
+    "in a transaction, dropped": lambda handle, connection: connection.execute("SELECT 1"),
+}
+
+
+def test_no_slot_is_lost_over_rotations_however_borrowers_end(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Eight threads end in every way while the configuration changes; afterwards all is there."""
+    size = 4
+
+    def declare(number: int) -> None:
+        registry_dir.declare(
+            "orders",
+            database,
+            connection={"application_name": f"app-{number}"},
+            pool_settings={"min_size": 1, "max_size": size},
+        )
+
+    declare(0)
+    failed: list[BaseException] = []
+    with Registry(registry_dir, metrics=None, watch=False, max_connections=size + 1) as registry:
+        handle: Any = registry.get("orders")
+
+        def borrow(first: int) -> None:
+            ends = list(ENDS.values())
+            try:
+                for number in range(10):
+                    connection = handle.getconn(timeout=30)
+                    assert connection.execute("SELECT 1").fetchone() == (1,)
+                    handle.is_retired(connection)
+                    ends[(first + number) % len(ends)](handle, connection)
+                    del connection
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=borrow, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for number in range(1, 6):
+            declare(number)
+            registry.reload()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        connections = [handle.getconn(timeout=10) for _ in range(size)]
+        assert not any(map(handle.is_retired, connections))
+        for connection in connections:
+            handle.putconn(connection)
+        eventually(lambda: len(database.backends()) <= size, 5, "no other session is left")
+        assert handle.status().used == handle.status().retired == 0
 
 
 def test_a_handle_is_not_closed_while_its_connection_is_held_by_hand(

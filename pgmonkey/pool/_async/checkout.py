@@ -16,6 +16,7 @@ from pgmonkey.pool._async.pool import FRESH, LONG_IDLE
 from pgmonkey.pool._async.waiting import current_task, running_loop
 from pgmonkey.pool.checkout import BY_HAND, ENTERED, PAIRED, ROLLED_BACK, Checkout
 from pgmonkey.pool.clock import CLOCK
+from pgmonkey.pool.failures import drop_frames
 from pgmonkey.pool.stats import FOLD_AT
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ class AsyncCheckout(Checkout):
                         connection.holder = ref(self, pool.on_lost)
                     except IndexError:
                         connection = None  # another thread took the recent one
-                    except PoolClosed:
+                    except PoolClosed as closed:
                         # Another psycopg_pool took its place while this client queued. Nothing was
                         # sent, so nothing is repeated.
                         pool.raise_if_hopeless()
-                        pool = await self._go_on(pool)
+                        pool = await self._go_on(pool, closed)
                     else:
                         # One that came back before it was asked for was there at once; a look at the
                         # clock costs as much as the rest of this.
@@ -97,7 +98,8 @@ class AsyncCheckout(Checkout):
                         raise PoolTimeout
             finally:
                 pool.waiting.discard(self)
-        except PoolTimeout:
+        except PoolTimeout as timed_out:
+            drop_frames(timed_out)
             raise await pool.timed_out(clock_gettime(CLOCK) - began) from None
         except BaseException as error:
             pool.waiting.discard(self)  # an interrupt may come inside of the step above
@@ -121,8 +123,9 @@ class AsyncCheckout(Checkout):
         self.connection = connection
         await self.leave(BY_HAND)
 
-    async def _go_on(self, pool: AsyncPool) -> AsyncPool:
+    async def _go_on(self, pool: AsyncPool, closed: PoolClosed) -> AsyncPool:
         """Queue again, in the pool that there is now."""
+        drop_frames(closed)
         now: AsyncPool = await self.handle.pool_here()
         if now is not pool:
             pool.waiting.discard(self)

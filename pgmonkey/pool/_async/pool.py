@@ -52,7 +52,7 @@ from pgmonkey.pool.checkout import REPORTED, ROLLED_BACK
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
 from pgmonkey.pool.credentials import ends, obtained_async
-from pgmonkey.pool.failures import ConnectFailure, chain
+from pgmonkey.pool.failures import ConnectFailure, chain, drop_frames
 from pgmonkey.pool.messages import Numbers
 from pgmonkey.telemetry import events
 
@@ -472,7 +472,8 @@ class AsyncPool:
                 return await driver.getconn(moment)
             except PoolClosed:
                 return None
-            except PoolTimeout:
+            except PoolTimeout as timed_out:
+                drop_frames(timed_out)
                 if driver.get_stats().get("requests_queued", 0) > queued:
                     return None
                 moment *= 2

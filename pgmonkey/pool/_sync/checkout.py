@@ -16,6 +16,7 @@ from pgmonkey.pool._sync.connection import IN_ERROR
 from pgmonkey.pool._sync.pool import FRESH, LONG_IDLE
 from pgmonkey.pool.checkout import BY_HAND, ENTERED, PAIRED, ROLLED_BACK, Checkout
 from pgmonkey.pool.clock import CLOCK
+from pgmonkey.pool.failures import drop_frames
 from pgmonkey.pool.stats import FOLD_AT
 
 if TYPE_CHECKING:
@@ -60,11 +61,11 @@ class SyncCheckout(Checkout):
                         connection.holder = ref(self, pool.on_lost)
                     except IndexError:
                         connection = None  # another thread took the recent one
-                    except PoolClosed:
+                    except PoolClosed as closed:
                         # Another psycopg_pool took its place while this client queued. Nothing was
                         # sent, so nothing is repeated.
                         pool.raise_if_hopeless()
-                        pool = self._go_on(pool)
+                        pool = self._go_on(pool, closed)
                     else:
                         # One that came back before it was asked for was there at once; a look at the
                         # clock costs as much as the rest of this.
@@ -94,7 +95,8 @@ class SyncCheckout(Checkout):
                         raise PoolTimeout
             finally:
                 pool.waiting.discard(self)
-        except PoolTimeout:
+        except PoolTimeout as timed_out:
+            drop_frames(timed_out)
             raise pool.timed_out(clock_gettime(CLOCK) - began) from None
         except BaseException as error:
             pool.waiting.discard(self)  # an interrupt may come inside of the step above
@@ -118,8 +120,9 @@ class SyncCheckout(Checkout):
         self.connection = connection
         self.leave(BY_HAND)
 
-    def _go_on(self, pool: SyncPool) -> SyncPool:
+    def _go_on(self, pool: SyncPool, closed: PoolClosed) -> SyncPool:
         """Queue again, in the pool that there is now."""
+        drop_frames(closed)
         now: SyncPool = self.handle.pool_here()
         if now is not pool:
             pool.waiting.discard(self)

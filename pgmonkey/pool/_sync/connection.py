@@ -171,7 +171,8 @@ class SyncPooledConnection(SyncWatchedConnection):
 
     def __del__(self, *_: Any) -> None:
         """Go back to its pool, if a client has dropped it that borrowed it by hand."""
-        connector = self.link.connector if hasattr(self, "holder") else None
+        link: Link | None = getattr(self, "link", None)  # none: an interrupt came when it was made
+        connector = None if link is None else link.connector
         if connector is None or sys.is_finalizing():
             super().__del__()
             return
