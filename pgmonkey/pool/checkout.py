@@ -268,8 +268,14 @@ def loose(handle: Any) -> Any:
         raise RuntimeError(f"{handle!r} was not entered") from None
 
 
-def wrong_side(name: str, connection_type: str) -> WrongSideError:
-    """Return the error for `with` on an async handle, or the reverse."""
+def wrong_side(name: str, connection_type: str, block: str = " as conn") -> WrongSideError:
+    """Return the error for `with` on an async handle, or the reverse.
+
+    Args:
+        name: The name of the database.
+        connection_type: Its type.
+        block: What follows the handle in the right block.
+    """
     used, right = (
         ("`async with` or `await`", "with")
         if connection_type in ("normal", "pool")
@@ -277,5 +283,5 @@ def wrong_side(name: str, connection_type: str) -> WrongSideError:
     )
     return WrongSideError(
         f"{name} is a {connection_type} database: {used} does not work on it; "
-        f'use `{right} registry.get("{name}") as conn:`'
+        f'use `{right} registry.get("{name}"){block}:`'
     )

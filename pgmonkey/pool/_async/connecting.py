@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._async.connection import LONGEST_GOODBYE, NO_VERSION, AsyncPooledConnection
@@ -23,7 +23,7 @@ from pgmonkey.pool.hosts import resolved_async
 from pgmonkey.telemetry import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.stats import Stats
     from pgmonkey.pool.version import Version
+
+#: What is wrong with a new connection, if something is.
+Wrong: TypeAlias = ConnectFailure | None
+#: Does something with a new connection, the last thing before it is used.
+Begin: TypeAlias = "Callable[[AsyncPooledConnection, DatabaseConfig], Awaitable[Wrong]]"
 
 
 class NoRoomError(ConnectError):
@@ -217,6 +222,7 @@ class AsyncConnector:
         beyond: int = 0,
         probe: bool = False,
         instead_of: AsyncPooledConnection | None = None,
+        begin: Begin | None = None,
     ) -> AsyncPooledConnection:
         """Connect once, after the server has closed its end of closed connections.
 
@@ -226,6 +232,7 @@ class AsyncConnector:
             probe: Whether the version is not in force: a failure says nothing of what runs, and
                 a refused login is tried at once.
             instead_of: A connection that `keep_place` has closed.
+            begin: Called with the new connection: a failure of it is one of the connect.
 
         Raises:
             NoRoomError: a limit of ours forbids it.
@@ -248,7 +255,7 @@ class AsyncConnector:
         connection.link.server = server
         connection.link.connector = self
         try:
-            await self._finish(connection, version, probe=probe)
+            await self._finish(connection, version, probe=probe, begin=begin)
         except BaseException:  # its place is free when the server has closed its end
             self.connections.add(connection)
             connection.hang_up()
@@ -279,11 +286,18 @@ class AsyncConnector:
         return made
 
     async def _finish(
-        self, connection: AsyncPooledConnection, version: Version, *, probe: bool
+        self,
+        connection: AsyncPooledConnection,
+        version: Version,
+        *,
+        probe: bool,
+        begin: Begin | None,
     ) -> None:
         """Bring a new connection to the state that each checkout gets it in."""
         # Looked up after the version: who changes the functions asks for another version then.
         failure = await configure(connection, self._functions(), version.config)
+        if failure is None and begin is not None:
+            failure = await begin(connection, version.config)
         if failure is not None:
             raise await self._failed(failure, version, probe=probe)
         connection.keep_settings(resets=version.config.reset_on_return)

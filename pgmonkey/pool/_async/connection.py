@@ -309,14 +309,14 @@ class AsyncPooledConnection(AsyncWatchedConnection):
         results: list[PGresult] = []
         try:
             self.pgconn.send_query(statement)
-            while not self._has_answered(results):
+            while not self.has_answered(results):
                 if not await wait_readable(self.pgconn.socket, deadline - monotonic()):
                     return None
         except psycopg.Error:
             return None
         return None if results[-1].status == ExecStatus.FATAL_ERROR else results[-1]
 
-    def _has_answered(self, results: list[PGresult]) -> bool:
+    def has_answered(self, results: list[PGresult]) -> bool:
         """Read what there is of the answer, and tell whether that is all of it; never waits.
 
         `get_result` alone would wait for the next part, and every thread with it, because it

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._sync.connection import LONGEST_GOODBYE, NO_VERSION, SyncPooledConnection
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.stats import Stats
     from pgmonkey.pool.version import Version
+
+#: What is wrong with a new connection, if something is.
+Wrong: TypeAlias = ConnectFailure | None
+#: Does something with a new connection, the last thing before it is used.
+Begin: TypeAlias = "Callable[[SyncPooledConnection, DatabaseConfig], Wrong]"
 
 
 class NoRoomError(ConnectError):
@@ -218,6 +223,7 @@ class SyncConnector:
         beyond: int = 0,
         probe: bool = False,
         instead_of: SyncPooledConnection | None = None,
+        begin: Begin | None = None,
     ) -> SyncPooledConnection:
         """Connect once, after the server has closed its end of closed connections.
 
@@ -227,6 +233,7 @@ class SyncConnector:
             probe: Whether the version is not in force: a failure says nothing of what runs, and
                 a refused login is tried at once.
             instead_of: A connection that `keep_place` has closed.
+            begin: Called with the new connection: a failure of it is one of the connect.
 
         Raises:
             NoRoomError: a limit of ours forbids it.
@@ -249,7 +256,7 @@ class SyncConnector:
         connection.link.server = server
         connection.link.connector = self
         try:
-            self._finish(connection, version, probe=probe)
+            self._finish(connection, version, probe=probe, begin=begin)
         except BaseException:  # its place is free when the server has closed its end
             self.connections.add(connection)
             connection.hang_up()
@@ -279,10 +286,19 @@ class SyncConnector:
         refused_logins.accepted(config)
         return made
 
-    def _finish(self, connection: SyncPooledConnection, version: Version, *, probe: bool) -> None:
+    def _finish(
+        self,
+        connection: SyncPooledConnection,
+        version: Version,
+        *,
+        probe: bool,
+        begin: Begin | None,
+    ) -> None:
         """Bring a new connection to the state that each checkout gets it in."""
         # Looked up after the version: who changes the functions asks for another version then.
         failure = configure(connection, self._functions(), version.config)
+        if failure is None and begin is not None:
+            failure = begin(connection, version.config)
         if failure is not None:
             raise self._failed(failure, version, probe=probe)
         connection.keep_settings(resets=version.config.reset_on_return)
