@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         WrongSideError,
     )
     from pgmonkey.pool.handle import Database
+    from pgmonkey.pool.listening import Gap, Listener
     from pgmonkey.registry.manager import PGConnectionManager
     from pgmonkey.registry.registry import Registry
     from pgmonkey.registry.reload import ReloadReport
@@ -54,6 +55,8 @@ _HOMES = {
     "Change": "telemetry.status",
     "Credentials": "config.on_demand",
     "Database": "pool.handle",
+    "Gap": "pool.listening",
+    "Listener": "pool.listening",
     "PGConnectionManager": "registry.manager",
     "Registry": "registry.registry",
     "ReloadReport": "registry.reload",
@@ -71,8 +74,10 @@ __all__ = [
     "Database",
     "DatabaseRemovedError",
     "EnvInterpolationError",
+    "Gap",
     "HandleClosedError",
     "LeftOpenError",
+    "Listener",
     "NestedCheckoutError",
     "PGConnectionManager",
     "PgmonkeyError",

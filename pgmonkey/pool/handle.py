@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pgmonkey.pool.connecting import Outage
     from pgmonkey.pool.failures import Configure
     from pgmonkey.pool.limits import ConnectionLimits
+    from pgmonkey.pool.listening import Listener
     from pgmonkey.pool.messages import Numbers
     from pgmonkey.pool.version import Version
 
@@ -85,6 +86,17 @@ class Connector(Protocol):
         """Tell whether a connection of an older version is left, here or at the server."""
 
 
+class Listening(Protocol):
+    """The part of a group of listeners that `Database` reads, whichever side it is of."""
+
+    @property
+    def connector(self) -> Connector:
+        """What makes their connections."""
+
+    def listeners(self) -> list[Any]:
+        """Return those that are entered."""
+
+
 class Pool(Protocol):
     """The part of a pool that `Database` reads, whichever side it is of."""
 
@@ -111,6 +123,7 @@ _PUBLIC: Final = (
     "cursor",
     "getconn",
     "is_retired",
+    "listen",
     "name",
     "open",
     "putconn",
@@ -140,6 +153,8 @@ class Database(ABC):
 
     name: str
     connection_type: ConnectionType
+    #: The listeners of each event loop. Read without a lock.
+    listening: dict[Any, Any]
 
     if TYPE_CHECKING:
 
@@ -339,6 +354,32 @@ class Database(ABC):
         return checkout
 
     @abstractmethod
+    def listen(self, *channels: str, timeout: float | None = None) -> Listener:
+        """Wait for notifications, on a connection of its own, over rotations and outages.
+
+        Enter it with `with` or `async with`, and iterate over it. It yields a `psycopg.Notify` for
+        each notification, and a `Gap` after an outage: then look at what may have been missed. It
+        costs a server connection, which counts in `max_connections`, not in `max_size`.
+
+        Args:
+            channels: Their names, as they are: `listen("Orders")` hears `NOTIFY "Orders"`.
+            timeout: Seconds for the first connection; default: the configured `timeout`. After
+                that it connects again for as long as it is entered.
+
+        Raises:
+            ValueError: no channel, or a name that a server does not take.
+            ConnectError: when it is entered: no connection within the timeout.
+
+        Example:
+            >>> with registry.get("orders").listen("news") as notes:
+            ...     with registry.get("orders") as conn:
+            ...         _ = conn.execute("SELECT pg_notify('news', 'tea')")
+            ...     for note in notes.notifies(stop_after=1):
+            ...         print(note.channel, note.payload)
+            news tea
+        """
+
+    @abstractmethod
     def open(self, timeout: float | None = None) -> Awaitable[Database]:
         """Connect now, not at the first checkout; `await` it on an async handle.
 
@@ -394,9 +435,13 @@ class Database(ABC):
     def all_pools(self) -> list[Pool]:
         """Return the pools of this handle: one, or one for each event loop that uses it."""
 
+    def all_listening(self) -> list[Listening]:
+        """Return the groups of listeners of this handle that have some."""
+        return [one for one in self.listening.copy().values() if one.listeners()]
+
     def is_open(self) -> bool:
-        """Tell whether a pool has connected since it was opened, in any loop."""
-        return any(pool.opened for pool in self.all_pools())
+        """Tell whether a pool has connected since it was opened, in any loop, or one listens."""
+        return any(pool.opened for pool in self.all_pools()) or bool(self.all_listening())
 
     def is_draining(self) -> bool:
         """Tell whether a connection of an older version is left, here or at the server."""
@@ -404,7 +449,7 @@ class Database(ABC):
             pool.connector.is_draining()
             or (pool.opened and pool.target.since != self.version.since)
             for pool in self.all_pools()
-        )
+        ) or any(one.connector.is_draining() for one in self.listening.copy().values())
 
     def status(self) -> PoolStatus:
         """Return the numbers of the pools of this handle. It waits for nothing.
@@ -419,7 +464,9 @@ class Database(ABC):
         ended, queued = waits.count + sum(stats.errors.values()), stats.queued
         pools = self.all_pools()
         numbers = [pool.numbers() for pool in pools]
-        failures = (pool.connector.outage.failure for pool in pools)
+        listening = self.all_listening()
+        connectors = [pool.connector for pool in pools] + [each.connector for each in listening]
+        failures = (connector.outage.failure for connector in connectors)
         failure = next(filter(None, failures), None)
         now = monotonic()
         held = [
@@ -456,6 +503,7 @@ class Database(ABC):
             last_failure_reason=failure.reason if failure else None,
             last_failure_hint=failure.hint if failure else None,
             checkouts=tuple(held),
+            listeners=sum(len(each.listeners()) for each in listening),
         )
 
     def report_long_checkouts(self, now: float) -> None:

@@ -35,6 +35,10 @@ _OF_A_HANDLE: Final[Mapping[str, str]] = {
         ("fetchall", "fetchmany", "fetchone", "rowcount"),
         "borrow a cursor: `{with} handle.cursor() as cur:`, and use cur.{name}",
     ),
+    **dict.fromkeys(
+        ("notifies", "add_notify_handler"),
+        '`{with} handle.listen("channel") as notes:` waits for notifications',
+    ),
     "commit": _COMMITS,
     "rollback": _COMMITS,
     # psycopg_pool, SQLAlchemy, asyncpg, pgmonkey 4.0

@@ -182,6 +182,7 @@ def _pool(pool: PoolStatus) -> dict[str, Any]:
         "connect_failures": dict(pool.connect_failures),
         "wait_seconds": {"count": pool.waits.count, "sum": round(pool.waits.sum, 6)},
         "leaks": pool.leaks,
+        "listeners": pool.listeners,
     }
 
 

@@ -39,6 +39,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "connect.failed": ("warning", "connects began to fail"),
     "connect.recovered": ("info", "connects work again"),
     "credentials.not_renewed": ("warning", "the lease of a user is over, and its resolver gives no other"),
+    "listen.resumed": ("warning", "a listener listens again, and may have missed notifications"),
     "checkout.leaked": ("warning", "a checkout is held longer than leak_detection"),
     "checkout.abandoned": ("warning", "a checkout was interrupted, or its connection dropped, and was not given back"),
     "checkout.rolled_back": ("warning", "a block succeeded but was rolled back, because it swallowed an error"),

@@ -83,6 +83,8 @@ class PoolStatus(NamedTuple):
     last_failure_reason: Reason | None
     last_failure_hint: str | None
     checkouts: tuple[CheckoutStatus, ...]
+    #: How many blocks of `listen()` are entered. Each has a connection of its own.
+    listeners: int = 0
 
 
 class ProbeStatus(NamedTuple):

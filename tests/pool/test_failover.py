@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 import pytest
 
-from pgmonkey import Registry
+from pgmonkey import ConnectError, Registry
 from pgmonkey.pool._async.connection import AsyncPooledConnection
 from pgmonkey.pool._sync.connection import SyncPooledConnection
 from tests.kit.canary import Canary
@@ -19,6 +19,7 @@ from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.server import PostgresServer
 from tests.kit.standby import Standby
+from tests.pool.reader import GAP, Reader, reading
 from tests.pool.side import SIDES, Client, takes
 
 
@@ -92,6 +93,28 @@ def test_a_promotion_is_followed_soon_after_the_new_primary_accepts_writes(
     with takes(2):
         eventually(lambda: write(client), 15, "the new primary is found")
     assert port(client) == pair.standby.port
+
+
+def test_a_listener_follows_a_promotion(
+    client: Client, pair: Pair, registry_dir: RegistryDirectory
+) -> None:
+    """It listens at the new primary, after a gap; at a standby it says why it cannot."""
+    there = {**pair.settings, "host": pair.standby.host, "port": pair.standby.port}
+    del there["target_session_attrs"]
+    side = client.handle.connection_type
+    registry_dir.write("standby", {"connection_type": side, "connection_settings": there})
+    client.registry.reload()
+    with closing(Client(client.registry, "standby")) as other:
+        with pytest.raises(ConnectError, match="neither a standby nor a pooler can LISTEN"):
+            Reader(other, timeout=0.1)
+    with reading(client) as reader:
+        pair.primary.execute("NOTIFY news, 'before'", dbname="orders")
+        reader.has("before")
+        pair.primary.kill9()
+        pair.standby.promote()
+        reader.has("before", GAP)
+        pair.standby.execute("NOTIFY news, 'after'", dbname="orders")
+        reader.has("before", GAP, "after")
 
 
 def takes_writes(server: PostgresServer, *, does: bool) -> None:

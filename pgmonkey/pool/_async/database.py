@@ -14,9 +14,10 @@ from weakref import ref
 from psycopg import AsyncTransaction
 
 from pgmonkey.pool import messages
-from pgmonkey.pool._async import rotation
+from pgmonkey.pool._async import listening, rotation
 from pgmonkey.pool._async.checkout import AsyncCheckout
 from pgmonkey.pool._async.connection import IN_ERROR
+from pgmonkey.pool._async.listening import AsyncListener, AsyncListening
 from pgmonkey.pool._async.pool import AsyncPool
 from pgmonkey.pool._async.waiting import (
     Loop,
@@ -41,6 +42,7 @@ from pgmonkey.pool.stats import Stats
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.errors import PgmonkeyError
+    from pgmonkey.pool._async.connecting import AsyncConnector
     from pgmonkey.pool._async.connection import AsyncPooledConnection
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.version import Version
@@ -105,10 +107,12 @@ class AsyncDatabase(Database):
         self.checkout_class = AsyncCheckout
         #: The pool of each loop. Read without a lock.
         self.pools: dict[Loop, AsyncPool] = {}
+        #: The listeners of each loop. Read without a lock.
+        self.listening: dict[Loop, AsyncListening] = {}
         # Closed pools, until their last connection comes back.
         self._closed_pools: list[AsyncPool] = []
         # A program may drop a handle, or end, without closing it.
-        weakref.finalize(self, _release, self.pools)
+        weakref.finalize(self, _release, self.pools, self.listening)
 
     # Borrowing
 
@@ -167,6 +171,39 @@ class AsyncDatabase(Database):
             connection.holder = ref(checkout, checkout.pool.on_lost)
         await checkout.leave_by_hand(connection)
 
+    def listen(self, *channels: str, timeout: float | None = None) -> AsyncListener:
+        """Listen for notifications: see `Database.listen`."""
+        return AsyncListener(self, self._enter_listener, channels, timeout)
+
+    def _enter_listener(self, listener: AsyncListener) -> AsyncListening:
+        """Take in a listener of the running loop.
+
+        Raises:
+            PgmonkeyError: the handle may not be used any more.
+        """
+        loop = running_loop()
+        self.raise_if_gone()
+        self.hooks.on_open()
+        with self._lock:
+            self.raise_if_gone()
+            group = self.listening.get(loop)
+            if group is None:
+                drop_closed_loops()
+                for closed in [one for one in self.listening if is_closed(one)]:
+                    del self.listening[closed]
+                group = self.listening[loop] = AsyncListening(
+                    self.version,
+                    self.connection_type,
+                    stats=self.stats,
+                    limits=self.limits,
+                    hooks=self.hooks,
+                    loop=loop,
+                )
+            group.add(listener)
+        while group.connector.target is not self.version:  # put in force while it was made
+            group.connector.adopt(self.version)
+        return group
+
     # Opening and closing
 
     async def open(self, timeout: float | None = None) -> Database:
@@ -219,6 +256,7 @@ class AsyncDatabase(Database):
         """Close the connections: see `Database.close`."""
         here = running_loop()
         pools = self._take_pools(None)
+        self._end_listeners(None)
         own = pools.pop(here, None)
         for loop, pool in pools.items():
             start_in(loop, pool.end)
@@ -246,14 +284,21 @@ class AsyncDatabase(Database):
             pool.ending = True  # for `wait_closed`, which may come before the loop turns
             soon(pool.loop, pool.hang_up)  # if the loop ends now, no task begins in it any more
             finish_in(pool.loop, pool.thread, pool.end)
+        self._end_listeners(gone)
         drop_closed_loops()
 
+    def _end_listeners(self, why: PgmonkeyError | None) -> None:
+        for group in self.listening.copy().values():
+            group.end(why)
+
     async def wait_closed(self) -> None:
-        """Wait until the pools of the running loop are closed, after `shut`."""
+        """Wait until the connections of the running loop are closed, after `shut`."""
         here = running_loop()
         for pool in _pools.copy():
             if pool.ending and pool.loop == here:
                 await pool.end()
+        if (group := self.listening.get(here)) is not None:
+            await group.connector.let_go()
 
     # Reload: prepare every pool, which may fail; then adopt and rotate, which may not.
 
@@ -281,8 +326,10 @@ class AsyncDatabase(Database):
         if failed:
             self._discard(pools, prepared)
             raise failed[0]
-        if errors and not prepared:
-            _probe(next(iter(pools.values())), version)
+        untried = [pool.connector for pool in pools.values()] if errors else []
+        untried += [one.connector for one in self.listening.copy().values() if one.listeners()]
+        if untried and not prepared:
+            _probe(untried[0], version)
         return prepared
 
     def discard(self, prepared: Prepared) -> None:
@@ -311,12 +358,16 @@ class AsyncDatabase(Database):
         for loop, pool in self.pools.copy().items():
             if loop in prepared or not pool.opened or pool.target.since == version.since:
                 pool.adopt(version)
+        for group in self.listening.copy().values():
+            group.connector.adopt(version)
 
     def cut_over(self, version: Version) -> None:
         """Put a version in force, and hand out no connection of an older one; from any thread."""
         self.version = version
         for pool in self.pools.copy().values():
             pool.adopt(version, cut=True)
+        for group in self.listening.copy().values():
+            group.connector.adopt(version)
 
     def rotate(self, prepared: Prepared) -> None:
         """Replace the connections of the pools that were prepared; from any thread, after `adopt`.
@@ -369,6 +420,7 @@ class AsyncDatabase(Database):
     def forget(self) -> None:
         """Forget the parent's connections in a child process, without touching them."""
         self.pools.clear()
+        self.listening.clear()
         self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
@@ -388,29 +440,30 @@ async def _left_where_entered(
                 stack.pop_all()
 
 
-def _probe(pool: AsyncPool, version: Version) -> None:
-    """Connect once with a version, outside of the loop of the pool that counts it.
+def _probe(connector: AsyncConnector, version: Version) -> None:
+    """Connect once with a version, outside of the loop of the connector that counts it.
 
     Raises:
         ConnectError: it does not work.
     """
-    connector = pool.connector
     refusal = connector.reserve(version)
     if refusal is not None:
-        raise messages.no_room(pool.name, refusal, connector.explain_limit(version))
+        raise messages.no_room(connector.name, refusal, connector.explain_limit(version))
     try:
-        made = connect_plainly(version.config, pool.connection_type)
+        made = connect_plainly(version.config, connector.connection_type)
         if isinstance(made, ConnectFailure):
-            raise made.error(pool.name)
+            raise made.error(connector.name)
         made.close()
     finally:
         connector.release(version)
 
 
-def _release(pools: dict[Loop, AsyncPool]) -> None:
-    """Close the pools of a handle that was dropped."""
+def _release(pools: dict[Loop, AsyncPool], groups: dict[Loop, AsyncListening]) -> None:
+    """Close the pools of a handle that was dropped, and its listeners."""
     for pool in pools.values():
         release_in(pool.loop, pool.end)
+    for group in groups.values():
+        release_in(group.loop, group.close)
 
 
 def drop_closed_loops() -> None:
@@ -420,6 +473,7 @@ def drop_closed_loops() -> None:
             pool.drop()
         if pool.connector.ended and not pool.connections:
             _pools.discard(pool)
+    listening.drop_closed_loops()
 
 
 def forget_pools() -> None:
@@ -430,3 +484,4 @@ def forget_pools() -> None:
             connection.cut_off()
     _inherited.extend(_pools)
     _pools.clear()
+    listening.forget_listeners()

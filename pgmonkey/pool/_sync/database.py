@@ -15,10 +15,11 @@ from weakref import ref
 from psycopg import Transaction
 
 from pgmonkey.pool import messages
-from pgmonkey.pool._sync import rotation
+from pgmonkey.pool._sync import listening, rotation
 from pgmonkey.pool._sync.checkout import SyncCheckout
 from pgmonkey.pool._sync.connecting import connect as connect_plainly
 from pgmonkey.pool._sync.connection import IN_ERROR
+from pgmonkey.pool._sync.listening import SyncListener, SyncListening
 from pgmonkey.pool._sync.pool import SyncPool
 from pgmonkey.pool._sync.waiting import (
     Loop,
@@ -41,6 +42,7 @@ from pgmonkey.pool.stats import Stats
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.errors import PgmonkeyError
+    from pgmonkey.pool._sync.connecting import SyncConnector
     from pgmonkey.pool._sync.connection import SyncPooledConnection
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.version import Version
@@ -105,10 +107,12 @@ class SyncDatabase(Database):
         self.checkout_class = SyncCheckout
         #: The pool of each loop. Read without a lock.
         self.pools: dict[Loop, SyncPool] = {}
+        #: The listeners of each loop. Read without a lock.
+        self.listening: dict[Loop, SyncListening] = {}
         # Closed pools, until their last connection comes back.
         self._closed_pools: list[SyncPool] = []
         # A program may drop a handle, or end, without closing it.
-        weakref.finalize(self, _release, self.pools)
+        weakref.finalize(self, _release, self.pools, self.listening)
 
     # Borrowing
 
@@ -165,6 +169,39 @@ class SyncDatabase(Database):
             connection.holder = ref(checkout, checkout.pool.on_lost)
         checkout.leave_by_hand(connection)
 
+    def listen(self, *channels: str, timeout: float | None = None) -> SyncListener:
+        """Listen for notifications: see `Database.listen`."""
+        return SyncListener(self, self._enter_listener, channels, timeout)
+
+    def _enter_listener(self, listener: SyncListener) -> SyncListening:
+        """Take in a listener of the running loop.
+
+        Raises:
+            PgmonkeyError: the handle may not be used any more.
+        """
+        loop = None
+        self.raise_if_gone()
+        self.hooks.on_open()
+        with self._lock:
+            self.raise_if_gone()
+            group = self.listening.get(loop)
+            if group is None:
+                drop_closed_loops()
+                for closed in [one for one in self.listening if is_closed(one)]:
+                    del self.listening[closed]
+                group = self.listening[loop] = SyncListening(
+                    self.version,
+                    self.connection_type,
+                    stats=self.stats,
+                    limits=self.limits,
+                    hooks=self.hooks,
+                    loop=loop,
+                )
+            group.add(listener)
+        while group.connector.target is not self.version:  # put in force while it was made
+            group.connector.adopt(self.version)
+        return group
+
     # Opening and closing
 
     def open(self, timeout: float | None = None) -> Database:
@@ -217,6 +254,7 @@ class SyncDatabase(Database):
         """Close the connections: see `Database.close`."""
         here = None
         pools = self._take_pools(None)
+        self._end_listeners(None)
         own = pools.pop(here, None)
         for loop, pool in pools.items():
             start_in(loop, pool.end)
@@ -244,14 +282,21 @@ class SyncDatabase(Database):
             pool.ending = True  # for `wait_closed`, which may come before the loop turns
             soon(pool.loop, pool.hang_up)  # if the loop ends now, no thread begins in it any more
             finish_in(pool.loop, pool.thread, pool.end)
+        self._end_listeners(gone)
         drop_closed_loops()
 
+    def _end_listeners(self, why: PgmonkeyError | None) -> None:
+        for group in self.listening.copy().values():
+            group.end(why)
+
     def wait_closed(self) -> None:
-        """Wait until the pools of the running loop are closed, after `shut`."""
+        """Wait until the connections of the running loop are closed, after `shut`."""
         here = None
         for pool in _pools.copy():
             if pool.ending and pool.loop == here:
                 pool.end()
+        if (group := self.listening.get(here)) is not None:
+            group.connector.let_go()
 
     # Reload: prepare every pool, which may fail; then adopt and rotate, which may not.
 
@@ -279,8 +324,10 @@ class SyncDatabase(Database):
         if failed:
             self._discard(pools, prepared)
             raise failed[0]
-        if errors and not prepared:
-            _probe(next(iter(pools.values())), version)
+        untried = [pool.connector for pool in pools.values()] if errors else []
+        untried += [one.connector for one in self.listening.copy().values() if one.listeners()]
+        if untried and not prepared:
+            _probe(untried[0], version)
         return prepared
 
     def discard(self, prepared: Prepared) -> None:
@@ -309,12 +356,16 @@ class SyncDatabase(Database):
         for loop, pool in self.pools.copy().items():
             if loop in prepared or not pool.opened or pool.target.since == version.since:
                 pool.adopt(version)
+        for group in self.listening.copy().values():
+            group.connector.adopt(version)
 
     def cut_over(self, version: Version) -> None:
         """Put a version in force, and hand out no connection of an older one; from any thread."""
         self.version = version
         for pool in self.pools.copy().values():
             pool.adopt(version, cut=True)
+        for group in self.listening.copy().values():
+            group.connector.adopt(version)
 
     def rotate(self, prepared: Prepared) -> None:
         """Replace the connections of the pools that were prepared; from any thread, after `adopt`.
@@ -367,6 +418,7 @@ class SyncDatabase(Database):
     def forget(self) -> None:
         """Forget the parent's connections in a child process, without touching them."""
         self.pools.clear()
+        self.listening.clear()
         self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
@@ -384,29 +436,30 @@ def _left_where_entered(checkout: SyncCheckout, block: AbstractContextManager[T]
                 stack.pop_all()
 
 
-def _probe(pool: SyncPool, version: Version) -> None:
-    """Connect once with a version, outside of the loop of the pool that counts it.
+def _probe(connector: SyncConnector, version: Version) -> None:
+    """Connect once with a version, outside of the loop of the connector that counts it.
 
     Raises:
         ConnectError: it does not work.
     """
-    connector = pool.connector
     refusal = connector.reserve(version)
     if refusal is not None:
-        raise messages.no_room(pool.name, refusal, connector.explain_limit(version))
+        raise messages.no_room(connector.name, refusal, connector.explain_limit(version))
     try:
-        made = connect_plainly(version.config, pool.connection_type)
+        made = connect_plainly(version.config, connector.connection_type)
         if isinstance(made, ConnectFailure):
-            raise made.error(pool.name)
+            raise made.error(connector.name)
         made.close()
     finally:
         connector.release(version)
 
 
-def _release(pools: dict[Loop, SyncPool]) -> None:
-    """Close the pools of a handle that was dropped."""
+def _release(pools: dict[Loop, SyncPool], groups: dict[Loop, SyncListening]) -> None:
+    """Close the pools of a handle that was dropped, and its listeners."""
     for pool in pools.values():
         release_in(pool.loop, pool.end)
+    for group in groups.values():
+        release_in(group.loop, group.close)
 
 
 def drop_closed_loops() -> None:
@@ -416,6 +469,7 @@ def drop_closed_loops() -> None:
             pool.drop()
         if pool.connector.ended and not pool.connections:
             _pools.discard(pool)
+    listening.drop_closed_loops()
 
 
 def forget_pools() -> None:
@@ -426,3 +480,4 @@ def forget_pools() -> None:
             connection.cut_off()
     _inherited.extend(_pools)
     _pools.clear()
+    listening.forget_listeners()

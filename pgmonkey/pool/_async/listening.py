@@ -1,0 +1,649 @@
+"""Listen for notifications on connections outside of the pool, over rotations and outages.
+
+A listener has no task of its own: the task that reads it connects, listens, and moves to another version.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self
+from weakref import ReferenceType, WeakSet, ref
+
+import psycopg
+from psycopg import Notify, sql
+
+from pgmonkey.errors import LASTING, ConnectError, DatabaseRemovedError, HandleClosedError
+from pgmonkey.pool._async.connecting import AsyncConnector, NoRoomError
+from pgmonkey.pool._async.waiting import (
+    Lock,
+    aside,
+    in_thread,
+    is_closed,
+    release_in,
+    sleep,
+    start_in,
+    wait_readable,
+)
+from pgmonkey.pool.clock import monotonic
+from pgmonkey.pool.failures import ConnectFailure, classify
+from pgmonkey.pool.listening import Gap, Listener, Note, Notes
+from pgmonkey.telemetry import events
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, MutableSequence
+
+    from pgmonkey.config.models import ConnectionType
+    from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.errors import PgmonkeyError
+    from pgmonkey.pool._async.connection import AsyncPooledConnection
+    from pgmonkey.pool._async.waiting import Loop
+    from pgmonkey.pool.handle import Database, Hooks
+    from pgmonkey.pool.limits import ConnectionLimits
+    from pgmonkey.pool.stats import Stats
+    from pgmonkey.pool.version import Version
+
+#: Seconds after which a reader that waits looks whether it is to move, or to end.
+_LOOK: Final = 0.5
+#: The least seconds to wait for a socket: with none, nothing would be read.
+_MOMENT: Final = 0.001
+#: Seconds to wait for the answer to LISTEN or NOTIFY.
+_LONGEST_QUESTION: Final = 5.0
+#: Seconds to wait for the mark, on either connection, when a listener moves to another one.
+_LONGEST_MOVE: Final = 2.0
+#: Seconds between two looks for room, if `max_connections` forbids a connection.
+_NO_ROOM_PAUSE: Final = 0.5
+#: Seconds without a word of the server after which it is asked for a sign of life, and for which
+#: the answer is waited for, if the file has no `keepalives_idle` and `keepalives_interval`.
+_QUIET: Final = 30
+_PATIENCE: Final = 10
+_HINT: Final = "neither a standby nor a pooler can LISTEN: connect to the primary itself"
+
+#: Every group of listeners that may have connections.
+_groups: Final[set[AsyncListening]] = set()
+#: What a child process got from its parent. It is never touched again, and never freed.
+_inherited: Final[list[AsyncListening]] = []
+
+
+class _ListeningConnector(AsyncConnector):
+    """Make and count the connections of listeners, of which there may be any number."""
+
+    def __init__(
+        self,
+        version: Version,
+        connection_type: ConnectionType,
+        *,
+        stats: Stats,
+        limits: ConnectionLimits,
+        hooks: Hooks,
+    ) -> None:
+        super().__init__(
+            version,
+            connection_type,
+            stats=stats,
+            limits=limits,
+            functions=hooks.configure,
+            on_room=_do_nothing,
+        )
+        self.label = f"{self.name}/listen"
+        self.opened = True  # the event is for the first connection of a pool
+
+    @property
+    def max_size(self) -> int:
+        """No limit of a pool."""
+        return sys.maxsize
+
+
+class AsyncListening:
+    """The listeners of one handle in one event loop, and what connects for them.
+
+    Args:
+        version: What it connects with.
+        connection_type: Decides which session settings count.
+        stats: Where the handle counts.
+        limits: How many connections there may be in this process.
+        hooks: What the handle calls in its registry or manager.
+        loop: The event loop that it lives in.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        connection_type: ConnectionType,
+        *,
+        stats: Stats,
+        limits: ConnectionLimits,
+        hooks: Hooks,
+        loop: Loop,
+    ) -> None:
+        self.connector: AsyncConnector = _ListeningConnector(
+            version, connection_type, stats=stats, limits=limits, hooks=hooks
+        )
+        self.loop = loop
+        #: Whether it belongs to the parent of this process, and must not be touched.
+        self.inherited = False
+        # Held while one listener connects, pause included: a server that comes back is not flooded.
+        self.connecting = Lock()
+        # Guards which listener is being read, and the end of their connections. Reentrant, because a
+        # signal handler may close the handle. Never held while waiting.
+        self.lock = threading.RLock()
+        self._listeners: WeakSet[AsyncListener] = WeakSet()
+        # Their open connections.
+        self._held: dict[AsyncPooledConnection, ReferenceType[AsyncListener]] = {}
+        _groups.add(self)
+
+    def add(self, listener: AsyncListener) -> None:
+        """Take in a listener that is entered."""
+        with self.lock:
+            self._listeners.add(listener)
+
+    def remove(self, listener: AsyncListener) -> None:
+        """Forget a listener that was left."""
+        with self.lock:
+            self._listeners.discard(listener)
+
+    def listeners(self) -> list[AsyncListener]:
+        """Return those that are entered."""
+        with self.lock:
+            return list(self._listeners)
+
+    def hold(self, connection: AsyncPooledConnection, listener: AsyncListener) -> None:
+        """Note for whom a connection was made."""
+        self._held[connection] = ref(listener, self.on_lost)
+
+    def held_by(self, listener: AsyncListener) -> list[AsyncPooledConnection]:
+        """Return the connections that were made for a listener and not closed here."""
+        return [one for one, holder in self._held.copy().items() if holder() is listener]
+
+    def hang_up(self, connection: AsyncPooledConnection) -> None:
+        """Close a connection at this end."""
+        connection.hang_up()
+        self._held.pop(connection, None)
+
+    def on_lost(self, _holder: object) -> None:
+        """Close what a listener has that was dropped: called when it is freed, by any thread."""
+        if not self.inherited and not sys.is_finalizing():
+            release_in(self.loop, self.heal)
+
+    async def heal(self) -> None:
+        """Close the connections of listeners that were dropped without being left."""
+        for one, holder in self._held.copy().items():
+            if holder() is None:
+                self.hang_up(one)
+        await self.connector.let_go()
+
+    def end(self, why: PgmonkeyError | None) -> None:
+        """End all listeners; from any thread.
+
+        Args:
+            why: What their readers get, if it is not just the end of the iteration.
+        """
+        for listener in self.listeners():
+            listener.end(why)
+
+    async def close(self) -> None:
+        """End all listeners, because their handle was dropped."""
+        _groups.discard(self)
+        self.end(None)
+        await self.heal()
+
+    def drop(self) -> None:
+        """Close the connections of a loop that has ended: no task can use them any more."""
+        _groups.discard(self)
+        with self.lock:
+            self._listeners.clear()
+            self._held.clear()
+        for one in self.connector.connections.copy():
+            one.hang_up()
+            one.forget()
+
+
+def drop_closed_loops() -> None:
+    """Close the connections of listeners whose loops have ended."""
+    for group in _groups.copy():
+        if is_closed(group.loop):
+            group.drop()
+
+
+def forget_listeners() -> None:
+    """Forget the parent's listeners in a child process, without touching them."""
+    for group in _groups:
+        group.inherited = True
+        for connection in group.connector.connections.copy():
+            connection.cut_off()
+    _inherited.extend(_groups)
+    _groups.clear()
+
+
+class AsyncListener(Listener):
+    """Listen on a connection of its own: see `Listener`.
+
+    Args:
+        handle: What it belongs to.
+        enter: Takes it in there, in the running loop.
+        channels: Their names.
+        timeout: Seconds for the first connection; default: the configured `timeout`.
+    """
+
+    def __init__(
+        self,
+        handle: Database,
+        enter: Callable[[AsyncListener], AsyncListening],
+        channels: tuple[str, ...],
+        timeout: float | None,
+    ) -> None:
+        super().__init__(handle.name, handle.connection_type, channels)
+        self._handle = handle
+        self._enter = enter
+        self._timeout = timeout
+        #: What it is among, once it is entered.
+        self._group: AsyncListening | None = None
+        self._connection: AsyncPooledConnection | None = None
+        # What was received and not read yet.
+        self._ready: deque[Note] = deque()
+        # A channel that only this listener uses, and what is sent to it: see `_move`.
+        self._own = f"pgmonkey-{secrets.token_hex(8)}"
+        self._mark = ""
+        # When the server gave its last sign of life, and was asked for one without an answer yet.
+        self._heard_at = 0.0
+        self._asked_at: float | None = None
+        # Why the last connection is gone.
+        self._lost = ""
+        # Whether notifications are taken from a connection, or were when an interrupt came.
+        self._unsure = False
+        # The wait that uses its connections now, if there is one.
+        self._reader: object = None
+        # Whether the iteration is over, and why the handle is gone, if it is.
+        self._ended = False
+        self._why: PgmonkeyError | None = None
+
+    # The block
+
+    async def __aenter__(self) -> Self:
+        """Connect and listen: what is notified from now on will be read.
+
+        Raises:
+            ConnectError: not possible within the timeout, or the server refuses for a reason that
+                waiting does not change.
+        """
+        self._ended, self._why = False, None
+        self._ready.clear()
+        self._connection = None
+        group = self._group = self._enter(self)
+        timeout = self._timeout
+        if timeout is None:
+            timeout = group.connector.target.config.pool(self._connection_type).timeout
+        try:
+            self._reader = self
+            try:
+                await self._connect_first(group, monotonic() + timeout)
+            finally:
+                self._reader = None
+        except BaseException:
+            await self._leave(group)
+            raise
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None:
+        """Close the connection."""
+        if self._group is not None and not self._group.inherited:
+            await self._leave(self._group)
+
+    async def _connect_first(self, group: AsyncListening, deadline: float) -> None:
+        connector = group.connector
+        while self._connection is None:
+            target = connector.target
+            try:
+                self._use(await self._connect(group))
+            except NoRoomError as refusal:
+                if monotonic() + _NO_ROOM_PAUSE > deadline:
+                    why = connector.explain_limit(target) or refusal.text
+                    raise ConnectError(
+                        f"{why}, so none is left to listen",
+                        database=self._name,
+                        reason=refusal.reason,
+                        hint="raise max_connections, or lower the max_size of other pools",
+                    ) from None
+                await sleep(_NO_ROOM_PAUSE)
+            except ConnectError as error:
+                await self._look_again(error)
+                late = monotonic() + connector.outage.pause_left() >= deadline
+                if late or (error.reason in LASTING and connector.target is target):
+                    error.rejected = self._handle.hooks.rejected()
+                    raise
+            if self._ended:
+                self._handle.raise_if_gone()
+                raise HandleClosedError(f"{self._name}: the handle was closed meanwhile")
+
+    # Reading
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Note:
+        """Wait for the next notification or gap."""
+        if not await self._wait(None):
+            raise StopAsyncIteration
+        return self._ready.popleft()
+
+    def notifies(self, *, timeout: float | None = None, stop_after: int | None = None) -> Notes:
+        """Iterate for a time, or up to a number: see `Listener.notifies`."""
+        return self._notifies(timeout, stop_after)  # type: ignore[return-value]  # its other half is never there: wrong side
+
+    async def _notifies(self, timeout: float | None, stop_after: int | None) -> AsyncIterator[Note]:
+        deadline = None if timeout is None else monotonic() + timeout
+        while stop_after is None or stop_after > 0:
+            if not await self._wait(deadline):
+                return
+            yield self._ready.popleft()
+            stop_after = None if stop_after is None else stop_after - 1
+
+    async def _wait(self, deadline: float | None) -> bool:
+        """Wait until something is ready, and tell whether it is; not at the deadline, or at the end.
+
+        It stays there: an interrupt may come before this has returned.
+        """
+        me = object()
+        group = self._group_to_read()
+        try:
+            self._begin_reading(group, me)
+            looked = False
+            while not self._ended:
+                if self._unsure:
+                    self._lose(group, "an interrupt came while notifications were taken from it")
+                    self._unsure = False
+                if self._ready:
+                    return True
+                left = _LOOK if deadline is None else deadline - monotonic()
+                if left <= 0.0 and looked:
+                    return False
+                await self._step(group, max(_MOMENT, min(left, _LOOK)))
+                looked = True
+        finally:
+            if self._reader is me:
+                self._reader = None
+                if self._ended:
+                    self._close(group)
+        if isinstance(self._why, DatabaseRemovedError):
+            raise type(self._why)(*self._why.args)
+        return False
+
+    def _group_to_read(self) -> AsyncListening:
+        group = self._group
+        if group is None:
+            raise RuntimeError(f"{self!r} is not entered: `async with handle.listen(...) as notes`")
+        if group.inherited:
+            raise HandleClosedError(
+                f"{self._name}: this listener belongs to the parent process;"
+                " a child process makes its own with `listen`"
+            )
+        return group
+
+    def _begin_reading(self, group: AsyncListening, reader: object) -> None:
+        with group.lock:
+            if self._reader is not None:
+                raise RuntimeError(
+                    f"{self!r} has a reader already; make a listener for each reader"
+                )
+            self._reader = reader
+
+    async def _step(self, group: AsyncListening, seconds: float) -> None:
+        """Do what is due: connect, move, read what comes within some seconds, or ask."""
+        connection, connector = self._connection, group.connector
+        try:
+            if connection is None:
+                await self._resume(group)
+            elif (
+                connection.version < connector.target.since
+                and not connector.outage.pause_left()
+                and not group.connecting.locked()
+            ):
+                await self._move(group, connection)
+            elif await wait_readable(connection.pgconn.socket, seconds):
+                self._receive(connection, self._ready)
+                self._heard_at = monotonic()
+            else:
+                self._ask_if_quiet(connection, connector.target.config)
+        except psycopg.Error as error:
+            self._lose(group, classify(error, connector.target.config).text)
+
+    def _receive(self, connection: AsyncPooledConnection, notes: MutableSequence[Note]) -> None:
+        """Take what has come, also when the connection breaks; never waits.
+
+        Raises:
+            psycopg.Error: it is broken.
+        """
+        encoding = connection.info.encoding
+        unsure, self._unsure = self._unsure, True
+        try:
+            if connection.has_answered([]):
+                self._asked_at = None
+        finally:
+            while (note := connection.pgconn.notifies()) is not None:
+                channel, payload = (
+                    part.decode(encoding, "surrogateescape") for part in (note.relname, note.extra)
+                )
+                if channel != self._own or payload == self._mark:
+                    notes.append(Notify(channel, payload, note.be_pid))
+            self._unsure = unsure
+
+    def _ask_if_quiet(self, connection: AsyncPooledConnection, config: DatabaseConfig) -> None:
+        """Ask for a sign of life after a long silence: a network may be dead and not say so.
+
+        Raises:
+            psycopg.Error: there was no answer.
+        """
+        now, settings = monotonic(), config.connection_settings
+        if self._asked_at is not None:
+            patience = float(settings.get("keepalives_interval") or 0) or _PATIENCE
+            if now - self._asked_at > patience:
+                raise psycopg.OperationalError(f"no sign of life within {patience:g} s")
+        elif now - self._heard_at > (float(settings.get("keepalives_idle") or 0) or _QUIET):
+            connection.pgconn.send_query(b"")
+            connection.pgconn.flush()
+            self._asked_at = now
+
+    # Connecting
+
+    async def _connect(self, group: AsyncListening) -> AsyncPooledConnection:
+        """Connect and listen once, after the pause that the last failure demands.
+
+        Raises:
+            ConnectError: not possible now.
+        """
+        connector = group.connector
+        async with group.connecting:
+            await sleep(connector.outage.pause_left())
+            self._close(group, but=self._connection)  # of a connect that was interrupted
+            return await connector.make(connector.target, begin=self._begin)
+
+    async def _begin(
+        self, connection: AsyncPooledConnection, config: DatabaseConfig
+    ) -> ConnectFailure | None:
+        """Listen on a new connection."""
+        group = self._group
+        assert group is not None
+        try:
+            statement = b"; ".join(
+                sql.SQL("LISTEN {}").format(sql.Identifier(channel)).as_bytes(connection)
+                for channel in (*self.channels, self._own)
+            )
+            if await connection.ask(statement, _LONGEST_QUESTION) is None:
+                text = connection.pgconn.get_error_message().strip()
+                raise psycopg.OperationalError(f"LISTEN: {text or 'no answer'}")
+        except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
+            return classify(error, config)._replace(hint=_HINT)
+        group.hold(connection, self)
+        return None
+
+    def _use(self, connection: AsyncPooledConnection) -> None:
+        self._connection = connection
+        self._heard_at = monotonic()
+        self._asked_at = None
+        # What came with the answer to LISTEN makes no socket readable any more.
+        with suppress(psycopg.Error):
+            self._receive(connection, self._ready)
+
+    async def _resume(self, group: AsyncListening) -> None:
+        """Connect again, and tell the reader that notifications may be missing."""
+        try:
+            connection = await self._connect(group)
+        except NoRoomError:
+            await sleep(_NO_ROOM_PAUSE)
+        except ConnectError as error:
+            await self._look_again(error)
+        else:
+            gap = self._note_gap()  # first: an interrupt may come between the two
+            self._use(connection)
+            await self._report(gap)
+
+    def _note_gap(self) -> Gap:
+        gap = Gap(round(monotonic() - self._heard_at, 3), self._lost)
+        self._ready.append(gap)
+        return gap
+
+    async def _report(self, gap: Gap) -> None:
+        emit = partial(
+            events.emit,
+            "listen.resumed",
+            database=self._name,
+            connection_type=self._connection_type,
+            channels=list(self.channels),
+            seconds=gap.seconds,
+            error=gap.reason,
+        )
+        await aside(emit)
+
+    async def _look_again(self, error: ConnectError) -> None:
+        """Let the registry read its files: one may have the right password by now."""
+        if error.reason == "auth":
+            await in_thread(self._handle.hooks.on_refused)
+
+    # Moving to another version
+
+    async def _move(self, group: AsyncListening, old: AsyncPooledConnection) -> None:
+        """Listen on a connection of the version in force, then close the old one.
+
+        Both get what is notified meanwhile. The new one sends a mark, which both get in its place
+        among the notifications of the server: what the old one gets before it and the new one
+        after it is all there is, each once. If the old one does not get the mark, the new one is
+        at another server, or the old one is dead: then notifications may be missing.
+        """
+        try:
+            new = await self._connect(group)
+        except ConnectError as error:
+            if error.reason == "too_many_connections":
+                self._lose(group, "it made room for a connection of the new configuration")
+            else:
+                await self._look_again(error)
+            return
+        self._unsure = True
+        self._mark = secrets.token_hex(8)
+        statement = f"NOTIFY \"{self._own}\", '{self._mark}'".encode()
+        of_new: list[Note] = []
+        of_old: list[Note] = []
+        answer = await new.ask(statement, _LONGEST_MOVE)
+        if answer is None or (begin := await self._read_to_mark(new, of_new)) is None:
+            group.connector.outage.failed(ConnectFailure("timeout", "no answer to NOTIFY"))
+            self._close(group, but=old)
+            self._mark = ""  # the old one may still get it
+            self._unsure = False
+            return
+        gap = None
+        if (end := await self._read_to_mark(old, of_old)) is None:
+            self._ready.extend(of_old)
+            self._lost = "the new configuration leads to another server"
+            gap = self._note_gap()
+            self._ready.extend(of_new[:begin])
+        else:
+            self._ready.extend(of_old[:end])
+        self._ready.extend(of_new[begin + 1 :])
+        self._use(new)
+        self._close(group, but=new)
+        self._unsure = False
+        await group.connector.let_go()
+        if gap is not None:
+            await self._report(gap)
+
+    async def _read_to_mark(
+        self, connection: AsyncPooledConnection, notes: list[Note]
+    ) -> int | None:
+        """Read until the mark comes, and return its place among the notes, if it does."""
+        deadline = monotonic() + _LONGEST_MOVE
+        with suppress(psycopg.Error):
+            while True:
+                self._receive(connection, notes)
+                for place, note in enumerate(notes):
+                    if self._is_mark(note):
+                        return place
+                if not await wait_readable(connection.pgconn.socket, deadline - monotonic()):
+                    break
+        return None
+
+    def _is_mark(self, note: Note) -> bool:
+        return isinstance(note, Notify) and note.channel == self._own
+
+    # The end
+
+    def stop(self) -> None:
+        """End the iteration: see `Listener.stop`."""
+        self.end(None)
+
+    def end(self, why: PgmonkeyError | None) -> None:
+        """End the iteration and the connection; from any thread.
+
+        Args:
+            why: The handle is gone for this reason.
+        """
+        group = self._group
+        if group is None or group.inherited:
+            return
+        self._end(group, why)
+        start_in(group.loop, group.connector.let_go)
+
+    def _end(self, group: AsyncListening, why: PgmonkeyError | None) -> None:
+        with events.held_back(), group.lock:
+            if not self._ended:
+                self._why = why
+            self._ended = True
+            if self._reader is not None:  # it closes them itself, and may use them at this moment
+                for connection in group.held_by(self):
+                    _shut_down(connection)
+            else:
+                self._close(group)
+
+    async def _leave(self, group: AsyncListening) -> None:
+        group.remove(self)
+        self._end(group, None)
+        await group.connector.let_go()
+
+    def _lose(self, group: AsyncListening, reason: str) -> None:
+        self._lost = reason
+        self._close(group)
+
+    def _close(self, group: AsyncListening, *, but: AsyncPooledConnection | None = None) -> None:
+        """Close its connections, except perhaps for one."""
+        with events.held_back(), group.lock:
+            self._connection = but
+            for connection in group.held_by(self):
+                if connection is not but:
+                    group.hang_up(connection)
+
+
+def _shut_down(connection: AsyncPooledConnection) -> None:
+    """End a connection so that its reader sees it; the socket itself is left for the reader."""
+    with (
+        suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as own,
+    ):
+        own.shutdown(socket.SHUT_RDWR)
+
+
+def _do_nothing() -> None:
+    """Be called when there is room again: the readers look for it themselves."""
