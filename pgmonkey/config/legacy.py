@@ -54,7 +54,9 @@ def load_config(
     """Return the content of a file as a plain dictionary.
 
     `psycopg.connect(**config["connection_settings"])` works with it: each value has the
-    type of its key. Printing it shows no secret. No key is required, and unknown keys stay.
+    type of its key. Only the keys that psycopg takes on a connection (`isolation_level`,
+    `read_only`, `deferrable`, `prepared_max`) and the names of classes and functions
+    (`row_factory`, `cursor_factory`) are to be taken out before. Printing it shows no secret. No key is required, and unknown keys stay.
 
     Args:
         file_path: The file.

@@ -28,6 +28,7 @@ SESSION_VARIABLES: Final = ("PGDATESTYLE", "PGGEQO", "PGTZ")
 #: A path that cannot exist: libpq looks there for a password file and finds none, silently.
 NO_FILE: Final = "/dev/null/none"
 PREPARE_THRESHOLD: Final = 5  # executions, psycopg's own default
+PREPARED_MAX: Final = 100  # statements, the same
 
 
 class Keyword(NamedTuple):

@@ -15,6 +15,7 @@ from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolutio
 from pgmonkey.config.models import POOL_SECTIONS, SECTIONS, DatabaseFile, validate
 from pgmonkey.config.named_files import NamedFiles
 from pgmonkey.config.on_demand import PASSWORD, USER, Command, OnDemand
+from pgmonkey.config.pool_kwargs import lift_kwargs
 from pgmonkey.config.problems import KeyProblem, Positions, meant_key, schema_problem
 from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.rules import inconsistencies
@@ -175,10 +176,11 @@ def build_config(
     """
     # Absolute: the files are read again later, and the working directory may be another one then.
     directory = os.path.abspath(os.path.dirname(positions.path))
+    lifted = lift_kwargs(tree)
 
     def look(snapshot: Snapshot) -> tuple[Resolution, UrlParts, NamedFiles, dict[str, Any]]:
         resolution = Resolution(options, snapshot, directory)
-        resolved = resolution.document(tree)
+        resolved = resolution.document(lifted.tree)
         connection = resolved.get("connection_settings")
         url = take_apart(connection, below, resolved=options.resolve)
         named = NamedFiles(snapshot, directory, isolate=options.isolate)
@@ -190,6 +192,7 @@ def build_config(
     except SnapshotMovedError:
         return LoadResult(problems=positions.problems([MOVING]))
     problems = [
+        *lifted.problems,
         *named.problems,
         *url.problems,
         *resolution.problems,
@@ -200,7 +203,7 @@ def build_config(
     sources = Sources(file, files, resolution.variables, options.lookup, resolution.modified)
     if model is None or problems:
         origins = resolution.origins()
-        found = [with_origin(url.located(problem), origins) for problem in problems]
+        found = [lifted.located(with_origin(url.located(problem), origins)) for problem in problems]
         return LoadResult(None, positions.problems(found, known_secrets(resolved)), sources)
     config = DatabaseConfig(
         model,

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict, is_typeddict
 
-from pgmonkey.config.libpq import PREPARE_THRESHOLD, Keyword, keywords
+from pgmonkey.config.libpq import PREPARE_THRESHOLD, PREPARED_MAX, Keyword, keywords
 from pgmonkey.config.mistakes import Mistake, in_dbname, in_host, in_name, in_port
 from pgmonkey.config.redaction import Secret, is_sensitive, mask_urls
 from pgmonkey.config.types import (
@@ -77,7 +77,12 @@ class Key:
 
 _CONFIG: Final = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-# ---- connection_settings: every parameter of libpq, and two of psycopg
+# ---- connection_settings: every parameter of libpq, and some of psycopg
+
+#: As PostgreSQL writes them; the names of psycopg have capitals and underscores.
+ISOLATION_LEVELS: Final = ("read uncommitted", "read committed", "repeatable read", "serializable")
+ROW_FACTORIES: Final = ("tuple_row", "dict_row", "namedtuple_row", "scalar_row")
+CURSOR_FACTORIES: Final = ("Cursor", "ClientCursor", "RawCursor")
 
 _LOWEST: Final = -(2**31)  # libpq's integers
 _HIGHEST: Final = 2**31 - 1
@@ -185,6 +190,80 @@ def _keyword_type(keyword: Keyword) -> Any:
     return Annotated[str, validator, schema, key]
 
 
+def _psycopg_fields() -> dict[str, Any]:
+    """Return the annotations of what psycopg itself has a setting for, not libpq."""
+    return {
+        "autocommit": Annotated[
+            Flag, Key("Whether each statement is its own transaction.", "true", default=False)
+        ],
+        "isolation_level": Annotated[
+            str,
+            one_of(ISOLATION_LEVELS),
+            kind("choice", enum=list(ISOLATION_LEVELS)),
+            Key(
+                "The isolation level of each transaction; by default the server's.", "serializable"
+            ),
+        ],
+        "read_only": Annotated[
+            Flag,
+            Key("Whether each transaction only reads; by default as the server says.", "true"),
+        ],
+        "deferrable": Annotated[
+            Flag,
+            Key(
+                "Whether a transaction that is serializable and read-only waits until it cannot "
+                "fail; by default as the server says.",
+                "true",
+            ),
+        ],
+        "row_factory": Annotated[
+            str,
+            one_of(ROW_FACTORIES),
+            kind("choice", enum=list(ROW_FACTORIES)),
+            Key(
+                "What makes the rows: a function of psycopg.rows.", "dict_row", default="tuple_row"
+            ),
+        ],
+        "cursor_factory": Annotated[
+            str,
+            one_of(CURSOR_FACTORIES),
+            kind("choice", enum=list(CURSOR_FACTORIES)),
+            Key(
+                "The class of cursors, for async types with `Async` before it: ClientCursor puts "
+                "parameters into the statement, RawCursor takes $1 for them.",
+                "ClientCursor",
+                default="Cursor",
+            ),
+        ],
+        "prepare_threshold": Annotated[
+            int | None,
+            BeforeValidator(_threshold),
+            kind("integer", minimum=0, maximum=1_000_000),
+            Key(
+                "After how many executions a statement is prepared on the server; null for never.",
+                "10",
+                default=PREPARE_THRESHOLD,
+            ),
+        ],
+        "prepared_max": Annotated[
+            int | None,
+            BeforeValidator(_threshold),
+            kind("integer", minimum=0, maximum=1_000_000),
+            Key(
+                "How many prepared statements a connection keeps; null for any number.",
+                "500",
+                default=PREPARED_MAX,
+            ),
+        ],
+    }
+
+
+#: In pool sections of pgmonkey 4.0: what psycopg_pool passed on to psycopg (see pool_kwargs.py).
+KWARGS: Final = "kwargs"
+#: The keys of `connection_settings` that are settings of psycopg.
+PSYCOPG_KEYS: Final = tuple(_psycopg_fields())
+
+
 def _connection_section() -> Any:
     fields = {name: _keyword_type(keyword) for name, keyword in keywords().items()}
     # The loader takes it apart: behind it there are only the keys that it stands for.
@@ -196,19 +275,7 @@ def _connection_section() -> Any:
             "${DATABASE_URL}",
         ),
     ]
-    fields["autocommit"] = Annotated[
-        Flag, Key("Whether each statement is its own transaction.", "true", default=False)
-    ]
-    fields["prepare_threshold"] = Annotated[
-        int | None,
-        BeforeValidator(_threshold),
-        kind("integer", minimum=0, maximum=1_000_000),
-        Key(
-            "After how many executions a statement is prepared on the server; null for never.",
-            "10",
-            default=PREPARE_THRESHOLD,
-        ),
-    ]
+    fields |= _psycopg_fields()
     make: Any = TypedDict  # the keywords are those of the libpq that is installed
     section = make("ConnectionSection", fields, total=False)
     section.__pydantic_config__ = _CONFIG
@@ -421,6 +488,8 @@ def hints_of(path: KeyPath) -> Hints:
     if len(path) == 1 and path[0] in SECTIONS:
         section = _hints(DatabaseFile)[str(path[0])].__origin__
         return _hints(section) if is_dataclass(section) or is_typeddict(section) else {}
+    if len(path) == 2 and path[0] in POOL_SECTIONS and path[1] == KWARGS:
+        return {key: hints_of(("connection_settings",))[key] for key in PSYCOPG_KEYS}
     return {}
 
 

@@ -23,6 +23,7 @@ from pgmonkey.config.models import (
     MAPPINGS,
     POOL_KEYS,
     POOL_SECTIONS,
+    PSYCOPG_KEYS,
     SECTIONS,
     ConnectionType,
     DatabaseFile,
@@ -172,6 +173,12 @@ class DatabaseConfig(DatabaseFile):
         return threshold
 
     @property
+    def psycopg_settings(self) -> dict[str, Any]:
+        """What psycopg is to be told once there is a connection: it does not take these to connect."""
+        connection = self.connection_settings
+        return {key: connection[key] for key in _NOT_TO_CONNECT if key in connection}
+
+    @property
     def account(self) -> bytes:
         """A digest that identifies the account of its logins, in this process."""
         parts = (self.connection_settings.get(key, "") for key in _ACCOUNT)
@@ -234,13 +241,16 @@ class DatabaseConfig(DatabaseFile):
     def connect_kwargs(self, connection_type: ConnectionType) -> dict[str, Any]:
         """Return everything for `psycopg.connect(**kwargs)`, with the secrets in clear.
 
-        Drop it at once: nothing keeps a password. Without what is made on demand.
+        Drop it at once: nothing keeps a password. Without what is made on demand, and without
+        `psycopg_settings`.
         """
         connection = self.connection_settings
         kwargs: dict[str, Any] = {}
         if self._isolate and "service" not in connection:
             kwargs.update(isolation())
-        kwargs.update((key, _clear(value)) for key, value in connection.items())
+        kwargs.update(
+            (key, _clear(value)) for key, value in connection.items() if key not in _NOT_TO_CONNECT
+        )
         kwargs.update(self._defaults())
         side = connection_type in ("normal", "pool")
         session = self.sync_settings if side else self.async_settings
@@ -407,6 +417,8 @@ class DatabaseConfig(DatabaseFile):
         return "\0".join(parts)
 
 
+#: Settings of psycopg that are set on a connection.
+_NOT_TO_CONNECT: Final = frozenset(PSYCOPG_KEYS) - {"autocommit", "prepare_threshold"}
 _TOP: Final = [key for key in KEYS if key not in SECTIONS]
 _connect: Final = attrgetter(*(key for key in _TOP if effect_of(key) != "nothing"))
 _rest: Final = attrgetter(*(key for key in _TOP if effect_of(key) == "nothing"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, WeakMethod
 
@@ -11,8 +11,13 @@ from psycopg import IsolationLevel, sql
 from psycopg.abc import Dumper, Loader
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import FeatureNotSupported, InvalidSqlStatementName
+from psycopg.rows import dict_row, namedtuple_row, scalar_row, tuple_row
 from psycopg.types import TypeInfo, TypesRegistry
 
+#: The functions that make rows, by their names in a file.
+ROW_FACTORIES: Final[Mapping[str, Any]] = {
+    one.__name__: one for one in (tuple_row, dict_row, namedtuple_row, scalar_row)
+}
 _LISTEN: Final = re.compile(r"\blisten\b", re.IGNORECASE)
 #: The function of PostgreSQL that finds a prepared statement changed, among many others that say
 #: that a feature is not supported. Its text may be in any language.

@@ -393,7 +393,12 @@ def configure_left(function: Configure, left: str) -> ConnectFailure:
 
 
 def configure_raised(
-    function: Configure, error: Exception, config: DatabaseConfig, *, broken: bool
+    function: Configure,
+    error: Exception,
+    config: DatabaseConfig,
+    password: Secret,
+    *,
+    broken: bool,
 ) -> ConnectFailure:
     """Return the failure of a function that raised; without the exception, whose text is scrubbed.
 
@@ -401,13 +406,15 @@ def configure_raised(
         function: What the application gave to `configure`.
         error: What it raised.
         config: What the connection was made with.
+        password: Of the connection, which may have been made on demand.
         broken: Whether the connection broke meanwhile: then the server or the network has failed.
     """
     if broken:
-        failure = classify(error, config)
+        failure = classify(error, config, (password,))
         return failure._replace(text=f"in {_function(function)}: {failure.text}")
     text, _, _ = str(error).strip().partition("\n")  # what follows quotes the statement
-    what = ": ".join(filter(None, (type(error).__name__, scrub(text, config.unquotable))))
+    shown = scrub(text, (*config.unquotable, password))
+    what = ": ".join(filter(None, (type(error).__name__, shown)))
     text = f"{_function(function)} raised {what}{_place(error)}"
     return ConnectFailure("configure", text, hint=HINTS["configure"])
 

@@ -6,10 +6,10 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, overload
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
-from psycopg.rows import TupleRow
+from psycopg.rows import AsyncRowFactory, Row, RowFactory, TupleRow
 
 from pgmonkey.pool.checkout import REPORTED, Checkout, wrong_side
 from pgmonkey.pool.clock import monotonic
@@ -257,13 +257,28 @@ class Database(ABC):
             (1,)
         """
 
+    @overload
+    def cursor(
+        self,
+        timeout: float | None = None,
+        *,
+        row_factory: RowFactory[Row] | AsyncRowFactory[Row],
+        **options: Any,
+    ) -> Block[Cursor[Row], AsyncCursor[Row]]: ...
+
+    @overload
+    def cursor(
+        self, timeout: float | None = None, *, row_factory: None = None, **options: Any
+    ) -> BorrowedCursor: ...
+
     @abstractmethod
     def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
         """Borrow a connection for the life of one cursor.
 
         Args:
             timeout: Seconds to wait for the connection; default: the configured `timeout`.
-            options: Passed to psycopg's `Connection.cursor`.
+            options: Passed to psycopg's `Connection.cursor`; a type checker takes the type of the
+                rows from `row_factory`.
 
         Example:
             >>> from psycopg.rows import dict_row

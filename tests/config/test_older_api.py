@@ -13,6 +13,7 @@ from pgmonkey import PGConnectionManager
 from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.legacy import load_config, load_dict
 from pgmonkey.config.loader import load_file
+from pgmonkey.config.models import POOL_SECTIONS
 from pgmonkey.config.redaction import redact_config
 from pgmonkey.errors import ConfigError, EnvInterpolationError
 from tests.kit.dictionaries import config_from_dict
@@ -280,3 +281,44 @@ def test_is_current_sees_changes_and_forgives_a_removed_file(file, monkeypatch):
     assert config.is_current()
     path.unlink()
     assert config.is_current()
+
+
+KWARGS = {"autocommit": "true", "prepare_threshold": "null", "row_factory": "dict_row"}
+
+
+@pytest.mark.parametrize("sections", [["pool_settings"], ["async_pool_settings"], POOL_SECTIONS])
+def test_kwargs_of_a_pool_are_settings_of_the_database(file, sections):
+    """What psycopg_pool passed on to psycopg in 4.0; the same in both sections, or beside it, is fine."""
+    text = "".join(f"  {key}: {value}\n" for key, value in KWARGS.items())
+    inside = text.replace("  ", "    ")
+    path = file(
+        "connection_settings:\n  host: db\n  dbname: d\n  user: u\n  autocommit: true\n"
+        + "".join(f"{section}:\n  kwargs:\n{inside}  max_size: 3\n" for section in sections)
+    )
+    config = load_file(path)
+    assert (config.autocommit, config.prepare_threshold) == (True, None)
+    assert config.psycopg_settings == {"row_factory": "dict_row"}
+    assert config.pool("pool" if "pool_settings" in sections else "async_pool").max_size == 3
+    assert load_config(path)[sections[0]]["kwargs"] == {
+        "autocommit": True, "prepare_threshold": None, "row_factory": "dict_row",
+    }  # fmt: skip
+    same = load_file(
+        file(f"connection_settings:\n  host: db\n  dbname: d\n  user: u\n{text}"), isolate=False
+    )
+    assert same.connection_settings == config.connection_settings
+
+
+def test_a_reference_in_kwargs_of_a_pool_is_resolved(file, monkeypatch):
+    """A problem of its value says where it is in the file, and where the value comes from."""
+    monkeypatch.setenv("AUTOCOMMIT", "sometimes")
+    path = file(
+        "connection_settings: {host: db, dbname: d, user: u}\n"
+        "pool_settings: {kwargs: {autocommit: '${AUTOCOMMIT}'}}"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_file(path)
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.key) == (2, "pool_settings.kwargs.autocommit")
+    assert "the variable AUTOCOMMIT" in problem.message
+    monkeypatch.setenv("AUTOCOMMIT", "on")
+    assert load_file(path).autocommit is True

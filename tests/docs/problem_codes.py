@@ -63,7 +63,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "config.hosts": "hosts and addresses differ in number",
         "config.sizes": "min_size is larger than max_size",
         "config.setting_name": "a name is not a valid name of a session setting",
-        "config.setting_twice": "a session setting is given twice",
+        "config.setting_twice": "a setting is given twice",
         "config.pgbouncer": "a setting does not work behind PgBouncer",
         "environment.unreadable": "a .env file cannot be read, or is not UTF-8 text",
         "environment.syntax": "a line of a .env file cannot be read as a variable",

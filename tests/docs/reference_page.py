@@ -41,7 +41,7 @@ def page() -> str:
 
 def libpq() -> str:
     """Return the line that names the libpq whose parameters the page lists."""
-    return f"Every parameter of libpq {pq.version() // 10000}, and two of psycopg."
+    return f"Every parameter of libpq {pq.version() // 10000}, and some of psycopg."
 
 
 def _lines(whole: Mapping[str, Any]) -> Iterator[str]:

@@ -353,6 +353,28 @@ def test_a_function_that_fails_shows_no_secret(make: Make, database: TemporaryDa
         client.ask()
 
 
+def test_a_function_that_fails_shows_no_password_that_was_made_on_demand(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The same for a token that no file has."""
+
+    def tells(connection: Any) -> None:
+        raise LookupError(f"the token is {connection.info.password}")
+
+    connection = {"password": {"from_resolver": "vault", "key": "orders"}}
+    registry_dir.declare("orders", database, connection=connection)
+    with (
+        Registry(
+            registry_dir,
+            metrics=None,
+            resolvers={"vault": lambda _: database.password},
+            configure={"orders": tells},
+        ) as registry,
+        pytest.raises(ConnectError, match=r"the token is \*\*\*"),
+    ):
+        registry.get("orders").open()
+
+
 def test_a_connection_that_breaks_meanwhile_is_no_fault_of_the_function(
     make: Make, proxy: ChaosProxy
 ) -> None:

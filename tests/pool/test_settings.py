@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import IsolationLevel
+from psycopg.rows import dict_row, tuple_row
 
 from pgmonkey import ConfigError, ConnectError, PGConnectionManager
 from pgmonkey.config.libpq import keywords
@@ -169,6 +172,102 @@ async def test_prepare_threshold_holds_on_async_types(write: Write, connection_t
         async with handle as connection:
             assert connection.prepare_threshold == 1
             assert connection.autocommit is True
+
+
+#: What the file says of psycopg, and what a connection has then; the class of cursors by its name.
+OF_PSYCOPG = {
+    "autocommit": (True, True),
+    "isolation_level": ("repeatable read", IsolationLevel.REPEATABLE_READ),
+    "read_only": (True, True),
+    "deferrable": (False, False),
+    "row_factory": ("dict_row", dict_row),
+    "cursor_factory": ("ClientCursor", "ClientCursor"),
+    "prepare_threshold": (None, None),
+    "prepared_max": (7, 7),
+}
+
+
+@all_types
+def test_settings_of_psycopg_hold_in_each_block(write: Write, connection_type: str) -> None:
+    """Each is what every block begins with, also after one that has changed it."""
+    config = write(connection={key: value for key, (value, _) in OF_PSYCOPG.items()})
+    expected = {key: value for key, (_, value) in OF_PSYCOPG.items()}
+
+    def look(connection: Any) -> dict[str, Any]:
+        found = {key: getattr(connection, key) for key in OF_PSYCOPG}
+        cursors = (psycopg.ClientCursor, psycopg.AsyncClientCursor)
+        asynchronous = isinstance(connection, psycopg.AsyncConnection)
+        assert issubclass(found["cursor_factory"], cursors[asynchronous])
+        return found | {"cursor_factory": "ClientCursor"}
+
+    async def use() -> None:
+        async with PGConnectionManager() as manager:
+            handle = await manager.get_database_connection(config, connection_type)
+            for _ in range(2):
+                async with handle as connection:
+                    assert look(connection) == expected
+                    await connection.set_isolation_level(None)
+                    connection.row_factory = tuple_row
+                    connection.prepared_max = 1
+
+    if connection_type.startswith("async"):
+        asyncio.run(use())
+        return
+    with PGConnectionManager() as manager:
+        handle = manager.get_database_connection(config, connection_type)
+        for _ in range(2):
+            with handle as connection:
+                assert look(connection) == expected
+                connection.isolation_level = None
+                connection.row_factory = tuple_row
+                connection.prepared_max = 1
+
+
+@all_types
+def test_each_transaction_is_what_the_file_says(write: Write, connection_type: str) -> None:
+    """The server sees the isolation level and read-only transactions."""
+    config = write(
+        connection={"isolation_level": "serializable", "read_only": True, "deferrable": True}
+    )
+    statement = "SELECT " + ", ".join(
+        f"current_setting('transaction_{setting}')"
+        for setting in ("isolation", "read_only", "deferrable")
+    )
+    assert ask(config, connection_type, [statement]) == [("serializable", "on", "on")]
+
+
+@all_types
+@pytest.mark.parametrize(
+    "factory, statement", [("Cursor", "SELECT %s::int"), ("RawCursor", "SELECT $1::int")]
+)
+def test_a_cursor_of_each_class_runs_statements(
+    write: Write, connection_type: str, factory: str, statement: str
+) -> None:
+    """RawCursor takes the placeholders of PostgreSQL; rows are what row_factory makes."""
+    config = write(connection={"cursor_factory": factory, "row_factory": "scalar_row"})
+
+    async def use() -> Any:
+        async with PGConnectionManager() as manager:
+            handle = await manager.get_database_connection(config, connection_type)
+            async with handle as connection:
+                return await (await connection.execute(statement, [3])).fetchone()
+
+    if connection_type.startswith("async"):
+        assert asyncio.run(use()) == 3
+        return
+    with (
+        PGConnectionManager() as manager,
+        manager.get_database_connection(config, connection_type) as connection,
+    ):
+        assert connection.execute(statement, [3]).fetchone() == 3
+
+
+@pytest.mark.parametrize("connection_type", ["pool", "async_pool"])
+def test_kwargs_of_a_pool_of_pgmonkey_4_hold(write: Write, connection_type: str) -> None:
+    """`pool_settings.kwargs`, which 4.0 passed on to psycopg: VACUUM needs autocommit."""
+    section = "pool_settings" if connection_type == "pool" else "async_pool_settings"
+    config = write(**{section: {"kwargs": {"autocommit": True, "prepare_threshold": None}}})
+    ask(config, connection_type, ["SELECT 1", "VACUUM pg_catalog.pg_type"])
 
 
 # A value for each keyword of libpq that a plain local server accepts; the rest is known to need

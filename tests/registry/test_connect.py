@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 
 from pgmonkey import (
     ConfigError,
@@ -108,6 +108,23 @@ def test_it_is_a_connection_of_psycopg_and_of_no_pool(registry: Registry) -> Non
 def test_it_has_the_settings_of_the_file(ask: Use, registry: Registry) -> None:
     """Those of the session, too."""
     assert ask(registry, TIMEOUT) == ("30s",)
+
+
+def test_it_has_the_settings_of_psycopg_of_the_file(
+    ask: Use, registry: Registry, registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Rows, cursors and transactions are as in a block of the handle; an override wins."""
+    settings = {
+        "isolation_level": "serializable",
+        "row_factory": "dict_row",
+        "cursor_factory": "RawCursor",
+    }
+    registry_dir.declare("orders", database, connection=settings)
+    registry.reload()
+    assert ask(registry, "SHOW transaction_isolation") == {"transaction_isolation": "serializable"}
+    assert ask(registry, row_factory=tuple_row) == (1,)
+    with registry.connect("orders") as connection:
+        assert connection.execute("SELECT $1::int AS one", [1]).fetchone() == {"one": 1}
 
 
 def test_overrides_are_those_of_psycopg(

@@ -20,12 +20,10 @@ def rows(page: str) -> dict[str, list[str]]:
 
 def test_the_default_of_every_key_is_on_the_page() -> None:
     """The page of the configuration has every key that a file may have, outside libpq's."""
-    from pgmonkey.config.models import hints_of
+    from pgmonkey.config.models import PSYCOPG_KEYS, hints_of
 
     page = rows("configuration.md")
-    expected = {
-        *hints_of(()), *hints_of(("pool_settings",)), "autocommit", "prepare_threshold",
-    }  # fmt: skip
+    expected = {*hints_of(()), *hints_of(("pool_settings",)), *PSYCOPG_KEYS}
     assert expected <= page.keys()
 
 

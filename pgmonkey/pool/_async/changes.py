@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from inspect import getattr_static
 from typing import Any, Final, Self
 
-from psycopg import AsyncCursor, AsyncServerCursor, IsolationLevel, Notify
+from psycopg import (
+    AsyncClientCursor,
+    AsyncCursor,
+    AsyncRawCursor,
+    AsyncServerCursor,
+    IsolationLevel,
+    Notify,
+)
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import FeatureNotSupported, InvalidSqlStatementName
 from psycopg.rows import AsyncRowFactory, Row, TupleRow
 
 from pgmonkey.pool._async.waiting import AsyncDriverConnection, acquire
 from pgmonkey.pool.changes import (
+    ROW_FACTORIES,
     Adapters,
     Session,
     Settings,
@@ -337,3 +345,58 @@ class AsyncWatchedCursor(AsyncCursor[Row]):
     def _note_opened(self, opened: object, name: str) -> None:
         if isinstance(self.connection, AsyncWatchedConnection):
             self.connection.session.opened[opened] = name
+
+
+class AsyncWatchedClientCursor(AsyncClientCursor[Row], AsyncWatchedCursor[Row]):
+    """A `psycopg.AsyncClientCursor` that does the same."""
+
+    __slots__ = ()
+
+
+class AsyncWatchedRawCursor(AsyncRawCursor[Row], AsyncWatchedCursor[Row]):
+    """A `psycopg.AsyncRawCursor` that does the same."""
+
+    __slots__ = ()
+
+
+#: The classes of cursors, by their names in a file.
+PLAIN_CURSORS: Final[Mapping[str, type[AsyncCursor[Any]]]] = {
+    "Cursor": AsyncCursor,
+    "ClientCursor": AsyncClientCursor,
+    "RawCursor": AsyncRawCursor,
+}
+#: Those of pooled connections.
+WATCHED_CURSORS: Final[Mapping[str, type[AsyncCursor[Any]]]] = {
+    "Cursor": AsyncWatchedCursor,
+    "ClientCursor": AsyncWatchedClientCursor,
+    "RawCursor": AsyncWatchedRawCursor,
+}
+
+
+async def set_up(
+    connection: AsyncDriverConnection[Any],
+    settings: Mapping[str, Any],
+    cursors: Mapping[str, type[AsyncCursor[Any]]],
+) -> None:
+    """Set what the file of a database says of psycopg; asks the server nothing.
+
+    Args:
+        connection: A new one.
+        settings: By their keys in the file.
+        cursors: The classes of cursors.
+    """
+    for key, value in settings.items():
+        match key:
+            case "isolation_level":
+                level = IsolationLevel[value.upper().replace(" ", "_")]
+                await connection.set_isolation_level(level)
+            case "read_only":
+                await connection.set_read_only(value)
+            case "deferrable":
+                await connection.set_deferrable(value)
+            case "prepared_max":
+                connection.prepared_max = value
+            case "row_factory":
+                connection.row_factory = ROW_FACTORIES[value]
+            case "cursor_factory":
+                connection.cursor_factory = cursors[value]

@@ -6,7 +6,9 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from pgmonkey.config.redaction import Secret
 from pgmonkey.errors import ConnectError
+from pgmonkey.pool._async.changes import WATCHED_CURSORS, set_up
 from pgmonkey.pool._async.connection import LONGEST_GOODBYE, NO_VERSION, AsyncPooledConnection
 from pgmonkey.pool._async.waiting import Lock, aside, finished
 from pgmonkey.pool.clock import monotonic
@@ -98,6 +100,7 @@ async def _log_in(
             **await resolved_async({**config.connect_kwargs(connection_type), **made()})
         )
         connection.link.user = given.user if given is not None else None
+        await set_up(connection, config.psycopg_settings, WATCHED_CURSORS)
         return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
         return classify(error, config, (given.password,) if given is not None else ())
@@ -117,11 +120,12 @@ async def configure(
         config: What it was made with.
     """
     for function in functions:
+        password = Secret(connection.info.password)
         try:
             await finished(function(connection))
             left = await _left_behind(connection)
         except Exception as error:  # noqa: BLE001 - the code is the application's
-            return configure_raised(function, error, config, broken=connection.broken)
+            return configure_raised(function, error, config, password, broken=connection.broken)
         if left is not None:
             return configure_left(function, left)
     return None

@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from inspect import getattr_static
 from typing import Any, Final, Self
 
-from psycopg import Cursor, IsolationLevel, Notify, ServerCursor
+from psycopg import (
+    ClientCursor,
+    Cursor,
+    IsolationLevel,
+    Notify,
+    RawCursor,
+    ServerCursor,
+)
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import FeatureNotSupported, InvalidSqlStatementName
 from psycopg.rows import Row, RowFactory, TupleRow
 
 from pgmonkey.pool._sync.waiting import SyncDriverConnection, acquire
 from pgmonkey.pool.changes import (
+    ROW_FACTORIES,
     Adapters,
     Session,
     Settings,
@@ -338,3 +346,58 @@ class SyncWatchedCursor(Cursor[Row]):
     def _note_opened(self, opened: object, name: str) -> None:
         if isinstance(self.connection, SyncWatchedConnection):
             self.connection.session.opened[opened] = name
+
+
+class SyncWatchedClientCursor(ClientCursor[Row], SyncWatchedCursor[Row]):
+    """A `psycopg.ClientCursor` that does the same."""
+
+    __slots__ = ()
+
+
+class SyncWatchedRawCursor(RawCursor[Row], SyncWatchedCursor[Row]):
+    """A `psycopg.RawCursor` that does the same."""
+
+    __slots__ = ()
+
+
+#: The classes of cursors, by their names in a file.
+PLAIN_CURSORS: Final[Mapping[str, type[Cursor[Any]]]] = {
+    "Cursor": Cursor,
+    "ClientCursor": ClientCursor,
+    "RawCursor": RawCursor,
+}
+#: Those of pooled connections.
+WATCHED_CURSORS: Final[Mapping[str, type[Cursor[Any]]]] = {
+    "Cursor": SyncWatchedCursor,
+    "ClientCursor": SyncWatchedClientCursor,
+    "RawCursor": SyncWatchedRawCursor,
+}
+
+
+def set_up(
+    connection: SyncDriverConnection[Any],
+    settings: Mapping[str, Any],
+    cursors: Mapping[str, type[Cursor[Any]]],
+) -> None:
+    """Set what the file of a database says of psycopg; asks the server nothing.
+
+    Args:
+        connection: A new one.
+        settings: By their keys in the file.
+        cursors: The classes of cursors.
+    """
+    for key, value in settings.items():
+        match key:
+            case "isolation_level":
+                level = IsolationLevel[value.upper().replace(" ", "_")]
+                connection.set_isolation_level(level)
+            case "read_only":
+                connection.set_read_only(value)
+            case "deferrable":
+                connection.set_deferrable(value)
+            case "prepared_max":
+                connection.prepared_max = value
+            case "row_factory":
+                connection.row_factory = ROW_FACTORIES[value]
+            case "cursor_factory":
+                connection.cursor_factory = cursors[value]

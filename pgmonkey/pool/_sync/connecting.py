@@ -7,7 +7,9 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from pgmonkey.config.redaction import Secret
 from pgmonkey.errors import ConnectError
+from pgmonkey.pool._sync.changes import WATCHED_CURSORS, set_up
 from pgmonkey.pool._sync.connection import LONGEST_GOODBYE, NO_VERSION, SyncPooledConnection
 from pgmonkey.pool._sync.waiting import Lock, aside, finished
 from pgmonkey.pool.clock import monotonic
@@ -99,6 +101,7 @@ def _log_in(
             **resolved({**config.connect_kwargs(connection_type), **made()})
         )
         connection.link.user = given.user if given is not None else None
+        set_up(connection, config.psycopg_settings, WATCHED_CURSORS)
         return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
         return classify(error, config, (given.password,) if given is not None else ())
@@ -118,11 +121,12 @@ def configure(
         config: What it was made with.
     """
     for function in functions:
+        password = Secret(connection.info.password)
         try:
             finished(function(connection))
             left = _left_behind(connection)
         except Exception as error:  # noqa: BLE001 - the code is the application's
-            return configure_raised(function, error, config, broken=connection.broken)
+            return configure_raised(function, error, config, password, broken=connection.broken)
         if left is not None:
             return configure_left(function, left)
     return None

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from pgmonkey.pool._sync.changes import PLAIN_CURSORS, set_up
 from pgmonkey.pool._sync.waiting import SyncDriverConnection, in_thread, sleep
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
@@ -124,9 +125,14 @@ def _log_in(
 ) -> SyncOutsideConnection | ConnectFailure:
     # The driver's exception goes no further: its frames and attributes hold the password.
     try:
-        return SyncOutsideConnection.connect(
+        connection = SyncOutsideConnection.connect(
             **{**resolved(config.connect_kwargs(connection_type)), **options}
         )
+        settings = {
+            key: value for key, value in config.psycopg_settings.items() if key not in options
+        }
+        set_up(connection, settings, PLAIN_CURSORS)
+        return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
         return classify(error, config)
     except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the driver's frames
