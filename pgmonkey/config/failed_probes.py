@@ -33,7 +33,10 @@ def failed_probe(config: DatabaseConfig, error: ConnectError) -> Problem:
     """Return the problem of a good file with which no connection can be made."""
     path, name = config.path, config.name
     # With the name: the position may be in the defaults, which many databases have.
-    code, message = f"probe.{error.reason}", f"cannot connect to {name}: {error.text}"
+    text = (
+        error.text.removeprefix(f"{config.on_demand.place}: ") if config.on_demand else error.text
+    )
+    code, message = f"probe.{error.reason}", f"cannot connect to {name}: {text}"
     hint = error.hint or None
     keys = [config.written_as(key) for key in _probed_keys(error.reason, error.text)]
     for file, document in read_with_defaults(path):

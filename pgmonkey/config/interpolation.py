@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from pgmonkey.config.libpq import libpq_variables
 from pgmonkey.config.models import NULLABLE, SECTIONS
 from pgmonkey.config.on_demand import KINDS as ON_DEMAND
-from pgmonkey.config.on_demand import ResolverFunction, Source, read_reference
+from pgmonkey.config.on_demand import Reader, ResolverFunction, Source
 from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.secret_files import (
@@ -455,17 +455,9 @@ class Resolution:
 
     def _on_demand(self, value: dict[str, Any], path: KeyPath) -> _Dropped:
         """Leave out a value that is made when a connection is, and note what makes it."""
-        found = read_reference(
-            value,
-            path,
-            expand=self._expanded,
-            directory=self.directory,
-            resolvers=self.options.resolvers,
-        )
-        if isinstance(found, KeyProblem):
-            self.problems.append(found)
-        elif found is not None:
-            self.on_demand[path] = found
+        read = Reader(self._expanded, self.problems.append, self.directory, self.options.resolvers)
+        if (source := read.source(value, path)) is not None:
+            self.on_demand[path] = source
         return _DROPPED
 
     def _expanded(self, text: str, path: KeyPath) -> str | None:

@@ -123,90 +123,114 @@ def entry_point_names() -> frozenset[str]:
     return frozenset(metadata.entry_points(group=GROUP).names)
 
 
-def read_reference(
-    value: Mapping[str, Any],
-    path: KeyPath,
-    *,
-    expand: Callable[[str, KeyPath], str | None],
-    directory: str,
-    resolvers: Mapping[str, ResolverFunction] | None,
-) -> Source | KeyProblem | None:
-    """Return the source that a reference declares, or what is wrong with it.
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Read the references of one document that declare credentials made on demand.
 
     Args:
-        value: The mapping with `from_command` or `from_resolver`.
-        path: Its place.
         expand: Replaces the references in a text; `None` if that is not possible, and reported.
+        report: Takes what is wrong.
         directory: Where relative paths start.
         resolvers: The functions of the application; `None` if they are not known here.
     """
-    kind = "from_command" if "from_command" in value else "from_resolver"
-    if unknown := sorted(value.keys() - _BESIDE[kind]):
-        allowed = ", ".join(sorted(_BESIDE[kind] - {kind}))
-        return KeyProblem(
-            path,
-            "reference.malformed",
-            f"expected nothing beside {kind} but {allowed}",
-            did_you_mean(unknown[0], _BESIDE[kind]),
-        )
-    if path != PASSWORD and not (kind == "from_resolver" and path == USER):
-        return KeyProblem(
-            (*path, kind),
-            "reference.on_demand",
-            "only the password can be made on demand, and with a resolver the user beside it",
-        )
-    seconds: list[float] = []
-    for key, default in (("refresh", _REFRESH), ("timeout", _TIMEOUT)):
-        found = _seconds(value.get(key) or default, (*path, key), expand)
-        if not isinstance(found, float):
-            return found
-        seconds.append(found)
-    if kind == "from_command":
-        return _command(value[kind], (*path, kind), expand, directory, *seconds)
-    return _resolver(value, path, expand, resolvers, *seconds)
 
+    expand: Callable[[str, KeyPath], str | None]
+    report: Callable[[KeyProblem], object]
+    directory: str
+    resolvers: Mapping[str, ResolverFunction] | None
 
-def _seconds(
-    text: Any, path: KeyPath, expand: Callable[[str, KeyPath], str | None]
-) -> float | KeyProblem | None:
-    written = expand(text, path) if isinstance(text, str) else ""
-    if written is None:
+    def source(self, value: Mapping[str, Any], path: KeyPath) -> Source | None:
+        """Return what a mapping with `from_command` or `from_resolver` declares, if it is right."""
+        kind = "from_command" if "from_command" in value else "from_resolver"
+        if unknown := sorted(value.keys() - _BESIDE[kind]):
+            allowed = ", ".join(sorted(_BESIDE[kind] - {kind}))
+            message = f"expected nothing beside {kind} but {allowed}"
+            hint = did_you_mean(unknown[0], _BESIDE[kind])
+            self._refuse(path, "reference.malformed", message, hint)
+            return None
+        if path != PASSWORD and not (kind == "from_resolver" and path == USER):
+            message = (
+                "only the password can be made on demand, and with a resolver the user beside it"
+            )
+            self._refuse((*path, kind), "reference.on_demand", message)
+            return None
+        refresh = self._seconds(value.get("refresh") or _REFRESH, (*path, "refresh"))
+        timeout = self._seconds(value.get("timeout") or _TIMEOUT, (*path, "timeout"))
+        read = self._command if kind == "from_command" else self._resolver
+        return read(value, path, refresh, timeout)
+
+    def _refuse(self, path: KeyPath, code: str, message: str, hint: str | None = None) -> None:
+        self.report(KeyProblem(path, code, message, hint))
+
+    def _seconds(self, written: Any, path: KeyPath) -> float | None:
+        text = self.expand(written, path) if isinstance(written, str) else ""
+        if text is None:
+            return None
+        message, hint = "expected a duration longer than zero", None
+        try:
+            if (seconds := parse_duration(text)) > 0:
+                return seconds
+        except DurationError as error:
+            message, hint = str(error), error.hint
+        self._refuse(path, "config.duration", message, hint)
         return None
-    try:
-        seconds = parse_duration(written)
-    except DurationError as error:
-        return KeyProblem(path, "config.duration", str(error), error.hint)
-    if seconds > 0:
-        return seconds
-    return KeyProblem(path, "config.duration", "expected a duration longer than zero")
 
-
-def _command(
-    written: Any,
-    path: KeyPath,
-    expand: Callable[[str, KeyPath], str | None],
-    directory: str,
-    refresh: float,
-    timeout: float,
-) -> Source | KeyProblem | None:
-    if not _is_list_of_texts(written):
-        hint = "write a list: [program, argument, argument]; there is no shell"
-        return KeyProblem(path, "reference.malformed", "expected a program and arguments", hint)
-    arguments = [expand(one, (*path, index)) for index, one in enumerate(written)]
-    if any(one is None or "\0" in one for one in arguments):
-        return (
-            None
-            if None in arguments
-            else KeyProblem(path, "config.nul", "an argument contains a NUL character")
+    def _command(
+        self,
+        value: Mapping[str, Any],
+        path: KeyPath,
+        refresh: float | None,
+        timeout: float | None,
+    ) -> Source | None:
+        written, path = value["from_command"], (*path, "from_command")
+        if not _is_list_of_texts(written):
+            hint = "write a list: [program, argument, argument]; there is no shell"
+            message = "expected a program and arguments"
+            self._refuse(path, "reference.malformed", message, hint)
+            return None
+        expanded = [self.expand(one, (*path, at)) for at, one in enumerate(written)]
+        arguments = [one for one in expanded if one is not None]
+        if any("\0" in one for one in arguments):
+            self._refuse(path, "config.nul", "an argument contains a NUL character")
+            return None
+        if len(arguments) < len(written) or refresh is None or timeout is None:
+            return None
+        hidden = tuple(
+            Secret(one) for one, before in zip(arguments, written, strict=True) if one != before
         )
-    found = tuple(map(str, arguments))
-    if "/" in found[0]:
-        found = (os.path.join(directory, found[0]), *found[1:])
-    hidden = tuple(
-        Secret(one) for one, before in zip(found[1:], written[1:], strict=True) if one != before
-    )
-    key = ("command", found, directory, refresh, timeout)
-    return _sources.setdefault(key, Command(found, directory, refresh, timeout, hidden))
+        if "/" in arguments[0]:
+            arguments[0] = os.path.join(self.directory, arguments[0])
+        key = ("command", *arguments, self.directory, refresh, timeout)
+        made = Command(tuple(arguments), self.directory, refresh, timeout, hidden)
+        return _sources.setdefault(key, made)
+
+    def _resolver(
+        self,
+        value: Mapping[str, Any],
+        path: KeyPath,
+        refresh: float | None,
+        timeout: float | None,
+    ) -> Source | None:
+        name, written, path = (
+            value["from_resolver"],
+            value.get("key") or "",
+            (*path, "from_resolver"),
+        )
+        if not isinstance(name, str) or not name or not isinstance(written, str):
+            message = "expected the name of a resolver, and a text as its key"
+            self._refuse(path, "reference.malformed", message)
+            return None
+        key = self.expand(written, (*path[:-1], "key"))
+        function = (self.resolvers or {}).get(name)
+        if function is None and self.resolvers is not None:
+            installed = entry_point_names()
+            if name not in installed:
+                self.report(_no_resolver(name, path, {*installed, *self.resolvers}))
+                return None
+        if key is None or refresh is None or timeout is None:
+            return None
+        made_of = ("resolver", name, key, refresh, timeout, id(function))
+        return _sources.setdefault(made_of, Resolver(name, key, refresh, timeout, function))
 
 
 def _is_list_of_texts(written: Any) -> bool:
@@ -216,30 +240,6 @@ def _is_list_of_texts(written: Any) -> bool:
         and all(isinstance(one, str) for one in written)
         and bool(written[0])
     )
-
-
-def _resolver(
-    value: Mapping[str, Any],
-    path: KeyPath,
-    expand: Callable[[str, KeyPath], str | None],
-    resolvers: Mapping[str, ResolverFunction] | None,
-    refresh: float,
-    timeout: float,
-) -> Source | KeyProblem | None:
-    name, key = value["from_resolver"], value.get("key") or ""
-    if not isinstance(name, str) or not name or not isinstance(key, str):
-        message = "expected the name of a resolver, and a text as its key"
-        return KeyProblem((*path, "from_resolver"), "reference.malformed", message)
-    expanded = expand(key, (*path, "key"))
-    if expanded is None:
-        return None
-    function = (resolvers or {}).get(name)
-    if function is None and resolvers is not None:
-        known = entry_point_names()
-        if name not in known:
-            return _no_resolver(name, (*path, "from_resolver"), {*known, *resolvers})
-    made_of = ("resolver", name, expanded, refresh, timeout, id(function))
-    return _sources.setdefault(made_of, Resolver(name, expanded, refresh, timeout, function))
 
 
 def _no_resolver(name: str, path: KeyPath, known: Iterable[str]) -> KeyProblem:

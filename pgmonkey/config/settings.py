@@ -217,7 +217,7 @@ class DatabaseConfig(DatabaseFile):
 
         Args:
             given: The settings; `None` leaves one to its default. Another `host` takes the place
-                of a `hostaddr`, too.
+                of a `hostaddr`, too; another user or password, that of what is made on demand.
         """
         settings = dict(self.connection_settings)
         if "host" in given.settings:
@@ -236,6 +236,7 @@ class DatabaseConfig(DatabaseFile):
             sources=self._sources,
             files=self._files_digest,
             from_url=self._from_url,
+            on_demand=None if given.settings.keys() & {"user", "password"} else self.on_demand,
         )
 
     def connect_kwargs(self, connection_type: ConnectionType) -> dict[str, Any]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Seconds for which a failure stands for the next calls: a source that is down is not stormed.
 _FAILED: Final = 1.0
+#: Seconds for which that is used which has expired when it comes.
+_EXPIRED: Final = 1.0
 #: Seconds for which a client waits longer than a call may take, to hear why it was ended.
 _LAST_WORDS: Final = 0.2
 #: How much of a foreign error is shown: its end.
@@ -320,6 +322,8 @@ def _usable(found: Credentials, source: Source) -> Answer:
 def _given(password: str, user: str | None, expires_at: float | None, source: Source) -> Given:
     now = monotonic()
     seconds = source.refresh if expires_at is None else expires_at - time.time()
+    if seconds <= 0:  # the clock of another machine may be behind
+        seconds = _EXPIRED
     return Given(Secret(password), user, now, now + seconds)
 
 

@@ -102,10 +102,11 @@ _PROBES: dict[Reason, str] = {
     "dns": "[Errno -2] Name or service not known",
     "refused": 'connection to server at "192.0.2.7", port 5432 failed: Connection refused',
     "timeout": "connection timeout expired",
-    "credentials": "the command aws ended with exit code 255: Unable to locate credentials",
     "too_many_connections": "FATAL:  sorry, too many clients already",
     "other": "FATAL:  something else",
 }
+_COMMAND = "{from_command: [aws, rds, generate-db-auth-token]}"
+_NO_CREDENTIALS = "the command aws ended with exit code 255: Unable to locate credentials"
 
 
 def page() -> str:
@@ -260,11 +261,14 @@ def _probed() -> Iterator[Problem]:
         config = DirectoryLoader("registry.d", environ=environ).scan().configs["orders"]
         for reason, text in _PROBES.items():
             failure = classify(psycopg.OperationalError(text), config)
-            if reason == "credentials":  # no text of a server
-                failure = ConnectFailure(reason, f"orders.yaml:5:13: {text}", hint=HINTS[reason])
             assert failure.reason == reason
             yield failed_probe(config, failure.error("orders"))
         failure = configure_left(_adapt, "left a transaction open")
+        yield failed_probe(config, failure.error("orders"))
+        path.write_text(_FILE.replace("${ORDERS_PASSWORD}", _COMMAND))
+        path.chmod(0o644)
+        config = DirectoryLoader("registry.d", environ={}).scan().configs["orders"]
+        failure = ConnectFailure("credentials", _NO_CREDENTIALS, hint=HINTS["credentials"])
         yield failed_probe(config, failure.error("orders"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -212,6 +213,28 @@ def test_a_reload_that_changes_something_else_reads_nothing_again(
     assert mint.calls == 1
 
 
+@pytest.mark.parametrize("side", ["pool"], indirect=True)
+def test_a_connection_outside_of_the_pool_gets_them_too(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """With one look after a refusal; another user or password takes their place."""
+    mint = Mint(database)
+    registry = opened(mint).registry
+
+    async def ask(**overrides: Any) -> None:
+        async with await registry.aconnect("orders", **overrides) as connection:
+            await connection.execute("SELECT 1")
+
+    registry.connect("orders").close()
+    database.rotate()
+    asyncio.run(ask())
+    assert mint.calls == 2
+    registry.connect("orders", password=database.password).close()
+    with pytest.raises(ConnectError, match="no password supplied"):
+        registry.connect("orders", password=None)
+    assert mint.calls == 2
+
+
 def test_a_coroutine_function_serves_both_sides(
     opened: Callable[..., Client], database: TemporaryDatabase
 ) -> None:
@@ -269,6 +292,39 @@ def test_a_child_process_uses_what_its_parent_read(
 
     assert in_a_child(in_child) == 1
     assert mint.calls == 1
+
+
+def test_a_call_of_the_parent_does_not_hold_up_a_child(
+    failure: Callable[..., str], registry_dir: RegistryDirectory
+) -> None:
+    """Its thread is not in the child, so the child calls by itself."""
+    parent, asked, go_on = os.getpid(), threading.Event(), threading.Event()
+
+    def resolver(_key: str) -> str:
+        if os.getpid() != parent:
+            raise LookupError("the child has asked")
+        asked.set()
+        go_on.wait(20)
+        raise LookupError("the parent has asked")
+
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(failure(resolver)))
+    thread.start()
+    assert asked.wait(10)
+    assert "the child has asked" in in_a_child(lambda: failure(resolver))
+    go_on.set()
+    thread.join(10)
+    assert "the parent has asked" in found[0]
+
+
+def test_what_has_expired_when_it_comes_is_used_for_a_second(
+    opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """The clock of another machine may be behind: a source is not asked for each connection."""
+    mint = Mint(database, lifetime=-3600)
+    began = time.monotonic()
+    opened(mint).fill(4)
+    assert mint.calls <= 1 + (time.monotonic() - began)
 
 
 # Users with leases

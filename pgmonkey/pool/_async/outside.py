@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pgmonkey.pool._async.changes import PLAIN_CURSORS, set_up
+from pgmonkey.pool._async.logins import logged_in
 from pgmonkey.pool._async.waiting import AsyncDriverConnection, in_thread, sleep
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
@@ -16,6 +18,7 @@ from pgmonkey.pool.hosts import resolved_async
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.pool.credentials import Given
     from pgmonkey.pool.handle import Hooks
     from pgmonkey.pool.limits import ConnectionLimits
 
@@ -105,7 +108,7 @@ async def _connect(
         refused = refused_logins.claim(config)
         if refused is not None and refused.reason == "auth":
             return refused
-        made = await _log_in(config, connection_type, options)
+        made = await logged_in(config, partial(_log_in, config, connection_type, options))
         if isinstance(made, ConnectFailure):
             if made.reason == "auth":
                 refused_logins.refused(config, made)
@@ -120,12 +123,19 @@ async def _connect(
 
 
 async def _log_in(
-    config: DatabaseConfig, connection_type: ConnectionType, options: Mapping[str, Any]
+    config: DatabaseConfig,
+    connection_type: ConnectionType,
+    options: Mapping[str, Any],
+    given: Given | None,
 ) -> AsyncOutsideConnection | ConnectFailure:
     # The driver's exception goes no further: its frames and attributes hold the password.
+    made = given.parameters if given is not None else dict[str, str]
     try:
         connection = await AsyncOutsideConnection.connect(
-            **{**await resolved_async(config.connect_kwargs(connection_type)), **options}
+            **{
+                **await resolved_async({**config.connect_kwargs(connection_type), **made()}),
+                **options,
+            }
         )
         settings = {
             key: value for key, value in config.psycopg_settings.items() if key not in options
@@ -133,7 +143,7 @@ async def _log_in(
         await set_up(connection, settings, PLAIN_CURSORS)
         return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
-        return classify(error, config)
+        return classify(error, config, (given.password,) if given is not None else ())
     except BaseException as interrupt:  # noqa: BLE001 - it goes on, without the driver's frames
         interrupt.__context__ = None
         raise interrupt.with_traceback(None) from None

@@ -11,11 +11,11 @@ from pgmonkey.config.redaction import Secret
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._sync.changes import WATCHED_CURSORS, set_up
 from pgmonkey.pool._sync.connection import LONGEST_GOODBYE, NO_VERSION, SyncPooledConnection
+from pgmonkey.pool._sync.logins import logged_in
 from pgmonkey.pool._sync.waiting import Lock, aside, finished
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, refused_logins
 from pgmonkey.pool.connections import Connections
-from pgmonkey.pool.credentials import Given, forget, obtained
 from pgmonkey.pool.failures import (
     ConnectFailure,
     classify,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.pool.credentials import Given
     from pgmonkey.pool.failures import Configure
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.stats import Stats
@@ -50,51 +51,17 @@ def connect(
 ) -> SyncPooledConnection | ConnectFailure:
     """Connect once, or return why that failed.
 
-    If the server refuses credentials that were made before, they are made again, once: they may have
-    been revoked.
-
     Args:
         config: What to connect with.
         connection_type: Decides which session settings count.
     """
-    on_demand = config.on_demand
-    if on_demand is None:
-        return _log_in(config, connection_type)
-    began = monotonic()
-    given = obtained(config)
-    if isinstance(given, ConnectFailure):
-        return given
-    made = _log_in(config, connection_type, given)
-    if not _is_refused(made):
-        return made
-    if forget(on_demand, given) and given.read_at >= began:
-        return made
-    newer = obtained(config)
-    if isinstance(newer, ConnectFailure):
-        return newer
-    if not newer.logs_in_as(given):
-        made = _log_in(config, connection_type, newer)
-    if _is_refused(made):
-        forget(on_demand, newer)
-    return made
-
-
-def _is_refused(made: object) -> bool:
-    return isinstance(made, ConnectFailure) and made.reason == "auth"
+    return logged_in(config, partial(_log_in, config, connection_type))
 
 
 def _log_in(
-    config: DatabaseConfig, connection_type: ConnectionType, given: Given | None = None
+    config: DatabaseConfig, connection_type: ConnectionType, given: Given | None
 ) -> SyncPooledConnection | ConnectFailure:
-    """Connect once, or return why that failed.
-
-    The driver's exception goes no further: its frames and attributes hold the password.
-
-    Args:
-        config: What to connect with.
-        connection_type: Decides which session settings count.
-        given: The credentials, if they are made on demand.
-    """
+    # The driver's exception goes no further: its frames and attributes hold the password.
     made = given.parameters if given is not None else dict[str, str]
     try:
         connection = SyncPooledConnection.connect(

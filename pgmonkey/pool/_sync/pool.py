@@ -97,6 +97,10 @@ _TAKES_NO_WRITES: Final = (
     b"RESET default_transaction_read_only;"
     b" SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean"
 )
+#: Seconds before another user is asked for after that failed: the first pause, doubled up to the
+#: longest.
+_FIRST_LEASE_PAUSE: Final = 1.0
+_LONGEST_LEASE_PAUSE: Final = 30.0
 #: The types that hold one connection, whose blocks take turns.
 _SINGLE: Final = ("normal", "async")
 
@@ -122,7 +126,8 @@ class SyncPool:
         "_claimed",
         "_explained",
         "_hooks",
-        "_lease_failed",
+        "_lease_at",
+        "_lease_pause",
         "_longest_ping",
         "_made_with",
         "_no_room",
@@ -218,8 +223,9 @@ class SyncPool:
         # Whether a limit forbade the last connect, and has not called since.
         self._no_room = False
         self._longest_ping = LONGEST_PING
-        # Whether it was reported that the lease of a user cannot be replaced.
-        self._lease_failed = False
+        # When to ask for another user again after that failed, and how long the pause was: 0 if it
+        # works.
+        self._lease_at = self._lease_pause = 0.0
         # What the last timeout was explained with, and when.
         self._explained: tuple[float, tuple[str, str]] | None = None
         #: Whether it was reported that older connections are out for too long.
@@ -396,22 +402,34 @@ class SyncPool:
 
     def _has_lease_that_ends(self) -> bool:
         on_demand = self.target.config.on_demand
-        return on_demand is not None and bool(self.connector.users()) and ends(on_demand)
+        return (
+            on_demand is not None
+            and bool(self.connector.users())
+            and ends(on_demand)
+            and monotonic() >= self._lease_at
+        )
 
     def _renew_lease(self) -> None:
-        """Ask for a user whose lease has not ended, and replace the connections of the one before."""
+        """Ask for a user whose lease has not ended, and replace the connections of the one before.
+
+        A failure is reported once, and tried again less and less often: each try may make a user.
+        """
         given = obtained(self.target.config)
-        if not isinstance(given, ConnectFailure):
-            self._lease_failed = False
-            if self.connector.users() - {given.user}:
-                with suppress(ConnectError):
-                    in_thread(self._hooks.force_reload)
-        elif not self._lease_failed:
-            self._lease_failed = True
-            report = partial(
-                events.emit, "credentials.not_renewed", database=self.name, error=given.text
-            )
-            aside(report)
+        error = given.text if isinstance(given, ConnectFailure) else ""
+        if not isinstance(given, ConnectFailure) and self.connector.users() - {given.user}:
+            try:
+                in_thread(self._hooks.force_reload)
+            except ConnectError as failure:
+                error = failure.text
+        before, self._lease_pause = self._lease_pause, 0.0
+        if error:
+            self._lease_pause = min(max(before * 2, _FIRST_LEASE_PAUSE), _LONGEST_LEASE_PAUSE)
+            self._lease_at = monotonic() + self._lease_pause
+            if not before:
+                report = partial(
+                    events.emit, "credentials.not_renewed", database=self.name, error=error
+                )
+                aside(report)
 
     def _take_spare(self) -> SyncPooledConnection | None:
         while (spare := _pop(self._spares)) is not None:
