@@ -152,9 +152,12 @@ def test_types_survive_a_fork_and_hold_in_each_loop(make: Make) -> None:
 
 
 @pytest.mark.usefixtures("types")
-def test_a_block_that_registers_more_gives_back_what_was_configured(make: Make) -> None:
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_block_that_registers_more_gives_back_what_was_configured(
+    make: Make, resets: bool
+) -> None:
     """What `configure` sets is what a clean checkout restores, on the same connection."""
-    client = make(pool={"max_size": 1})
+    client = make(pool={"max_size": 1}, reset_on_return=resets)
 
     async def configures(connection: Any) -> None:
         await adapt(connection)
