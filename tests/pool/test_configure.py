@@ -344,6 +344,23 @@ def test_a_plain_function_may_return_an_awaitable(make: Make) -> None:
     assert "not shown" not in str(caught.value)
 
 
+@pytest.mark.parametrize("connection_type", ["async_pool"])
+def test_a_function_in_which_something_is_cancelled_ends_no_worker(make: Make) -> None:
+    """It is a failure like others, and the pool goes on to connect."""
+    client = make(pool={"max_size": 1})
+    cancelled: list[bool] = []
+
+    async def is_cancelled(_connection: Any) -> None:
+        if not cancelled:
+            cancelled.append(True)
+            raise asyncio.CancelledError
+
+    client.registry.configure("orders", is_cancelled)
+    with pytest.raises(ConnectError, match="raised RuntimeError: it was cancelled"):
+        client.ask()
+    eventually(lambda: works(client), 5, "it works when the function does")
+
+
 def test_a_function_that_fails_shows_no_secret(make: Make, database: TemporaryDatabase) -> None:
     """A password in the text of its exception is masked; the canary looks at the error's frames."""
     client = make(pool={"max_size": 1})

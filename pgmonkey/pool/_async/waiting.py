@@ -110,9 +110,20 @@ class _Task(asyncio.Task[Any]):
 
 
 async def finished(result: object) -> None:
-    """Wait for what a function of the application returned, if that is awaitable."""
-    if inspect.isawaitable(result):
+    """Wait for what a function of the application returned, if that is awaitable.
+
+    Raises:
+        RuntimeError: something in it was cancelled, and not this task, which has other work.
+    """
+    if not inspect.isawaitable(result):
+        return
+    try:
         await result
+    except Cancelled:
+        task = current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("it was cancelled") from None
 
 
 class Signal:
