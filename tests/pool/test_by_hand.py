@@ -327,9 +327,8 @@ def test_one_that_is_dropped_is_closed_reported_and_replaced(
     gc.collect()
     assert client.ask() == 1
     assert rows() == []
-    if way != "closed before":
-        assert events.wait("checkout.abandoned")["place"].endswith(BORROWER)
-        assert client.handle.status().leaks == 1
+    assert events.wait("checkout.abandoned")["place"].endswith(BORROWER)
+    assert client.handle.status().leaks == 1
     assert len(database.backends()) == 1
     assert client.handle.status().used == 0
 

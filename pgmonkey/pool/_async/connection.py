@@ -177,10 +177,13 @@ class AsyncPooledConnection(AsyncWatchedConnection):
             return
         kept = connector.connections.keep(self)
         checkout = None if self.holder is None else self.holder()
-        if checkout is not None:
-            self.holder = ref(checkout, checkout.pool.on_lost)  # lost when this method ends
-        elif not kept:
-            super().__del__()
+        if checkout is None:
+            if not kept:
+                super().__del__()
+            return
+        if not kept:  # it was closed before, and is not counted any more
+            checkout.pool.dropped.append(self)
+        self.holder = ref(checkout, checkout.pool.on_lost)  # lost when this method ends
 
     def is_alive(self) -> bool:
         """Tell whether the server's end is still open, without asking the server.

@@ -124,6 +124,7 @@ class AsyncPool:
         "_borrows",
         "_claimed",
         "_explained",
+        "_healing",
         "_hooks",
         "_lease_at",
         "_lease_pause",
@@ -139,6 +140,7 @@ class AsyncPool:
         "connections",
         "connector",
         "driver",
+        "dropped",
         "ending",
         "examined",
         "floor",
@@ -208,6 +210,8 @@ class AsyncPool:
         #: checkout counts as waiting before it looks here, and a connection is put here before the
         #: look for those who wait, so no client waits while a connection is here.
         self.recent: deque[AsyncPooledConnection] = deque()
+        #: Connections that a client by hand has closed and dropped; psycopg_pool counts them as out.
+        self.dropped: deque[AsyncPooledConnection] = deque()
         # Whether a probe waits for a connection.
         self._borrows = False
         #: Connects, and other work, of which psycopg_pool counts the connection already.
@@ -232,6 +236,8 @@ class AsyncPool:
         self._wake = Signal()
         self._claimed = Signal()
         self._answered = Signal()
+        # Held while lost connections are taken back, each once.
+        self._healing = Lock()
         # Guards the step from one psycopg_pool to another. Held while the new one opens.
         self._renewing = Lock()
         self._take_settings(version)
@@ -898,16 +904,16 @@ class AsyncPool:
 
         Lost checkouts: the borrower was interrupted before it could give the connection back.
         """
-        for connection in self.lost():
-            connection.holder = None
-            self.stats.leaks += 1
-            events.emit(
-                "checkout.abandoned",
-                database=self.name,
-                connection_type=self.connection_type,
-                place=messages.function_name(connection.borrower),
-            )
-            await self.retire(connection, None)
+        if self.lost():
+            async with self._healing:
+                places = [await self._take_back_lost(connection) for connection in self.lost()]
+            for place in places:
+                events.emit(
+                    "checkout.abandoned",
+                    database=self.name,
+                    connection_type=self.connection_type,
+                    place=place,
+                )
         stats = self.driver.get_stats()
         too_large = not self.pending and stats["pool_size"] > len(self.connections)
         # It takes clients that gave up out of its queue when a connection comes.
@@ -915,13 +921,21 @@ class AsyncPool:
         if too_large or (clogged and not self.connections):
             await self.renew(self.driver)
 
+    async def _take_back_lost(self, connection: AsyncPooledConnection) -> str:
+        """Take back the connection of a lost checkout, and return who had borrowed it."""
+        with suppress(ValueError):
+            self.dropped.remove(connection)
+        self.stats.leaks += 1
+        await self.retire(connection, None)
+        return messages.function_name(connection.borrower)
+
     def lost(self) -> list[AsyncPooledConnection]:
         """Return the connections of lost checkouts."""
         return [
             one
             for one in self.connections.copy()
             if (holder := one.holder) is not None and holder() is None
-        ]
+        ] + list(self.dropped)
 
     def needs_care(self) -> bool:
         """Tell whether `care` has something to do."""
@@ -930,6 +944,7 @@ class AsyncPool:
         return (
             (failure is not None and not self.connections and not self.pending)
             or self.is_short()
+            or bool(self.dropped)
             or self._has_lease_that_ends()
             or any(
                 (one.version < self.floor and one.holder is None)
