@@ -36,6 +36,10 @@ _FAILED: Final = 1.0
 _EXPIRED: Final = 1.0
 #: Seconds for which a client waits longer than a call may take, to hear why it was ended.
 _LAST_WORDS: Final = 0.2
+#: Seconds over its `timeout` after which a call hangs, and another one may begin: what it waits for
+#: may be lost for ever. And how many may hang.
+_HANGS: Final = 1.0
+_MOST_LATE: Final = 8
 #: How much of a foreign error is shown: its end.
 _LONGEST_ERROR: Final = 300
 #: How many words of what a failed command wrote as its value are looked for in its errors.
@@ -80,13 +84,16 @@ Answer: TypeAlias = Given | _Failed
 class _Kept:
     """What is known of one source."""
 
-    __slots__ = ("answer", "calling", "known", "user")
+    __slots__ = ("answer", "began", "calling", "known", "late", "user")
 
     def __init__(self) -> None:
         #: The last answer; `None` if it may not be used any more.
         self.answer: Answer | None = None
-        #: The call under way.
+        #: The call under way, and when it began.
         self.calling: Future[Answer] | None = None
+        self.began = 0.0
+        #: How many calls nobody waits for any more, because they hang.
+        self.late = 0
         #: The last password, good or not: foreign errors may quote it.
         self.known: tuple[Secret, ...] = ()
         #: The last user, if it gives users, whose leases end.
@@ -158,6 +165,7 @@ def reset() -> None:
     _lock = threading.Lock()  # the parent's may be held for ever
     for kept in _kept.values():
         kept.calling = None
+        kept.late = 0
 
 
 def _limit(config: DatabaseConfig) -> float:
@@ -175,7 +183,8 @@ def _begin(source: Source) -> Answer | Future[Answer]:
             kept = _kept[source] = _Kept()
         if kept.answer is not None and monotonic() < kept.answer.until:
             return kept.answer
-        if kept.calling is None:
+        late = monotonic() - kept.began > source.timeout + _HANGS and kept.late < _MOST_LATE
+        if kept.calling is None or late:
             calling: Future[Answer] = Future()
             calling.set_running_or_notify_cancel()
             try:
@@ -187,7 +196,8 @@ def _begin(source: Source) -> Answer | Future[Answer]:
                 ).start()
             except RuntimeError as error:
                 return _Failed(f"cannot be called: {error}")
-            kept.calling = calling
+            kept.late += kept.calling is not None
+            kept.calling, kept.began = calling, monotonic()
         return kept.calling
 
 
@@ -218,15 +228,21 @@ def _call(source: Source, kept: _Kept, calling: Future[Answer]) -> None:
     except BaseException as error:  # noqa: BLE001 - those who wait must hear of it
         answer = _Failed(f"{source.label} failed: {_quoted(_described(error), known)}")
     with _lock:
-        if isinstance(answer, _Failed):
-            answer = answer._replace(until=monotonic() + _FAILED)
-        else:
-            kept.known = (answer.password,)
-            kept.user = answer.user
-        kept.answer = answer
-        if kept.calling is calling:  # not in a child process of a moment ago
+        if kept.calling is calling:
             kept.calling = None
+            _keep(kept, answer)
+        else:  # it was late, or the parent's
+            kept.late = max(0, kept.late - 1)
     calling.set_result(answer)
+
+
+def _keep(kept: _Kept, answer: Answer) -> None:
+    if isinstance(answer, _Failed):
+        kept.answer = answer._replace(until=monotonic() + _FAILED)
+        return
+    kept.answer = answer
+    kept.known = (answer.password,)
+    kept.user = answer.user
 
 
 def _asked(source: Source, known: Iterable[Secret]) -> Answer:
