@@ -92,7 +92,7 @@ class _Kept:
         #: The call under way, and when it began.
         self.calling: Future[Answer] | None = None
         self.began = 0.0
-        #: How many calls nobody waits for any more, because they hang.
+        #: How many calls hang, so that no client waits for them any more.
         self.late = 0
         #: The last password, good or not: foreign errors may quote it.
         self.known: tuple[Secret, ...] = ()
