@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import threading
+import time
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -214,21 +215,21 @@ def test_another_database_comes_after_a_gap(
 def test_without_room_for_two_a_rotation_leaves_a_gap(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """The old connection makes room for the new one, which the limit of the role forbids else."""
-    registry_dir.declare("orders", database, connection_type)
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
+    """The old connection makes room for the new one."""
+    one = {"min_size": 1, "max_size": 1}
+    registry_dir.declare(
+        "orders", database, connection_type, pool_settings=one, async_pool_settings=one
+    )
+    with Registry(registry_dir, metrics=None, watch=False, max_connections=2) as registry:
         client = Client(registry)
+        client.ask()
         with reading(client) as reader:
-            database.connection_limit(2)  # the probe has room, and is gone when the reader moves
-            with database.connect():
-                redeclare(registry_dir, database, "new")
-                assert "orders" in registry.reload().rejected
+            redeclare(registry_dir, database, "new")
             registry.reload()
-            with database.connect():
-                pass
+            reader.has(GAP)
             notify(database, "tea")
-            eventually(lambda: "tea" in reader.payloads, 10)
-            assert reader.payloads in (["tea"], [GAP, "tea"])
+            reader.has(GAP, "tea")
+            assert {one["application_name"] for one in database.backends()} == {"new"}
         client.close()
 
 
@@ -314,6 +315,31 @@ def test_a_close_ends_the_iteration(make: Make, database: TemporaryDatabase, wha
         reader.listener.stop()
     reader.ended.result(5)
     eventually(lambda: database.backends() == [], message="all is closed")
+
+
+def test_an_outage_is_paced_and_a_close_ends_it(
+    make: Make, proxy: ChaosProxy, events: CapturedEvents
+) -> None:
+    """However many listen, their handle connects with the pauses of one pool, and stops at once."""
+    client = make(through=proxy)
+
+    def failed(number: int) -> bool:
+        return client.handle.status().connect_failures["refused"] >= number
+
+    readers = [Reader(client) for _ in range(5)]
+    proxy.set("refuse")
+    proxy.kill()
+    eventually(lambda: failed(1), 10, "a connect has failed")
+    began = time.monotonic()
+    eventually(lambda: failed(5), 20, "five have failed")
+    # The pauses before them are 0.1, 0.2, 0.4 and 0.8 seconds, up to a fifth shorter.
+    assert time.monotonic() - began > 0.8 * 1.5 - 0.1
+    assert client.handle.status().last_failure_reason == "refused"
+    assert len(events.named("connect.failed")) == 1
+    client.registry.close()
+    with takes(2):
+        for reader in readers:
+            reader.ended.result(10)
 
 
 def test_a_close_reaches_a_reader_that_is_busy(make: Make, database: TemporaryDatabase) -> None:

@@ -86,6 +86,15 @@ def test_the_shapes_are_those_of_the_documentation(
     assert keys(body) == documented("## JSON")
 
 
+def test_listeners_are_counted(client: httpx.Client, registry: Registry) -> None:
+    """The data and the page show how many listeners a database has."""
+    with registry.get("orders").listen("news"), registry.get("orders").listen("news"):
+        (database,) = client.get("/pgmonkey/api/v1/databases").json()["databases"]
+        assert [pool["listeners"] for pool in database["pools"]] == [2]
+        assert "<b>2</b> listening" in client.get("/pgmonkey/").text
+    assert "listening" not in client.get("/pgmonkey/").text
+
+
 def test_what_happened_to_a_database(
     client: httpx.Client,
     registry: Registry,

@@ -56,8 +56,9 @@ _LOOK: Final = 0.5
 _MOMENT: Final = 0.001
 #: Seconds to wait for the answer to LISTEN or NOTIFY.
 _LONGEST_QUESTION: Final = 5.0
-#: Seconds to wait for the mark, on either connection, when a listener moves to another one.
+#: When a listener moves: seconds to wait for a word of either connection, and to read what it has.
 _LONGEST_MOVE: Final = 2.0
+_LONGEST_BACKLOG: Final = 10.0
 #: Seconds between two looks for room, if `max_connections` forbids a connection.
 _NO_ROOM_PAUSE: Final = 0.5
 #: Seconds without a word of the server after which it is asked for a sign of life, and for which
@@ -301,7 +302,8 @@ class SyncListener(Listener):
         while self._connection is None:
             target = connector.target
             try:
-                self._use(self._connect(group))
+                if (connection := self._connect(group)) is not None:
+                    self._use(connection)
             except NoRoomError as refusal:
                 if monotonic() + _NO_ROOM_PAUSE > deadline:
                     why = connector.explain_limit(target) or refusal.text
@@ -452,15 +454,18 @@ class SyncListener(Listener):
 
     # Connecting
 
-    def _connect(self, group: SyncListening) -> SyncPooledConnection:
-        """Connect and listen once, after the pause that the last failure demands.
+    def _connect(self, group: SyncListening) -> SyncPooledConnection | None:
+        """Connect and listen once, after the pause that the last failure demands; not at the end.
 
         Raises:
             ConnectError: not possible now.
         """
         connector = group.connector
         with group.connecting:
-            sleep(connector.outage.pause_left())
+            if not self._ended:  # while another one was connecting
+                sleep(connector.outage.pause_left())
+            if self._ended:
+                return None
             self._close(group, but=self._connection)  # of a connect that was interrupted
             return connector.make(connector.target, begin=self._begin)
 
@@ -477,9 +482,11 @@ class SyncListener(Listener):
             )
             if connection.ask(statement, _LONGEST_QUESTION) is None:
                 text = connection.pgconn.get_error_message().strip()
-                raise psycopg.OperationalError(f"LISTEN: {text or 'no answer'}")
+                raise psycopg.OperationalError(f"LISTEN: {text or 'timed out'}")
         except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
-            return classify(error, config)._replace(hint=_HINT)
+            failure = classify(error, config)
+            refused = failure.reason == "other" and isinstance(error, psycopg.Error)
+            return failure._replace(hint=_HINT) if refused else failure
         group.hold(connection, self)
         return None
 
@@ -500,6 +507,8 @@ class SyncListener(Listener):
         except ConnectError as error:
             self._look_again(error)
         else:
+            if connection is None:
+                return
             gap = self._note_gap()  # first: an interrupt may come between the two
             self._use(connection)
             self._report(gap)
@@ -544,6 +553,8 @@ class SyncListener(Listener):
             else:
                 self._look_again(error)
             return
+        if new is None:
+            return
         self._unsure = True
         self._mark = secrets.token_hex(8)
         statement = f"NOTIFY \"{self._own}\", '{self._mark}'".encode()
@@ -559,7 +570,7 @@ class SyncListener(Listener):
         gap = None
         if (end := self._read_to_mark(old, of_old)) is None:
             self._ready.extend(of_old)
-            self._lost = "the new configuration leads to another server"
+            self._lost = "the new connection leads to another server, or the old one fell silent"
             gap = self._note_gap()
             self._ready.extend(of_new[:begin])
         else:
@@ -574,19 +585,18 @@ class SyncListener(Listener):
 
     def _read_to_mark(self, connection: SyncPooledConnection, notes: list[Note]) -> int | None:
         """Read until the mark comes, and return its place among the notes, if it does."""
-        deadline = monotonic() + _LONGEST_MOVE
+        late = monotonic() + _LONGEST_BACKLOG
         with suppress(psycopg.Error):
             while True:
+                known = len(notes)
                 self._receive(connection, notes)
-                for place, note in enumerate(notes):
-                    if self._is_mark(note):
+                for place, note in enumerate(notes[known:], known):
+                    if isinstance(note, Notify) and note.channel == self._own:
                         return place
-                if not wait_readable(connection.pgconn.socket, deadline - monotonic()):
+                seconds = min(_LONGEST_MOVE, late - monotonic())
+                if not wait_readable(connection.pgconn.socket, seconds):
                     break
         return None
-
-    def _is_mark(self, note: Note) -> bool:
-        return isinstance(note, Notify) and note.channel == self._own
 
     # The end
 
