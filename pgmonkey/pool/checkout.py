@@ -142,9 +142,13 @@ class Checkout(OneSided):
         """Remember the stack of the borrower, without holding its frames.
 
         Args:
-            frame: The borrower's.
+            frame: The borrower's, or one of ours that it has called.
         """
         callers: list[tuple[CodeType, int]] = []
+        borrower = frame
+        while borrower is not None and borrower.f_code is not self.code:
+            borrower = borrower.f_back
+        frame = borrower or frame  # else it is entered somewhere else than where it was made
         while frame is not None and len(callers) < DEEPEST:
             callers.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back

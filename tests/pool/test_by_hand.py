@@ -103,6 +103,15 @@ def test_one_that_is_held_too_long_is_a_leak(make: Make, events: CapturedEvents)
     assert client.handle.status().leaks == 1
 
 
+def test_its_stack_begins_with_its_borrower(make: Make) -> None:
+    """With `leak_stack`, as that of a block."""
+    client = make(leak_stack=True)
+    connection = client.getconn()
+    (shown,) = client.handle.status().checkouts
+    assert shown.stack[0] == shown.place
+    client.putconn(connection)
+
+
 def test_a_change_of_its_borrower_is_taken_back(make: Make) -> None:
     """The next one gets a clean connection, as after a block."""
     client = make(pool=ONE)
