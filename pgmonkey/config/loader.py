@@ -214,6 +214,7 @@ def build_config(
         files=files_digest(named.contents),
         text=text,
         from_url=url.keys,
+        lifted=lifted.paths,
         on_demand=_on_demand(resolution, positions),
     )
     return LoadResult(config, (), sources)

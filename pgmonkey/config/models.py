@@ -495,9 +495,9 @@ def hints_of(path: KeyPath) -> Hints:
 
 #: Where null is a value, not the absence of one.
 NULLABLE: Final[frozenset[KeyPath]] = frozenset(
-    (section, key)
-    for section in SECTIONS
-    for key, hint in hints_of((section,)).items()
+    (*section, key)
+    for section in [(one,) for one in SECTIONS] + [(one, KWARGS) for one in POOL_SECTIONS]
+    for key, hint in hints_of(section).items()
     if type(None) in get_args(hint.__origin__)
 )
 

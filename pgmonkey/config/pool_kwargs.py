@@ -22,7 +22,7 @@ class Lifted(NamedTuple):
     """
 
     tree: dict[str, Any]
-    paths: Mapping[str, KeyPath] = {}
+    paths: Mapping[str, tuple[str, ...]] = {}
     problems: tuple[KeyProblem, ...] = ()
 
     def located(self, problem: KeyProblem) -> KeyProblem:
@@ -49,7 +49,7 @@ def lift_kwargs(tree: dict[str, Any]) -> Lifted:
     own = tree.get(_SECTION)
     own = own if isinstance(own, dict) else {}
     connection = dict(own)
-    paths: dict[str, KeyPath] = {}
+    paths: dict[str, tuple[str, ...]] = {}
     problems: list[KeyProblem] = []
     for section in given:
         pool = dict(tree[section])

@@ -111,6 +111,9 @@ class DatabaseConfig(DatabaseFile):
     _sources: Sources
     _text: Text | None
     _from_url: frozenset[str]  # the connection settings that its `url` gave
+    _lifted: Mapping[
+        str, tuple[str, ...]
+    ]  # where its files have the others that are not in their section
 
     def __init__(
         self,
@@ -123,6 +126,7 @@ class DatabaseConfig(DatabaseFile):
         files: bytes = b"",
         text: Text | None = None,
         from_url: frozenset[str] = frozenset(),
+        lifted: Mapping[str, tuple[str, ...]] | None = None,
         on_demand: OnDemand | None = None,
     ) -> None:
         put = object.__setattr__
@@ -136,6 +140,7 @@ class DatabaseConfig(DatabaseFile):
         put(self, "_sources", sources)
         put(self, "_text", text)
         put(self, "_from_url", from_url)
+        put(self, "_lifted", lifted or _NONE)
         put(self, "_files_digest", files)
         put(self, "connect_digest", keyed_digest(self._connect_parts().encode(), after=files))
         pools = [written(getattr(self, section)) for section in POOL_SECTIONS]
@@ -236,6 +241,7 @@ class DatabaseConfig(DatabaseFile):
             sources=self._sources,
             files=self._files_digest,
             from_url=self._from_url,
+            lifted=self._lifted,
             on_demand=None if given.settings.keys() & {"user", "password"} else self.on_demand,
         )
 
@@ -333,9 +339,9 @@ class DatabaseConfig(DatabaseFile):
 
     def written_as(self, path: tuple[str, ...]) -> tuple[str, ...]:
         """Return the key that its files have for the key of an effective value."""
-        if len(path) == 2 and path[0] == "connection_settings" and path[1] in self._from_url:
-            return path[0], "url"
-        return path
+        if len(path) != 2 or path[0] != "connection_settings":
+            return path
+        return (path[0], "url") if path[1] in self._from_url else self._lifted.get(path[1], path)
 
     def is_current(self) -> bool:
         """Tell whether the files and variables that it was made from are unchanged.
@@ -418,6 +424,7 @@ class DatabaseConfig(DatabaseFile):
         return "\0".join(parts)
 
 
+_NONE: Final[Mapping[str, tuple[str, ...]]] = {}
 #: Settings of psycopg that are set on a connection.
 _NOT_TO_CONNECT: Final = frozenset(PSYCOPG_KEYS) - {"autocommit", "prepare_threshold"}
 _TOP: Final = [key for key in KEYS if key not in SECTIONS]

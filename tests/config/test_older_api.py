@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from pgmonkey import PGConnectionManager
+from pgmonkey.config.explain import explain
 from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.legacy import load_config, load_dict
 from pgmonkey.config.loader import load_file
@@ -298,6 +299,10 @@ def test_kwargs_of_a_pool_are_settings_of_the_database(file, sections):
     config = load_file(path)
     assert (config.autocommit, config.prepare_threshold) == (True, None)
     assert config.psycopg_settings == {"row_factory": "dict_row"}
+    sources = {one.key: (one.source.line, one.source.column) for one in explain(config)}
+    assert sources["connection_settings.autocommit"] == (5, 15)
+    assert sources["connection_settings.prepare_threshold"] == (9, 24)
+    assert sources["connection_settings.row_factory"] == (10, 18)
     assert config.pool("pool" if "pool_settings" in sections else "async_pool").max_size == 3
     assert load_config(path)[sections[0]]["kwargs"] == {
         "autocommit": True, "prepare_threshold": None, "row_factory": "dict_row",
