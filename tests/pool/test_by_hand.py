@@ -16,7 +16,7 @@ from pgmonkey import CheckoutTimeout, NestedCheckoutError, Registry
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
-from tests.kit.eventually import eventually
+from tests.kit.eventually import aeventually, eventually
 from tests.kit.process import in_a_child
 from tests.kit.program import Program
 from tests.kit.registry_dir import RegistryDirectory
@@ -465,6 +465,57 @@ def test_no_slot_is_lost_over_rotations_however_borrowers_end(
         for connection in connections:
             handle.putconn(connection)
         eventually(lambda: len(database.backends()) <= size, 5, "no other session is left")
+        assert handle.status().used == handle.status().retired == 0
+
+
+async def test_no_slot_is_lost_by_tasks_however_they_end(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The same on an event loop, where some borrowers are cancelled, too."""
+    size = 4
+
+    def declare(number: int) -> None:
+        registry_dir.declare(
+            "orders",
+            database,
+            "async_pool",
+            connection={"application_name": f"app-{number}"},
+            async_pool_settings={"min_size": 1, "max_size": size},
+        )
+
+    declare(0)
+    async with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+
+        async def borrow(first: int) -> None:
+            for number in range(10):
+                connection = await handle.getconn(timeout=30)
+                await connection.execute("SELECT 1")
+                handle.is_retired(connection)
+                end = (first + number) % 5
+                if end in (1, 2):
+                    await connection.close()
+                if end in (0, 1):
+                    await handle.putconn(connection)
+                if end == 3:
+                    statement = asyncio.create_task(connection.execute("SELECT pg_sleep(10)"))
+                    await asyncio.sleep(0)
+                    statement.cancel()
+                    await asyncio.wait([statement])
+                    del statement
+                del connection
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(8):
+                tasks.create_task(borrow(number))
+            for number in range(1, 6):
+                declare(number)
+                await registry.areload()
+        connections = [await handle.getconn(timeout=10) for _ in range(size)]
+        assert not any(map(handle.is_retired, connections))
+        for connection in connections:
+            await handle.putconn(connection)
+        await aeventually(lambda: len(database.backends()) <= size, 5, "no other session is left")
         assert handle.status().used == handle.status().retired == 0
 
 
