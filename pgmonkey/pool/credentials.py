@@ -148,15 +148,23 @@ def forget(on_demand: OnDemand, given: Given) -> bool:
         return True
 
 
-def ends(on_demand: OnDemand) -> bool:
-    """Tell whether the lease of a user is over, so that its connections are to be replaced.
+def outdated(on_demand: OnDemand, users: set[str]) -> bool:
+    """Tell whether connections of these users are to be replaced by those of another one.
 
-    Without users there is nothing to replace: a token counts when a connection is made, not later.
+    That is so when the time of the last user is over, or somebody has got another one. A token
+    without a user counts when a connection is made, not later.
+
+    Args:
+        on_demand: How the credentials of the connections are made.
+        users: Their users.
     """
     kept = _kept.get(on_demand.source)
-    if kept is None or kept.user is None or kept.calling is not None:
+    if not users or kept is None or kept.user is None or kept.calling is not None:
         return False
-    return kept.answer is None or kept.answer.until <= monotonic()
+    answer = kept.answer
+    if answer is None or answer.until <= monotonic():
+        return True
+    return isinstance(answer, Given) and bool(users - {answer.user})
 
 
 def reset() -> None:

@@ -340,7 +340,7 @@ class Leases:
 
     def __init__(self, database: TemporaryDatabase, lifetime: float) -> None:
         self._database = database
-        self._lifetime = lifetime
+        self.lifetime = lifetime
         self.users: list[str] = []
 
     def __call__(self, _key: str) -> Credentials:
@@ -352,7 +352,7 @@ class Leases:
             )
         )
         self.users.append(user)
-        return Credentials(password, user=user, expires_at=time.time() + self._lifetime)
+        return Credentials(password, user=user, expires_at=time.time() + self.lifetime)
 
     def drop(self) -> None:
         """Remove the users."""
@@ -391,6 +391,20 @@ def test_a_lease_that_ends_replaces_user_and_password_together(
     )
     assert client.ask("SELECT current_user") in leases.users[1:]
     assert client.errors() == {}
+
+
+def test_a_user_that_somebody_else_got_replaces_the_connections(
+    leases: Leases, opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """A probe, or another database with the same reference: the time of the new user is not over."""
+    leases.lifetime = 60
+    client = opened(leases, user=FROM_RESOLVER)
+    client.fill(2)
+    database.execute(f'ALTER ROLE "{leases.users[0]}" NOLOGIN')
+    assert client.registry.probe("orders").probe.up
+    eventually(lambda: users(database) == {leases.users[1]}, 20, "the connections are of the new")
+    assert len(leases.users) == 2
+    assert client.handle.status().version == 2
 
 
 def test_a_user_that_a_connect_gets_replaces_those_of_the_file(

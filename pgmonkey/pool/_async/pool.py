@@ -51,7 +51,7 @@ from pgmonkey.pool._async.waiting import (
 from pgmonkey.pool.checkout import REPORTED, ROLLED_BACK
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
-from pgmonkey.pool.credentials import ends, obtained_async
+from pgmonkey.pool.credentials import obtained_async, outdated
 from pgmonkey.pool.failures import ConnectFailure, chain, drop_frames
 from pgmonkey.pool.messages import Numbers
 from pgmonkey.telemetry import events
@@ -411,9 +411,8 @@ class AsyncPool:
         on_demand = self.target.config.on_demand
         return (
             on_demand is not None
-            and bool(self.connector.users())
-            and ends(on_demand)
             and monotonic() >= self._lease_at
+            and outdated(on_demand, self.connector.users())
         )
 
     async def _renew_lease(self) -> None:
@@ -421,6 +420,7 @@ class AsyncPool:
 
         A failure is reported once, and tried again less and less often: each try may make a user.
         """
+        self._lease_at = monotonic() + _LONGEST_LEASE_PAUSE  # one at a time
         given = await obtained_async(self.target.config)
         error = given.text if isinstance(given, ConnectFailure) else ""
         if not isinstance(given, ConnectFailure) and self.connector.users() - {given.user}:
@@ -431,12 +431,12 @@ class AsyncPool:
         before, self._lease_pause = self._lease_pause, 0.0
         if error:
             self._lease_pause = min(max(before * 2, _FIRST_LEASE_PAUSE), _LONGEST_LEASE_PAUSE)
-            self._lease_at = monotonic() + self._lease_pause
-            if not before:
-                report = partial(
-                    events.emit, "credentials.not_renewed", database=self.name, error=error
-                )
-                await aside(report)
+        self._lease_at = monotonic() + self._lease_pause
+        if error and not before:
+            report = partial(
+                events.emit, "credentials.not_renewed", database=self.name, error=error
+            )
+            await aside(report)
 
     async def _take_spare(self) -> AsyncPooledConnection | None:
         while (spare := _pop(self._spares)) is not None:
