@@ -59,8 +59,8 @@ _LONGEST_QUESTION: Final = 5.0
 #: When a listener moves: seconds to wait for a word of either connection, and to read what it has.
 _LONGEST_MOVE: Final = 2.0
 _LONGEST_BACKLOG: Final = 10.0
-#: Seconds between two looks for room, if `max_connections` forbids a connection.
-_NO_ROOM_PAUSE: Final = 0.5
+#: Seconds before another try, where no failed connect says when: there is no room, or no answer.
+_PAUSE: Final = 0.5
 #: Seconds without a word of the server after which it is asked for a sign of life, and for which
 #: the answer is waited for, if the file has no `keepalives_idle` and `keepalives_interval`.
 _QUIET: Final = 30
@@ -305,7 +305,7 @@ class SyncListener(Listener):
                 if (connection := self._connect(group)) is not None:
                     self._use(connection)
             except NoRoomError as refusal:
-                if monotonic() + _NO_ROOM_PAUSE > deadline:
+                if monotonic() + _PAUSE > deadline:
                     why = connector.explain_limit(target) or refusal.text
                     raise ConnectError(
                         f"{why}, so none is left to listen",
@@ -313,7 +313,7 @@ class SyncListener(Listener):
                         reason=refusal.reason,
                         hint="raise max_connections, or lower the max_size of other pools",
                     ) from None
-                sleep(_NO_ROOM_PAUSE)
+                sleep(_PAUSE)
             except ConnectError as error:
                 self._look_again(error)
                 late = monotonic() + connector.outage.pause_left() >= deadline
@@ -503,7 +503,7 @@ class SyncListener(Listener):
         try:
             connection = self._connect(group)
         except NoRoomError:
-            sleep(_NO_ROOM_PAUSE)
+            sleep(_PAUSE)
         except ConnectError as error:
             self._look_again(error)
         else:
@@ -543,7 +543,8 @@ class SyncListener(Listener):
         Both get what is notified meanwhile. The new one sends a mark, which both get in its place
         among the notifications of the server: what the old one gets before it and the new one
         after it is all there is, each once. If the old one does not get the mark, the new one is
-        at another server, or the old one is dead: then notifications may be missing.
+        at another server, or the old one is dead: then notifications may be missing, also those that
+        the new one got before the mark, so that none is doubled.
         """
         try:
             new = self._connect(group)
@@ -562,19 +563,17 @@ class SyncListener(Listener):
         of_old: list[Note] = []
         answer = new.ask(statement, _LONGEST_MOVE)
         if answer is None or (begin := self._read_to_mark(new, of_new)) is None:
-            group.connector.outage.failed(ConnectFailure("timeout", "no answer to NOTIFY"))
             self._close(group, but=old)
             self._mark = ""  # the old one may still get it
             self._unsure = False
+            sleep(_PAUSE)
             return
+        end = self._read_to_mark(old, of_old)
+        self._ready.extend(of_old[:end])
         gap = None
-        if (end := self._read_to_mark(old, of_old)) is None:
-            self._ready.extend(of_old)
+        if end is None:
             self._lost = "the new connection leads to another server, or the old one fell silent"
             gap = self._note_gap()
-            self._ready.extend(of_new[:begin])
-        else:
-            self._ready.extend(of_old[:end])
         self._ready.extend(of_new[begin + 1 :])
         self._use(new)
         self._close(group, but=new)
