@@ -393,6 +393,17 @@ def test_a_lease_that_ends_replaces_user_and_password_together(
     assert client.errors() == {}
 
 
+@pytest.mark.parametrize("side", ["normal", "async"], indirect=True)
+def test_a_handle_with_one_connection_replaces_it_too(
+    leases: Leases, opened: Callable[..., Client], database: TemporaryDatabase
+) -> None:
+    """Between two blocks, user and password together."""
+    client = opened(leases, user=FROM_RESOLVER)
+    first = client.ask("SELECT current_user")
+    eventually(lambda: client.ask("SELECT current_user") != first, 20, "another user")
+    assert client.errors() == {}
+
+
 def test_a_user_that_somebody_else_got_replaces_the_connections(
     leases: Leases, opened: Callable[..., Client], database: TemporaryDatabase
 ) -> None:
