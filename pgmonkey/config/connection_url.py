@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -42,12 +43,16 @@ _NONE: Final = UrlParts()
 
 
 def take_apart(
-    connection: Any, below: frozenset[str] = frozenset(), *, resolved: bool = True
+    connection: Any,
+    below: frozenset[str] = frozenset(),
+    made: Iterable[str] = (),
+    *,
+    resolved: bool = True,
 ) -> UrlParts:
     """Replace `url` in a section by the keys that it stands for.
 
-    The other keys override its parts, without those `below`: they come from the defaults, and the
-    url does not. If references are not resolved, one in the url is a problem.
+    The other keys override its parts, also those whose values are `made` on demand, without those
+    `below`: they come from the defaults, and the url does not. If references are not resolved, one in the url is a problem.
     """
     if not isinstance(connection, dict) or "url" not in connection:
         return _NONE
@@ -64,7 +69,7 @@ def take_apart(
     if parts is None:
         code, message, hint = mistake or in_parsed_url(text)
         return UrlParts(given=True, problems=(KeyProblem(_PATH, code, message, hint),))
-    taken = parts.keys() - (connection.keys() - below)
+    taken = parts.keys() - (connection.keys() | set(made)) | (parts.keys() & below)
     for key in taken:
         connection[key] = Secret(parts[key]) if is_sensitive(key) else parts[key]
     return UrlParts(_shared(frozenset(taken)), given=True)

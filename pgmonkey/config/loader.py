@@ -182,7 +182,10 @@ def build_config(
         resolution = Resolution(options, snapshot, directory)
         resolved = resolution.document(lifted.tree)
         connection = resolved.get("connection_settings")
-        url = take_apart(connection, below, resolved=options.resolve)
+        made = [str(path[-1]) for path in resolution.on_demand]
+        url = take_apart(connection, below, made, resolved=options.resolve)
+        for path in filter(url.has, list(resolution.on_demand)):
+            del resolution.on_demand[path]
         named = NamedFiles(snapshot, directory, isolate=options.isolate)
         named.read(connection)
         return resolution, url, named, resolved

@@ -147,6 +147,22 @@ def test_a_url_overrides_what_the_defaults_say(tmp_path):
     assert sources["connection_settings.port"] == f"{tmp_path}/_defaults.yaml:1:46"
 
 
+def test_a_password_that_is_made_on_demand_overrides_that_of_the_url(load, tmp_path):
+    """Beside the url; the password of a url in a file overrides one of the defaults."""
+    url = "postgresql://app:tea@db/orders"
+    command = {"from_command": ["/bin/echo", "mate"]}
+    config = load(url=url, password=command)
+    assert clear(config) == PLAIN
+    assert config.on_demand is not None
+    assert config.digest == load(url=url.replace("tea", "x"), password=command).digest
+    defaults = {"connection_settings": {"password": command}}
+    (tmp_path / "_defaults.yaml").write_text(yaml.safe_dump(defaults))
+    load(url=url)
+    config = DirectoryLoader(tmp_path).scan().configs["orders"]
+    assert clear(config) == PLAIN | {"password": "tea"}
+    assert config.on_demand is None
+
+
 @pytest.mark.parametrize("written", ["${URL}", {"from_env": "URL"}, {"from_file": "uri"}])
 def test_a_url_from_outside(load, tmp_path, monkeypatch, written):
     """`DATABASE_URL` of a platform, or the file `uri` of CloudNativePG's and Zalando's secrets."""
