@@ -2,77 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import pq
 
-from pgmonkey.config.interpolation import has_reference, unresolved
+from pgmonkey.config.interpolation import URL
 from pgmonkey.config.mistakes import in_parsed_url, in_url
 from pgmonkey.config.problems import KeyProblem
 from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.config.yaml_reader import KeyPath
 
 _SECTION: Final = "connection_settings"
-_PATH: Final[KeyPath] = (_SECTION, "url")
 
 
-class UrlParts(NamedTuple):
-    """Say which connection settings a `url` gave, or what is wrong with it."""
+class Url(NamedTuple):
+    """Hold the connection settings that a `url` gave, or what is wrong with it."""
 
-    keys: frozenset[str] = frozenset()
+    settings: Mapping[str, Any] = MappingProxyType({})  # secrets as `Secret`
     given: bool = False
     problems: tuple[KeyProblem, ...] = ()
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of the settings."""
+        return _shared(frozenset(self.settings))
+
+    def added_to(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Return a document with the settings of the url, which it does not have."""
+        if not self.settings:
+            return document
+        return {**document, _SECTION: {**document[_SECTION], **self.settings}}
+
     def has(self, path: KeyPath) -> bool:
         """Tell whether the value at a path is a part of the url."""
-        return len(path) > 1 and path[0] == _SECTION and path[1] in self.keys
+        return len(path) > 1 and path[0] == _SECTION and path[1] in self.settings
 
     def located(self, problem: KeyProblem) -> KeyProblem:
         """Return a problem of a part as one of the url: that is what the file has."""
-        beside = _PATH if self.has(problem.beside) else problem.beside
+        beside = URL if self.has(problem.beside) else problem.beside
         if not self.has(problem.path):
             return problem._replace(beside=beside)
         message = f"its {problem.path[1]}: {problem.message}"
-        return problem._replace(path=_PATH, message=message, at_key=False, beside=beside)
+        return problem._replace(path=URL, message=message, at_key=False, beside=beside)
 
 
-_NONE: Final = UrlParts()
-
-
-def take_apart(
-    connection: Any,
+def take_url(
+    document: dict[str, Any],
+    resolve: Callable[[Any], Any],
     below: frozenset[str] = frozenset(),
-    made: Iterable[str] = (),
-    *,
-    resolved: bool = True,
-) -> UrlParts:
-    """Replace `url` in a section by the keys that it stands for.
+) -> tuple[dict[str, Any], Url]:
+    """Take the `url` out of a document: return the rest of it, and the settings of the url.
 
-    The other keys override its parts, also those whose values are `made` on demand, without those
-    `below`: they come from the defaults, and the url does not. If references are not resolved, one in the url is a problem.
+    The url has no part that is in the rest, because other keys override it. Only the settings
+    `below`, which come from the defaults, give way to the url.
+
+    Args:
+        document: The document, whose references are not replaced yet.
+        resolve: Replaces those of the url; returns `None` if that is not possible, and reported.
+        below: Keys of the section.
     """
-    if not isinstance(connection, dict) or "url" not in connection:
-        return _NONE
-    url = connection.pop("url")
+    section = document.get(_SECTION)
+    if not isinstance(section, dict) or "url" not in section:
+        return document, Url()
+    rest = {key: value for key, value in section.items() if key != "url"}
+    url = _taken_apart(resolve(section["url"])) if section["url"] is not None else Url()
+    over = {key for key, value in rest.items() if value is not None} - below
+    settings = {key: value for key, value in url.settings.items() if key not in over}
+    rest = {key: value for key, value in rest.items() if key not in settings}
+    return {**document, _SECTION: rest}, url._replace(settings=settings)
+
+
+def _taken_apart(url: Any) -> Url:
     text = url.reveal() if isinstance(url, Secret) else url
+    if text is None:
+        return Url(given=True)
     if not isinstance(text, str):
-        problem = KeyProblem(_PATH, "config.type", "expected text")
-        return UrlParts(given=True, problems=(problem,))
-    if not resolved and has_reference(text):
-        return UrlParts(given=True, problems=(unresolved(_PATH),))
+        return Url(given=True, problems=(KeyProblem(URL, "config.type", "expected text"),))
     # White space around it means nothing: a connection string may be a block of YAML.
     text = text.strip()
     parts = None if (mistake := in_url(text)) else _parsed(text)
     if parts is None:
         code, message, hint = mistake or in_parsed_url(text)
-        return UrlParts(given=True, problems=(KeyProblem(_PATH, code, message, hint),))
-    taken = parts.keys() - (connection.keys() | set(made)) | (parts.keys() & below)
-    for key in taken:
-        connection[key] = Secret(parts[key]) if is_sensitive(key) else parts[key]
-    return UrlParts(_shared(frozenset(taken)), given=True)
+        return Url(given=True, problems=(KeyProblem(URL, code, message, hint),))
+    return Url({key: Secret(one) if is_sensitive(key) else one for key, one in parts.items()}, True)
 
 
 def _parsed(text: str) -> dict[str, str] | None:

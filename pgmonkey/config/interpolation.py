@@ -225,6 +225,8 @@ _FILE_HINTS: Final = {
     "secret.empty": "write the secret into it",
     "secret.json": "without json_key the whole file is the value",
 }
+#: Where the url of a document is.
+URL: Final[KeyPath] = ("connection_settings", "url")
 #: The hint where references are not resolved.
 HOW_TO_RESOLVE: Final = "pass --resolve-env, or resolve_env=True in a program"
 
@@ -320,6 +322,15 @@ class Resolution:
             elif keep_nulls:
                 resolved[key] = None
         return resolved
+
+    def url(self, written: Any) -> Any:
+        """Return the url of the document; `None` if it cannot be resolved, which is a problem."""
+        found = self._value(written, URL, sensitive=True)
+        text = found.reveal() if isinstance(found, Secret) else ""
+        if not self.options.resolve and has_reference(text):
+            self.problems.append(unresolved(URL))
+            return None
+        return None if found is _DROPPED else found
 
     def origins(self) -> dict[KeyPath, str]:
         """Return where the values came from that are not in the document itself, by path."""

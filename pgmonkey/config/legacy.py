@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pgmonkey.config.connection_url import UrlParts, take_apart
+from pgmonkey.config.connection_url import Url, take_url
 from pgmonkey.config.interpolation import LoadOptions, Resolution, has_reference, is_utf8
 from pgmonkey.config.loader import (
     MOVING,
@@ -95,13 +95,15 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
     found: list[KeyProblem] = []
     origins: dict[KeyPath, str] = {}
 
-    def look(snapshot: Snapshot) -> tuple[dict[str, Any], Resolution]:
+    def look(snapshot: Snapshot) -> tuple[dict[str, Any], Url, Resolution]:
         resolution = Resolution(options, snapshot, os.path.dirname(path))
-        return resolution.document(tree, keep_nulls=True), resolution
+        rest, url = take_url(tree, resolution.url)
+        return url.added_to(resolution.document(rest, keep_nulls=True)), url, resolution
 
+    url = Url()
     if options.resolve:
         try:
-            tree, resolution = from_one_snapshot(look)
+            tree, url, resolution = from_one_snapshot(look)
         except SnapshotMovedError:
             return nothing, positions.problems([MOVING])
         found, origins = resolution.problems, resolution.origins()
@@ -110,7 +112,9 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
         found += [
             KeyProblem(path, "reference.on_demand", message, hint) for path in resolution.on_demand
         ]
-    tree, url = _without_url(tree, resolved=options.resolve)
+    elif not _refers(tree):
+        rest, url = take_url(tree, lambda written: written)
+        tree = url.added_to(rest)
     found += url.problems
     secrets = known_secrets(tree)
     if not found:
@@ -121,16 +125,11 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
     return nothing, positions.problems(located, secrets)
 
 
-def _without_url(tree: dict[str, Any], *, resolved: bool) -> tuple[dict[str, Any], UrlParts]:
-    """Return a document whose url is taken apart; a reference that is not resolved stays."""
-    connection = tree.get("connection_settings")
-    if not isinstance(connection, dict):
-        return tree, UrlParts()
-    url = connection.get("url")
-    if not resolved and (isinstance(url, dict) or (isinstance(url, str) and has_reference(url))):
-        return tree, UrlParts()
-    connection = dict(connection)
-    return {**tree, "connection_settings": connection}, take_apart(connection)
+def _refers(tree: dict[str, Any]) -> bool:
+    """Tell whether the url of a document is a reference, or has one in it."""
+    section = tree.get("connection_settings")
+    url = section.get("url") if isinstance(section, dict) else None
+    return isinstance(url, dict) or (isinstance(url, str) and has_reference(url))
 
 
 def _as_text(value: Any, path: KeyPath, found: list[KeyProblem]) -> Any:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from pgmonkey.config.connection_url import UrlParts, take_apart
+from pgmonkey.config.connection_url import Url, take_url
 from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolution, has_reference
 from pgmonkey.config.models import POOL_SECTIONS, SECTIONS, DatabaseFile, validate
 from pgmonkey.config.named_files import NamedFiles
@@ -178,16 +178,12 @@ def build_config(
     directory = os.path.abspath(os.path.dirname(positions.path))
     lifted = lift_kwargs(tree)
 
-    def look(snapshot: Snapshot) -> tuple[Resolution, UrlParts, NamedFiles, dict[str, Any]]:
+    def look(snapshot: Snapshot) -> tuple[Resolution, Url, NamedFiles, dict[str, Any]]:
         resolution = Resolution(options, snapshot, directory)
-        resolved = resolution.document(lifted.tree)
-        connection = resolved.get("connection_settings")
-        made = [str(path[-1]) for path in resolution.on_demand]
-        url = take_apart(connection, below, made, resolved=options.resolve)
-        for path in filter(url.has, list(resolution.on_demand)):
-            del resolution.on_demand[path]
+        rest, url = take_url(lifted.tree, resolution.url, below)
+        resolved = url.added_to(resolution.document(rest))
         named = NamedFiles(snapshot, directory, isolate=options.isolate)
-        named.read(connection)
+        named.read(resolved.get("connection_settings"))
         return resolution, url, named, resolved
 
     try:
@@ -246,7 +242,7 @@ def _of_on_demand(resolution: Resolution, positions: Positions) -> Iterator[KeyP
 
 
 def _validated(
-    resolved: dict[str, Any], resolution: Resolution, url: UrlParts, problems: list[KeyProblem]
+    resolved: dict[str, Any], resolution: Resolution, url: Url, problems: list[KeyProblem]
 ) -> DatabaseFile | None:
     """Validate a resolved document; add what is wrong to the problems."""
     options = resolution.options

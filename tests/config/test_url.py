@@ -163,6 +163,31 @@ def test_a_password_that_is_made_on_demand_overrides_that_of_the_url(load, tmp_p
     assert config.on_demand is None
 
 
+def test_a_problem_of_a_key_beside_a_url_is_at_that_key(load):
+    """Although the url has a part of this name: it does not take the place of the key."""
+    with pytest.raises(ConfigError) as caught:
+        load(url="postgresql://app:tea@db/orders", password="${NO_SUCH}", user={"from_file": "x"})
+    assert [(problem.key, problem.code) for problem in caught.value.problems] == [
+        ("connection_settings.password", "reference.unset"),
+        ("connection_settings.user.from_file", "secret.missing"),
+    ]
+
+
+def test_what_a_url_overrides_need_not_be_there(load, tmp_path):
+    """Neither a variable nor a file that the defaults name; so no change of them counts."""
+    defaults = {"password": "${NO_SUCH}", "host": {"from_file": "x"}, "sslrootcert": "system"}
+    path = tmp_path / "_defaults.yaml"
+    path.write_text(yaml.safe_dump({"connection_settings": defaults}))
+    load(url="postgresql://app:tea@db/orders?sslmode=disable")
+    scan = DirectoryLoader(tmp_path).scan()
+    scan.raise_for_problems()
+    config = scan.configs["orders"]
+    parts = {"password": "tea", "sslmode": "disable", "sslrootcert": "system"}
+    assert clear(config) == PLAIN | parts
+    assert config.sources.paths == ()
+    assert config.is_current()
+
+
 @pytest.mark.parametrize("written", ["${URL}", {"from_env": "URL"}, {"from_file": "uri"}])
 def test_a_url_from_outside(load, tmp_path, monkeypatch, written):
     """`DATABASE_URL` of a platform, or the file `uri` of CloudNativePG's and Zalando's secrets."""
@@ -267,6 +292,18 @@ def test_the_older_api_takes_a_url(load, monkeypatch):
             load(api=lambda path: load_file(path, resolve=False, isolate=False), url=written)
     with pytest.raises(ConfigError, match="its port: expected an integer"):
         load(api=load_config, url="postgresql://db:x/orders")
+
+
+@pytest.mark.parametrize("resolve", [False, True])
+def test_a_null_in_the_older_api_is_absent(load, resolve):
+    """As a key beside a url, whose part counts then, and as the url itself."""
+
+    def api(path):
+        return load_config(path, resolve_env=resolve)["connection_settings"]
+
+    found = load(api=api, url="postgresql://app@db/orders", host=None, user="other", sslmode=None)
+    assert found == PLAIN | {"user": "other", "sslmode": None}
+    assert load(api=api, url=None, **PLAIN) == PLAIN
 
 
 def map_text(settings):
