@@ -237,6 +237,5 @@ def _settled(modified: int, now: int) -> bool:
 
 
 def _digest(values: Iterable[str | None]) -> bytes:
-    # No value of the environment holds a NUL character.
-    text = "\0".join(["-" if value is None else f"={value}" for value in values])
-    return keyed_digest(text.encode("utf-8", "surrogateescape"))
+    # Of a list, no two look the same; and it encodes: what is no character is an escape in it.
+    return keyed_digest(repr([*values]).encode())

@@ -204,6 +204,14 @@ def test_a_change_of_the_mapping_counts_at_the_next_reload(directory):
         assert (problem.code, problem.line) == ("reference.unset", 4)
 
 
+@pytest.mark.parametrize("text, code", [("\ud800", "reference.encoding"), ("\0", "config.nul")])
+def test_what_no_environment_can_hold_is_a_problem_of_a_mapping(directory, text, code):
+    """Half of a surrogate pair, which JSON can write, and a NUL."""
+    env = {"ORDERS_USER": f"a{text}pp", "ORDERS_PASSWORD": "tea"}
+    (problem,) = DirectoryLoader(directory, env=Variables(env)).scan().all_problems()
+    assert (problem.key, problem.code) == ("connection_settings.user", code)
+
+
 def test_no_value_of_a_mapping_is_shown(directory, canary):
     """In no error, and in no frame of its traceback."""
     env = {"ORDERS_PASSWORD": canary.secret(), "ORDERS_HOST": "db:5432"}
