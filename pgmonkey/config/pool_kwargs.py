@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pgmonkey.config.models import KWARGS, POOL_SECTIONS, PSYCOPG_KEYS
+from pgmonkey.config.models import KWARGS, NULLABLE, POOL_SECTIONS, PSYCOPG_KEYS
 from pgmonkey.config.problems import KeyProblem, schema_problem
 from pgmonkey.config.yaml_reader import KeyPath
 
@@ -47,7 +47,7 @@ def lift_kwargs(tree: dict[str, Any]) -> Lifted:
         return Lifted(tree)
     lifted = dict(tree)
     own = tree.get(_SECTION)
-    own = own if isinstance(own, dict) else {}
+    own = _given(own) if isinstance(own, dict) else {}
     connection = dict(own)
     paths: dict[str, tuple[str, ...]] = {}
     problems: list[KeyProblem] = []
@@ -58,7 +58,7 @@ def lift_kwargs(tree: dict[str, Any]) -> Lifted:
         if not _is_mapping(kwargs):
             problems.append(KeyProblem((section, KWARGS), "config.type", "expected a mapping"))
             continue
-        for key, value in (kwargs or {}).items():
+        for key, value in _given(kwargs or {}).items():
             path = (section, KWARGS, key)
             if key not in PSYCOPG_KEYS:
                 problems.append(schema_problem({"type": "extra_forbidden", "loc": path}))
@@ -69,6 +69,15 @@ def lift_kwargs(tree: dict[str, Any]) -> Lifted:
     if paths and _is_mapping(tree.get(_SECTION)):
         lifted[_SECTION] = connection
     return Lifted(lifted, paths, tuple(problems))
+
+
+def _given(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section without the keys that count as absent."""
+    return {
+        key: value
+        for key, value in section.items()
+        if value is not None or (_SECTION, key) in NULLABLE
+    }
 
 
 def _is_mapping(value: Any) -> bool:

@@ -313,6 +313,16 @@ def test_kwargs_of_a_pool_are_settings_of_the_database(file, sections):
     assert same.connection_settings == config.connection_settings
 
 
+@pytest.mark.parametrize("own, inside", [("null", "true"), ("true", "null")])
+def test_a_null_beside_kwargs_of_a_pool_or_in_it_is_absent(file, own, inside):
+    """It is no other value of the setting."""
+    path = file(
+        f"connection_settings: {{host: db, dbname: d, user: u, autocommit: {own}}}\n"
+        f"pool_settings: {{kwargs: {{autocommit: {inside}}}}}"
+    )
+    assert load_file(path).autocommit is True
+
+
 def test_a_reference_in_kwargs_of_a_pool_is_resolved(file, monkeypatch):
     """A problem of its value says where it is in the file, and where the value comes from."""
     monkeypatch.setenv("AUTOCOMMIT", "sometimes")
