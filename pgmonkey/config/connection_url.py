@@ -27,9 +27,9 @@ class Url(NamedTuple):
     problems: tuple[KeyProblem, ...] = ()
 
     @property
-    def keys(self) -> frozenset[str]:
-        """The keys of the settings."""
-        return _shared(frozenset(self.settings))
+    def places(self) -> Mapping[str, tuple[str, ...]]:
+        """Where the file has each of the settings: in the url."""
+        return _places(frozenset(self.settings))
 
     def added_to(self, document: dict[str, Any]) -> dict[str, Any]:
         """Return a document with the settings of the url, which it does not have."""
@@ -107,6 +107,6 @@ def _parsed(text: str) -> dict[str, str] | None:
 
 
 @lru_cache(maxsize=1024)
-def _shared(keys: frozenset[str]) -> frozenset[str]:
-    """Return one object for equal sets: many databases have the same."""
-    return keys
+def _places(keys: frozenset[str]) -> Mapping[str, tuple[str, ...]]:
+    """Return one object for equal keys: many databases have the same."""
+    return MappingProxyType(dict.fromkeys(keys, URL))

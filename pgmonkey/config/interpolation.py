@@ -226,7 +226,7 @@ _FILE_HINTS: Final = {
     "secret.json": "without json_key the whole file is the value",
 }
 #: Where the url of a document is.
-URL: Final[KeyPath] = ("connection_settings", "url")
+URL: Final = ("connection_settings", "url")
 #: The hint where references are not resolved.
 HOW_TO_RESOLVE: Final = "pass --resolve-env, or resolve_env=True in a program"
 

@@ -212,8 +212,7 @@ def build_config(
         sources=sources,
         files=files_digest(named.contents),
         text=text,
-        from_url=url.keys,
-        lifted=lifted.paths,
+        elsewhere={**url.places, **lifted.paths} if lifted.paths else url.places,
         on_demand=_on_demand(resolution, positions),
     )
     return LoadResult(config, (), sources)

@@ -112,9 +112,9 @@ def _shown(path: KeyPath, secrets: Collection[str]) -> Iterator[str | int]:
 
 
 _WRAPPER: Final = ("postgresql",)
-#: What pydantic calls an unknown key, of a dataclass and of a dictionary.
 #: What other programs call a `url`.
 _MEANING_URL: Final = frozenset({"dsn", "uri", "conninfo", "database_url", "connection_string"})
+#: What pydantic calls an unknown key, of a dataclass and of a dictionary.
 _UNKNOWN_KEY: Final = ("unexpected_keyword_argument", "extra_forbidden")
 
 

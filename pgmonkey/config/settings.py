@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter, itemgetter
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Self
 
 from pgmonkey.config.libpq import (
@@ -91,6 +92,9 @@ def _protected(key: str, value: Any) -> Any:
     return Secret(str(value)) if is_sensitive(key) else str(value)
 
 
+_NONE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class DatabaseConfig(DatabaseFile):
     """Hold the validated, immutable settings of one database.
@@ -110,10 +114,8 @@ class DatabaseConfig(DatabaseFile):
     _isolate: bool  # libpq's environment variables are kept out
     _sources: Sources
     _text: Text | None
-    _from_url: frozenset[str]  # the connection settings that its `url` gave
-    _lifted: Mapping[
-        str, tuple[str, ...]
-    ]  # where its files have the others that are not in their section
+    #: Where its files have the connection settings that are not under their own key.
+    _elsewhere: Mapping[str, tuple[str, ...]]
 
     def __init__(
         self,
@@ -125,8 +127,7 @@ class DatabaseConfig(DatabaseFile):
         sources: Sources,
         files: bytes = b"",
         text: Text | None = None,
-        from_url: frozenset[str] = frozenset(),
-        lifted: Mapping[str, tuple[str, ...]] | None = None,
+        elsewhere: Mapping[str, tuple[str, ...]] = _NONE,
         on_demand: OnDemand | None = None,
     ) -> None:
         put = object.__setattr__
@@ -139,8 +140,7 @@ class DatabaseConfig(DatabaseFile):
         put(self, "on_demand", on_demand)
         put(self, "_sources", sources)
         put(self, "_text", text)
-        put(self, "_from_url", from_url)
-        put(self, "_lifted", lifted or _NONE)
+        put(self, "_elsewhere", elsewhere)
         put(self, "_files_digest", files)
         put(self, "connect_digest", keyed_digest(self._connect_parts().encode(), after=files))
         pools = [written(getattr(self, section)) for section in POOL_SECTIONS]
@@ -179,7 +179,7 @@ class DatabaseConfig(DatabaseFile):
 
     @property
     def psycopg_settings(self) -> dict[str, Any]:
-        """What psycopg is to be told once there is a connection: it does not take these to connect."""
+        """The settings of psycopg that `psycopg.connect` does not take: they are set afterwards."""
         connection = self.connection_settings
         return {key: connection[key] for key in _NOT_TO_CONNECT if key in connection}
 
@@ -240,8 +240,7 @@ class DatabaseConfig(DatabaseFile):
             isolate=self._isolate,
             sources=self._sources,
             files=self._files_digest,
-            from_url=self._from_url,
-            lifted=self._lifted,
+            elsewhere=self._elsewhere,
             on_demand=None if given.settings.keys() & {"user", "password"} else self.on_demand,
         )
 
@@ -341,7 +340,7 @@ class DatabaseConfig(DatabaseFile):
         """Return the key that its files have for the key of an effective value."""
         if len(path) != 2 or path[0] != "connection_settings":
             return path
-        return (path[0], "url") if path[1] in self._from_url else self._lifted.get(path[1], path)
+        return self._elsewhere.get(path[1], path)
 
     def is_current(self) -> bool:
         """Tell whether the files and variables that it was made from are unchanged.
@@ -424,7 +423,6 @@ class DatabaseConfig(DatabaseFile):
         return "\0".join(parts)
 
 
-_NONE: Final[Mapping[str, tuple[str, ...]]] = {}
 #: Settings of psycopg that are set on a connection.
 _NOT_TO_CONNECT: Final = frozenset(PSYCOPG_KEYS) - {"autocommit", "prepare_threshold"}
 _TOP: Final = [key for key in KEYS if key not in SECTIONS]
