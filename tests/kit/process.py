@@ -25,6 +25,9 @@ T = TypeVar("T")
 _PATIENCE = 20.0
 #: Seconds for which a fork waits at most for threads that are ending.
 _ENDING = 0.3
+#: Threads that are not Python's own and for which a fork has waited in vain: they stay. Each worker of
+#: pytest-xdist has one.
+_staying: set[int] = set()
 
 
 class Process:
@@ -129,14 +132,20 @@ def _let_threads_end() -> None:
 
     The last thing a thread does is outside of Python: it takes a lock of OpenSSL, if it has used that.
     A child that is forked in this moment inherits it, held for ever. Before Python 3.13 `join` does
-    not wait for that. Threads that are not Python's own, as those of watchfiles, look the same.
+    not wait for that. Threads that are not Python's own, as those of watchfiles, look the same: each
+    is waited for once.
     """
     until = time.monotonic() + _ENDING
-    while time.monotonic() < until:
-        known = {thread.native_id for thread in threading.enumerate()}
-        if all(int(one.name) in known for one in Path("/proc/self/task").iterdir()):
+    while unknown := _unknown_threads():
+        if time.monotonic() > until:
+            _staying.update(unknown)
             return
         time.sleep(0.001)
+
+
+def _unknown_threads() -> set[int]:
+    known = {thread.native_id for thread in threading.enumerate()}
+    return {int(one.name) for one in Path("/proc/self/task").iterdir()} - known - _staying
 
 
 def in_a_child(act: Callable[[], Any], seconds: int = 20) -> Any:
