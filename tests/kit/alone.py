@@ -2,7 +2,8 @@
 
 A bound of real time (recovery within two seconds, an answer within 100 milliseconds) is a promise of
 a machine that does nothing else. A test that has one is marked `alone`: it waits until the tests of
-the other workers are through, and they wait for it.
+the other workers are through, and they wait for it. Such tests come first, one after the other in the
+same worker: at any other time, the processors would be idle until the longest of what runs has ended.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from __future__ import annotations
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -42,25 +42,43 @@ class Room:
     """
 
     def __init__(self, directory: Path) -> None:
-        # Held by every test that runs: shared, or exclusively by one that is alone.
-        self._room = directory / "room"
+        self._path = directory / "room"
         # Held while waiting for the room, so that those who come later do not enter before one
         # that waits to be alone.
         self._door = directory / "door"
+        # Held by every test that runs: shared, or exclusively by one that is alone.
+        self._room: IO[str] | None = None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Put the tests that are alone before all others; the first worker gets them."""
+        items.sort(key=lambda item: not _is_alone(item))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
         """Run the test when the room is free for it; its time limit begins after that."""
-        with self._entered(alone=item.get_closest_marker("alone") is not None):
+        if self._room is None:
+            self._room = self._enter(alone=_is_alone(item))
+        try:
             return (yield)
+        finally:
+            stays = nextitem is not None and _is_alone(item) and _is_alone(nextitem)
+            if not stays:
+                self._room.close()
+                self._room = None
 
-    @contextmanager
-    def _entered(self, *, alone: bool) -> Iterator[None]:
-        with self._room.open("a") as room:
-            with self._door.open("a") as door:
-                fcntl.flock(door, fcntl.LOCK_EX)
-                fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-            yield
+    def _enter(self, *, alone: bool) -> IO[str]:
+        room = self._path.open("a")
+        with self._door.open("a") as door:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        return room
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
 
 
 def pytest_configure(config: pytest.Config) -> None:
