@@ -55,7 +55,7 @@ class Notes(Protocol):
 class Listener(ABC):
     """Wait for the notifications of some channels, on a connection of its own.
 
-    `handle.listen(...)` makes one. Enter it with `with` or `async with`, as its handle, and iterate
+    `handle.listen(...)` makes one. Enter it once, with `with` or `async with` as its handle, and iterate
     over it: it yields a `psycopg.Notify` for each notification, and a `Gap` where some may be
     missing. One thread or task at a time reads it; each reader can have a listener of its own. An
     interrupted or cancelled wait loses nothing: ask for the next one again.
@@ -121,7 +121,7 @@ class Listener(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End the iteration and the connection; from any thread, at once.
+        """End the iteration and the connection; from any thread, at once, also before it is entered.
 
         Example:
             >>> with registry.get("orders").listen("news") as notes:

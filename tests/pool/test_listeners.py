@@ -7,6 +7,7 @@ import gc
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -342,6 +343,41 @@ def test_an_outage_is_paced_and_a_close_ends_it(
             reader.ended.result(10)
 
 
+def test_who_enters_waits_for_others_no_longer_than_its_timeout(
+    make: Make, proxy: ChaosProxy
+) -> None:
+    """However many enter at once while the server is silent: they connect one after the other."""
+    client = make(through=proxy, connection={"connect_timeout": 3})
+    proxy.set("blackhole")
+
+    def enter() -> Any:
+        with pytest.raises(ConnectError) as caught:
+            Reader(client, timeout=0.2)
+        return caught.value.reason
+
+    with takes(3), ThreadPoolExecutor(4) as threads:
+        entering = [threads.submit(enter) for _ in range(4)]
+        assert {one.result() for one in entering} == {"timeout"}
+
+
+def test_a_stop_before_the_block_is_entered_counts(make: Make, database: TemporaryDatabase) -> None:
+    """A program may end before its reader has begun."""
+    client = make()
+    notes: Any = client.handle.listen("news")
+    notes.stop()
+
+    async def read_async() -> list[Any]:
+        async with notes:
+            return [note async for note in notes]
+
+    def read() -> list[Any]:
+        with notes:
+            return list(notes)
+
+    assert (client._run(read_async()) if client.is_async else read()) == []
+    assert database.backends() == []
+
+
 def test_a_close_reaches_a_reader_that_is_busy(make: Make, database: TemporaryDatabase) -> None:
     """The connection is closed at once, and the next look of the reader finds the end."""
     client = make()
@@ -443,6 +479,19 @@ def test_wrong_uses_say_what_is_right(make: Make) -> None:
         client.handle.listen(1)
     with pytest.raises(RuntimeError, match="not entered"):
         client._run(anext(notes)) if client.is_async else next(notes)
+    with reading(client) as reader:
+        pass
+    enter = reader.listener.__aenter__ if client.is_async else reader.listener.__enter__
+    with pytest.raises(RuntimeError, match="can be entered once"):
+        client.on(enter)
+
+
+def test_a_pooler_that_cannot_listen_is_refused(make: Make) -> None:
+    """PgBouncer would take the LISTEN, and the reader would hear nothing."""
+    client = make(pooler="pgbouncer")
+    with takes(1), pytest.raises(ConnectError, match="PgBouncer .* cannot LISTEN") as caught:
+        Reader(client, timeout=10)
+    assert caught.value.reason == "setting"
 
 
 # What only one side has

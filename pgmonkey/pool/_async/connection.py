@@ -25,6 +25,7 @@ from pgmonkey.pool.clock import monotonic
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from types import CodeType
+    from weakref import ReferenceType
 
     from psycopg.pq.abc import PGresult
 
@@ -85,6 +86,7 @@ class Link:
         "driver",
         "expires_at",
         "hung_up_at",
+        "listener",
         "poll",
         "server",
         "user",
@@ -101,6 +103,8 @@ class Link:
         self.expires_at = float("inf")
         #: Tells what happened at the socket.
         self.poll: select.poll | None = None
+        #: Returns the listener that it was made for; `None` if that was dropped, or it is of a pool.
+        self.listener: ReferenceType[Any] | None = None
         #: The user that was made on demand for it; `None` if the file names the user.
         self.user: str | None = None
         #: When it was closed at this end, on the monotonic clock.

@@ -15,15 +15,17 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
-from weakref import ReferenceType, WeakSet, ref
+from weakref import WeakSet, ref
 
 import psycopg
 from psycopg import Notify, sql
 
 from pgmonkey.errors import LASTING, ConnectError, DatabaseRemovedError, HandleClosedError
 from pgmonkey.pool._sync.connecting import NoRoomError, SyncConnector
+from pgmonkey.pool._sync.connection import SyncPooledConnection
 from pgmonkey.pool._sync.waiting import (
     Lock,
+    acquire,
     aside,
     in_thread,
     is_closed,
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.errors import PgmonkeyError
-    from pgmonkey.pool._sync.connection import SyncPooledConnection
     from pgmonkey.pool._sync.waiting import Loop
     from pgmonkey.pool.handle import Database, Hooks
     from pgmonkey.pool.limits import ConnectionLimits
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 _LOOK: Final = 0.5
 #: The least seconds to wait for a socket: with none, nothing would be read.
 _MOMENT: Final = 0.001
-#: Seconds to wait for the answer to LISTEN or NOTIFY.
+#: Seconds to wait for the answer to LISTEN.
 _LONGEST_QUESTION: Final = 5.0
 #: When a listener moves: seconds to wait for a word of either connection, and to read what it has.
 _LONGEST_MOVE: Final = 2.0
@@ -66,6 +67,14 @@ _PAUSE: Final = 0.5
 _QUIET: Final = 30
 _PATIENCE: Final = 10
 _HINT: Final = "neither a standby nor a pooler can LISTEN: connect to the primary itself"
+_NOT_THROUGH_A_POOLER: Final = ConnectFailure(
+    "setting",
+    "PgBouncer gives a session to others at each commit, so it cannot LISTEN (pooler: pgbouncer)",
+    hint="declare another database that leads past PgBouncer, and listen there",
+)
+_OTHERS_CONNECT: Final = ConnectFailure(
+    "timeout", "other listeners of this handle were connecting until the timeout"
+)
 
 #: Every group of listeners that may have connections.
 _groups: Final[set[SyncListening]] = set()
@@ -75,26 +84,6 @@ _inherited: Final[list[SyncListening]] = []
 
 class _ListeningConnector(SyncConnector):
     """Make and count the connections of listeners, of which there may be any number."""
-
-    def __init__(
-        self,
-        version: Version,
-        connection_type: ConnectionType,
-        *,
-        stats: Stats,
-        limits: ConnectionLimits,
-        hooks: Hooks,
-    ) -> None:
-        super().__init__(
-            version,
-            connection_type,
-            stats=stats,
-            limits=limits,
-            functions=hooks.configure,
-            on_room=_do_nothing,
-        )
-        self.label = f"{self.name}/listen"
-        self.opened = True  # the event is for the first connection of a pool
 
     @property
     def max_size(self) -> int:
@@ -125,8 +114,15 @@ class SyncListening:
         loop: Loop,
     ) -> None:
         self.connector: SyncConnector = _ListeningConnector(
-            version, connection_type, stats=stats, limits=limits, hooks=hooks
+            version,
+            connection_type,
+            stats=stats,
+            limits=limits,
+            functions=hooks.configure,
+            on_room=lambda: None,  # the readers look for room themselves
         )
+        self.connector.label = f"{version.config.name}/listen"
+        self.connector.opened = True  # the event is for the first connection of a pool
         self.loop = loop
         #: Whether it belongs to the parent of this process, and must not be touched.
         self.inherited = False
@@ -136,8 +132,6 @@ class SyncListening:
         # signal handler may close the handle. Never held while waiting.
         self.lock = threading.RLock()
         self._listeners: WeakSet[SyncListener] = WeakSet()
-        # Their open connections.
-        self._held: dict[SyncPooledConnection, ReferenceType[SyncListener]] = {}
         _groups.add(self)
 
     def add(self, listener: SyncListener) -> None:
@@ -155,18 +149,13 @@ class SyncListening:
         with self.lock:
             return list(self._listeners)
 
-    def hold(self, connection: SyncPooledConnection, listener: SyncListener) -> None:
-        """Note for whom a connection was made."""
-        self._held[connection] = ref(listener, self.on_lost)
-
-    def held_by(self, listener: SyncListener) -> list[SyncPooledConnection]:
-        """Return the connections that were made for a listener and not closed here."""
-        return [one for one, holder in self._held.copy().items() if holder() is listener]
-
-    def hang_up(self, connection: SyncPooledConnection) -> None:
-        """Close a connection at this end."""
-        connection.hang_up()
-        self._held.pop(connection, None)
+    def held_by(self, listener: SyncListener | None) -> list[SyncPooledConnection]:
+        """Return the connections that were made for a listener; with `None`, for one that was dropped."""
+        return [
+            one
+            for one in self.connector.connections.copy()
+            if (holder := one.link.listener) is not None and holder() is listener
+        ]
 
     def on_lost(self, _holder: object) -> None:
         """Close what a listener has that was dropped: called when it is freed, by any thread."""
@@ -175,9 +164,8 @@ class SyncListening:
 
     def heal(self) -> None:
         """Close the connections of listeners that were dropped without being left."""
-        for one, holder in self._held.copy().items():
-            if holder() is None:
-                self.hang_up(one)
+        for one in self.held_by(None):
+            one.hang_up()
         self.connector.let_go()
 
     def end(self, why: PgmonkeyError | None) -> None:
@@ -200,7 +188,6 @@ class SyncListening:
         _groups.discard(self)
         with self.lock:
             self._listeners.clear()
-            self._held.clear()
         for one in self.connector.connections.copy():
             one.hang_up()
             one.forget()
@@ -249,7 +236,8 @@ class SyncListener(Listener):
         self._connection: SyncPooledConnection | None = None
         # What was received and not read yet.
         self._ready: deque[Note] = deque()
-        # A channel that only this listener uses, and what is sent to it: see `_move`.
+        # A channel that only this listener uses, and what its newest connection has sent to it when
+        # it began to listen: see `_move`.
         self._own = f"pgmonkey-{secrets.token_hex(8)}"
         self._mark = ""
         # When the server gave its last sign of life, and was asked for one without an answer yet.
@@ -273,10 +261,10 @@ class SyncListener(Listener):
         Raises:
             ConnectError: not possible within the timeout, or the server refuses for a reason that
                 waiting does not change.
+            RuntimeError: it was entered before.
         """
-        self._ended, self._why = False, None
-        self._ready.clear()
-        self._connection = None
+        if self._group is not None:
+            raise RuntimeError("a listener can be entered once; ask the handle for another one")
         group = self._group = self._enter(self)
         timeout = self._timeout
         if timeout is None:
@@ -287,6 +275,9 @@ class SyncListener(Listener):
                 self._connect_first(group, monotonic() + timeout)
             finally:
                 self._reader = None
+            if self._ended:
+                self._close(group)
+                self._handle.raise_if_gone()
         except BaseException:
             self._leave(group)
             raise
@@ -299,30 +290,18 @@ class SyncListener(Listener):
 
     def _connect_first(self, group: SyncListening, deadline: float) -> None:
         connector = group.connector
-        while self._connection is None:
+        while self._connection is None and not self._ended:
             target = connector.target
-            try:
-                if (connection := self._connect(group)) is not None:
-                    self._use(connection)
-            except NoRoomError as refusal:
-                if monotonic() + _PAUSE > deadline:
-                    why = connector.explain_limit(target) or refusal.text
-                    raise ConnectError(
-                        f"{why}, so none is left to listen",
-                        database=self._name,
-                        reason=refusal.reason,
-                        hint="raise max_connections, or lower the max_size of other pools",
-                    ) from None
-                sleep(_PAUSE)
-            except ConnectError as error:
-                self._look_again(error)
-                late = monotonic() + connector.outage.pause_left() >= deadline
-                if late or (error.reason in LASTING and connector.target is target):
-                    error.rejected = self._handle.hooks.rejected()
-                    raise
-            if self._ended:
-                self._handle.raise_if_gone()
-                raise HandleClosedError(f"{self._name}: the handle was closed meanwhile")
+            made = self._connect(group, deadline - monotonic())
+            if isinstance(made, SyncPooledConnection):
+                self._use(made)
+                return
+            lasting = made is not None and made.reason in LASTING and connector.target is target
+            if lasting or monotonic() + connector.outage.pause_left() >= deadline:
+                failure = connector.outage.failure or _OTHERS_CONNECT
+                error = made or failure.error(self._name)
+                error.rejected = self._handle.hooks.rejected()
+                raise error
 
     # Reading
 
@@ -397,17 +376,17 @@ class SyncListener(Listener):
             self._reader = reader
 
     def _step(self, group: SyncListening, seconds: float) -> None:
-        """Do what is due: connect, move, read what comes within some seconds, or ask."""
+        """Do what is due within some seconds: connect, move, read what comes, or ask."""
         connection, connector = self._connection, group.connector
         try:
             if connection is None:
-                self._resume(group)
+                self._resume(group, seconds)
             elif (
                 connection.version < connector.target.since
                 and not connector.outage.pause_left()
                 and not group.connecting.locked()
             ):
-                self._move(group, connection)
+                self._move(group, connection, seconds)
             elif wait_readable(connection.pgconn.socket, seconds):
                 self._receive(connection, self._ready)
                 self._heard_at = monotonic()
@@ -416,8 +395,15 @@ class SyncListener(Listener):
         except psycopg.Error as error:
             self._lose(group, classify(error, connector.target.config).text)
 
-    def _receive(self, connection: SyncPooledConnection, notes: MutableSequence[Note]) -> None:
+    def _receive(
+        self, connection: SyncPooledConnection, notes: MutableSequence[Note], mark: str = ""
+    ) -> None:
         """Take what has come, also when the connection breaks; never waits.
+
+        Args:
+            connection: What has it.
+            notes: Where it goes, except for the marks of this listener.
+            mark: The one that goes there, too.
 
         Raises:
             psycopg.Error: it is broken.
@@ -432,7 +418,7 @@ class SyncListener(Listener):
                 channel, payload = (
                     part.decode(encoding, "surrogateescape") for part in (note.relname, note.extra)
                 )
-                if channel != self._own or payload == self._mark:
+                if channel != self._own or payload == mark:
                     notes.append(Notify(channel, payload, note.be_pid))
             self._unsure = unsure
 
@@ -454,32 +440,58 @@ class SyncListener(Listener):
 
     # Connecting
 
-    def _connect(self, group: SyncListening) -> SyncPooledConnection | None:
-        """Connect and listen once, after the pause that the last failure demands; not at the end.
+    def _connect(
+        self, group: SyncListening, seconds: float
+    ) -> SyncPooledConnection | ConnectError | None:
+        """Connect and listen once, after the pause that the last failure demands.
 
-        Raises:
-            ConnectError: not possible now.
+        Returns:
+            The connection, or why there is none; `None` at the end of the iteration, or if it was
+            not its turn within the seconds.
         """
-        connector = group.connector
-        with group.connecting:
-            if not self._ended:  # while another one was connecting
-                sleep(connector.outage.pause_left())
-            if self._ended:
+        connector, deadline = group.connector, monotonic() + seconds
+        my_turn = False
+        try:
+            my_turn = acquire(group.connecting, max(0.0, seconds))
+            if my_turn and not self._ended:
+                sleep(max(0.0, min(connector.outage.pause_left(), deadline - monotonic())))
+            if not my_turn or self._ended or connector.outage.pause_left():
                 return None
             self._close(group, but=self._connection)  # of a connect that was interrupted
             return connector.make(connector.target, begin=self._begin)
+        except NoRoomError as refusal:
+            sleep(max(0.0, min(_PAUSE, deadline - monotonic())))
+            why = connector.explain_limit(connector.target) or refusal.text
+            return ConnectError(
+                f"{why}, so none is left to listen",
+                database=self._name,
+                reason=refusal.reason,
+                hint="raise max_connections, or lower the max_size of other pools",
+            )
+        except ConnectError as error:
+            if error.reason == "auth":  # a file may have the right password by now
+                in_thread(self._handle.hooks.on_refused)
+            return error
+        finally:
+            if my_turn:
+                group.connecting.release()
 
     def _begin(
         self, connection: SyncPooledConnection, config: DatabaseConfig
     ) -> ConnectFailure | None:
-        """Listen on a new connection."""
+        """Listen on a new connection, and send the mark of `_move`, in one transaction."""
+        if config.pooler == "pgbouncer":
+            return _NOT_THROUGH_A_POOLER
         group = self._group
         assert group is not None
+        self._mark = secrets.token_hex(8)
         try:
-            statement = b"; ".join(
-                sql.SQL("LISTEN {}").format(sql.Identifier(channel)).as_bytes(connection)
+            listens = sql.SQL("; ").join(
+                sql.SQL("LISTEN {}").format(sql.Identifier(channel))
                 for channel in (*self.channels, self._own)
             )
+            marks = sql.SQL("NOTIFY {}, {}").format(sql.Identifier(self._own), self._mark)
+            statement = sql.SQL("{}; {}").format(listens, marks).as_bytes(connection)
             if connection.ask(statement, _LONGEST_QUESTION) is None:
                 text = connection.pgconn.get_error_message().strip()
                 raise psycopg.OperationalError(f"LISTEN: {text or 'timed out'}")
@@ -487,7 +499,7 @@ class SyncListener(Listener):
             failure = classify(error, config)
             refused = failure.reason == "other" and isinstance(error, psycopg.Error)
             return failure._replace(hint=_HINT) if refused else failure
-        group.hold(connection, self)
+        connection.link.listener = ref(self, group.on_lost)
         return None
 
     def _use(self, connection: SyncPooledConnection) -> None:
@@ -498,19 +510,12 @@ class SyncListener(Listener):
         with suppress(psycopg.Error):
             self._receive(connection, self._ready)
 
-    def _resume(self, group: SyncListening) -> None:
+    def _resume(self, group: SyncListening, seconds: float) -> None:
         """Connect again, and tell the reader that notifications may be missing."""
-        try:
-            connection = self._connect(group)
-        except NoRoomError:
-            sleep(_PAUSE)
-        except ConnectError as error:
-            self._look_again(error)
-        else:
-            if connection is None:
-                return
+        made = self._connect(group, seconds)
+        if isinstance(made, SyncPooledConnection):
             gap = self._note_gap()  # first: an interrupt may come between the two
-            self._use(connection)
+            self._use(made)
             self._report(gap)
 
     def _note_gap(self) -> Gap:
@@ -530,41 +535,28 @@ class SyncListener(Listener):
         )
         aside(emit)
 
-    def _look_again(self, error: ConnectError) -> None:
-        """Let the registry read its files: one may have the right password by now."""
-        if error.reason == "auth":
-            in_thread(self._handle.hooks.on_refused)
-
     # Moving to another version
 
-    def _move(self, group: SyncListening, old: SyncPooledConnection) -> None:
+    def _move(self, group: SyncListening, old: SyncPooledConnection, seconds: float) -> None:
         """Listen on a connection of the version in force, then close the old one.
 
-        Both get what is notified meanwhile. The new one sends a mark, which both get in its place
+        Both get what is notified meanwhile. The new one has sent a mark, which both get in its place
         among the notifications of the server: what the old one gets before it and the new one
         after it is all there is, each once. If the old one does not get the mark, the new one is
         at another server, or the old one is dead: then notifications may be missing, also those that
         the new one got before the mark, so that none is doubled.
         """
-        try:
-            new = self._connect(group)
-        except ConnectError as error:
-            if error.reason == "too_many_connections":
+        new = self._connect(group, seconds)
+        if not isinstance(new, SyncPooledConnection):
+            if new is not None and new.reason == "too_many_connections":
                 self._lose(group, "it made room for a connection of the new configuration")
-            else:
-                self._look_again(error)
-            return
-        if new is None:
             return
         self._unsure = True
-        self._mark = secrets.token_hex(8)
-        statement = f"NOTIFY \"{self._own}\", '{self._mark}'".encode()
         of_new: list[Note] = []
         of_old: list[Note] = []
-        answer = new.ask(statement, _LONGEST_MOVE)
-        if answer is None or (begin := self._read_to_mark(new, of_new)) is None:
+        begin = self._read_to_mark(new, of_new)
+        if begin is None:
             self._close(group, but=old)
-            self._mark = ""  # the old one may still get it
             self._unsure = False
             sleep(_PAUSE)
             return
@@ -588,7 +580,7 @@ class SyncListener(Listener):
         with suppress(psycopg.Error):
             while True:
                 known = len(notes)
-                self._receive(connection, notes)
+                self._receive(connection, notes, self._mark)
                 for place, note in enumerate(notes[known:], known):
                     if isinstance(note, Notify) and note.channel == self._own:
                         return place
@@ -610,10 +602,11 @@ class SyncListener(Listener):
             why: The handle is gone for this reason.
         """
         group = self._group
-        if group is None or group.inherited:
-            return
-        self._end(group, why)
-        start_in(group.loop, group.connector.let_go)
+        if group is None:
+            self._ended = True
+        elif not group.inherited:
+            self._end(group, why)
+            start_in(group.loop, group.connector.let_go)
 
     def _end(self, group: SyncListening, why: PgmonkeyError | None) -> None:
         with events.held_back(), group.lock:
@@ -641,7 +634,7 @@ class SyncListener(Listener):
             self._connection = but
             for connection in group.held_by(self):
                 if connection is not but:
-                    group.hang_up(connection)
+                    connection.hang_up()
 
 
 def _shut_down(connection: SyncPooledConnection) -> None:
@@ -651,7 +644,3 @@ def _shut_down(connection: SyncPooledConnection) -> None:
         socket.socket(fileno=os.dup(connection.pgconn.socket)) as own,
     ):
         own.shutdown(socket.SHUT_RDWR)
-
-
-def _do_nothing() -> None:
-    """Be called when there is room again: the readers look for it themselves."""
