@@ -57,8 +57,8 @@ def take_url(
 ) -> tuple[dict[str, Any], Url]:
     """Take the `url` out of a document: return the rest of it, and the settings of the url.
 
-    The url has no part that is in the rest, because other keys override it. Only the settings
-    `below`, which come from the defaults, give way to the url.
+    A key of the rest overrides the part of the url with its name. Only the settings `below`, which
+    come from the defaults, give way to the url.
 
     Args:
         document: The document, whose references are not replaced yet.

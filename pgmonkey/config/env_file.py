@@ -1,4 +1,4 @@
-r"""Variables from elsewhere than the environment: from a mapping, or from a `.env` file.
+r"""Variables that do not come from the environment: from a mapping, or from a `.env` file.
 
 A `.env` file has lines of the form `NAME=value`:
 
@@ -7,9 +7,10 @@ A `.env` file has lines of the form `NAME=value`:
     ORDERS_USER='app'                # as it is, up to the next single quote, also over several lines
     ORDERS_PASSWORD="t\"e\n\$a"      # \n \r \t \" \$ \\ are one character; other pairs stay
 
-Docker Compose and python-dotenv read the same values from it. They also replace `${NAME}` outside
-of single quotes, by rules that differ: here that is refused. A name that appears twice has its last
-value.
+Docker Compose and python-dotenv read the same values from it, except for some backslashes:
+python-dotenv keeps that of `\$`, and both know more escapes. They also replace `${NAME}` outside of
+single quotes, by rules that differ: here that is refused. Of two lines with one name, the last
+counts.
 """
 
 from __future__ import annotations

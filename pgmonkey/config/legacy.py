@@ -53,10 +53,11 @@ def load_config(
 ) -> dict[str, Any]:
     """Return the content of a file as a plain dictionary.
 
-    `psycopg.connect(**config["connection_settings"])` works with it: each value has the
-    type of its key. Only the keys that psycopg takes on a connection (`isolation_level`,
-    `read_only`, `deferrable`, `prepared_max`) and the names of classes and functions
-    (`row_factory`, `cursor_factory`) are to be taken out before. Printing it shows no secret. No key is required, and unknown keys stay.
+    `psycopg.connect(**config["connection_settings"])` works with it: each value has the type of
+    its key. First remove the settings that `psycopg.connect` does not take (`isolation_level`,
+    `read_only`, `deferrable`, `prepared_max`), and those that are a name here, not a function or
+    class (`row_factory`, `cursor_factory`). Printing it shows no secret. No key is required, and
+    unknown keys stay.
 
     Args:
         file_path: The file.
@@ -107,7 +108,7 @@ def _plain_file(path: str, options: LoadOptions) -> tuple[RedactedDict, Sequence
         except SnapshotMovedError:
             return nothing, positions.problems([MOVING])
         found, origins = resolution.problems, resolution.origins()
-        message = "is made when a connection is, so no value can be given for it"
+        message = "the value is made for each connection, so it cannot be returned"
         hint = "use get_database_connection, or a Registry"
         found += [
             KeyProblem(path, "reference.on_demand", message, hint) for path in resolution.on_demand

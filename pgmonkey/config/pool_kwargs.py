@@ -35,8 +35,8 @@ class Lifted(NamedTuple):
 def lift_kwargs(tree: dict[str, Any]) -> Lifted:
     """Move what is in `kwargs` of the pool sections to the connection settings.
 
-    It holds for all types of the database then. What is a parameter of libpq is no setting of
-    psycopg: it is a problem that says where to write it.
+    There they hold for all types of the database. A parameter of libpq is no setting of psycopg:
+    it is a problem that says where to write it.
     """
     given = [
         section

@@ -71,7 +71,7 @@ class Registry:
         trust: What to do if other accounts can change a file of a database, its secrets or its
             TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
         env: The variables for `${NAME}` and `from_env`, instead of those of the environment. The
-            mapping is looked at again with the files, so a change in it counts at the next reload.
+            registry looks at them again with the files: a change counts at the next reload.
         max_connections: Server connections that this process may have at a time over all
             databases, probes and retired connections included; default: no limit. A checkout that
             needs one more waits for it, up to its `timeout`.
@@ -238,22 +238,22 @@ class Registry:
         return UnknownDatabaseError.among(self.names, str(name), str(self.path))
 
     def configure(self, name: str, function: Configure) -> None:
-        """Call a function with each new connection of a database, before anybody gets it.
+        """Call a function with each new connection of a database, before a block gets it.
 
-        For what belongs to a connection and not into a file: the adapters of types, JSON codecs,
-        `register_vector`. It is called again after each reload, restart and fork. What it sets is
-        what every block begins with; a block pays nothing for it. The function of "*" is called
-        before that of the database.
+        Use it for settings of a connection that a file cannot hold: the adapters of types, JSON
+        codecs, `register_vector`. It is called again after each reload, restart and fork. Every
+        block begins with what it set, and gets no slower. The function of "*" is called before
+        that of the database.
 
-        An async type waits for the result of the function if it is awaitable. The function must
+        An async type awaits the result of the function if it is awaitable. The function must
         leave the connection idle: without an open transaction. If it does not, or raises, the
-        connect has failed, with the reason `configure`.
+        connect fails with the reason `configure`.
 
-        Call it before the first checkout. Later, connections that are open are handed out no
-        more: each is closed when its block ends.
+        Call this before the first checkout. A later call replaces the connections that are open:
+        each is closed when its block ends.
 
         Args:
-            name: The name of the database; "*" for every database, also of files to come.
+            name: The name of the database; "*" for every database, also of later files.
             function: What to call; it takes the place of the one before for this name.
 
         Raises:
@@ -279,10 +279,10 @@ class Registry:
             record.reconfigure()
 
     def connect(self, name: str, /, **overrides: Any) -> psycopg.Connection[Any]:
-        """Connect outside of the pool, with the settings of the file and others of your own.
+        """Connect outside of the pool, with the settings of the file and your own over them.
 
-        For what does not fit a pool: a migration without `statement_timeout`, creating the database
-        of a test, a tool that runs for hours. It returns psycopg's own connection, which is yours:
+        Use it where a pool does not fit: a migration without `statement_timeout`, creating the
+        database of a test, a tool that runs for hours. It returns a psycopg connection of your own:
         close it, or use it as a context manager, which commits and closes as psycopg's does. Until
         then, or until it is dropped, it counts in `max_connections`. Functions of `configure` are
         not called, no reload replaces it, and nothing reports how long it lives.
@@ -417,17 +417,17 @@ class Registry:
     def subscribe(self, function: Callable[[Change], object]) -> Callable[[], object]:
         """Call a function with every change of a database: applied, rejected or removed.
 
-        Use it to warm a cache, to count, or to alert. It is called in the thread that made the
-        change, which may be the registry's own and makes no other change meanwhile, so it should
-        return soon. No lock is held: it may use the registry. The changes of one database come in
-        their order, one after the other. An exception stops nothing: it becomes the event
+        Use it to warm a cache, to count, or to alert. The thread that made the change calls the
+        function; it may be the registry's own, so the function should return soon. No lock is
+        held: the function may use the registry. The changes of one database come in their order,
+        one after the other. An exception stops no change: it becomes the event
         `subscriber.failed`. The function stays subscribed in child processes.
 
         Args:
             function: No coroutine function. It is called with a `Change`, a plain value.
 
         Returns:
-            A function that ends this. It may be called more than once.
+            A function that ends the subscription. It may be called more than once.
 
         Raises:
             TypeError: it is a coroutine function, or cannot be called.

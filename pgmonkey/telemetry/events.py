@@ -38,7 +38,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "database.probe_failed": ("warning", "the probe of a new configuration could not connect"),
     "connect.failed": ("warning", "connects began to fail"),
     "connect.recovered": ("info", "connects work again"),
-    "credentials.not_renewed": ("warning", "the lease of a user is over, and its resolver gives no other"),
+    "credentials.not_renewed": ("warning", "a user has expired, and its resolver returns no new one"),
     "listen.resumed": ("warning", "a listener listens again, and may have missed notifications"),
     "checkout.leaked": ("warning", "a checkout is held longer than leak_detection"),
     "checkout.abandoned": ("warning", "a checkout was interrupted, or its connection dropped, and was not given back"),
