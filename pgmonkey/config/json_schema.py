@@ -13,7 +13,14 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from pgmonkey.config.libpq import SETTING_NAME
-from pgmonkey.config.models import INHERITED, SECTIONS, DatabaseFile
+from pgmonkey.config.models import (
+    INHERITED,
+    KWARGS,
+    POOL_SECTIONS,
+    PSYCOPG_KEYS,
+    SECTIONS,
+    DatabaseFile,
+)
 from pgmonkey.config.types import FALSE, OFF, TRUE
 
 Schema = dict[str, Any]
@@ -90,6 +97,15 @@ def schema() -> Schema:
     connection = properties["connection_settings"]["properties"]
     connection["password"]["anyOf"] += [{"$ref": f"#/definitions/{kind}"} for kind in _ON_DEMAND]
     connection["user"]["anyOf"].append({"$ref": "#/definitions/from_resolver"})
+    kwargs = {
+        "title": "settings of psycopg",
+        "description": "Of pgmonkey 4.0: write its keys under connection_settings.",
+        "type": ["object", "null"],
+        "properties": {key: connection[key] for key in PSYCOPG_KEYS},
+        "additionalProperties": False,
+    }
+    for section in POOL_SECTIONS:
+        properties[section]["properties"][KWARGS] = kwargs
     return {
         "$schema": DRAFT,
         "title": "A database of pgmonkey",

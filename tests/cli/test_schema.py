@@ -101,7 +101,7 @@ def test_good_files_are_accepted(schema_file: Path, tmp_path: Path) -> None:
         "  autocommit: yes\n"
         "  prepare_threshold: null\n"
         "pool_settings: {min_size: 0, max_size: '${SIZE}', timeout: 5, max_idle: 10 min}\n"
-        "async_pool_settings:\n"
+        "async_pool_settings: {kwargs: {autocommit: true, row_factory: '${ROWS}'}}\n"
         "sync_settings: {search_path: [a, b], statement_timeout: 30s, jit: off, app.x: ''}\n"
         "timeout: 500ms\n"
         "leak_detection: off\n"
