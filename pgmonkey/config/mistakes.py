@@ -42,6 +42,7 @@ _FORM: Final = "write postgresql://user:password@host:5432/dbname?parameter=valu
 _OR_STRING: Final = "or host=... dbname=... user=... password='...'"
 #: Parameters that other programs put into a URL, and what is written here.
 _OF_OTHERS: Final = {
+    "ssl": "as sslmode, such as sslmode=require",
     "schema": "without schema; write search_path under sync_settings and async_settings",
     "pgbouncer": "without pgbouncer; write pooler: pgbouncer at the top level of the file",
     "connection_limit": "without connection_limit; write max_size under pool_settings",

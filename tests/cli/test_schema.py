@@ -32,7 +32,7 @@ BEYOND = {
     "setting-twice", "three-ports-for-two-hosts", "verify-full-without-root",
     "user-from-another-resolver", "url-without-dbname", "url-with-two-hosts-and-three-ports",
     # a reference is not looked into, nor is an address or a URL
-    "url-is-a-broken-string", "url-with-a-percent", "url-with-a-schema", "url-with-a-slash",
+    "url-is-a-broken-string", "url-of-asyncpg", "url-with-a-percent", "url-with-a-schema", "url-with-a-slash",
     "url-with-a-space", "url-with-a-wrong-port", "url-with-a-wrong-sslmode",
     "url-with-an-at-sign", "url-with-an-unknown-parameter",
     "host-with-many-colons",

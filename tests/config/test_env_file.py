@@ -134,7 +134,7 @@ def quoted(value):
     return f'"{value}"'
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(variables=st.dictionaries(NAMES, TEXT), rest=st.sampled_from(["", " # 'x", "\n\n#\n"]))
 @example(variables={"A": "\\${\\\\$\"'\n#="}, rest="")
 def test_every_value_can_be_written(variables, rest):
@@ -148,7 +148,7 @@ def test_every_value_can_be_written(variables, rest):
             assert values(f"{name}={value}{rest}") == {name: value}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(text=st.text(st.sampled_from("AB=='\"\\ \n\r\t#${}export é")))
 def test_any_text_is_variables_or_problems(text):
     """Nothing else comes out, and every line belongs to one or the other."""

@@ -85,7 +85,7 @@ def test_a_url_is_the_keys_that_it_stands_for(load, url, parts):
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(password=TEXT, inside=TEXT)
 @example(password="'\"\\@:/%#&?=${}<>,é", inside=" ")
 def test_an_encoded_part_may_hold_every_character(password, inside):
@@ -145,6 +145,40 @@ def test_a_url_overrides_what_the_defaults_say(tmp_path):
     sources = {value.key: str(value.source) for value in explain(scan.configs["orders"])}
     assert sources["connection_settings.host"] == f"{tmp_path}/orders.yaml:1:28"
     assert sources["connection_settings.port"] == f"{tmp_path}/_defaults.yaml:1:46"
+
+
+def sections(*, null):
+    """Return a strategy for settings, each of which says where it is from."""
+    keys = st.sampled_from(["host", "user", "password", "application_name"])
+    return st.dictionaries(keys, st.none() if null else st.just("x"), max_size=4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_the_order_in_which_settings_count(tmp_path_factory, data):
+    """Keys of the file, its url, keys of the defaults, their url if the file has none."""
+    directory = tmp_path_factory.mktemp("registry.d")
+    layers = {
+        name: dict.fromkeys(data.draw(sections(null=False), name), name)
+        for name in ("file", "url", "defaults", "defaults_url")
+    }
+    nulls = data.draw(sections(null=True), "nulls").keys() - layers["file"].keys()
+    written = {
+        name: " ".join(f"{key}={value}" for key, value in (PLAIN | layers[name]).items())
+        for name in ("url", "defaults_url")
+    }
+    own = layers["file"] | dict.fromkeys(nulls)
+    below = layers["defaults"] | {"url": written["defaults_url"]}
+    if has_url := data.draw(st.booleans(), "has a url"):
+        own |= {"url": written["url"]}
+    for name, section in {"orders": own, "_defaults": below}.items():
+        text = yaml.safe_dump({"connection_settings": section})
+        (directory / f"{name}.yaml").write_text(text)
+    scan = DirectoryLoader(directory, environ={}).scan()
+    scan.raise_for_problems()
+    kept = {key: value for key, value in layers["defaults"].items() if key not in nulls}
+    order = [kept, PLAIN | layers["url"]] if has_url else [PLAIN | layers["defaults_url"], kept]
+    assert clear(scan.configs["orders"]) == order[0] | order[1] | layers["file"]
 
 
 def test_a_password_that_is_made_on_demand_overrides_that_of_the_url(load, tmp_path):
@@ -229,7 +263,7 @@ def test_a_part_that_is_missing_is_named(load, missing):
 HOSTILE = st.text(st.sampled_from("@/:?#%&= '\\[],\taZ0"), max_size=8)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(before=HOSTILE, inside=HOSTILE, after=HOSTILE, form=st.sampled_from([
     "postgresql://app:{}@db/orders", "postgresql://app:{}@db:5432/orders?sslmode=disable",
     "postgresql://{}@db/orders", "postgresql://db/orders?user=app&password={}",
