@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from psycopg.conninfo import timeout_from_conninfo
+
 from pgmonkey.pool.clock import monotonic
 
 if TYPE_CHECKING:
@@ -22,6 +24,12 @@ _LOGIN_PAUSE: Final = 1.0
 _LONGEST_PASSWORD_PAUSE: Final = 30.0
 #: How many refused logins of one account are remembered.
 _MOST_LOGINS: Final = 32
+
+
+def connect_timeout(config: DatabaseConfig) -> float:
+    """Return the seconds within which a host must answer."""
+    # The one in force, of the file or by default. Nothing keeps the secrets beside it.
+    return timeout_from_conninfo(config.connect_kwargs("normal"))
 
 
 class Outage:

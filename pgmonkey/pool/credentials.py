@@ -17,12 +17,11 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
-from psycopg.conninfo import timeout_from_conninfo
-
 from pgmonkey.config.on_demand import GROUP, Command, Credentials, Resolver, Source
 from pgmonkey.config.redaction import Secret, mask_urls, scrub
 from pgmonkey.config.secret_files import LIMIT, SecretFileError, secret_text
 from pgmonkey.pool.clock import monotonic
+from pgmonkey.pool.connecting import connect_timeout
 from pgmonkey.pool.failures import HINTS, ConnectFailure
 from pgmonkey.pool.programs import run
 
@@ -178,9 +177,7 @@ def reset() -> None:
 
 def _limit(config: DatabaseConfig) -> float:
     assert config.on_demand is not None
-    # Of no secret: `connect_kwargs` has the timeout in force.
-    connect_timeout = timeout_from_conninfo(config.connect_kwargs("normal"))
-    return min(config.on_demand.source.timeout + _LAST_WORDS, connect_timeout)
+    return min(config.on_demand.source.timeout + _LAST_WORDS, connect_timeout(config))
 
 
 def _begin(source: Source) -> Answer | Future[Answer]:

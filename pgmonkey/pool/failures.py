@@ -377,6 +377,18 @@ def classify(
     return ConnectFailure(rule.reason, shown, bool(wrong_password), _hint(rule, shown, config))
 
 
+def configure_late(function: Configure, seconds: float) -> ConnectFailure:
+    """Return the failure of a function that did not end in time.
+
+    Args:
+        function: What the application gave to `configure`.
+        seconds: How long it may take.
+    """
+    text = f"{_function(function)} did not end within {seconds:g} s"
+    hint = "let it do less, or raise connect_timeout; what does it wait for?"
+    return ConnectFailure("configure", text, hint=hint)
+
+
 def configure_left(function: Configure, left: str) -> ConnectFailure:
     """Return the failure of a function that left a new connection in no state to be handed out.
 

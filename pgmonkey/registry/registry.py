@@ -246,8 +246,8 @@ class Registry:
         that of the database.
 
         An async type awaits the result of the function if it is awaitable. The function must
-        leave the connection idle: without an open transaction. If it does not, or raises, the
-        connect fails with the reason `configure`.
+        leave the connection idle: without an open transaction. If it does not, or raises, or does
+        not end within `connect_timeout`, the connect fails with the reason `configure`.
 
         Call this before the first checkout. A later call replaces the connections that are open:
         each is closed when its block ends.

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
-from tests.pool.side import Make, do, plain, wait, works
+from tests.pool.side import Make, do, plain, takes, wait, works
 
 BORROWERS = 20
 
@@ -393,6 +394,33 @@ def test_a_function_that_fails_shows_no_password_that_was_made_on_demand(
         pytest.raises(ConnectError, match=r"the token is \*\*\*"),
     ):
         registry.get("orders").open()
+
+
+@pytest.mark.slow
+def test_a_function_that_hangs_ends_with_the_time_for_a_connect(
+    make: Make, database: TemporaryDatabase
+) -> None:
+    """Each statement is cancelled, also if the function tries again. No session of the server waits on."""
+    client = make(connection={"connect_timeout": 2}, pool={"max_size": 1})
+
+    async def tries_again(connection: Any) -> None:
+        for _ in range(2):
+            with suppress(psycopg.errors.QueryCanceled):
+                await wait(connection.execute("LOCK TABLE held"))
+            await wait(connection.rollback())
+
+    client.registry.configure("orders", plain(client, tries_again))
+    with database.connect() as holder:
+        holder.execute("CREATE TABLE held ()")
+        holder.commit()
+        holder.execute("LOCK TABLE held")
+        with takes(4), pytest.raises(ConnectError) as caught:
+            client.ask(timeout=10)
+        assert caught.value.reason == "configure"
+        assert f"{tries_again.__qualname__} did not end within 2 s" in caught.value.text
+        client.registry.configure("orders", lambda _: None)
+        eventually(lambda: works(client), 10, "it works when the function does")
+        eventually(lambda: len(database.backends()) <= 2, 5, "no session waits for the lock")
 
 
 def test_a_connection_that_breaks_meanwhile_is_no_fault_of_the_function(

@@ -11,13 +11,14 @@ from pgmonkey.errors import ConnectError
 from pgmonkey.pool._async.changes import WATCHED_CURSORS, set_up
 from pgmonkey.pool._async.connection import LONGEST_GOODBYE, NO_VERSION, AsyncPooledConnection
 from pgmonkey.pool._async.logins import logged_in
-from pgmonkey.pool._async.waiting import Lock, aside, finished
+from pgmonkey.pool._async.waiting import Lock, aside, called
 from pgmonkey.pool.clock import monotonic
-from pgmonkey.pool.connecting import Outage, refused_logins
+from pgmonkey.pool.connecting import Outage, connect_timeout, refused_logins
 from pgmonkey.pool.connections import Connections
 from pgmonkey.pool.failures import (
     ConnectFailure,
     classify,
+    configure_late,
     configure_left,
     configure_raised,
 )
@@ -81,15 +82,20 @@ async def configure(
 ) -> ConnectFailure | None:
     """Call the application's functions with a new connection; return what is wrong with it then.
 
+    Together they may take as long as a connect.
+
     Args:
         connection: One that no block has got yet.
         functions: What the application gave to `configure`.
         config: What it was made with.
     """
+    limit = connect_timeout(config)
+    deadline = monotonic() + limit
     for function in functions:
         password = Secret(connection.info.password)
         try:
-            await finished(function(connection))
+            if not await called(function, connection, deadline - monotonic()):
+                return configure_late(function, limit)
             left = await _left_behind(connection)
         except Exception as error:  # noqa: BLE001 - the code is the application's
             return configure_raised(function, error, config, password, broken=connection.broken)

@@ -27,11 +27,11 @@ __all__ = [
     "acquire",
     "aside",
     "call_all",
+    "called",
     "cancel_again",
     "current_task",
     "end_tasks",
     "finish_in",
-    "finished",
     "in_thread",
     "is_closed",
     "is_elsewhere",
@@ -109,21 +109,35 @@ class _Task(asyncio.Task[Any]):
             super().__del__()
 
 
-async def finished(result: object) -> None:
-    """Wait for what a function of the application returned, if that is awaitable.
+async def called(function: Callable[[Any], object], connection: Any, seconds: float) -> bool:
+    """Call a function of the application with a connection, and tell whether it ended in time.
+
+    What it returns is waited for, if that is awaitable, and cancelled when the time is over.
+
+    Args:
+        function: The function.
+        connection: Its argument.
+        seconds: How long it may take.
 
     Raises:
         RuntimeError: something in it was cancelled, and not this task, which has other work.
     """
+    result = function(connection)
     if not inspect.isawaitable(result):
-        return
+        return True
+    limit = asyncio.timeout(seconds)
     try:
-        await result
+        async with limit:
+            await result
     except Cancelled:
         task = current_task()
         if task is None or task.cancelling():
             raise
         raise RuntimeError("it was cancelled") from None
+    except Exception:
+        if not limit.expired():
+            raise
+    return not limit.expired()
 
 
 class Signal:

@@ -12,13 +12,14 @@ from pgmonkey.errors import ConnectError
 from pgmonkey.pool._sync.changes import WATCHED_CURSORS, set_up
 from pgmonkey.pool._sync.connection import LONGEST_GOODBYE, NO_VERSION, SyncPooledConnection
 from pgmonkey.pool._sync.logins import logged_in
-from pgmonkey.pool._sync.waiting import Lock, aside, finished
+from pgmonkey.pool._sync.waiting import Lock, aside, called
 from pgmonkey.pool.clock import monotonic
-from pgmonkey.pool.connecting import Outage, refused_logins
+from pgmonkey.pool.connecting import Outage, connect_timeout, refused_logins
 from pgmonkey.pool.connections import Connections
 from pgmonkey.pool.failures import (
     ConnectFailure,
     classify,
+    configure_late,
     configure_left,
     configure_raised,
 )
@@ -82,15 +83,20 @@ def configure(
 ) -> ConnectFailure | None:
     """Call the application's functions with a new connection; return what is wrong with it then.
 
+    Together they may take as long as a connect.
+
     Args:
         connection: One that no block has got yet.
         functions: What the application gave to `configure`.
         config: What it was made with.
     """
+    limit = connect_timeout(config)
+    deadline = monotonic() + limit
     for function in functions:
         password = Secret(connection.info.password)
         try:
-            finished(function(connection))
+            if not called(function, connection, deadline - monotonic()):
+                return configure_late(function, limit)
             left = _left_behind(connection)
         except Exception as error:  # noqa: BLE001 - the code is the application's
             return configure_raised(function, error, config, password, broken=connection.broken)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from psycopg import Connection as SyncDriverConnection
@@ -24,10 +25,10 @@ __all__ = [
     "acquire",
     "aside",
     "call_all",
+    "called",
     "cancel_again",
     "end_tasks",
     "finish_in",
-    "finished",
     "in_thread",
     "is_closed",
     "is_elsewhere",
@@ -52,6 +53,8 @@ Lock = threading.Lock
 sleep = time.sleep
 
 
+#: Seconds for which a cancellation of a statement is waited for, and until the next one.
+_CANCEL: Final = 1.0
 #: Seconds for which `aside` waits.
 _ASIDE: Final = 0.2
 #: The most seconds for which `let_queue` waits, and between two looks.
@@ -63,16 +66,47 @@ class LoopStandsStillError(Exception):
     """An event loop did not turn. A thread always does."""
 
 
-def finished(result: object) -> None:
-    """Refuse what a function of the application returned, if that is awaitable.
+def called(function: Callable[[Any], object], connection: Any, seconds: float) -> bool:
+    """Call a function of the application with a connection, and tell whether it ended in time.
+
+    When the time is over, each statement that it runs is cancelled. Nothing ends Python code.
+
+    Args:
+        function: The function.
+        connection: Its argument.
+        seconds: How long it may take.
 
     Raises:
-        TypeError: nothing can wait for it here.
+        TypeError: it returned an awaitable, and nothing can wait for that here.
     """
+    ended = threading.Event()
+    # Taken by what is first: the end of the function, or that of its time.
+    first = threading.Lock()
+
+    def watch() -> None:
+        if ended.wait(seconds) or not first.acquire(blocking=False):
+            return
+        while not ended.is_set() and not connection.closed:
+            with suppress(Exception):  # the server may be gone, or the connection
+                connection.cancel_safe(timeout=_CANCEL)
+            ended.wait(_CANCEL)
+
+    # At the end of a program there is no new thread: then nothing limits the function.
+    with suppress(RuntimeError):
+        threading.Thread(target=watch, name="pgmonkey-configure", daemon=True).start()
+    try:
+        result = function(connection)
+    except Exception:
+        if first.acquire(blocking=False):
+            raise
+        return False
+    finally:
+        ended.set()
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()  # else Python warns that it was never awaited
         raise TypeError("it is async, and the connection is a sync one")
+    return first.acquire(blocking=False)
 
 
 class Signal:
