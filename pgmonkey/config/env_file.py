@@ -54,10 +54,10 @@ class Variables(Mapping[str, str]):
         return str(value)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
+        return (name for name, value in self._variables.items() if value is not None)
 
     def __len__(self) -> int:
-        return len(self._variables)
+        return sum(1 for _ in self)
 
     def __repr__(self) -> str:
         return f"<Variables: {len(self)} names>"

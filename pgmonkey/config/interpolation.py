@@ -252,7 +252,8 @@ class LoadOptions:
     resolvers: Mapping[str, ResolverFunction] | None = field(default=None, repr=False)
     #: The environment of the process.
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-    #: Where references look variables up instead; by default in the environment.
+    #: Where references look variables up instead; by default in the environment. Commands get it
+    #: over the environment.
     env: Mapping[str, str] | None = field(default=None, repr=False)
     #: The variables that libpq reads and that are to be kept out, as they are set now.
     variables: frozenset[str] = field(init=False)
@@ -466,7 +467,13 @@ class Resolution:
 
     def _on_demand(self, value: dict[str, Any], path: KeyPath) -> _Dropped:
         """Leave out a value that is made when a connection is, and note what makes it."""
-        read = Reader(self._expanded, self.problems.append, self.directory, self.options.resolvers)
+        read = Reader(
+            self._expanded,
+            self.problems.append,
+            self.directory,
+            self.options.env,
+            self.options.resolvers,
+        )
         if (source := read.source(value, path)) is not None:
             self.on_demand[path] = source
         return _DROPPED

@@ -68,6 +68,8 @@ class Command:
     #: How long its output is used for new connections, and how long it may run, in seconds.
     refresh: float
     timeout: float
+    #: Variables over those of this process, which may change.
+    env: Mapping[str, str] | None
     #: The arguments that came from outside of the file: its errors may quote them.
     hidden: tuple[Secret, ...]
 
@@ -131,12 +133,14 @@ class Reader:
         expand: Replaces the references in a text; `None` if that is not possible, and reported.
         report: Takes what is wrong.
         directory: Where relative paths start.
+        env: The variables that commands get over the environment; `None` if there are none.
         resolvers: The functions of the application; `None` if they are not known here.
     """
 
     expand: Callable[[str, KeyPath], str | None]
     report: Callable[[KeyProblem], object]
     directory: str
+    env: Mapping[str, str] | None
     resolvers: Mapping[str, ResolverFunction] | None
 
     def source(self, value: Mapping[str, Any], path: KeyPath) -> Source | None:
@@ -200,8 +204,8 @@ class Reader:
         )
         if "/" in arguments[0]:
             arguments[0] = os.path.join(self.directory, arguments[0])
-        key = ("command", *arguments, self.directory, refresh, timeout)
-        made = Command(tuple(arguments), self.directory, refresh, timeout, hidden)
+        key = ("command", *arguments, self.directory, refresh, timeout, id(self.env))
+        made = Command(tuple(arguments), self.directory, refresh, timeout, self.env, hidden)
         return _sources.setdefault(key, made)
 
     def _resolver(

@@ -12,13 +12,13 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from pgmonkey.config.on_demand import GROUP, Command, Credentials, Resolver, Source
-from pgmonkey.config.redaction import Secret, mask_urls, scrub
+from pgmonkey.config.redaction import Secret, is_sensitive, mask_urls, may_be_secret, scrub
 from pgmonkey.config.secret_files import LIMIT, SecretFileError, secret_text
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import connect_timeout
@@ -257,8 +257,15 @@ def _asked(source: Source, known: Iterable[Secret]) -> Answer:
 
 
 def _output(source: Command, known: Iterable[Secret]) -> Answer:
+    environment = {**os.environ, **(source.env or {})}
     try:
-        ended = run(source.arguments, source.directory, timeout=source.timeout, limit=LIMIT)
+        ended = run(
+            source.arguments,
+            source.directory,
+            environment=environment,
+            timeout=source.timeout,
+            limit=LIMIT,
+        )
     except (OSError, ValueError) as error:
         reason = (
             os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
@@ -282,8 +289,17 @@ def _output(source: Command, known: Iterable[Secret]) -> Answer:
     # What it wrote as the value may be in its errors, too.
     words = ended.output.decode("utf-8", "replace").split()
     written = map(Secret, words[:_MOST_WORDS])
-    errors = _quoted(ended.errors.decode("utf-8", "replace"), (*known, *source.hidden, *written))
+    secrets = (*known, *source.hidden, *written, *_secret_variables(environment))
+    errors = _quoted(ended.errors.decode("utf-8", "replace"), secrets)
     return _Failed(f"{source.label} {what}{f': {errors}' if errors else ''}")
+
+
+def _secret_variables(environment: Mapping[str, str]) -> Iterator[Secret]:
+    """Yield the variables that have the name of a secret; of those given here, that look like one."""
+    for name, value in environment.items():
+        given = os.environ.get(name) != value
+        if is_sensitive(name) or (given and may_be_secret(value)):
+            yield Secret(value)
 
 
 def _resolved(source: Resolver, known: Iterable[Secret]) -> Answer:

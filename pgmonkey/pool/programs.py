@@ -6,7 +6,7 @@ import os
 import selectors
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -37,12 +37,20 @@ class Ended(NamedTuple):
         return f"<Ended {self.code}>"  # the output is a secret
 
 
-def run(arguments: Sequence[str], directory: str, *, timeout: float, limit: int) -> Ended:
-    """Run a program without a shell, with the environment of this process and no input.
+def run(
+    arguments: Sequence[str],
+    directory: str,
+    *,
+    environment: Mapping[str, str],
+    timeout: float,
+    limit: int,
+) -> Ended:
+    """Run a program without a shell, and without input.
 
     Args:
         arguments: The program, found in PATH, and its arguments.
         directory: Where it runs.
+        environment: Its variables, all of them.
         timeout: Seconds after which it is killed, with the children that it has.
         limit: Bytes of output after which it is killed.
 
@@ -53,6 +61,7 @@ def run(arguments: Sequence[str], directory: str, *, timeout: float, limit: int)
     process = subprocess.Popen(
         arguments,
         cwd=directory,
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

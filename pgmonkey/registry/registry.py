@@ -72,6 +72,7 @@ class Registry:
             TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
         env: The variables for `${NAME}` and `from_env`, instead of those of the environment. The
             registry looks at them again with the files: a change counts at the next reload.
+            A program of `from_command` gets them over those of the environment.
         max_connections: Server connections that this process may have at a time over all
             databases, probes and retired connections included; default: no limit. A checkout that
             needs one more waits for it, up to its `timeout`.

@@ -42,7 +42,9 @@ def opened(
     """Make a client of a database whose password is made on demand."""
     made: list[tuple[Registry, Client]] = []
 
-    def make(resolver: Any = None, password: Any = FROM_RESOLVER, **connection: Any) -> Client:
+    def make(
+        resolver: Any = None, password: Any = FROM_RESOLVER, env: Any = None, **connection: Any
+    ) -> Client:
         sizes = {"min_size": 1, "max_size": 8}
         registry_dir.declare(
             "orders",
@@ -52,7 +54,9 @@ def opened(
             pool_settings=sizes,
             async_pool_settings=sizes,
         )
-        registry = Registry(registry_dir, metrics=None, resolvers={"mint": resolver or str})
+        registry = Registry(
+            registry_dir, metrics=None, resolvers={"mint": resolver or str}, env=env
+        )
         made.append((registry, Client(registry)))
         return made[-1][1]
 
@@ -67,10 +71,14 @@ def failure(registry_dir: RegistryDirectory) -> Iterator[Callable[..., str]]:
     """Return why a database whose password is made on demand cannot be reached."""
     opened: list[Registry] = []
 
-    def probe(resolver: Any = str, password: Any = FROM_RESOLVER, user: Any = "app") -> str:
+    def probe(
+        resolver: Any = str, password: Any = FROM_RESOLVER, user: Any = "app", env: Any = None
+    ) -> str:
         settings = {"host": "localhost", "dbname": "orders", "user": user, "password": password}
         registry_dir.write("orders", {"connection_settings": settings})
-        registry = Registry(registry_dir, metrics=None, watch=False, resolvers={"mint": resolver})
+        registry = Registry(
+            registry_dir, metrics=None, watch=False, resolvers={"mint": resolver}, env=env
+        )
         opened.append(registry)
         status = registry.probe("orders")
         assert status.last_error_reason == "credentials"
@@ -483,6 +491,21 @@ def test_a_command_that_fails_is_named_with_its_place_and_its_last_words(
     )
 
 
+def test_secret_variables_are_masked_in_the_words_of_a_command(
+    failure: Callable[..., str],
+    tmp_path: Path,
+    canary: Canary,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those with the name of a secret, and of those that were given here what looks like one."""
+    monkeypatch.setenv("VAULT_TOKEN", "sesame")
+    env = {"AWS_SESSION_TOKEN": canary.secret(), "DOOR": canary.secret(), "AWS_PROFILE": "dev"}
+    words = " ".join(f"${name}" for name in (*env, "VAULT_TOKEN"))
+    command = program(tmp_path, f'echo "no {words}" >&2; exit 1')
+    found = failure(password={"from_command": command}, env=env)
+    assert found.endswith("code 1: no ***REDACTED*** ***REDACTED*** dev ***REDACTED***")
+
+
 def test_only_the_end_of_long_errors_is_quoted(
     failure: Callable[..., str], tmp_path: Path, canary: Canary
 ) -> None:
@@ -520,10 +543,22 @@ def test_output_that_is_no_password_is_refused(
 def test_one_newline_at_the_end_of_the_output_is_no_part_of_it(
     opened: Callable[..., Client], tmp_path: Path, database: TemporaryDatabase
 ) -> None:
-    """A second one is. Programs find the environment, and relative ones the directory of the file."""
+    """A second one is. Relative programs are found in the directory of the file."""
     (tmp_path / "registry.d").mkdir(exist_ok=True)
-    program(tmp_path / "registry.d", f'test "$HOME" && echo {database.password}')
+    program(tmp_path / "registry.d", f"echo {database.password}")
     assert opened(password={"from_command": ["./token"]}).ask() == 1
+
+
+def test_a_command_gets_the_variables_of_the_registry_over_the_environment(
+    opened: Callable[..., Client], tmp_path: Path, database: TemporaryDatabase
+) -> None:
+    """As they are at the call. The environment of this process stays as it is."""
+    env = {"HOME": "/nowhere", "PATH": None, "TOKEN": "old"}
+    command = program(tmp_path, 'test "$HOME" = /nowhere && test "$PATH" && echo "$TOKEN"')
+    client = opened(password={"from_command": command}, env=env)
+    env["TOKEN"] = database.password
+    assert client.ask() == 1
+    assert "TOKEN" not in os.environ
 
 
 def test_a_command_is_killed_with_its_children_at_its_timeout(
