@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
-from pgmonkey.cli import check, demo, pgconfig, reload, schema, serve, show, status
+from pgmonkey.cli import check, demo, options, pgconfig, reload, schema, serve, show, status
 from pgmonkey.cli import list as list_
 from pgmonkey.cli.output import run
 from pgmonkey.version import __version__
@@ -17,8 +18,10 @@ from pgmonkey.version import __version__
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, message="%(prog)s %(version)s")
-def app() -> None:
+@options.env_file_of_all
+def app(env_file: Path | None) -> None:
     """Every PostgreSQL database of an application, declared in files, reloaded without losing a query."""
+    del env_file  # commands look it up: see `options.env_file`
 
 
 for _module in (check, demo, list_, pgconfig, reload, schema, serve, show, status):

@@ -11,6 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from pgmonkey.cli import options
 from pgmonkey.cli.output import Answer, ExitCode, as_json, tell
@@ -63,7 +64,9 @@ def command(
         raise click.BadParameter("it cannot be combined with --static", param_hint="--online")
     if static and trust != "off":
         raise click.BadParameter("it cannot be combined with --static", param_hint="--trust")
-    if static and env is not None:
+    # One that counts for every command may be there: it is not looked at.
+    own = click.get_current_context().get_parameter_source("env")
+    if static and own is ParameterSource.COMMANDLINE:
         raise click.BadParameter("it cannot be combined with --static", param_hint="--env-file")
     from pgmonkey.config.directory import DirectoryLoader
     from pgmonkey.config.warnings import find_warnings
@@ -75,7 +78,7 @@ def command(
         names=names,
         allow_sensitive_defaults=allow_sensitive_defaults,
         environ={} if static else None,
-        env=env,
+        env=None if static else env,
         trust=trust,
         on_untrusted=(lambda _, reason: tell(reason)) if trust == "warn" else None,
     ).scan()

@@ -57,6 +57,7 @@ allow_sensitive_defaults: Final = click.option(
 
 
 def _env(context: click.Context, _: click.Parameter, path: Path | None) -> Mapping[str, str] | None:
+    path = path or context.find_root().params.get("env_file")
     if path is None or context.resilient_parsing:  # a shell asks for completions
         return None
     from collections import ChainMap
@@ -67,12 +68,22 @@ def _env(context: click.Context, _: click.Parameter, path: Path | None) -> Mappi
     return Variables(ChainMap(os.environ, dict(read_env_file(path))))
 
 
+_ENV_FILE: Final = "Take variables that are not set from this .env file; for development."
 env_file: Final = click.option(
     *("--env-file", "env"),
     metavar="FILE",
     type=PATH,
     callback=_env,
-    help="Take variables that are not set from this .env file; for development.",
+    help=f"{_ENV_FILE}  [default: that of pgmonkey --env-file]",
+)
+#: The same before the command: commands that read no variables take no notice.
+env_file_of_all: Final = click.option(
+    "--env-file",
+    metavar="FILE",
+    type=PATH,
+    envvar="PGMONKEY_ENV_FILE",
+    show_envvar=True,
+    help=_ENV_FILE,
 )
 trust: Final = functools.partial(
     click.option,

@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,11 +75,13 @@ def _create(path: Path) -> None:
 @options.connection_type
 @options.resolve_env
 @options.allow_sensitive_defaults
+@options.env_file
 def test(
     path: Path,
     connection_type: ConnectionType | None,
     resolve_env: bool,
     allow_sensitive_defaults: bool,
+    env: Mapping[str, str] | None,
 ) -> Answer:
     """Connect as a config file says, and report the result.
 
@@ -94,10 +97,11 @@ def test(
         resolve=resolve_env,
         allow_sensitive_defaults=allow_sensitive_defaults,
         isolate=False,
+        env=env,
     )
     wanted = connection_type or config.connection_type
     given = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
-    lines = _connect(path, wanted, given)
+    lines = _connect(path, wanted, given, env)
     if wanted.endswith("pool"):
         pool = config.pool(wanted)
         lines["pool"] = f"opened; {pool.min_size} to {pool.max_size} connections"
@@ -111,7 +115,9 @@ def test(
     )
 
 
-def _connect(path: Path, wanted: ConnectionType, given: dict[str, bool]) -> dict[str, str]:
+def _connect(
+    path: Path, wanted: ConnectionType, given: dict[str, bool], env: Mapping[str, str] | None
+) -> dict[str, str]:
     """Connect once, then through a pool if one is wanted; return what the server says."""
     import asyncio
 
@@ -119,7 +125,7 @@ def _connect(path: Path, wanted: ConnectionType, given: dict[str, bool]) -> dict
 
     def sync() -> dict[str, str]:
         began = time.monotonic()
-        with PGConnectionManager() as manager:
+        with PGConnectionManager(env=env) as manager:
             with manager.get_database_connection(path, "normal", **given) as connection:
                 seconds = time.monotonic() - began
                 row = connection.execute(_QUESTION).fetchone()
@@ -132,7 +138,7 @@ def _connect(path: Path, wanted: ConnectionType, given: dict[str, bool]) -> dict
 
     async def not_sync() -> dict[str, str]:
         began = time.monotonic()
-        async with PGConnectionManager() as manager:
+        async with PGConnectionManager(env=env) as manager:
             async with await manager.get_database_connection(path, "async", **given) as connection:
                 seconds = time.monotonic() - began
                 cursor = await connection.execute(_QUESTION)

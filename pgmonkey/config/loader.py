@@ -55,6 +55,7 @@ def load_file(
     resolve: bool = True,
     allow_sensitive_defaults: bool = False,
     isolate: bool = True,
+    env: Mapping[str, str] | None = None,
 ) -> DatabaseConfig:
     """Load one database, without the defaults of a directory.
 
@@ -72,7 +73,7 @@ def load_file(
         >>> load_file("config.yaml").name
         'config'
     """
-    options = LoadOptions(resolve, isolate, allow_sensitive_defaults)
+    options = LoadOptions(resolve, isolate, allow_sensitive_defaults, env=env)
     # The frames that raise hold none of the file's text: a traceback may show locals.
     return config_or_raise(_load_path(os.fspath(path), options), isolate=isolate)
 

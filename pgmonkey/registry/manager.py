@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from pgmonkey.config.env_file import Variables
 from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.legacy import load_dict
 from pgmonkey.config.loader import config_or_raise, load_file
@@ -53,6 +54,10 @@ class PGConnectionManager:
 
     A manager that is dropped closes its connections, unless the program still holds the handle.
 
+    Args:
+        env: The variables for `${NAME}` and `from_env`, instead of those of the environment, as
+            `Registry` takes them.
+
     Example:
         >>> manager = PGConnectionManager()
         >>> pool = manager.get_database_connection("config.yaml", "pool")
@@ -61,7 +66,8 @@ class PGConnectionManager:
         (1,)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, env: Mapping[str, str] | None = None) -> None:
+        self._env = None if env is None else Variables(env)
         self._limits = ConnectionLimits()
         self._shared = Shared(
             self._limits,
@@ -135,6 +141,7 @@ class PGConnectionManager:
             resolve=resolve_env,
             allow_sensitive_defaults=allow_sensitive_defaults,
             isolate=False,
+            env=self._env,
         )
         wanted = wanted or config.connection_type
         # Not resolved: the target of a link changes with each update of a Kubernetes volume.
@@ -209,7 +216,10 @@ class PGConnectionManager:
             (1,)
         """
         options = LoadOptions(
-            resolve_env, isolate=False, allow_sensitive_defaults=allow_sensitive_defaults
+            resolve_env,
+            isolate=False,
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            env=self._env,
         )
         loaded = load_dict(config_data_dictionary, options)
         # An error below may be printed with the locals of this frame.

@@ -230,6 +230,22 @@ def test_references_are_resolved_when_asked(
     assert (done.code, done.err) == (0, "")
 
 
+@pytest.mark.parametrize("connection_type", ["pool", "async"])
+def test_variables_may_come_from_an_env_file(
+    connection_type: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """With `--resolve-env`; the environment stays as it is."""
+    path, env_file = tmp_path / "config.yaml", tmp_path / ".env"
+    env = _with_references(path, database)
+    env_file.write_text("".join(f"{name}='{value}'\n" for name, value in env.items()))
+    done = invoke(
+        "--env-file", env_file, "pgconfig", "test", "--connconfig", path, "--resolve-env",
+        "--connection-type", connection_type, canary=canary,
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    assert "APP_PASSWORD" not in os.environ
+
+
 def test_references_that_are_not_resolved_are_reported(
     tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pgmonkey import Registry, RegistryConfigError, read_env_file
+from pgmonkey import (
+    EnvInterpolationError,
+    PGConnectionManager,
+    Registry,
+    RegistryConfigError,
+    load_config,
+    read_env_file,
+)
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.env_file import Variables, parse_env
 from pgmonkey.config.explain import explain
@@ -269,3 +276,42 @@ def test_commands_take_an_env_file(directory, tmp_path, canary):
     done = invoke("check", directory, "--env-file", path, canary=canary)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"{path}:1: expected NAME=value  [environment.syntax]\n")
+
+
+def test_an_env_file_may_be_named_for_every_command(directory, tmp_path, canary):
+    """Before the command, or in a variable; that of the command counts first, then the one before it."""
+    for name in ("own", "before", "variable"):
+        (tmp_path / name).write_text(f"ORDERS_USER=app\nORDERS_PASSWORD=tea\nORDERS_HOST={name}\n")
+    env = {"PGMONKEY_ENV_FILE": str(tmp_path / "variable")}
+    before = ["--env-file", tmp_path / "before"]
+    own = ["--env-file", tmp_path / "own"]
+
+    def host(*words):
+        done = invoke(*words, canary=canary, env=env)
+        assert done.code == 0
+        return done.out.splitlines()[1].split()[2]
+
+    assert host(*before, "list", directory, *own) == "own"
+    assert host(*before, "list", directory) == "before"
+    assert host("list", directory) == "variable"
+
+
+def test_commands_that_read_no_variables_take_no_notice_of_an_env_file(directory, tmp_path, canary):
+    """One for every command is no reason to refuse: it may be in the environment of a hook."""
+    assert invoke("--env-file", "no-such-file", "schema", canary=canary).code == 0
+    (tmp_path / ".env").write_text("ORDERS_HOST='a b'\n")
+    env = {"PGMONKEY_ENV_FILE": str(tmp_path / ".env")}
+    done = invoke("check", directory, "--static", canary=canary, env=env)
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_a_manager_looks_variables_up_in_its_mapping(directory, monkeypatch):
+    """Instead of the environment, for files and dictionaries."""
+    for name in ("ORDERS_USER", "ORDERS_PASSWORD"):
+        monkeypatch.setenv(name, "not this one")
+    path = directory / "orders.yaml"
+    with PGConnectionManager(env={}) as manager:
+        with pytest.raises(EnvInterpolationError, match="ORDERS_USER is not set"):
+            manager.get_database_connection(path, resolve_env=True)
+        with pytest.raises(EnvInterpolationError, match="ORDERS_USER is not set"):
+            manager.get_database_connection_from_dict(load_config(path), resolve_env=True)
