@@ -616,8 +616,9 @@ class SyncPool:
             self.stats.errors["other"] += 1
             raise failure.error(self.name, self._hooks.rejected())
         if self.single:
-            for outer in self.holders():
-                if outer.owner == checkout.owner:
+            for connection in self.connections.copy():
+                holder = connection.holder
+                if holder and (outer := holder()) and outer.owner == checkout.owner:
                     raise messages.nested_checkout(self.name, self.connection_type, outer)
         limit = self.settings.max_waiting
         if limit and len(self.waiting) >= limit:
@@ -632,11 +633,6 @@ class SyncPool:
                     self.settings.max_size,
                     self._hooks.rejected(),
                 )
-
-    def holders(self) -> list[Checkout]:
-        """Return the checkouts that hold a connection."""
-        numbers = self.numbers()
-        return numbers.held + numbers.retired
 
     def numbers(self) -> Numbers:
         """Count the connections of this moment. It waits for nothing."""
