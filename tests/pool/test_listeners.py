@@ -205,7 +205,8 @@ def test_another_database_comes_after_a_gap(
                 "orders", text.replace(f"dbname: {database.name}", f"dbname: {database.name}_two")
             )
             client.registry.reload()
-            reader.has("here", GAP)
+            with takes(0.5):  # it waits for no mark of the old one
+                reader.has("here", GAP)
             server.execute("NOTIFY news, 'there'", dbname=f"{database.name}_two")
             reader.has("here", GAP, "there")
         client.shut()
@@ -290,10 +291,10 @@ def test_a_silent_network_is_found(
 def test_many_listeners_of_one_handle(
     make: Make, database: TemporaryDatabase, events: CapturedEvents
 ) -> None:
-    """A dozen readers lose their connections at once: one after the other listens again."""
+    """Five readers lose their connections at once: one after the other listens again."""
     client = make()
     with ExitStack() as stack:
-        readers = [stack.enter_context(reading(client)) for _ in range(12)]
+        readers = [stack.enter_context(reading(client)) for _ in range(5)]
         database.terminate_backends()
         for reader in readers:
             reader.has(GAP)
@@ -327,14 +328,14 @@ def test_an_outage_is_paced_and_a_close_ends_it(
     def failed(number: int) -> bool:
         return client.handle.status().connect_failures["refused"] >= number
 
-    readers = [Reader(client) for _ in range(5)]
+    readers = [Reader(client) for _ in range(3)]
     proxy.set("refuse")
     proxy.kill()
     eventually(lambda: failed(1), 10, "a connect has failed")
     began = time.monotonic()
-    eventually(lambda: failed(5), 20, "five have failed")
-    # The pauses before them are 0.1, 0.2, 0.4 and 0.8 seconds, up to a fifth shorter.
-    assert time.monotonic() - began > 0.8 * 1.5 - 0.1
+    eventually(lambda: failed(4), 20, "four have failed")
+    # The pauses before them are 0.1, 0.2 and 0.4 seconds, up to a fifth shorter.
+    assert time.monotonic() - began > 0.8 * 0.7 - 0.1
     assert client.handle.status().last_failure_reason == "refused"
     assert len(events.named("connect.failed")) == 1
     client.registry.close()
@@ -347,7 +348,7 @@ def test_who_enters_waits_for_others_no_longer_than_its_timeout(
     make: Make, proxy: ChaosProxy
 ) -> None:
     """However many enter at once while the server is silent: they connect one after the other."""
-    client = make(through=proxy, connection={"connect_timeout": 3})
+    client = make(through=proxy, connection={"connect_timeout": 2})
     proxy.set("blackhole")
 
     def enter() -> Any:
@@ -355,7 +356,7 @@ def test_who_enters_waits_for_others_no_longer_than_its_timeout(
             Reader(client, timeout=0.2)
         return caught.value.reason
 
-    with takes(3), ThreadPoolExecutor(4) as threads:
+    with takes(2), ThreadPoolExecutor(4) as threads:
         entering = [threads.submit(enter) for _ in range(4)]
         assert {one.result() for one in entering} == {"timeout"}
 
@@ -505,7 +506,7 @@ async def test_a_wait_that_is_cancelled_loses_nothing(
     async with Registry(registry_dir, metrics=None, watch=False) as registry:
         async with registry.get("orders").listen("news") as notes:
             got: list[str] = []
-            for number in range(100):
+            for number in range(50):
                 if number % 10 == 0:
                     await asyncio.to_thread(notify, database, str(number))
                 try:
@@ -514,7 +515,7 @@ async def test_a_wait_that_is_cancelled_loses_nothing(
                 except TimeoutError:
                     pass
             got += [note.payload async for note in notes.notifies(timeout=0.3)]
-            assert got == [str(number) for number in range(0, 100, 10)]
+            assert got == [str(number) for number in range(0, 50, 10)]
 
 
 async def test_a_cancelled_reader_leaves_nothing(
@@ -603,8 +604,9 @@ def test_an_interrupt_at_any_line_of_a_rotation_loses_nothing_unnoticed(
                         got.append(next(notes))
                 while not is_last(last):
                     got.append(next(notes))
-                assert len(database.backends()) == 1, interruption.at
-                if not interruption.at:
+                at = interruption.at
+                eventually(lambda: len(database.backends()) == 1, 5, f"one left: {at}")
+                if not at:
                     return
 
     def is_last(payload: str) -> bool:

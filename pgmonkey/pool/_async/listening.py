@@ -24,7 +24,6 @@ from pgmonkey.pool._async.connecting import AsyncConnector, NoRoomError
 from pgmonkey.pool._async.connection import AsyncPooledConnection
 from pgmonkey.pool._async.waiting import (
     Lock,
-    acquire,
     aside,
     in_thread,
     is_closed,
@@ -61,6 +60,8 @@ _LONGEST_MOVE: Final = 2.0
 _LONGEST_BACKLOG: Final = 10.0
 #: Seconds before another try, where no failed connect says when: there is no room, or no answer.
 _PAUSE: Final = 0.5
+#: Seconds between two looks of a listener whether another one has connected.
+_TURN: Final = 0.02
 #: Seconds without a word of the server after which it is asked for a sign of life, and for which
 #: the answer is waited for, if the file has no `keepalives_idle` and `keepalives_interval`.
 _QUIET: Final = 30
@@ -383,7 +384,7 @@ class AsyncListener(Listener):
             elif (
                 connection.version < connector.target.since
                 and not connector.outage.pause_left()
-                and not group.connecting.locked()
+                and not group.connecting.locked()  # it goes on to read until its turn comes
             ):
                 await self._move(group, connection, seconds)
             elif await wait_readable(connection.pgconn.socket, seconds):
@@ -449,15 +450,16 @@ class AsyncListener(Listener):
             not its turn within the seconds.
         """
         connector, deadline = group.connector, monotonic() + seconds
-        my_turn = False
+        if group.connecting.locked():
+            await sleep(max(0.0, min(_TURN, seconds)))
+            return None
         try:
-            my_turn = await acquire(group.connecting, max(0.0, seconds))
-            if my_turn and not self._ended:
-                await sleep(max(0.0, min(connector.outage.pause_left(), deadline - monotonic())))
-            if not my_turn or self._ended or connector.outage.pause_left():
-                return None
-            self._close(group, but=self._connection)  # of a connect that was interrupted
-            return await connector.make(connector.target, begin=self._begin)
+            async with group.connecting:
+                await sleep(max(0.0, min(connector.outage.pause_left(), seconds)))
+                if self._ended or connector.outage.pause_left():
+                    return None
+                self._close(group, but=self._connection)  # of a connect that was interrupted
+                return await connector.make(connector.target, begin=self._begin)
         except NoRoomError as refusal:
             await sleep(max(0.0, min(_PAUSE, deadline - monotonic())))
             why = connector.explain_limit(connector.target) or refusal.text
@@ -471,9 +473,6 @@ class AsyncListener(Listener):
             if error.reason == "auth":  # a file may have the right password by now
                 await in_thread(self._handle.hooks.on_refused)
             return error
-        finally:
-            if my_turn:
-                group.connecting.release()
 
     async def _begin(
         self, connection: AsyncPooledConnection, config: DatabaseConfig
@@ -555,13 +554,14 @@ class AsyncListener(Listener):
         self._unsure = True
         of_new: list[Note] = []
         of_old: list[Note] = []
-        begin = await self._read_to_mark(new, of_new)
+        begin = await self._read_to_mark(new, of_new, _LONGEST_MOVE)
         if begin is None:
             self._close(group, but=old)
             self._unsure = False
             await sleep(_PAUSE)
             return
-        end = await self._read_to_mark(old, of_old)
+        same = _place(new) == _place(old)
+        end = await self._read_to_mark(old, of_old, _LONGEST_MOVE if same else _MOMENT)
         self._ready.extend(of_old[:end])
         gap = None
         if end is None:
@@ -576,9 +576,15 @@ class AsyncListener(Listener):
             await self._report(gap)
 
     async def _read_to_mark(
-        self, connection: AsyncPooledConnection, notes: list[Note]
+        self, connection: AsyncPooledConnection, notes: list[Note], longest: float
     ) -> int | None:
-        """Read until the mark comes, and return its place among the notes, if it does."""
+        """Read until the mark comes, and return its place among the notes, if it does.
+
+        Args:
+            connection: What has them.
+            notes: Where they go.
+            longest: Seconds to wait for a word of the server.
+        """
         late = monotonic() + _LONGEST_BACKLOG
         with suppress(psycopg.Error):
             while True:
@@ -587,7 +593,7 @@ class AsyncListener(Listener):
                 for place, note in enumerate(notes[known:], known):
                     if isinstance(note, Notify) and note.channel == self._own:
                         return place
-                seconds = min(_LONGEST_MOVE, late - monotonic())
+                seconds = min(longest, late - monotonic())
                 if not await wait_readable(connection.pgconn.socket, seconds):
                     break
         return None
@@ -638,6 +644,12 @@ class AsyncListener(Listener):
             for connection in group.held_by(self):
                 if connection is not but:
                     connection.hang_up()
+
+
+def _place(connection: AsyncPooledConnection) -> tuple[str, int, str]:
+    """Return the server and the database of a connection."""
+    info = connection.info
+    return info.host, info.port, info.dbname
 
 
 def _shut_down(connection: AsyncPooledConnection) -> None:
