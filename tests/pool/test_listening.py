@@ -14,7 +14,7 @@ from tests.kit.proxy import ChaosProxy
 from tests.pool.side import Make, do, wait
 
 TYPES = ("pool", "async_pool", "normal", "async")
-TIMES = 100
+TIMES = 20
 
 #: Ways to say LISTEN, and whether they can be seen in the statement.
 STATEMENTS: dict[str, Any] = {
@@ -30,6 +30,13 @@ STATEMENTS: dict[str, Any] = {
     "SQL": sql.SQL("LISTEN here"),
     "DO": "DO $$ BEGIN EXECUTE 'LISTEN here'; END $$",
 }
+#: Statements after which a session does not listen, with the word or without it.
+NO_STATEMENTS = (
+    "SELECT 'LISTEN'",
+    "SELECT 1 AS listeners",
+    "LISTEN here; UNLISTEN *",
+    "UNLISTEN *",
+)
 
 
 @pytest.fixture(params=TYPES)
@@ -44,36 +51,34 @@ async def listening(connection: Any) -> tuple[int, list[Any]]:
     return connection.info.backend_pid, await wait(cursor.fetchall())
 
 
-@pytest.mark.parametrize("way", STATEMENTS)
-def test_a_connection_that_listens_is_closed_at_its_return(make: Make, way: str) -> None:
+def test_a_connection_that_listens_is_closed_at_its_return(make: Make) -> None:
     """However a block says LISTEN, the next one gets a connection that does not listen."""
     client = make(pool={"max_size": 1})
+    for way, statement in STATEMENTS.items():
 
-    async def block(connection: Any) -> int:
-        await wait(connection.execute(STATEMENTS[way]))
-        return int(connection.info.backend_pid)
+        async def block(connection: Any, statement: Any = statement) -> int:
+            await wait(connection.execute(statement))
+            return int(connection.info.backend_pid)
 
-    for _ in range(5):
         backend = do(client, block)
         after, channels = do(client, listening)
-        assert channels == []
-        assert after != backend
-    assert client.handle.status().evicted["unclean"] == 5
+        assert channels == [], way
+        assert after != backend, way
+    assert client.handle.status().evicted["unclean"] == len(STATEMENTS)
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["SELECT 'LISTEN'", "SELECT 1 AS listeners", "LISTEN here; UNLISTEN *", "UNLISTEN *"],
-)
-def test_a_connection_that_does_not_listen_is_kept(make: Make, statement: str) -> None:
+def test_a_connection_that_does_not_listen_is_kept(make: Make) -> None:
     """The word alone costs one question, and no connection."""
     client = make(pool={"max_size": 1})
+    backends: set[int] = set()
+    for statement in NO_STATEMENTS:
 
-    async def block(connection: Any) -> int:
-        await wait(connection.execute(statement))
-        return int(connection.info.backend_pid)
+        async def block(connection: Any, statement: str = statement) -> int:
+            await wait(connection.execute(statement))
+            return int(connection.info.backend_pid)
 
-    assert len({do(client, block) for _ in range(TIMES)}) == 1
+        backends |= {do(client, block) for _ in range(TIMES)}
+        assert len(backends) == 1, statement
 
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="it has no template strings")
