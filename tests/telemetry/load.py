@@ -92,7 +92,7 @@ class Load:
                 with handle as connection:
                     entered = time.monotonic()
                     try:
-                        connection.execute("SELECT pg_sleep(0.005)")
+                        connection.execute("SELECT pg_sleep(0.02)")
                     finally:
                         left = time.monotonic()
             except _OUTAGE:
@@ -112,7 +112,7 @@ class Load:
                 async with handle as connection:
                     entered = time.monotonic()
                     try:
-                        await connection.execute("SELECT pg_sleep(0.005)")
+                        await connection.execute("SELECT pg_sleep(0.02)")
                     finally:
                         left = time.monotonic()
             except _OUTAGE:
