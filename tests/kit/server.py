@@ -83,7 +83,8 @@ class PostgresServer(EmbeddedServer):
         if self._directory is None:
             super().start()
             if not (self.data_directory / "standby.signal").exists():
-                self.set_password(self.superuser, self.superuser_password)  # initdb knows no setting
+                # initdb knows no setting.
+                self.set_password(self.superuser, self.superuser_password)
         elif not self.running:
             eventually(self._starts_again, PATIENCE, "PostgreSQL starts again")
 
