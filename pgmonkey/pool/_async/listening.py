@@ -461,7 +461,8 @@ class AsyncListener(Listener):
                 self._close(group, but=self._connection)  # of a connect that was interrupted
                 return await connector.make(connector.target, begin=self._begin)
         except NoRoomError as refusal:
-            await sleep(max(0.0, min(_PAUSE, deadline - monotonic())))
+            if self._connection is None:  # else that one makes room
+                await sleep(max(0.0, min(_PAUSE, deadline - monotonic())))
             why = connector.explain_limit(connector.target) or refusal.text
             return ConnectError(
                 f"{why}, so none is left to listen",

@@ -234,19 +234,13 @@ class SyncConnector:
         connection.link.connector = self
         try:
             self._finish(connection, version, probe=probe, begin=begin)
+            self._stats.record_connect(connection.returned_at - began)
+            self.connections.add(connection)
         except BaseException:  # its place is free when the server has closed its end
             self.connections.add(connection)
             connection.hang_up()
             self.let_go()
             raise
-        now = connection.returned_at = monotonic()
-        self._stats.record_connect(now - began)
-        connection.version = version.since
-        jitter = random.uniform(0.95, 1.0)  # noqa: S311 - connections must not all end at once
-        connection.link.expires_at = (
-            now + version.config.pool(self.connection_type).max_lifetime * jitter
-        )
-        self.connections.add(connection)
         return connection
 
     def _log_in(self, version: Version, *, probe: bool) -> SyncPooledConnection:
@@ -281,6 +275,11 @@ class SyncConnector:
         connection.keep_settings(resets=version.config.reset_on_return)
         if not probe:
             self._worked(version)
+        connection.version = version.since
+        now = connection.returned_at = monotonic()
+        jitter = random.uniform(0.95, 1.0)  # noqa: S311 - connections must not all end at once
+        lifetime = version.config.pool(self.connection_type).max_lifetime
+        connection.link.expires_at = now + lifetime * jitter
 
     def _failed(self, failure: ConnectFailure, version: Version, *, probe: bool) -> ConnectError:
         self._stats.failures[failure.reason] += 1

@@ -462,7 +462,8 @@ class SyncListener(Listener):
                 self._close(group, but=self._connection)  # of a connect that was interrupted
                 return connector.make(connector.target, begin=self._begin)
         except NoRoomError as refusal:
-            sleep(max(0.0, min(_PAUSE, deadline - monotonic())))
+            if self._connection is None:  # else that one makes room
+                sleep(max(0.0, min(_PAUSE, deadline - monotonic())))
             why = connector.explain_limit(connector.target) or refusal.text
             return ConnectError(
                 f"{why}, so none is left to listen",
