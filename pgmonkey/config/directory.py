@@ -154,11 +154,11 @@ class DirectoryLoader:
     refers to. What is missing, or may be half written, changes nothing until later looks agree.
     Not for use by two threads at once.
 
-    With `names`, only these databases are loaded, and other files are not opened. References look
-    variables up in `env` instead of the environment. A database whose
-    file, secrets or TLS files other accounts can change is not loaded if `trust` is `strict`;
-    `on_untrusted` is called with each such file and the reason once, if it is `strict` or `warn`.
-    All databases together may have `max_connections` connections to servers.
+    With `names`, only these databases are loaded, and other files are not opened. With `env`,
+    references take variables from it instead of the environment. A database whose file, secrets or
+    TLS files other accounts can change is not loaded if `trust` is `strict`; `on_untrusted` is
+    called with each such file and the reason once, if it is `strict` or `warn`. All databases
+    together may have `max_connections` connections to servers.
 
     Example:
         >>> scan = DirectoryLoader("registry.d").scan()
@@ -476,13 +476,13 @@ class DirectoryLoader:
             keep_text=True,
         )
         others = loaded.sources.paths if loaded.sources else ()
-        untrusted = self._policy.problems((path, *others), path, name)
-        if untrusted and loaded.config is not None:
-            # Without the file: a change of permissions alone does not show in how it looks.
-            return _LoadedFile(None, untrusted, loaded.sources, defaults)
-        if any(problem.code == "file.untrusted" for problem in loaded.problems):
-            return _LoadedFile(None, loaded.problems, loaded.sources, defaults)
-        return _LoadedFile(file, loaded.config or loaded.problems, loaded.sources, defaults)
+        problems = self._policy.problems((path, *others), path, name)
+        if loaded.config is None:
+            problems = loaded.problems
+        # Without the file: a change of permissions alone does not show in how it looks.
+        untrusted = any(problem.code == "file.untrusted" for problem in problems)
+        result = loaded.config if loaded.config is not None and not problems else problems
+        return _LoadedFile(None if untrusted else file, result, loaded.sources, defaults)
 
     def _read_defaults(self, exists: bool, snapshot: Snapshot, doubts: Doubts) -> None:
         """Read the defaults again; every file is made again under others."""

@@ -31,7 +31,7 @@ _TIMEOUT: Final = "10s"
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Credentials:
-    """What a resolver returns if there is more to say than a password.
+    """Hold what a resolver returns if the password has a user, or a time when it expires.
 
     Args:
         password: The password or token.

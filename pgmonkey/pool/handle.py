@@ -336,10 +336,10 @@ class Database(ABC):
         """
 
     def is_retired(self, connection: Connection[Any] | AsyncConnection[Any]) -> bool:
-        """Tell whether a borrowed connection is of an older version, and is replaced when it comes back.
+        """Tell whether a borrowed connection is of an older version of the configuration.
 
-        A client that holds one for long, such as a listener or a consumer, looks now and then, and
-        takes another one. It costs a microsecond and asks no server.
+        A client that holds one for long asks now and then: if it is, the client gives it back and
+        borrows another one. It costs a microsecond and asks no server.
 
         Args:
             connection: What `getconn` or a block of this handle has given.

@@ -22,13 +22,13 @@ _LONGEST_CHANNEL: Final = 63
 class Gap:
     """Tell the reader of a listener that notifications may be missing before this point.
 
-    It comes when the listener listens again: what is committed later is notified, so the reader
-    looks now at what it may have missed. It may come although nothing was missed.
+    It comes when the listener listens again. The reader looks now at what it may have missed; the
+    server notifies it of every later commit. It may come although nothing was missed.
 
     Args:
-        seconds: Since when, at most: it is that long ago that the connection before gave its last
-            sign of life.
-        reason: What became of that connection, in the words of libpq, scrubbed of secrets.
+        seconds: How long, at most, no notification could come: since the last sign of life of the
+            connection that was lost.
+        reason: Why that connection was lost, in the words of libpq, scrubbed of secrets.
 
     Example:
         >>> Gap(1.5, "server closed the connection unexpectedly").seconds

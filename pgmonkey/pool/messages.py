@@ -131,7 +131,7 @@ def nested_checkout(database: str, connection_type: str, outer: Checkout) -> Nes
 
 
 def not_by_hand(database: str, connection_type: str, checkout: Checkout | None) -> ValueError:
-    """Return the error of giving back, by hand, a connection that was not borrowed so.
+    """Return the error for a connection that this handle did not lend by hand.
 
     Args:
         database: Whose handle was asked.
@@ -144,7 +144,7 @@ def not_by_hand(database: str, connection_type: str, checkout: Checkout | None) 
         database,
         connection_type,
     ):
-        why = f"it is one of {other}, type {checkout.handle.connection_type}"
+        why = f"it belongs to {other}, type {checkout.handle.connection_type}"
     else:
         why = f"the block that borrowed it at {checkout.place} gives it back"
     return ValueError(

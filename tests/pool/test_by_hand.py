@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg
@@ -240,12 +240,11 @@ def test_what_comes_from_somewhere_else_is_refused(
     kind = client.handle.connection_type
     registry_dir.declare("reports", database, kind)
     client.registry.reload()
-    other = Client(client.registry, "reports")
-    connection = other.getconn()
-    with pytest.raises(ValueError, match=f"orders: .*it is one of reports, type {kind}"):
-        client.putconn(connection)
-    other.putconn(connection)
-    other.close()
+    with closing(Client(client.registry, "reports")) as other:
+        connection = other.getconn()
+        with pytest.raises(ValueError, match=f"orders: .*it belongs to reports, type {kind}"):
+            client.putconn(connection)
+        other.putconn(connection)
     for foreign in (database.connect(), None):
         with pytest.raises(ValueError, match="comes from somewhere else"):
             client.putconn(foreign)
