@@ -14,7 +14,7 @@ from weakref import ref
 from psycopg import AsyncTransaction
 
 from pgmonkey.pool import messages
-from pgmonkey.pool._async import listening, rotation
+from pgmonkey.pool._async import rotation
 from pgmonkey.pool._async.checkout import AsyncCheckout
 from pgmonkey.pool._async.connection import IN_ERROR
 from pgmonkey.pool._async.listening import AsyncListener, AsyncListening
@@ -52,11 +52,11 @@ T = TypeVar("T")
 #: What every open pool of a handle has connected with, before a version is put in force.
 Prepared: TypeAlias = Mapping[Loop, rotation.Prepared]
 
-#: Every pool that is not closed yet, also of handles that were dropped.
-_pools: Final[set[AsyncPool]] = set()
+#: Every pool that is not closed yet, also of handles that were dropped, and every group of listeners.
+_pools: Final[set[AsyncPool | AsyncListening]] = set()
 #: What a child process got from its parent. It is never touched again, and never freed: the
 #: destructors of pools and connections take locks that may be held for ever.
-_inherited: Final[list[AsyncPool]] = []
+_inherited: Final[list[AsyncPool | AsyncListening]] = []
 
 
 @hinted_block
@@ -199,6 +199,7 @@ class AsyncDatabase(Database):
                     hooks=self.hooks,
                     loop=loop,
                 )
+                _pools.add(group)
             group.add(listener)
         while group.connector.target is not self.version:  # put in force while it was made
             group.connector.adopt(self.version)
@@ -295,7 +296,7 @@ class AsyncDatabase(Database):
         """Wait until the connections of the running loop are closed, after `shut`."""
         here = running_loop()
         for pool in _pools.copy():
-            if pool.ending and pool.loop == here:
+            if isinstance(pool, AsyncPool) and pool.ending and pool.loop == here:
                 await pool.end()
         if (group := self.listening.get(here)) is not None:
             await group.connector.let_go()
@@ -473,7 +474,6 @@ def drop_closed_loops() -> None:
             pool.drop()
         if pool.connector.ended and not pool.connections:
             _pools.discard(pool)
-    listening.drop_closed_loops()
 
 
 def forget_pools() -> None:
@@ -484,4 +484,3 @@ def forget_pools() -> None:
             connection.cut_off()
     _inherited.extend(_pools)
     _pools.clear()
-    listening.forget_listeners()

@@ -15,7 +15,7 @@ from weakref import ref
 from psycopg import Transaction
 
 from pgmonkey.pool import messages
-from pgmonkey.pool._sync import listening, rotation
+from pgmonkey.pool._sync import rotation
 from pgmonkey.pool._sync.checkout import SyncCheckout
 from pgmonkey.pool._sync.connecting import connect as connect_plainly
 from pgmonkey.pool._sync.connection import IN_ERROR
@@ -52,11 +52,11 @@ T = TypeVar("T")
 #: What every open pool of a handle has connected with, before a version is put in force.
 Prepared: TypeAlias = Mapping[Loop, rotation.Prepared]
 
-#: Every pool that is not closed yet, also of handles that were dropped.
-_pools: Final[set[SyncPool]] = set()
+#: Every pool that is not closed yet, also of handles that were dropped, and every group of listeners.
+_pools: Final[set[SyncPool | SyncListening]] = set()
 #: What a child process got from its parent. It is never touched again, and never freed: the
 #: destructors of pools and connections take locks that may be held for ever.
-_inherited: Final[list[SyncPool]] = []
+_inherited: Final[list[SyncPool | SyncListening]] = []
 
 
 @hinted_block
@@ -197,6 +197,7 @@ class SyncDatabase(Database):
                     hooks=self.hooks,
                     loop=loop,
                 )
+                _pools.add(group)
             group.add(listener)
         while group.connector.target is not self.version:  # put in force while it was made
             group.connector.adopt(self.version)
@@ -293,7 +294,7 @@ class SyncDatabase(Database):
         """Wait until the connections of the running loop are closed, after `shut`."""
         here = None
         for pool in _pools.copy():
-            if pool.ending and pool.loop == here:
+            if isinstance(pool, SyncPool) and pool.ending and pool.loop == here:
                 pool.end()
         if (group := self.listening.get(here)) is not None:
             group.connector.let_go()
@@ -469,7 +470,6 @@ def drop_closed_loops() -> None:
             pool.drop()
         if pool.connector.ended and not pool.connections:
             _pools.discard(pool)
-    listening.drop_closed_loops()
 
 
 def forget_pools() -> None:
@@ -480,4 +480,3 @@ def forget_pools() -> None:
             connection.cut_off()
     _inherited.extend(_pools)
     _pools.clear()
-    listening.forget_listeners()

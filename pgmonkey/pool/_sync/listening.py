@@ -27,7 +27,6 @@ from pgmonkey.pool._sync.waiting import (
     Lock,
     aside,
     in_thread,
-    is_closed,
     release_in,
     sleep,
     start_in,
@@ -77,11 +76,6 @@ _OTHERS_CONNECT: Final = ConnectFailure(
     "timeout", "other listeners of this handle were connecting until the timeout"
 )
 
-#: Every group of listeners that may have connections.
-_groups: Final[set[SyncListening]] = set()
-#: What a child process got from its parent. It is never touched again, and never freed.
-_inherited: Final[list[SyncListening]] = []
-
 
 class _ListeningConnector(SyncConnector):
     """Make and count the connections of listeners, of which there may be any number."""
@@ -124,6 +118,7 @@ class SyncListening:
         )
         self.connector.label = f"{version.config.name}/listen"
         self.connector.opened = True  # the event is for the first connection of a pool
+        self.connections = self.connector.connections
         self.loop = loop
         #: Whether it belongs to the parent of this process, and must not be touched.
         self.inherited = False
@@ -133,7 +128,6 @@ class SyncListening:
         # signal handler may close the handle. Never held while waiting.
         self.lock = threading.RLock()
         self._listeners: WeakSet[SyncListener] = WeakSet()
-        _groups.add(self)
 
     def add(self, listener: SyncListener) -> None:
         """Take in a listener that is entered."""
@@ -154,7 +148,7 @@ class SyncListening:
         """Return the connections that were made for a listener; with `None`, for one that was dropped."""
         return [
             one
-            for one in self.connector.connections.copy()
+            for one in self.connections.copy()
             if (holder := one.link.listener) is not None and holder() is listener
         ]
 
@@ -180,35 +174,18 @@ class SyncListening:
 
     def close(self) -> None:
         """End all listeners, because their handle was dropped."""
-        _groups.discard(self)
         self.end(None)
         self.heal()
+        self.connector.ended = True
 
     def drop(self) -> None:
         """Close the connections of a loop that has ended: no thread can use them any more."""
-        _groups.discard(self)
+        self.connector.ended = True
         with self.lock:
             self._listeners.clear()
-        for one in self.connector.connections.copy():
+        for one in self.connections.copy():
             one.hang_up()
             one.forget()
-
-
-def drop_closed_loops() -> None:
-    """Close the connections of listeners whose loops have ended."""
-    for group in _groups.copy():
-        if is_closed(group.loop):
-            group.drop()
-
-
-def forget_listeners() -> None:
-    """Forget the parent's listeners in a child process, without touching them."""
-    for group in _groups:
-        group.inherited = True
-        for connection in group.connector.connections.copy():
-            connection.cut_off()
-    _inherited.extend(_groups)
-    _groups.clear()
 
 
 class SyncListener(Listener):
