@@ -53,8 +53,9 @@ Lock = threading.Lock
 sleep = time.sleep
 
 
-#: Seconds for which a cancellation of a statement is waited for, and until the next one.
+#: Seconds for which a cancellation of a statement may take, and until the next one.
 _CANCEL: Final = 1.0
+_CANCEL_AGAIN: Final = 0.2
 #: Seconds for which `aside` waits.
 _ASIDE: Final = 0.2
 #: The most seconds for which `let_queue` waits, and between two looks.
@@ -89,7 +90,7 @@ def called(function: Callable[[Any], object], connection: Any, seconds: float) -
         while not ended.is_set() and not connection.closed:
             with suppress(Exception):  # the server may be gone, or the connection
                 connection.cancel_safe(timeout=_CANCEL)
-            ended.wait(_CANCEL)
+            ended.wait(_CANCEL_AGAIN)
 
     # At the end of a program there is no new thread: then nothing limits the function.
     with suppress(RuntimeError):
