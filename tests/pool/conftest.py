@@ -37,7 +37,11 @@ def make(
     opened: list[tuple[Registry, Client]] = []
 
     def make(
-        *, through: ChaosProxy | None = None, connection: Any = None, **settings: Any
+        *,
+        through: ChaosProxy | None = None,
+        connection: Any = None,
+        watch: bool = True,
+        **settings: Any,
     ) -> Client:
         address = {"host": through.host, "port": through.port} if through else {}
         pool = {"min_size": 1, "max_size": 4} | settings.pop("pool", {})
@@ -49,7 +53,7 @@ def make(
             **{"pool_settings" if connection_type == "pool" else "async_pool_settings": pool},
             **settings,
         )
-        registry = Registry(registry_dir, metrics=None)
+        registry = Registry(registry_dir, metrics=None, watch=watch)
         opened.append((registry, Client(registry)))
         return opened[-1][1]
 
@@ -57,6 +61,15 @@ def make(
     for registry, client in opened:
         client.close()
         registry.close()
+
+
+@pytest.fixture(scope="module")
+def module_database(session_server: PostgresServer, canary: Canary) -> Iterator[TemporaryDatabase]:
+    """One database for all tests of a module."""
+    database = TemporaryDatabase.create(session_server, canary)
+    yield database
+    session_server.start()
+    database.drop()
 
 
 @pytest.fixture(scope="module")

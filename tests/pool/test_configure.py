@@ -6,10 +6,11 @@ import asyncio
 import functools
 import json
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from enum import Enum
+from itertools import cycle
 from typing import Any
 
 import psycopg
@@ -26,7 +27,8 @@ from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
-from tests.pool.side import Make, do, plain, takes, wait, works
+from tests.kit.server import PostgresServer
+from tests.pool.side import SIDES, Client, Make, do, plain, takes, wait, works
 
 BORROWERS = 20
 
@@ -54,14 +56,24 @@ def loads(text: str | bytes) -> Any:
 
 
 @pytest.fixture
-def types(database: TemporaryDatabase) -> None:
+def database(
+    server: PostgresServer, module_database: TemporaryDatabase
+) -> Iterator[TemporaryDatabase]:
+    """The database of this module; no session may be left in it after a test."""
+    yield module_database
+    module_database.disconnect()
+    module_database.assert_unused()
+
+
+@pytest.fixture(scope="module")
+def types(module_database: TemporaryDatabase) -> None:
     """Types that a connection must be told of."""
     for statement in (
         "CREATE TYPE public.item AS (name text, amount int)",
         "CREATE TYPE public.mood AS ENUM ('GOOD', 'BAD')",
         "CREATE EXTENSION hstore SCHEMA public",
     ):
-        database.execute(statement)
+        module_database.execute(statement)
 
 
 async def adapt(connection: Any) -> None:
@@ -117,17 +129,17 @@ def test_types_survive_rotations_and_restarts_under_load(
     eventually(lambda: works(client), 10, "it has connected again")
     assert do(client, round_trip) == EXPECTED
     eventually(
-        lambda: len(calls) == len(set(calls)) == client.handle.status().connects.count,
+        lambda: len(calls) == len(set(calls)) == client.handle.status().connect_attempts,
         5,
         "it was called once for each connection",
     )
 
 
 @pytest.mark.usefixtures("types")
-@pytest.mark.parametrize("connection_type", ["pool", "normal"])
+@pytest.mark.parametrize("connection_type", ["pool"])
 def test_types_survive_a_fork(make: Make) -> None:
     """The connections of a child process know the types, too."""
-    client = make()
+    client = make(watch=False)
     client.registry.configure("orders", plain(client, adapt))
     assert do(client, round_trip) == EXPECTED
     assert in_a_child(lambda: do(client, round_trip)) == EXPECTED
@@ -135,10 +147,10 @@ def test_types_survive_a_fork(make: Make) -> None:
 
 
 @pytest.mark.usefixtures("types")
-@pytest.mark.parametrize("connection_type", ["async_pool", "async"])
+@pytest.mark.parametrize("connection_type", ["async"])
 def test_types_survive_a_fork_and_hold_in_each_loop(make: Make) -> None:
     """The same for the connections of an event loop of a child, and of another loop of the parent."""
-    client = make()
+    client = make(watch=False)
     client.registry.configure("orders", adapt)
 
     async def use() -> Any:
@@ -153,7 +165,9 @@ def test_types_survive_a_fork_and_hold_in_each_loop(make: Make) -> None:
 
 
 @pytest.mark.usefixtures("types")
-@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(
+    "connection_type, resets", [("pool", True), ("async_pool", False)], indirect=["connection_type"]
+)
 def test_a_block_that_registers_more_gives_back_what_was_configured(
     make: Make, resets: bool
 ) -> None:
@@ -214,7 +228,7 @@ def test_names_and_functions_are_checked(
             registry.configure("orders", "print")  # type: ignore[arg-type]  # that is the mistake
 
 
-@pytest.mark.parametrize("connection_type", ["pool", "async_pool", "normal", "async"])
+@pytest.mark.parametrize("connection_type", ["pool", "async_pool", "normal"])
 def test_functions_given_later_hold_for_every_checkout_from_then_on(make: Make) -> None:
     """Connections that were made before are handed out no more; the one that is out is finished."""
     client = make()
@@ -296,7 +310,9 @@ FAILURES: dict[str, tuple[Body, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", FAILURES)
+@pytest.mark.parametrize(
+    "connection_type, case", list(zip(cycle(SIDES), FAILURES)), indirect=["connection_type"]
+)
 def test_a_function_that_fails_fails_the_connect(
     make: Make, database: TemporaryDatabase, case: str
 ) -> None:
@@ -398,10 +414,11 @@ def test_a_function_that_fails_shows_no_password_that_was_made_on_demand(
 
 @pytest.mark.slow
 def test_a_function_that_hangs_ends_with_the_time_for_a_connect(
-    make: Make, database: TemporaryDatabase
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """Each statement is cancelled, also if the function tries again. No session of the server waits on."""
-    client = make(connection={"connect_timeout": 2}, pool={"max_size": 1})
+    for side in SIDES:
+        registry_dir.declare(side, database, side, connection={"connect_timeout": 2})
 
     async def tries_again(connection: Any) -> None:
         for _ in range(2):
@@ -409,18 +426,29 @@ def test_a_function_that_hangs_ends_with_the_time_for_a_connect(
                 await wait(connection.execute("LOCK TABLE held"))
             await wait(connection.rollback())
 
-    client.registry.configure("orders", plain(client, tries_again))
-    with database.connect() as holder:
+    with (
+        Registry(registry_dir, metrics=None) as registry,
+        closing(Client(registry, SIDES[0])) as sync,
+        closing(Client(registry, SIDES[1])) as not_sync,
+        database.connect() as holder,
+    ):
+        clients = {"async_pool": not_sync, "pool": sync}
         holder.execute("CREATE TABLE held ()")
         holder.commit()
         holder.execute("LOCK TABLE held")
-        with takes(4), pytest.raises(ConnectError) as caught:
-            client.ask(timeout=10)
-        assert caught.value.reason == "configure"
-        assert f"{tries_again.__qualname__} did not end within 2 s" in caught.value.text
-        client.registry.configure("orders", lambda _: None)
-        eventually(lambda: works(client), 10, "it works when the function does")
-        eventually(lambda: len(database.backends()) <= 2, 5, "no session waits for the lock")
+        for side, client in clients.items():
+            registry.configure(side, plain(client, tries_again))
+        answers = {side: client.ask_soon(timeout=10) for side, client in clients.items()}
+        for side, answer in answers.items():
+            with takes(4):
+                error = answer.exception(20)
+            registry.configure(side, lambda _: None)
+            assert isinstance(error, ConnectError)
+            assert error.reason == "configure"
+            assert f"{tries_again.__qualname__} did not end within 2 s" in error.text
+        for client in clients.values():
+            eventually(lambda client=client: works(client), 10, "it works when the function does")
+        eventually(lambda: len(database.backends()) <= 3, 5, "no session waits for the lock")
 
 
 def test_a_connection_that_breaks_meanwhile_is_no_fault_of_the_function(
