@@ -149,8 +149,11 @@ def _time_of_tcp(value: Any, unit: float) -> str:
     return str(to_integer(value, _LOWEST, _HIGHEST))
 
 
-def _threshold(value: Any) -> int | None:
-    return None if value is None else to_integer(value, 0, 1_000_000)
+_NumberOrNull = Annotated[
+    int | None,
+    BeforeValidator(lambda value: None if value is None else to_integer(value, 0, 1_000_000)),
+    kind("integer", minimum=0, maximum=1_000_000),
+]
 
 
 def _keyword_type(keyword: Keyword) -> Any:
@@ -236,9 +239,7 @@ def _psycopg_fields() -> dict[str, Any]:
             ),
         ],
         "prepare_threshold": Annotated[
-            int | None,
-            BeforeValidator(_threshold),
-            kind("integer", minimum=0, maximum=1_000_000),
+            _NumberOrNull,
             Key(
                 "After how many executions a statement is prepared on the server; null for never.",
                 "10",
@@ -246,9 +247,7 @@ def _psycopg_fields() -> dict[str, Any]:
             ),
         ],
         "prepared_max": Annotated[
-            int | None,
-            BeforeValidator(_threshold),
-            kind("integer", minimum=0, maximum=1_000_000),
+            _NumberOrNull,
             Key(
                 "How many prepared statements a connection keeps; null for any number.",
                 "500",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import pytest
 import yaml
@@ -16,7 +15,7 @@ from pgmonkey.config.loader import load_file
 from pgmonkey.config.redaction import redact_config
 from pgmonkey.config.secret_files import SecretFileError, json_member
 from pgmonkey.errors import ConfigError, EnvInterpolationError
-from tests.kit.eventually import eventually
+from tests.kit.pairs import assert_pairs
 
 #: What the rotation of RDS writes into its secret.
 RDS = {
@@ -205,31 +204,4 @@ def test_user_and_password_of_a_document_are_a_pair(load, tmp_path, volume, repl
             (tmp_path / "new").write_text(text)
             (tmp_path / "new").replace(path)
 
-    write(0)
-    stop = threading.Event()
-
-    def swap():
-        number = 0
-        while not stop.is_set():
-            write(number := number + 1)
-
-    thread = threading.Thread(target=swap)
-    thread.start()
-    seen = set()
-
-    def enough():
-        try:
-            kwargs = load(path).connect_kwargs("normal")
-        except ConfigError as error:
-            if error.problems[0].code != "secret.moving":  # replaced 8 times while it was read
-                raise
-            return False
-        assert kwargs["user"][1:] == kwargs["password"][1:]
-        seen.add(kwargs["user"])
-        return len(seen) > 15
-
-    try:
-        eventually(enough, timeout=30)
-    finally:
-        stop.set()
-        thread.join()
+    assert_pairs(write, lambda: load(path), states=15)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import threading
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +14,7 @@ from pgmonkey.config.secret_files import (
     SnapshotMovedError,
     secret_text,
 )
-from pgmonkey.errors import ConfigError
-from tests.kit.eventually import eventually
+from tests.kit.pairs import assert_pairs
 
 CONFIG = """\
 connection_settings:
@@ -166,42 +164,17 @@ def test_a_file_beside_the_volumes_own_is_read_too(volume):
 @pytest.mark.slow
 def test_a_user_is_never_paired_with_another_states_password(volume, tmp_path):
     """While a Kubernetes volume is replaced hundreds of times, every config is of one state."""
-    volume.write({"username": "u0", "password": "p0"})
     file = tmp_path / "orders.yaml"
     file.write_text(
         CONFIG.replace("USER", str(volume.path("username"))).replace(
             "PASSWORD", str(volume.path("password"))
         )
     )
-    stop = threading.Event()
-    swaps = 0
 
-    def swap():
-        nonlocal swaps
-        while not stop.is_set():
-            swaps += 1
-            volume.write({"username": f"u{swaps}", "password": f"p{swaps}"})
+    def write(number):
+        volume.write({"username": f"u{number}", "password": f"p{number}"})
 
-    thread = threading.Thread(target=swap)
-    thread.start()
-    seen = set()
-
-    def enough():
-        try:
-            kwargs = load_file(file).connect_kwargs("normal")
-        except ConfigError as error:
-            if error.problems[0].code != "secret.moving":  # replaced 8 times while it was read
-                raise
-            return False
-        assert kwargs["user"][1:] == kwargs["password"][1:]
-        seen.add(kwargs["user"])
-        return len(seen) > 100
-
-    try:
-        eventually(enough, timeout=30)
-    finally:
-        stop.set()
-        thread.join()
+    assert_pairs(write, lambda: load_file(file), states=100)
 
 
 def test_paths_are_relative_to_the_config_file(tmp_path, monkeypatch):
