@@ -536,30 +536,24 @@ import asyncio
 from pgmonkey import Registry
 
 registry = Registry(argv[0], metrics=None, watch=False)
-handle = registry.get("orders")
 
 async def borrow():
-    connection = await handle.getconn()
+    connection = await registry.get("events").getconn()
     await connection.execute("SELECT 1")
     return connection
 
-if handle.connection_type == "async_pool":
-    connection = asyncio.run(borrow())
-else:
-    connection = handle.getconn()
-    connection.execute("SELECT 1")
+held = [registry.get("orders").getconn(), asyncio.run(borrow())]
+held[0].execute("SELECT 1")
 say("borrowed")
 """
 
 
-def test_a_program_ends_quietly_while_it_holds_a_connection(
-    registry_dir: RegistryDirectory,
-    database: TemporaryDatabase,
-    canary: Canary,
-    connection_type: str,
+def test_a_program_ends_quietly_while_it_holds_connections(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
 ) -> None:
     """No warning, no traceback, and no session that stays."""
-    registry_dir.declare("orders", database, connection_type)
+    registry_dir.declare("orders", database)
+    registry_dir.declare("events", database, "async_pool")
     with Program(EXITS, registry_dir, canary=canary, options=("-X", "dev")) as program:
         assert program.code() == 0, program.text
         assert program.said == ["borrowed"]
