@@ -41,6 +41,10 @@ class Load:
             self.outdated.append((expected, seen))
 
 
+#: Seconds between two samples: no connection is made and closed within so little.
+_BETWEEN_SAMPLES = 0.002
+
+
 class Peak:
     """Sample, as another role, how many server connections a database has: the most and the fewest."""
 
@@ -55,7 +59,7 @@ class Peak:
     def _run(self) -> None:
         with self._database.server.connect() as connection:
             connection.autocommit = True
-            while not self._stop.is_set():
+            while not self._stop.wait(_BETWEEN_SAMPLES):
                 row = connection.execute(
                     "SELECT count(*) FROM pg_stat_activity WHERE usename = %s",
                     [self._database.user],
