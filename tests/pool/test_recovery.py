@@ -60,7 +60,6 @@ def clients_of(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_recovery_comes_within_two_seconds_of_the_servers_return(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, events: CapturedEvents

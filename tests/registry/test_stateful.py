@@ -374,7 +374,6 @@ def test_a_loop_that_could_not_move_hands_out_nothing_old_once_the_server_is_bac
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_any_order_of_events_keeps_the_promises_of_a_reload(
     database: TemporaryDatabase, events: CapturedEvents
