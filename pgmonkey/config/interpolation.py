@@ -466,7 +466,7 @@ class Resolution:
         return self._checked(text, path)
 
     def _on_demand(self, value: dict[str, Any], path: KeyPath) -> _Dropped:
-        """Leave out a value that is made when a connection is, and note what makes it."""
+        """Leave out a value that is made on demand, and note its source."""
         read = Reader(
             self._expanded,
             self.problems.append,

@@ -107,7 +107,7 @@ class DatabaseConfig(DatabaseFile):
     path: str
     connect_digest: bytes
     digest: bytes
-    #: How its password, or its user and password, are made when a connection is.
+    #: What makes its password, or its user and password, for new connections.
     on_demand: OnDemand | None
     _single: PoolSettings
     _files_digest: bytes  # of the contents of its TLS files
