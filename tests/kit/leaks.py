@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,12 +19,29 @@ GRACE = 3.0  # seconds for what was told to end
 session_servers_key = pytest.StashKey[list[PostgresServer]]()
 
 
+#: What Linux says of the threads of this process.
+_THREADS = Path("/proc/self/task")
+
+
 def _children() -> set[int]:
-    return {
-        child.pid
-        for child in psutil.Process().children()
-        if child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-    }
+    return {child for child in _child_ids() if _runs(child)}
+
+
+def _child_ids() -> Iterator[int]:
+    if not _THREADS.exists():
+        # It reads the parent of each process of the machine.
+        yield from (child.pid for child in psutil.Process().children())
+        return
+    for thread in _THREADS.iterdir():
+        with suppress(OSError):  # it has just ended
+            yield from map(int, (thread / "children").read_text(encoding="ascii").split())
+
+
+def _runs(child: int) -> bool:
+    try:
+        return psutil.Process(child).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class LeakPlugin:
