@@ -389,6 +389,7 @@ def test_a_close_reaches_a_reader_that_is_busy(make: Make, database: TemporaryDa
 
     def close() -> None:
         client.registry.close()
+        assert client.handle.status().listeners == 0
         eventually(lambda: database.backends() == [], message="all is closed")
 
     async def read_async() -> list[Any]:

@@ -133,15 +133,10 @@ class AsyncListening:
         with self.lock:
             self._listeners.add(listener)
 
-    def remove(self, listener: AsyncListener) -> None:
-        """Forget a listener that was left."""
-        with self.lock:
-            self._listeners.discard(listener)
-
     def listeners(self) -> list[AsyncListener]:
-        """Return those that are entered."""
+        """Return those that are entered, and not at their end."""
         with self.lock:
-            return list(self._listeners)
+            return [one for one in self._listeners if not one.ended]
 
     def held_by(self, listener: AsyncListener | None) -> list[AsyncPooledConnection]:
         """Return the connections that were made for a listener; with `None`, for one that was dropped."""
@@ -226,8 +221,9 @@ class AsyncListener(Listener):
         self._unsure = False
         # The wait that uses its connections now, if there is one.
         self._reader: object = None
-        # Whether the iteration is over, and why the handle is gone, if it is.
-        self._ended = False
+        #: Whether the iteration is over.
+        self.ended = False
+        # Why the handle is gone, if it is.
         self._why: PgmonkeyError | None = None
 
     # The block
@@ -252,7 +248,7 @@ class AsyncListener(Listener):
                 await self._connect_first(group, monotonic() + timeout)
             finally:
                 self._reader = None
-            if self._ended:
+            if self.ended:
                 self._close(group)
                 self._handle.raise_if_gone()
         except BaseException:
@@ -267,7 +263,7 @@ class AsyncListener(Listener):
 
     async def _connect_first(self, group: AsyncListening, deadline: float) -> None:
         connector = group.connector
-        while self._connection is None and not self._ended:
+        while self._connection is None and not self.ended:
             target = connector.target
             made = await self._connect(group, deadline - monotonic())
             if isinstance(made, AsyncPooledConnection):
@@ -313,7 +309,7 @@ class AsyncListener(Listener):
         try:
             self._begin_reading(group, me)
             looked = False
-            while not self._ended:
+            while not self.ended:
                 if self._unsure:
                     self._lose(group, "an interrupt came while notifications were taken from it")
                     self._unsure = False
@@ -327,7 +323,7 @@ class AsyncListener(Listener):
         finally:
             if self._reader is me:
                 self._reader = None
-                if self._ended:
+                if self.ended:
                     self._close(group)
         if isinstance(self._why, DatabaseRemovedError):
             raise type(self._why)(*self._why.args)
@@ -433,7 +429,7 @@ class AsyncListener(Listener):
         try:
             async with group.connecting:
                 await sleep(max(0.0, min(connector.outage.pause_left(), seconds)))
-                if self._ended or connector.outage.pause_left():
+                if self.ended or connector.outage.pause_left():
                     return None
                 self._close(group, but=self._connection)  # of a connect that was interrupted
                 return await connector.make(connector.target, begin=self._begin)
@@ -500,16 +496,13 @@ class AsyncListener(Listener):
         return gap
 
     async def _report(self, gap: Gap) -> None:
-        emit = partial(
-            events.emit,
-            "listen.resumed",
-            database=self._name,
-            connection_type=self._connection_type,
-            channels=list(self.channels),
-            seconds=gap.seconds,
-            error=gap.reason,
-        )
-        await aside(emit)
+        fields: dict[str, object] = {
+            "connection_type": self._connection_type,
+            "channels": list(self.channels),
+            "seconds": gap.seconds,
+            "error": gap.reason,
+        }
+        await aside(partial(events.emit, "listen.resumed", database=self._name, **fields))
 
     # Moving to another version
 
@@ -590,16 +583,16 @@ class AsyncListener(Listener):
         """
         group = self._group
         if group is None:
-            self._ended = True
+            self.ended = True
         elif not group.inherited:
             self._end(group, why)
             start_in(group.loop, group.connector.let_go)
 
     def _end(self, group: AsyncListening, why: PgmonkeyError | None) -> None:
         with events.held_back(), group.lock:
-            if not self._ended:
+            if not self.ended:
                 self._why = why
-            self._ended = True
+            self.ended = True
             if self._reader is not None:  # it closes them itself, and may use them at this moment
                 for connection in group.held_by(self):
                     _shut_down(connection)
@@ -607,7 +600,6 @@ class AsyncListener(Listener):
                 self._close(group)
 
     async def _leave(self, group: AsyncListening) -> None:
-        group.remove(self)
         self._end(group, None)
         await group.connector.let_go()
 

@@ -134,15 +134,10 @@ class SyncListening:
         with self.lock:
             self._listeners.add(listener)
 
-    def remove(self, listener: SyncListener) -> None:
-        """Forget a listener that was left."""
-        with self.lock:
-            self._listeners.discard(listener)
-
     def listeners(self) -> list[SyncListener]:
-        """Return those that are entered."""
+        """Return those that are entered, and not at their end."""
         with self.lock:
-            return list(self._listeners)
+            return [one for one in self._listeners if not one.ended]
 
     def held_by(self, listener: SyncListener | None) -> list[SyncPooledConnection]:
         """Return the connections that were made for a listener; with `None`, for one that was dropped."""
@@ -227,8 +222,9 @@ class SyncListener(Listener):
         self._unsure = False
         # The wait that uses its connections now, if there is one.
         self._reader: object = None
-        # Whether the iteration is over, and why the handle is gone, if it is.
-        self._ended = False
+        #: Whether the iteration is over.
+        self.ended = False
+        # Why the handle is gone, if it is.
         self._why: PgmonkeyError | None = None
 
     # The block
@@ -253,7 +249,7 @@ class SyncListener(Listener):
                 self._connect_first(group, monotonic() + timeout)
             finally:
                 self._reader = None
-            if self._ended:
+            if self.ended:
                 self._close(group)
                 self._handle.raise_if_gone()
         except BaseException:
@@ -268,7 +264,7 @@ class SyncListener(Listener):
 
     def _connect_first(self, group: SyncListening, deadline: float) -> None:
         connector = group.connector
-        while self._connection is None and not self._ended:
+        while self._connection is None and not self.ended:
             target = connector.target
             made = self._connect(group, deadline - monotonic())
             if isinstance(made, SyncPooledConnection):
@@ -314,7 +310,7 @@ class SyncListener(Listener):
         try:
             self._begin_reading(group, me)
             looked = False
-            while not self._ended:
+            while not self.ended:
                 if self._unsure:
                     self._lose(group, "an interrupt came while notifications were taken from it")
                     self._unsure = False
@@ -328,7 +324,7 @@ class SyncListener(Listener):
         finally:
             if self._reader is me:
                 self._reader = None
-                if self._ended:
+                if self.ended:
                     self._close(group)
         if isinstance(self._why, DatabaseRemovedError):
             raise type(self._why)(*self._why.args)
@@ -434,7 +430,7 @@ class SyncListener(Listener):
         try:
             with group.connecting:
                 sleep(max(0.0, min(connector.outage.pause_left(), seconds)))
-                if self._ended or connector.outage.pause_left():
+                if self.ended or connector.outage.pause_left():
                     return None
                 self._close(group, but=self._connection)  # of a connect that was interrupted
                 return connector.make(connector.target, begin=self._begin)
@@ -501,16 +497,13 @@ class SyncListener(Listener):
         return gap
 
     def _report(self, gap: Gap) -> None:
-        emit = partial(
-            events.emit,
-            "listen.resumed",
-            database=self._name,
-            connection_type=self._connection_type,
-            channels=list(self.channels),
-            seconds=gap.seconds,
-            error=gap.reason,
-        )
-        aside(emit)
+        fields: dict[str, object] = {
+            "connection_type": self._connection_type,
+            "channels": list(self.channels),
+            "seconds": gap.seconds,
+            "error": gap.reason,
+        }
+        aside(partial(events.emit, "listen.resumed", database=self._name, **fields))
 
     # Moving to another version
 
@@ -589,16 +582,16 @@ class SyncListener(Listener):
         """
         group = self._group
         if group is None:
-            self._ended = True
+            self.ended = True
         elif not group.inherited:
             self._end(group, why)
             start_in(group.loop, group.connector.let_go)
 
     def _end(self, group: SyncListening, why: PgmonkeyError | None) -> None:
         with events.held_back(), group.lock:
-            if not self._ended:
+            if not self.ended:
                 self._why = why
-            self._ended = True
+            self.ended = True
             if self._reader is not None:  # it closes them itself, and may use them at this moment
                 for connection in group.held_by(self):
                     _shut_down(connection)
@@ -606,7 +599,6 @@ class SyncListener(Listener):
                 self._close(group)
 
     def _leave(self, group: SyncListening) -> None:
-        group.remove(self)
         self._end(group, None)
         group.connector.let_go()
 
