@@ -45,6 +45,11 @@ class Variables(Mapping[str, str]):
     __slots__ = ("_variables",)
 
     def __init__(self, variables: Mapping[str, Any]) -> None:
+        if not isinstance(variables, Mapping):
+            raise TypeError(
+                f"env must be a mapping, not {type(variables).__name__};"
+                ' read_env_file(".env") makes one of a file'
+            )
         self._variables = variables
 
     def __getitem__(self, name: str) -> str:

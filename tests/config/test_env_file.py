@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections import ChainMap
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -217,6 +218,13 @@ def test_what_no_environment_can_hold_is_a_problem_of_a_mapping(directory, text,
     env = {"ORDERS_USER": f"a{text}pp", "ORDERS_PASSWORD": "tea"}
     (problem,) = DirectoryLoader(directory, env=Variables(env)).scan().all_problems()
     assert (problem.key, problem.code) == ("connection_settings.user", code)
+
+
+@pytest.mark.parametrize("env", [".env", Path(".env"), ["A=1"]])
+def test_what_is_no_mapping_is_refused(directory, env):
+    """The error says what makes a mapping of a file."""
+    with pytest.raises(TypeError, match=r'env must be a mapping.* read_env_file\("\.env"\)'):
+        Registry(directory, metrics=None, env=env)
 
 
 def test_no_value_of_a_mapping_is_shown(directory, canary):
