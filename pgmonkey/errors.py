@@ -9,6 +9,7 @@ PgmonkeyError
 ├── HandleClosedError           the registry or manager of this handle was closed
 ├── WrongSideError              `with` on an async handle, or the reverse (also a TypeError)
 ├── NestedCheckoutError         a `normal` or `async` handle inside its own block
+├── OverrideError               a block of `override(rollback=True)` that cannot go on, or was left open
 ├── LeftOpenError               a block ended inside a pipeline, COPY or stream (also a psycopg.ProgrammingError)
 ├── ConnectError                the server could not be reached (also a psycopg.OperationalError)
 │   └── ReloadRejectedError     force_reload: the probe failed, the old connections keep serving
@@ -190,6 +191,14 @@ class LeftOpenError(PgmonkeyError, psycopg.ProgrammingError):
     What was not committed is rolled back, and the connection is closed. That is so inside a
     pipeline, a COPY, a `stream()` or `notifies()` that still has a reader, a statement that another
     thread or task runs, and a two-phase transaction that was not prepared.
+    """
+
+
+class OverrideError(PgmonkeyError):
+    """Report a block that does not fit into the transaction of `override(rollback=True)`.
+
+    Its connection was lost, a COMMIT or ROLLBACK was sent as SQL, the override ended while the
+    block was open, or the block was made before the override.
     """
 
 

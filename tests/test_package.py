@@ -31,6 +31,7 @@ def test_exported_members():
         "LeftOpenError",
         "Listener",
         "NestedCheckoutError",
+        "OverrideError",
         "PGConnectionManager",
         "PgmonkeyError",
         "Problem",

@@ -69,14 +69,15 @@ def take_url(
     if not isinstance(section, dict) or "url" not in section:
         return document, Url()
     rest = {key: value for key, value in section.items() if key != "url"}
-    url = _taken_apart(resolve(section["url"])) if section["url"] is not None else Url()
+    url = taken_apart(resolve(section["url"])) if section["url"] is not None else Url()
     over = {key for key, value in rest.items() if value is not None} - below
     settings = {key: value for key, value in url.settings.items() if key not in over}
     rest = {key: value for key, value in rest.items() if key not in settings}
     return {**document, _SECTION: rest}, url._replace(settings=settings)
 
 
-def _taken_apart(url: Any) -> Url:
+def taken_apart(url: Any) -> Url:
+    """Return the settings that a url stands for, or what is wrong with it; nothing is raised."""
     text = url.reveal() if isinstance(url, Secret) else url
     if text is None:
         return Url(given=True)

@@ -16,7 +16,6 @@ from pgmonkey.config.libpq import (
     PREPARE_THRESHOLD,
     defaults_for,
     isolation,
-    keywords,
     session_options,
 )
 from pgmonkey.config.models import (
@@ -35,10 +34,10 @@ from pgmonkey.config.models import (
     inherited,
 )
 from pgmonkey.config.on_demand import Command, OnDemand, Resolver
+from pgmonkey.config.overrides import OWN, Overrides
 from pgmonkey.config.redaction import MASK, Secret, is_sensitive, mask_urls, may_be_secret, scrub
 from pgmonkey.config.sources import Sources, keyed_digest
 from pgmonkey.config.yaml_reader import Defaults
-from pgmonkey.errors import did_you_mean
 
 
 class Text(NamedTuple):
@@ -46,50 +45,6 @@ class Text(NamedTuple):
 
     content: Secret  # a password may be in it
     defaults: Defaults | None
-
-
-class Overrides(NamedTuple):
-    """Hold what a program gives in the place of the settings of a file, secrets as `Secret`.
-
-    Args:
-        settings: Connection settings.
-        options: Objects of the program, which psycopg takes as they are: factories and adapters.
-    """
-
-    settings: Mapping[str, Any]
-    options: Mapping[str, Any]
-
-    @classmethod
-    def taken_from(cls, given: dict[str, Any]) -> Overrides:
-        """Take arguments of `psycopg.connect` out of a dictionary, which a traceback may show.
-
-        Args:
-            given: The arguments; it is empty afterwards.
-
-        Raises:
-            TypeError: psycopg does not know one of them.
-        """
-        values = dict(given)
-        given.clear()
-        known = {*keywords(), *_OWN, *_OBJECTS}
-        unknown = sorted(values.keys() - known)
-        if unknown:
-            values.clear()
-            hint = did_you_mean(unknown[0], known)
-            if unknown[0] == "conninfo":
-                hint = "give its parts, such as dbname=..."
-            raise TypeError(
-                f'"{unknown[0]}" is no parameter of a connection' + (f"; {hint}" if hint else "")
-            )
-        options = {key: values.pop(key) for key in _OBJECTS & values.keys()}
-        return cls({key: _protected(key, value) for key, value in values.items()}, options)
-
-
-def _protected(key: str, value: Any) -> Any:
-    """Return a value as a file would have it: numbers as text, secrets hidden."""
-    if value is None or key in _OWN:
-        return value
-    return Secret(str(value)) if is_sensitive(key) else str(value)
 
 
 _NONE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
@@ -228,7 +183,7 @@ class DatabaseConfig(DatabaseFile):
         if "host" in given.settings:
             settings.pop("hostaddr", None)
         settings.update(given.settings)
-        kept = {key: value for key, value in settings.items() if value is not None or key in _OWN}
+        kept = {key: value for key, value in settings.items() if value is not None or key in OWN}
         file = DatabaseFile(
             **{key: getattr(self, key) for key in KEYS if key != "connection_settings"},
             connection_settings=kept,
@@ -240,7 +195,9 @@ class DatabaseConfig(DatabaseFile):
             isolate=self._isolate,
             sources=self._sources,
             files=self._files_digest,
-            elsewhere=self._elsewhere,
+            elsewhere={
+                key: place for key, place in self._elsewhere.items() if key not in given.settings
+            },
             on_demand=None if given.settings.keys() & {"user", "password"} else self.on_demand,
         )
 
@@ -430,9 +387,6 @@ _connect: Final = attrgetter(*(key for key in _TOP if effect_of(key) != "nothing
 _rest: Final = attrgetter(*(key for key in _TOP if effect_of(key) == "nothing"))
 # The pool of `normal` and `async`: one connection, opened when it is needed.
 _SINGLE: Final = PoolSettings(min_size=0, max_size=1)
-#: What psycopg itself takes: settings that are no text, and objects.
-_OWN: Final = frozenset({"autocommit", "prepare_threshold"})
-_OBJECTS: Final = frozenset({"context", "row_factory", "cursor_factory"})
 #: The settings that say where connections lead.
 _PLACE: Final = ("host", "hostaddr", "port", "dbname", "service", "target_session_attrs")
 #: The settings that identify the account of a login.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from sys import _getframe
 from threading import get_ident
 from types import CodeType, FrameType, MethodType
@@ -10,6 +11,7 @@ from typing import Any, Final, Self
 
 from pgmonkey.errors import WrongSideError
 from pgmonkey.pool.hints import hinted_block
+from pgmonkey.telemetry import events
 
 #: The stages of a checkout: looked up in one half only, made for one block, looked up in both
 #: halves by one `with`, which enters it at once, entered otherwise.
@@ -132,6 +134,22 @@ class Checkout(OneSided):
     def itself(self) -> Self:
         """Return itself: what a connection refers to that was borrowed by hand."""
         return self
+
+    def report(self, seconds: float) -> None:
+        """Report what is to be told of it, now that it has ended.
+
+        Args:
+            seconds: How long it lasted.
+        """
+        handle, code = self.handle, self.code
+        emit = partial(events.emit, database=handle.name, connection_type=handle.connection_type)
+        if self.stage & REPORTED:
+            emit("checkout.returned_late", seconds=round(seconds, 3), place=self.place)
+        name = "checkout.rolled_back"
+        if self.stage & ROLLED_BACK and events.is_first(
+            name, code.co_filename, code.co_firstlineno, self.instruction
+        ):
+            emit(name, place=self.place)
 
     @property
     def place(self) -> str:

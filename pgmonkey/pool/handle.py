@@ -76,6 +76,34 @@ class Hooks(NamedTuple):
     configure: Callable[[], Iterable[Configure]]
 
 
+class Sharing(NamedTuple):
+    """Say how all blocks share one transaction, which is rolled back in the end.
+
+    Args:
+        rollbacks: The overrides that roll back, outermost first.
+        places: The overrides that lead to another place: each place has its own transaction.
+    """
+
+    rollbacks: tuple[object, ...]
+    places: tuple[object, ...]
+
+
+class Closing(NamedTuple):
+    """Say what closes the connections of one event loop; `loop` is `None` for threads.
+
+    Args:
+        loop: Where to run it.
+        thread: The number of the thread that the loop belongs to.
+        run: What to call, and to await in a loop.
+        open_blocks: Where blocks were begun that lose their connection.
+    """
+
+    loop: Any
+    thread: int
+    run: Callable[[], Any]
+    open_blocks: tuple[str, ...] = ()
+
+
 class Connector(Protocol):
     """The part of a connector that `Database` reads, whichever side it is of."""
 
@@ -176,6 +204,8 @@ class Database(ABC):
         self.hooks = hooks
         #: What is in force.
         self.version = version
+        #: How all blocks share one transaction; `None`: they do not.
+        self.sharing: Sharing | None = None
         #: Why it may not be used any more.
         self.gone: PgmonkeyError | None = None
         #: Whether a checkout keeps the stack of its borrower.
@@ -433,6 +463,18 @@ class Database(ABC):
     def request_reload(self) -> None:
         """Let the next `await` of this handle replace its connections."""
         self._force_due = True
+
+    @abstractmethod
+    def redirect(self, version: Version, sharing: Sharing | None) -> list[Closing]:
+        """Put a version in force without connecting, at once and from any thread.
+
+        Args:
+            version: What the next checkout connects with.
+            sharing: How all blocks share one transaction; `None`: they do not.
+
+        Returns:
+            What closes the connections that there are. Call it when no lock is held.
+        """
 
     def revive(self) -> None:
         """Let the handle work again: its file came back."""

@@ -119,6 +119,27 @@ def checkout_timeout(
     )
 
 
+def not_its_turn(database: str, waited: float, blocks: list[Any]) -> CheckoutTimeout:
+    """Return the error of a block that waited for its turn in `override(rollback=True)`.
+
+    Args:
+        database: Its name.
+        waited: Seconds.
+        blocks: Those that are open.
+    """
+    now = monotonic()
+    holders = "".join(
+        f"\n  held for {now - one.taken:.1f} s by {holder_name(one.owner)}, begun at {one.place}"
+        for one in blocks
+    )
+    return CheckoutTimeout(
+        f"not its turn within {waited:.2f} s: all blocks share one connection in"
+        f" override(rollback=True){holders}",
+        database=database,
+        hint="end that block before another thread or task begins one and is waited for",
+    )
+
+
 def nested_checkout(database: str, connection_type: str, outer: Checkout) -> NestedCheckoutError:
     """Return the error of a block that would wait for the block around it."""
     single = connection_type == "normal"

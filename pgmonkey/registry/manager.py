@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from pgmonkey.config.env_file import Variables
 from pgmonkey.config.interpolation import LoadOptions
 from pgmonkey.config.legacy import load_dict
-from pgmonkey.config.loader import config_or_raise, load_file
+from pgmonkey.config.loader import LoadResult, config_or_raise, load_file
 from pgmonkey.config.models import CONNECTION_TYPES, ConnectionType
+from pgmonkey.config.overrides import Overrides
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.errors import ConnectError
 from pgmonkey.pool._async.database import AsyncDatabase
 from pgmonkey.pool._async.waiting import in_thread
 from pgmonkey.pool.limits import ConnectionLimits
 from pgmonkey.registry import fork, greenlets
+from pgmonkey.registry.override import Override, complete, complete_async
 from pgmonkey.registry.record import Handle, Record, Shared, close_all
 
 if TYPE_CHECKING:
@@ -34,9 +36,9 @@ class _Cached(NamedTuple):
 
     @property
     def digest(self) -> bytes:
-        """What tells the configuration that it runs from others."""
-        assert self.record.config is not None
-        return self.record.config.digest
+        """What tells the configuration that it runs, without overrides, from others."""
+        assert self.record.base is not None
+        return self.record.base.digest
 
 
 class _Given(NamedTuple):
@@ -135,6 +137,14 @@ class PGConnectionManager:
             and given.config.is_current()
         ):
             return self._give(given.cached)
+        cached, config = self._find_for_file(call, force_reload=force_reload)
+        return self._reload(cached, config) if force_reload else self._give(cached)
+
+    def _find_for_file(
+        self, call: tuple[str, str | None, bool, bool], *, force_reload: bool
+    ) -> tuple[_Cached, DatabaseConfig]:
+        """Read a file, and return the handle of a call, or the one to reload."""
+        path, connection_type, resolve_env, allow_sensitive_defaults = call
         wanted = None if connection_type is None else _checked(connection_type)
         config = load_file(
             path,
@@ -149,9 +159,9 @@ class PGConnectionManager:
         with self._lock:
             cached = self._choose(place, config, wanted, force_reload=force_reload)
             self._last[place] = cached
-            if not force_reload:
+            if not force_reload and cached.digest == config.digest:
                 self._calls[call] = _Given(config, cached)
-        return self._reload(cached, config) if force_reload else self._give(cached)
+        return cached, config
 
     def _choose(
         self,
@@ -163,6 +173,8 @@ class PGConnectionManager:
     ) -> _Cached:
         """Return the handle for this config, or the one to reload. The caller holds the lock."""
         last = self._last.get(place)
+        if last is not None and last.record.is_overridden:
+            return last  # whatever the file says by now
         if (
             force_reload
             and last is not None
@@ -224,11 +236,63 @@ class PGConnectionManager:
         loaded = load_dict(config_data_dictionary, options)
         # An error below may be printed with the locals of this frame.
         del config_data_dictionary
+        cached, config = self._find_loaded(loaded, connection_type)
+        return self._reload(cached, config) if force_reload else self._give(cached)
+
+    def _find_loaded(
+        self, loaded: LoadResult, connection_type: str | None
+    ) -> tuple[_Cached, DatabaseConfig]:
         config = config_or_raise(loaded, isolate=False)
         wanted = config.connection_type if connection_type is None else _checked(connection_type)
         with self._lock:
-            cached = self._find(config, wanted)
-        return self._reload(cached, config) if force_reload else self._give(cached)
+            return self._find(config, wanted), config
+
+    def override(
+        self,
+        config: str | os.PathLike[str] | Mapping[str, Any],
+        connection_type: str | None = None,
+        *,
+        rollback: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        **settings: Any,
+    ) -> Override:
+        """Let a handle lead somewhere else for a block, or roll back all that is done in it.
+
+        As `Registry.override`. It is for the handle that calls with these arguments return, before,
+        in and after the block. It connects to nothing, and in the block the calls do not either if
+        `rollback` is true.
+
+        Args:
+            config: The path or the dictionary that the application gives.
+            connection_type: What the application gives.
+            rollback: Whether to roll back what the blocks do.
+            resolve_env: What the application gives.
+            allow_sensitive_defaults: What the application gives.
+            settings: As in `Registry.override`.
+
+        Raises:
+            ConfigError, EnvInterpolationError: as `get_database_connection` does.
+            TypeError, ValueError, OverrideError: as `Registry.override` does.
+
+        Example:
+            >>> with manager.override("config.yaml", "pool", rollback=True):
+            ...     with manager.get_database_connection("config.yaml", "pool") as conn:
+            ...         _ = conn.execute("CREATE TABLE is_not_left (id int)")
+        """
+        given = Overrides.taken_from(settings, checked=True)
+        if isinstance(config, Mapping):
+            options = LoadOptions(
+                resolve_env, isolate=False, allow_sensitive_defaults=allow_sensitive_defaults
+            )
+            loaded = load_dict(config, options)
+            del config
+            cached, _ = self._find_loaded(loaded, connection_type)
+        else:
+            path = os.path.abspath(config)  # noqa: PTH100 - a link stays a link
+            call = (path, connection_type, resolve_env, allow_sensitive_defaults)
+            cached, _ = self._find_for_file(call, force_reload=False)
+        return cached.record.override(given, lambda: cached.handle, rollback=rollback)
 
     def _give(self, cached: _Cached) -> Any:
         handle = cached.handle
@@ -327,20 +391,31 @@ class PGConnectionManager:
                     "async connections of the running event loop are open:"
                     " use `await manager.clear_cache_async()` here"
                 )
-        close_all(self._take_all(), "manager's cache")
+        overridden, records = self._take_all()
+        for record in overridden:
+            complete(record.close_overridden())
+        close_all(records, "manager's cache")
 
     async def clear_cache_async(self) -> None:
         """Close every cached handle and forget it; wait for those of the running loop."""
-        for handle in close_all(self._take_all(), "manager's cache"):
+        overridden, records = self._take_all()
+        for record in overridden:
+            await complete_async(record.close_overridden())
+        for handle in close_all(records, "manager's cache"):
             await handle.wait_closed()
 
-    def _take_all(self) -> list[Record]:
+    def _take_all(self) -> tuple[list[Record], list[Record]]:
+        """Forget all handles, and return their records; those with an override stay, and come first.
+
+        Without it, the next call would connect to what was overridden.
+        """
         with self._lock:
-            records = [one.record for one in self._cached]
-            self._cached.clear()
+            kept = [one for one in self._cached if one.record.is_overridden]
+            records = [one.record for one in self._cached if one not in kept]
+            self._cached[:] = kept
             self._calls.clear()
-            self._last.clear()
-            return records
+            self._last = {place: one for place, one in self._last.items() if one in kept}
+            return [one.record for one in kept], records
 
     def _forget(self) -> None:
         """Begin without connections and with a new lock in a child process."""

@@ -30,15 +30,17 @@ from pgmonkey.pool._sync.database import SyncDatabase
 from pgmonkey.pool._sync.outside import connect_outside as connect_sync
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.failures import classify
-from pgmonkey.pool.handle import Hooks
+from pgmonkey.pool.handle import Closing, Database, Hooks, Sharing
 from pgmonkey.pool.version import Version
+from pgmonkey.registry.override import Override
 from pgmonkey.registry.probing import probe_failure
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import Change, DatabaseStatus, ProbeStatus, database_state
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
-    from pgmonkey.config.settings import DatabaseConfig, Overrides
+    from pgmonkey.config.overrides import Overrides
+    from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.errors import Problem, Reason
     from pgmonkey.pool._async.outside import AsyncOutsideConnection
     from pgmonkey.pool._sync.outside import SyncOutsideConnection
@@ -110,6 +112,9 @@ class Record:
         self.name = name
         self._shared = shared
         self._version = None if config is None else Version(config)
+        #: What the files said when that was put in force: `_version` has the overrides, too.
+        self._base = config
+        self._overrides: tuple[Override, ...] = ()
         self._handles: dict[ConnectionType, Handle] = {}
         #: The newest configuration in the files until it is in force, and when it was seen.
         self._wanted: DatabaseConfig | None = None
@@ -163,6 +168,16 @@ class Record:
         return version.config if version else None
 
     @property
+    def base(self) -> DatabaseConfig | None:
+        """The configuration in use without overrides; `None` if the files were never valid."""
+        return self._base
+
+    @property
+    def is_overridden(self) -> bool:
+        """Whether an override is in force."""
+        return bool(self._overrides)
+
+    @property
     def declared(self) -> bool:
         """Whether a file of this name exists, valid or not."""
         return not self._removed or bool(self._problems) or self._failed is not None
@@ -170,7 +185,7 @@ class Record:
     @property
     def last_good(self) -> DatabaseConfig | None:
         """The configuration whose text counts while the files have problems, if there is one."""
-        return None if self._removed else self.config
+        return None if self._removed else self._base
 
     @property
     def failed(self) -> bool:
@@ -222,6 +237,7 @@ class Record:
                 if version is None or self._removed:
                     return None
                 handle = self._handles[wanted] = self._new_handle(wanted, version)
+                handle.redirect(version, self._sharing())
             if connection_type is None:
                 self._shared.defaults[self.name] = handle
             return handle
@@ -318,12 +334,12 @@ class Record:
                 if again:
                     self._retry_at = None
                 return again
-            version = self._version
+            base = self._base
             if (
                 self._wanted is None
                 and not self._removed
-                and version is not None
-                and version.config.digest == config.digest
+                and base is not None
+                and base.digest == config.digest
             ):
                 self._problems, self._failed = problems, None
                 # Another caller may replace connections by that version still: wait for it, too.
@@ -389,7 +405,7 @@ class Record:
     def _reload_once(self, applied: Callable[[float], object]) -> bool:
         """Return whether the files may have changed meanwhile."""
         with self._lock:
-            config, before, since = self._wanted, self._version, self._wanted_since
+            config, before, since = self._wanted, self._base, self._wanted_since
             if config is None or self._retry_at is not None:
                 return False
         try:
@@ -400,7 +416,7 @@ class Record:
             return True
         for handle, one in prepared.items():
             handle.rotate(one)
-        changed = tuple(config.changed_keys(before.config)) if before else ("*",)
+        changed = tuple(config.changed_keys(before)) if before else ("*",)
         with self._lock:
             self._ended("applied", changed=changed, version=version.number)
         applied(monotonic() - since)
@@ -446,8 +462,8 @@ class Record:
         error: ConnectError | None = None
         try:
             with events.held_back(), self._reloading:
-                assert self._version is not None
-                config = forced.config or self._version.config  # the one in force by now
+                assert self._base is not None
+                config = forced.config or self._base  # the one in force by now
                 try:
                     _, prepared = self._replace(config, forced=True)
                 except Exception as failure:  # noqa: BLE001 - no descriptor, no thread, no memory: a reason, too
@@ -467,7 +483,7 @@ class Record:
     def _replace(
         self, config: DatabaseConfig, *, forced: bool
     ) -> tuple[Version | None, dict[Any, Any]]:
-        """Connect with a configuration in every open pool, and put it in force.
+        """Connect with a configuration of the files in every open pool, and put it in force.
 
         The caller holds `_reloading`, and rotates.
 
@@ -477,6 +493,7 @@ class Record:
         """
         with self._lock:
             before, handles = self._version, list(self._handles.values())
+            base, config = config, overridden(config, self._overrides)
         if before is None:
             version = Version(config)
         else:
@@ -497,19 +514,23 @@ class Record:
                 if failure is not None:
                     raise failure
             with self._lock:
-                # Not over what `reconfigure` has put in force meanwhile: see there.
-                adopted = self._version is before and self._adopt(version, prepared, forced=forced)
+                # Not over what `reconfigure` or an override has put in force meanwhile.
+                adopted = self._version is before and self._adopt(
+                    base, version, prepared, forced=forced
+                )
         finally:
             if not adopted:
                 for handle, one in prepared.items():
                     handle.discard(one)
         return (version, prepared) if adopted else (None, {})
 
-    def _adopt(self, version: Version, prepared: dict[Any, Any], *, forced: bool) -> bool:
+    def _adopt(
+        self, base: DatabaseConfig, version: Version, prepared: dict[Any, Any], *, forced: bool
+    ) -> bool:
         """Put a version in force, unless something else is wanted by now."""
-        if self._closed_by or (self._removed if forced else self._wanted is not version.config):
+        if self._closed_by or (self._removed if forced else self._wanted is not base):
             return False
-        before, self._version = self._version, version
+        before, self._version, self._base = self._version, version, base
         for handle in self._handles.values():
             handle.adopt(version, prepared.get(handle, {}))
         if not forced:
@@ -536,6 +557,73 @@ class Record:
             self._version = version.forced(version.config)
             for handle in handles:
                 handle.cut_over(self._version)
+
+    # Overrides
+
+    def override(
+        self, given: Overrides, handle: Callable[[], Database], *, rollback: bool
+    ) -> Override:
+        """Return what overrides this database when it is entered.
+
+        Args:
+            given: The settings that take the place of those of the files.
+            handle: Returns what the block gets.
+            rollback: Whether all blocks share a transaction that is rolled back.
+        """
+        return Override(
+            self.name,
+            given,
+            rollback=rollback,
+            begin=self._begin_override,
+            end=self._end_override,
+            handle=handle,
+        )
+
+    def _begin_override(self, override: Override) -> list[Closing]:
+        """Put an override in force: nothing is connected, and nothing is waited for.
+
+        Returns:
+            What closes the connections that there are. Call it when no lock is held.
+
+        Raises:
+            PgmonkeyError: the database was removed, its files were never valid, or it is closed.
+        """
+        with events.held_back(), self._lock:
+            if (gone := self._gone()) is not None:
+                raise gone
+            if self._base is None:
+                raise ConfigError(rejection.problems if (rejection := self.rejection) else ())
+            return self._override((*self._overrides, override))
+
+    def _end_override(self, override: Override) -> list[Closing]:
+        """Take an override out of force, whatever has become of the database; the same way."""
+        with events.held_back(), self._lock:
+            return self._override(tuple(one for one in self._overrides if one is not override))
+
+    def close_overridden(self) -> list[Closing]:
+        """Return what closes the connections, and keep the overrides."""
+        with events.held_back(), self._lock:
+            return self._override(self._overrides)
+
+    def _override(self, overrides: tuple[Override, ...]) -> list[Closing]:
+        base, before = self._base, self._version
+        assert base is not None
+        assert before is not None
+        self._overrides = overrides
+        self._version = before.next(overridden(base, overrides))
+        sharing = self._sharing()
+        return [
+            closing
+            for handle in self._handles.values()
+            for closing in handle.redirect(self._version, sharing)
+        ]
+
+    def _sharing(self) -> Sharing | None:
+        """Return how blocks share one transaction; `None` if they do not."""
+        active = self._overrides
+        rollbacks = tuple(one for one in active if one.rollback)
+        places = tuple(one for one in active if one.given.settings)
+        return Sharing(rollbacks, places) if rollbacks else None
 
     def note_failure(self, error: Exception) -> None:
         """Note that the reload could not begin; it is tried again."""
@@ -719,6 +807,7 @@ class Record:
         with self._lock:
             handles = list(self._handles.values())
             version, removed, rejection = self._version, self._removed, self.rejection
+            overrides = self._overrides
             wanted, history, outcomes = self._wanted, self._history, dict(self._outcomes)
             probe, error, reached = self._probe, self._probe_error, self._reached
         pools = tuple(handle.status() for handle in handles)
@@ -770,6 +859,7 @@ class Record:
             probe=probe,
             redacted=config.redacted if config else dict,
             history=history,
+            overridden=tuple(sorted({key for one in overrides for key in one.shown})),
         )
 
     def _hash(self, version: Version) -> int:
@@ -808,6 +898,14 @@ def _functions(functions: dict[str, Configure], name: str) -> list[Configure]:
 def _force(this: weakref.ref[Record]) -> None:
     if (record := this()) is not None:
         record.force()
+
+
+def overridden(config: DatabaseConfig, overrides: Iterable[Override]) -> DatabaseConfig:
+    """Return a configuration with overrides, each over those before it."""
+    for one in overrides:
+        if one.given.settings:
+            config = config.overridden(one.given)
+    return config
 
 
 def _connect_error(config: DatabaseConfig, error: Exception) -> ConnectError:

@@ -16,13 +16,14 @@ import prometheus_client
 
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.env_file import Variables
-from pgmonkey.config.settings import Overrides
+from pgmonkey.config.overrides import Overrides
 from pgmonkey.errors import HandleClosedError, PgmonkeyError, UnknownDatabaseError
 from pgmonkey.pool._async.database import AsyncDatabase
 from pgmonkey.pool.limits import ConnectionLimits
 from pgmonkey.pool.messages import raised_at
 from pgmonkey.registry import fork, greenlets
 from pgmonkey.registry.maintenance import Maintenance
+from pgmonkey.registry.override import Override
 from pgmonkey.registry.record import EVERY, Handle, Record, Shared, close_all
 from pgmonkey.registry.reload import Reloader, ReloadReport
 from pgmonkey.telemetry import events
@@ -292,7 +293,8 @@ class Registry:
             name: The name of a declared database, of any type; its `sync_settings` count.
             overrides: As `psycopg.connect` takes them: `dbname="postgres"`, `autocommit=True`,
                 `row_factory=dict_row`, `options="-c statement_timeout=0"`. `None` leaves one to
-                its default. `options` win over `sync_settings`.
+                its default. `options` win over `sync_settings`. A `url` says the whole place: neither
+                the host nor the password of the file is kept beside it.
 
         Raises:
             ConnectError: it cannot connect, for `reason`; or there was no room for it within the
@@ -327,6 +329,43 @@ class Registry:
         """
         given = Overrides.taken_from(overrides)
         return await self._record(name).aconnect(given)
+
+    def override(self, name: str, /, *, rollback: bool = False, **settings: Any) -> Override:
+        """Let a database lead somewhere else for a block, or roll back all that is done in it.
+
+        For tests. Every handle of the database is overridden, also one that a module got when it
+        was imported, in every thread and event loop. Enter it with `with` or `async with`; it gives
+        the handle. Entering and leaving connect to nothing: they close the connections that are
+        idle, and the next block connects.
+
+        With `rollback=True` all blocks of a handle, one after the other, are savepoints of one
+        transaction, which is rolled back in the end: see the recipe "Tests" for what differs.
+
+        Args:
+            name: The name of a declared database, of any type.
+            rollback: Whether to roll back what the blocks do.
+            settings: As in `connect`: `dbname="test"`, `port=5433`. A `url` says the whole place:
+                neither the host nor the password of the file is kept beside it.
+
+        Raises:
+            UnknownDatabaseError: no file declares the name.
+            TypeError, ValueError: a setting is unknown, or can never work.
+            ConfigError, DatabaseRemovedError, HandleClosedError: when it is entered, as `get` and
+                a checkout do.
+            OverrideError: when it is left, and a block is still open that shares the transaction.
+
+        Example:
+            >>> from psycopg.rows import scalar_row
+            >>> with registry.override("orders", rollback=True) as orders:
+            ...     with orders as conn:
+            ...         _ = conn.execute("CREATE TABLE is_not_left (id int)")
+            >>> with registry.get("orders").cursor(row_factory=scalar_row) as cursor:
+            ...     cursor.execute("SELECT to_regclass('is_not_left') IS NULL").fetchone()
+            True
+        """
+        given = Overrides.taken_from(settings, checked=True)
+        handle = partial(self.get, name)
+        return self._record(name).override(given, handle, rollback=rollback)
 
     def __getitem__(self, name: str) -> Database:
         return self.get(name)

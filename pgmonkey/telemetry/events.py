@@ -35,6 +35,8 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "database.rotation_failed": ("warning", "a rotation was broken off: old connections are closed as they come back"),
     "database.drained": ("info", "the last checkout of a replaced configuration ended"),
     "database.drain_timeout": ("warning", "checkouts of a replaced configuration are still in progress"),
+    "database.overridden": ("info", "a test leads a database somewhere else, or rolls it back"),
+    "database.override_ended": ("info", "an override ended"),
     "database.probe_failed": ("warning", "the probe of a new configuration could not connect"),
     "connect.failed": ("warning", "connects began to fail"),
     "connect.recovered": ("info", "connects work again"),

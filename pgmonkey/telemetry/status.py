@@ -153,6 +153,8 @@ class DatabaseStatus:
     redacted: Callable[[], Mapping[str, object]] = field(default=dict, repr=False, compare=False)
     #: The last changes, oldest first.
     history: tuple[Change, ...] = ()
+    #: The keys that `override` has replaced for now, and `rollback`.
+    overridden: tuple[str, ...] = ()
 
     @property
     def config(self) -> Mapping[str, object]:

@@ -180,7 +180,7 @@ def test_a_parameter_that_psycopg_does_not_know_is_a_mistake_of_the_program(
     """Nothing is connected; a similar one is named, and no value."""
     with pytest.raises(TypeError, match='"pasword" is no parameter.*did you mean "password"'):
         ask(registry, pasword=canary.secret())
-    with pytest.raises(TypeError, match=r"give its parts, such as dbname="):
+    with pytest.raises(TypeError, match=r"or its parts, such as dbname="):
         ask(registry, conninfo="host=localhost")
 
 

@@ -172,7 +172,7 @@ class AsyncCheckout(Checkout):
                 if len(pool.records) >= FOLD_AT:
                     pool.stats.fold()
                 if self.stage != ENTERED:
-                    pool.report(self, now - taken)
+                    self.report(now - taken)
                 if demoted:
                     await pool.leave_server(connection.link.driver)
         except BaseException as interrupt:

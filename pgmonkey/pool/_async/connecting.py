@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -47,24 +48,30 @@ class NoRoomError(ConnectError):
 
 
 async def connect(
-    config: DatabaseConfig, connection_type: ConnectionType
+    config: DatabaseConfig,
+    connection_type: ConnectionType,
+    connection_class: type[AsyncPooledConnection] = AsyncPooledConnection,
 ) -> AsyncPooledConnection | ConnectFailure:
     """Connect once, or return why that failed.
 
     Args:
         config: What to connect with.
         connection_type: Decides which session settings count.
+        connection_class: What to return.
     """
-    return await logged_in(config, partial(_log_in, config, connection_type))
+    return await logged_in(config, partial(_log_in, config, connection_type, connection_class))
 
 
 async def _log_in(
-    config: DatabaseConfig, connection_type: ConnectionType, given: Given | None
+    config: DatabaseConfig,
+    connection_type: ConnectionType,
+    connection_class: type[AsyncPooledConnection],
+    given: Given | None,
 ) -> AsyncPooledConnection | ConnectFailure:
     # The driver's exception goes no further: its frames and attributes hold the password.
     made = given.parameters if given is not None else dict[str, str]
     try:
-        connection = await AsyncPooledConnection.connect(
+        connection = await connection_class.connect(
             **await resolved_async({**config.connect_kwargs(connection_type), **made()})
         )
         connection.link.user = given.user if given is not None else None
@@ -141,6 +148,7 @@ class AsyncConnector:
     ) -> None:
         self.name = version.config.name
         self.connection_type = connection_type
+        self.connection_class = AsyncPooledConnection
         self.label = f"{self.name}/{connection_type}"
         #: What it connects with.
         self.target = version
@@ -247,7 +255,7 @@ class AsyncConnector:
         if not probe and (refused := refused_logins.claim(config)) is not None:
             await self._note_failure(version, refused)
             raise refused.error(self.name)
-        made = await connect(config, self.connection_type)
+        made = await connect(config, self.connection_type, self.connection_class)
         self._stats.attempts += 1
         if isinstance(made, ConnectFailure):
             if made.lasting:
@@ -406,3 +414,49 @@ class AsyncConnector:
     def release(self, version: Version) -> None:
         """Count the connection of `reserve` no more."""
         self._limits.give(self, version.config.server)
+
+
+class AsyncLooseConnector(AsyncConnector):
+    """Make and count connections outside of a pool, of which there may be any number.
+
+    Args:
+        version: What it connects with.
+        connection_type: Decides which session settings count.
+        stats: Where the handle counts.
+        limits: How many connections there may be in this process.
+        functions: Returns what is to be called with each new connection.
+        label: What they are for.
+        connection_class: What to make.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        connection_type: ConnectionType,
+        *,
+        stats: Stats,
+        limits: ConnectionLimits,
+        functions: Callable[[], Iterable[Configure]],
+        label: str,
+        connection_class: type[AsyncPooledConnection] = AsyncPooledConnection,
+    ) -> None:
+        super().__init__(
+            version,
+            connection_type,
+            stats=stats,
+            limits=limits,
+            functions=functions,
+            on_room=_do_nothing,
+        )
+        self.connection_class = connection_class
+        self.label = f"{self.name}/{label}"
+        self.opened = True  # the event is for the first connection of a pool
+
+    @property
+    def max_size(self) -> int:
+        """No limit of a pool."""
+        return sys.maxsize
+
+
+def _do_nothing() -> None:
+    """Be called when there is room again: who needs such a connection looks for it."""

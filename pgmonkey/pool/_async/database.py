@@ -13,12 +13,14 @@ from weakref import ref
 
 from psycopg import AsyncTransaction
 
+from pgmonkey.errors import OverrideError
 from pgmonkey.pool import messages
 from pgmonkey.pool._async import rotation
 from pgmonkey.pool._async.checkout import AsyncCheckout
 from pgmonkey.pool._async.connection import IN_ERROR
 from pgmonkey.pool._async.listening import AsyncListener, AsyncListening
 from pgmonkey.pool._async.pool import AsyncPool
+from pgmonkey.pool._async.savepoints import AsyncSavepoint, AsyncSharedTransaction
 from pgmonkey.pool._async.waiting import (
     Loop,
     LoopStandsStillError,
@@ -35,7 +37,7 @@ from pgmonkey.pool._async.waiting import (
 from pgmonkey.pool._sync.connecting import connect as connect_plainly
 from pgmonkey.pool.checkout import ROLLED_BACK, EnterHalf, ExitHalf, OneSided
 from pgmonkey.pool.failures import ConnectFailure
-from pgmonkey.pool.handle import Borrowed, BorrowedCursor, Database, Hooks
+from pgmonkey.pool.handle import Borrowed, BorrowedCursor, Closing, Database, Hooks, Sharing
 from pgmonkey.pool.hints import hinted_block
 from pgmonkey.pool.stats import Stats
 
@@ -52,11 +54,12 @@ T = TypeVar("T")
 #: What every open pool of a handle has connected with, before a version is put in force.
 Prepared: TypeAlias = Mapping[Loop, rotation.Prepared]
 
-#: Every pool that is not closed yet, also of handles that were dropped, and every group of listeners.
-_pools: Final[set[AsyncPool | AsyncListening]] = set()
+#: Every pool that is not closed yet, also of handles that were dropped, every group of listeners, and
+#: every transaction that blocks share.
+_pools: Final[set[AsyncPool | AsyncListening | AsyncSharedTransaction]] = set()
 #: What a child process got from its parent. It is never touched again, and never freed: the
 #: destructors of pools and connections take locks that may be held for ever.
-_inherited: Final[list[AsyncPool | AsyncListening]] = []
+_inherited: Final[list[AsyncPool | AsyncListening | AsyncSharedTransaction]] = []
 
 
 @hinted_block
@@ -104,11 +107,13 @@ class AsyncDatabase(Database):
     ) -> None:
         super().__init__(version, connection_type, limits, hooks)
         # Not of the class: an attribute of the object is found faster, by every checkout.
-        self.checkout_class = AsyncCheckout
+        self.checkout_class: type[AsyncCheckout] = AsyncCheckout
         #: The pool of each loop. Read without a lock.
         self.pools: dict[Loop, AsyncPool] = {}
         #: The listeners of each loop. Read without a lock.
         self.listening: dict[Loop, AsyncListening] = {}
+        #: The transactions that blocks share, by loop and by the overrides that say where they are.
+        self.shared: dict[tuple[Loop, tuple[object, ...]], AsyncSharedTransaction] = {}
         # Closed pools, until their last connection comes back.
         self._closed_pools: list[AsyncPool] = []
         # A program may drop a handle, or end, without closing it.
@@ -118,13 +123,13 @@ class AsyncDatabase(Database):
 
     def connection(self, timeout: float | None = None) -> Borrowed:
         """Borrow a connection: see `Database.connection`."""
-        return AsyncCheckout.bound(self, timeout, _getframe(1))
+        return self.checkout_class.bound(self, timeout, _getframe(1))
 
     def transaction(
         self, timeout: float | None = None, *, force_rollback: bool = False
     ) -> Borrowed:
         """Borrow a connection in a transaction: see `Database.transaction`."""
-        checkout = AsyncCheckout.bound(self, timeout, _getframe(1))
+        checkout = self.checkout_class.bound(self, timeout, _getframe(1))
         block = self._transaction(checkout, force_rollback)
         return AsyncBlock(self, block, "transaction() as conn")
 
@@ -142,7 +147,7 @@ class AsyncDatabase(Database):
 
     def cursor(self, timeout: float | None = None, **options: Any) -> BorrowedCursor:
         """Borrow a connection for one cursor: see `Database.cursor`."""
-        checkout = AsyncCheckout.bound(self, timeout, _getframe(1))
+        checkout = self.checkout_class.bound(self, timeout, _getframe(1))
         return AsyncBlock(self, self._cursor(checkout, options), "cursor() as cur")
 
     @asynccontextmanager
@@ -155,7 +160,7 @@ class AsyncDatabase(Database):
 
     def getconn(self, timeout: float | None = None) -> Awaitable[AsyncPooledConnection]:  # type: ignore[override]  # its other half is never there: wrong side
         """Borrow a connection by hand: see `Database.getconn`."""
-        return AsyncCheckout.bound(self, timeout, _getframe(1)).enter_by_hand()
+        return self.checkout_class.bound(self, timeout, _getframe(1)).enter_by_hand()
 
     async def putconn(self, connection: Any) -> Any:
         """Give back what `getconn` gave: see `Database.putconn`."""
@@ -212,6 +217,8 @@ class AsyncDatabase(Database):
         if self._force_due:
             self._force_due = False
             await in_thread(self.hooks.force_reload)
+        if self.sharing is not None:
+            return self  # the first block connects
         pool = await self.pool_here()
         if not pool.connections:
             checkout = AsyncCheckout.bound(self, timeout, _getframe(0))
@@ -221,6 +228,8 @@ class AsyncDatabase(Database):
 
     async def start(self) -> None:
         """Begin to connect, without waiting for it."""
+        if self.sharing is not None:
+            return
         pool = await self.pool_here()
         if not pool.settings.min_size and not pool.connections:
             await pool.nudge()
@@ -233,6 +242,11 @@ class AsyncDatabase(Database):
             self.hooks.on_open()
         with self._lock:
             self.raise_if_gone()
+            if self.sharing is not None:
+                raise OverrideError(
+                    f"{self.name}: this block was made before override(rollback=True) began,"
+                    " and would not be rolled back"
+                )
             pool = self.pools.get(loop)
             if pool is None:
                 drop_closed_loops()
@@ -252,6 +266,33 @@ class AsyncDatabase(Database):
             await pool.catch_up(self.version)
         await pool.open()
         return pool
+
+    def shared_here(self) -> AsyncSharedTransaction:
+        """Return the transaction that all blocks of the running loop share.
+
+        Raises:
+            PgmonkeyError: the handle may not be used any more, or the override has ended.
+        """
+        loop = running_loop()
+        self.raise_if_gone()
+        self.hooks.on_open()
+        with self._lock:
+            self.raise_if_gone()
+            sharing = self.sharing
+            if sharing is None:
+                raise OverrideError(
+                    f"{self.name}: this block was made in an override that has ended"
+                )
+            key = loop, sharing.places
+            shared = self.shared.get(key)
+            if shared is None:
+                drop_closed_loops()
+                for closed in [one for one in self.shared if is_closed(one[0])]:
+                    del self.shared[closed]
+                shared = AsyncSharedTransaction(self, sharing, loop, threading.get_ident())
+                self.shared[key] = shared
+                _pools.add(shared)
+        return shared
 
     async def close(self) -> Database:
         """Close the connections: see `Database.close`."""
@@ -285,6 +326,10 @@ class AsyncDatabase(Database):
             pool.ending = True  # for `wait_closed`, which may come before the loop turns
             soon(pool.loop, pool.hang_up)  # if the loop ends now, no task begins in it any more
             finish_in(pool.loop, pool.thread, pool.end)
+        for key in list(self.shared):
+            shared = self.shared.pop(key)
+            shared.ending = True
+            finish_in(shared.loop, shared.thread, shared.end)
         self._end_listeners(gone)
         drop_closed_loops()
 
@@ -296,7 +341,7 @@ class AsyncDatabase(Database):
         """Wait until the connections of the running loop are closed, after `shut`."""
         here = running_loop()
         for pool in _pools.copy():
-            if isinstance(pool, AsyncPool) and pool.ending and pool.loop == here:
+            if not isinstance(pool, AsyncListening) and pool.ending and pool.loop == here:
                 await pool.end()
         if (group := self.listening.get(here)) is not None:
             await group.connector.let_go()
@@ -370,6 +415,30 @@ class AsyncDatabase(Database):
         for group in self.listening.copy().values():
             group.connector.adopt(version)
 
+    def redirect(self, version: Version, sharing: Sharing | None) -> list[Closing]:
+        """Put a version in force without connecting: see `Database.redirect`."""
+        moves = version.since != self.version.since
+        self.version = version
+        self.keeps_stacks = version.config.leak_stack
+        with self._lock:
+            self.sharing = sharing
+            self.checkout_class = AsyncCheckout if sharing is None else AsyncSavepoint
+        closings = [
+            Closing(loop, pool.thread, pool.end) for loop, pool in self._take_pools(None).items()
+        ]
+        for key, one in self.shared.copy().items():
+            left, finish = one.left(sharing), one.settle
+            if one.is_over(sharing):
+                finish = one.end
+                self.shared.pop(key, None)
+            closings.append(Closing(one.loop, one.thread, finish, left))
+        for group in self.listening.copy().values():
+            group.connector.adopt(version)
+            for connection in group.connector.connections.copy() if moves else ():
+                connection.shut_down()  # its reader connects again
+        drop_closed_loops()
+        return closings
+
     def rotate(self, prepared: Prepared) -> None:
         """Replace the connections of the pools that were prepared; from any thread, after `adopt`.
 
@@ -413,13 +482,14 @@ class AsyncDatabase(Database):
         """Return the pools of this handle, with those that are closed but have connections out."""
         with self._lock:
             self._closed_pools = [pool for pool in self._closed_pools if pool.connections]
-            pools = [*self.pools.values(), *self._closed_pools]
+            pools: list[Any] = [*self.pools.values(), *self._closed_pools, *self.shared.values()]
         if any(is_closed(pool.loop) for pool in pools):
             drop_closed_loops()
         return [pool for pool in pools if not is_closed(pool.loop)]
 
     def forget(self) -> None:
         """Forget the parent's connections in a child process, without touching them."""
+        self.shared.clear()
         self.pools.clear()
         self.listening.clear()
         self._closed_pools = []

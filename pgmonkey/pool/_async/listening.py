@@ -5,9 +5,7 @@ A listener has no task of its own: the task that reads it connects, listens, and
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import sys
 import threading
 from collections import deque
@@ -20,7 +18,7 @@ import psycopg
 from psycopg import Notify, sql
 
 from pgmonkey.errors import LASTING, ConnectError, DatabaseRemovedError, HandleClosedError
-from pgmonkey.pool._async.connecting import AsyncConnector, NoRoomError
+from pgmonkey.pool._async.connecting import AsyncLooseConnector, NoRoomError
 from pgmonkey.pool._async.connection import AsyncPooledConnection
 from pgmonkey.pool._async.waiting import (
     Lock,
@@ -76,15 +74,6 @@ _OTHERS_CONNECT: Final = ConnectFailure(
 )
 
 
-class _ListeningConnector(AsyncConnector):
-    """Make and count the connections of listeners, of which there may be any number."""
-
-    @property
-    def max_size(self) -> int:
-        """No limit of a pool."""
-        return sys.maxsize
-
-
 class AsyncListening:
     """The listeners of one handle in one event loop, and what connects for them.
 
@@ -107,16 +96,14 @@ class AsyncListening:
         hooks: Hooks,
         loop: Loop,
     ) -> None:
-        self.connector: AsyncConnector = _ListeningConnector(
+        self.connector = AsyncLooseConnector(
             version,
             connection_type,
             stats=stats,
             limits=limits,
             functions=hooks.configure,
-            on_room=lambda: None,  # the readers look for room themselves
+            label="listen",
         )
-        self.connector.label = f"{version.config.name}/listen"
-        self.connector.opened = True  # the event is for the first connection of a pool
         self.connections = self.connector.connections
         self.loop = loop
         #: Whether it belongs to the parent of this process, and must not be touched.
@@ -595,7 +582,7 @@ class AsyncListener(Listener):
             self.ended = True
             if self._reader is not None:  # it closes them itself, and may use them at this moment
                 for connection in group.held_by(self):
-                    _shut_down(connection)
+                    connection.shut_down()
             else:
                 self._close(group)
 
@@ -620,12 +607,3 @@ def _place(connection: AsyncPooledConnection) -> tuple[str, int, str]:
     """Return the server and the database of a connection."""
     info = connection.info
     return info.host, info.port, info.dbname
-
-
-def _shut_down(connection: AsyncPooledConnection) -> None:
-    """End a connection so that its reader sees it; the socket itself is left for the reader."""
-    with (
-        suppress(OSError, psycopg.Error),
-        socket.socket(fileno=os.dup(connection.pgconn.socket)) as own,
-    ):
-        own.shutdown(socket.SHUT_RDWR)

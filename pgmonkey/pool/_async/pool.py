@@ -48,7 +48,6 @@ from pgmonkey.pool._async.waiting import (
     start,
     start_in,
 )
-from pgmonkey.pool.checkout import REPORTED, ROLLED_BACK
 from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
 from pgmonkey.pool.credentials import obtained_async, outdated
@@ -845,17 +844,6 @@ class AsyncPool:
             return
         if not isinstance(error, GeneratorExit):
             start_in(self.loop, partial(self.renew, self.driver))
-
-    def report(self, checkout: Checkout, seconds: float) -> None:
-        """Report what is to be told of a checkout that has ended."""
-        emit = partial(events.emit, database=self.name, connection_type=self.connection_type)
-        if checkout.stage & REPORTED:
-            emit("checkout.returned_late", seconds=round(seconds, 3), place=checkout.place)
-        if checkout.stage & ROLLED_BACK:
-            code = checkout.code
-            name = "checkout.rolled_back"
-            if events.is_first(name, code.co_filename, code.co_firstlineno, checkout.instruction):
-                emit(name, place=checkout.place)
 
     def is_over(self) -> bool:
         """Tell whether a block of this pool can wait for nothing any more."""

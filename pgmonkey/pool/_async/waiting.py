@@ -29,12 +29,15 @@ __all__ = [
     "call_all",
     "called",
     "cancel_again",
+    "complete_in",
+    "current_owner",
     "current_task",
     "end_tasks",
     "finish_in",
     "in_thread",
     "is_closed",
     "is_elsewhere",
+    "is_running_here",
     "let_queue",
     "open_driver",
     "release_in",
@@ -54,6 +57,7 @@ Loop: TypeAlias = asyncio.AbstractEventLoop
 Lock = asyncio.Lock
 running_loop = asyncio.get_running_loop
 current_task = asyncio.current_task
+current_owner = asyncio.current_task
 sleep = asyncio.sleep
 
 #: Seconds after which a loop that has not turned is taken to stand still.
@@ -245,7 +249,7 @@ def call_all(
     results: dict[Loop, T | BaseException] = {}
     waiting: dict[Loop, Future[T]] = {}
     for loop, function in calls.items():
-        turns = loop.is_running() and not _is_here(loop)
+        turns = loop.is_running() and not is_running_here(loop)
         future: Future[T] = Future()
         if (turns or late) and start_in(loop, partial(_run, function, future)) and turns:
             waiting[loop] = future
@@ -312,7 +316,24 @@ def finish_in(loop: Loop, thread: int, function: Callable[[], Coroutine[Any, Any
     return True
 
 
-def _is_here(loop: Loop) -> bool:
+def complete_in(
+    loop: Loop, thread: int, function: Callable[[], Coroutine[Any, Any, object]]
+) -> None:
+    """Run something in a loop, and wait for it; in a loop that runs in this thread it runs soon.
+
+    Args:
+        loop: The loop; if it is closed, nothing is run.
+        thread: The thread that it belongs to.
+        function: What to run.
+    """
+    if loop.is_running() and not is_running_here(loop):
+        call_all({loop: function}, late=True)
+    else:
+        finish_in(loop, thread, function)
+
+
+def is_running_here(loop: Loop) -> bool:
+    """Tell whether a loop runs in this thread."""
     try:
         return asyncio.get_running_loop() is loop
     except RuntimeError:

@@ -169,7 +169,7 @@ class SyncCheckout(Checkout):
                 if len(pool.records) >= FOLD_AT:
                     pool.stats.fold()
                 if self.stage != ENTERED:
-                    pool.report(self, now - taken)
+                    self.report(now - taken)
                 if demoted:
                     pool.leave_server(connection.link.driver)
         except BaseException as interrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -358,6 +359,14 @@ class SyncPooledConnection(SyncWatchedConnection):
         self.pgconn.finish()  # also of a broken connection, whose socket psycopg leaves open
         if self.link.descriptor is None:
             self.forget()
+
+    def shut_down(self) -> None:
+        """End the connection so that who uses it sees that; the socket itself is left to him."""
+        with (
+            suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(self.pgconn.socket)) as own,
+        ):
+            own.shutdown(socket.SHUT_RDWR)
 
     def _keep_descriptor(self) -> None:
         if self.link.hung_up_at is not None:

@@ -6,9 +6,7 @@ A listener has no thread of its own: the thread that reads it connects, listens,
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import sys
 import threading
 from collections import deque
@@ -21,7 +19,7 @@ import psycopg
 from psycopg import Notify, sql
 
 from pgmonkey.errors import LASTING, ConnectError, DatabaseRemovedError, HandleClosedError
-from pgmonkey.pool._sync.connecting import NoRoomError, SyncConnector
+from pgmonkey.pool._sync.connecting import NoRoomError, SyncLooseConnector
 from pgmonkey.pool._sync.connection import SyncPooledConnection
 from pgmonkey.pool._sync.waiting import (
     Lock,
@@ -77,15 +75,6 @@ _OTHERS_CONNECT: Final = ConnectFailure(
 )
 
 
-class _ListeningConnector(SyncConnector):
-    """Make and count the connections of listeners, of which there may be any number."""
-
-    @property
-    def max_size(self) -> int:
-        """No limit of a pool."""
-        return sys.maxsize
-
-
 class SyncListening:
     """The listeners of one handle, for all threads, and what connects for them.
 
@@ -108,16 +97,14 @@ class SyncListening:
         hooks: Hooks,
         loop: Loop,
     ) -> None:
-        self.connector: SyncConnector = _ListeningConnector(
+        self.connector = SyncLooseConnector(
             version,
             connection_type,
             stats=stats,
             limits=limits,
             functions=hooks.configure,
-            on_room=lambda: None,  # the readers look for room themselves
+            label="listen",
         )
-        self.connector.label = f"{version.config.name}/listen"
-        self.connector.opened = True  # the event is for the first connection of a pool
         self.connections = self.connector.connections
         self.loop = loop
         #: Whether it belongs to the parent of this process, and must not be touched.
@@ -594,7 +581,7 @@ class SyncListener(Listener):
             self.ended = True
             if self._reader is not None:  # it closes them itself, and may use them at this moment
                 for connection in group.held_by(self):
-                    _shut_down(connection)
+                    connection.shut_down()
             else:
                 self._close(group)
 
@@ -619,12 +606,3 @@ def _place(connection: SyncPooledConnection) -> tuple[str, int, str]:
     """Return the server and the database of a connection."""
     info = connection.info
     return info.host, info.port, info.dbname
-
-
-def _shut_down(connection: SyncPooledConnection) -> None:
-    """End a connection so that its reader sees it; the socket itself is left for the reader."""
-    with (
-        suppress(OSError, psycopg.Error),
-        socket.socket(fileno=os.dup(connection.pgconn.socket)) as own,
-    ):
-        own.shutdown(socket.SHUT_RDWR)

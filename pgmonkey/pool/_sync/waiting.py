@@ -27,6 +27,7 @@ __all__ = [
     "call_all",
     "called",
     "cancel_again",
+    "current_owner",
     "end_tasks",
     "finish_in",
     "in_thread",
@@ -51,6 +52,7 @@ Cancelled = CancelledError
 Loop: TypeAlias = None
 Lock = threading.Lock
 sleep = time.sleep
+current_owner = threading.get_ident
 
 
 #: Seconds for which a cancellation of a statement may take, and until the next one.
