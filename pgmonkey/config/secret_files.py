@@ -213,17 +213,17 @@ def json_member(content: bytes, key: str) -> str:
     """
     value = _document(secret_text(content))
     if not isinstance(value, dict):
-        raise SecretFileError("secret.json", "is JSON, but no object with members")
+        raise SecretFileError("secret.json", "is JSON, but not an object")
     names = [name for name in value if not may_be_secret(name)]
     for step in [key] if key in value else key.split("."):
         if not isinstance(value, dict) or step not in value:
             raise SecretFileError("secret.json_key", "has no such member", did_you_mean(key, names))
         value = value[step]
     if not isinstance(value, str):
-        message = "has neither text nor a number as this member"
+        message = "its member is neither text nor a number"
         raise SecretFileError("secret.json_key", message)
     if not value:
-        raise SecretFileError("secret.json_key", "has an empty text as this member")
+        raise SecretFileError("secret.json_key", "its member is empty")
     return value
 
 
