@@ -374,7 +374,7 @@ class AsyncPool:
                     await self._allow_growth(driver)
                 self._set_flags()
                 self._no_room = False
-                if len(self.connector.users()) > 1:
+                if self._has_users_to_replace():
                     start(self._replace_users)
             except NoRoomError:
                 raise
@@ -398,23 +398,15 @@ class AsyncPool:
         if len(self.waiting) > 1:
             start(self.nudge)
 
-    async def _replace_users(self) -> None:
-        """Replace the connections of other users than the one that is made on demand now."""
-        if len(self.connector.users()) > 1:  # else another one has done it meanwhile
-            with suppress(
-                ConnectError
-            ):  # the old ones serve; the next connect, or `care`, asks again
-                await in_thread(self._hooks.force_reload)
-
-    def _has_lease_that_ends(self) -> bool:
+    def _has_users_to_replace(self) -> bool:
+        """Tell whether connections are of other users than the one that is made on demand now."""
         on_demand = self.target.config.on_demand
-        return (
-            on_demand is not None
-            and monotonic() >= self._lease_at
-            and outdated(on_demand, self.connector.users())
-        )
+        if on_demand is None or monotonic() < self._lease_at:
+            return False
+        users = self.connector.users()
+        return len(users) > 1 or outdated(on_demand, users)
 
-    async def _renew_lease(self) -> None:
+    async def _replace_users(self) -> None:
         """Ask for a user whose lease has not ended, and replace the connections of the one before.
 
         A failure is reported once, and tried again less and less often: each try may make a user.
@@ -929,7 +921,7 @@ class AsyncPool:
             (failure is not None and not self.connections and not self.pending)
             or self.is_short()
             or bool(self.dropped)
-            or self._has_lease_that_ends()
+            or self._has_users_to_replace()
             or any(
                 (one.version < self.floor and one.holder is None)
                 or (one.holder is not None and one.holder() is None)
@@ -956,8 +948,8 @@ class AsyncPool:
             await self.nudge()
         if self.is_short():
             await self._grow()
-        if self._has_lease_that_ends():
-            start(self._renew_lease)  # a resolver may take long
+        if self._has_users_to_replace():
+            start(self._replace_users)  # a resolver may take long
 
     def is_short(self) -> bool:
         """Tell whether psycopg_pool has given up connections of `min_size`, and could have them."""

@@ -373,7 +373,7 @@ class SyncPool:
                     self._allow_growth(driver)
                 self._set_flags()
                 self._no_room = False
-                if len(self.connector.users()) > 1:
+                if self._has_users_to_replace():
                     start(self._replace_users)
             except NoRoomError:
                 raise
@@ -397,23 +397,15 @@ class SyncPool:
         if len(self.waiting) > 1:
             start(self.nudge)
 
-    def _replace_users(self) -> None:
-        """Replace the connections of other users than the one that is made on demand now."""
-        if len(self.connector.users()) > 1:  # else another one has done it meanwhile
-            with suppress(
-                ConnectError
-            ):  # the old ones serve; the next connect, or `care`, asks again
-                in_thread(self._hooks.force_reload)
-
-    def _has_lease_that_ends(self) -> bool:
+    def _has_users_to_replace(self) -> bool:
+        """Tell whether connections are of other users than the one that is made on demand now."""
         on_demand = self.target.config.on_demand
-        return (
-            on_demand is not None
-            and monotonic() >= self._lease_at
-            and outdated(on_demand, self.connector.users())
-        )
+        if on_demand is None or monotonic() < self._lease_at:
+            return False
+        users = self.connector.users()
+        return len(users) > 1 or outdated(on_demand, users)
 
-    def _renew_lease(self) -> None:
+    def _replace_users(self) -> None:
         """Ask for a user whose lease has not ended, and replace the connections of the one before.
 
         A failure is reported once, and tried again less and less often: each try may make a user.
@@ -928,7 +920,7 @@ class SyncPool:
             (failure is not None and not self.connections and not self.pending)
             or self.is_short()
             or bool(self.dropped)
-            or self._has_lease_that_ends()
+            or self._has_users_to_replace()
             or any(
                 (one.version < self.floor and one.holder is None)
                 or (one.holder is not None and one.holder() is None)
@@ -955,8 +947,8 @@ class SyncPool:
             self.nudge()
         if self.is_short():
             self._grow()
-        if self._has_lease_that_ends():
-            start(self._renew_lease)  # a resolver may take long
+        if self._has_users_to_replace():
+            start(self._replace_users)  # a resolver may take long
 
     def is_short(self) -> bool:
         """Tell whether psycopg_pool has given up connections of `min_size`, and could have them."""
