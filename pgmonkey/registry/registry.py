@@ -293,8 +293,8 @@ class Registry:
             name: The name of a declared database, of any type; its `sync_settings` count.
             overrides: As `psycopg.connect` takes them: `dbname="postgres"`, `autocommit=True`,
                 `row_factory=dict_row`, `options="-c statement_timeout=0"`. `None` leaves one to
-                its default. `options` win over `sync_settings`. A `url` says the whole place: neither
-                the host nor the password of the file is kept beside it.
+                its default. `options` win over `sync_settings`. A `url` replaces the whole place:
+                host, user and password of the file do not count beside it.
 
         Raises:
             ConnectError: it cannot connect, for `reason`; or there was no room for it within the
@@ -331,21 +331,21 @@ class Registry:
         return await self._record(name).aconnect(given)
 
     def override(self, name: str, /, *, rollback: bool = False, **settings: Any) -> Override:
-        """Let a database lead somewhere else for a block, or roll back all that is done in it.
+        """Let a database lead to another place for a block, or roll back all that is done in it.
 
-        For tests. Every handle of the database is overridden, also one that a module got when it
-        was imported, in every thread and event loop. Enter it with `with` or `async with`; it gives
+        Use it in tests. It holds for every handle of the database, in every thread and event loop,
+        also for one that a module got when it was imported. Enter it with `with` or `async with`; it gives
         the handle. Entering and leaving connect to nothing: they close the connections that are
         idle, and the next block connects.
 
         With `rollback=True` all blocks of a handle, one after the other, are savepoints of one
-        transaction, which is rolled back in the end: see the recipe "Tests" for what differs.
+        transaction, which is rolled back at the end: the recipe "Tests" says what differs.
 
         Args:
             name: The name of a declared database, of any type.
             rollback: Whether to roll back what the blocks do.
-            settings: As in `connect`: `dbname="test"`, `port=5433`. A `url` says the whole place:
-                neither the host nor the password of the file is kept beside it.
+            settings: As in `connect`: `dbname="test"`, `port=5433`. A `url` replaces the whole place:
+                host, user and password of the file do not count beside it.
 
         Raises:
             UnknownDatabaseError: no file declares the name.
