@@ -214,11 +214,13 @@ def json_member(content: bytes, key: str) -> str:
     value = _document(secret_text(content))
     if not isinstance(value, dict):
         raise SecretFileError("secret.json", "is JSON, but not an object")
-    names = [name for name in value if not may_be_secret(name)]
     for step in [key] if key in value else key.split("."):
-        if not isinstance(value, dict) or step not in value:
-            raise SecretFileError("secret.json_key", "has no such member", did_you_mean(key, names))
-        value = value[step]
+        members = value if isinstance(value, dict) else {}
+        if step not in members:
+            names = [name for name in members if not may_be_secret(name)]
+            hint = did_you_mean(key, names) or did_you_mean(step, names)
+            raise SecretFileError("secret.json_key", "has no such member", hint)
+        value = members[step]
     if not isinstance(value, str):
         message = "its member is neither text nor a number"
         raise SecretFileError("secret.json_key", message)

@@ -133,6 +133,23 @@ def test_other_documents_are_problems(document, code):
     assert caught.value.__context__ is None
 
 
+@pytest.mark.parametrize(
+    "key, near", [("login.pasword", "password"), ("logn.password", "login"), ("an.nme", "an.name")]
+)
+def test_the_hint_names_a_member_of_the_same_level(key, near):
+    """Also inside of a member, and one whose name has a dot."""
+    with pytest.raises(SecretFileError) as caught:
+        json_member(b'{"login": {"password": "tea"}, "an.name": "mate"}', key)
+    assert caught.value.hint == f'did you mean "{near}"?'
+
+
+def test_the_hint_names_nothing_inside_of_a_text():
+    """A text has no members, and its characters may be a secret."""
+    with pytest.raises(SecretFileError) as caught:
+        json_member(b'{"password": "tea"}', "password.t")
+    assert caught.value.hint is None
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     document=st.recursive(
