@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -70,14 +71,6 @@ class Interruption:
         if not isinstance(unraisable.exc_value, self._error):
             self._hook_before(unraisable)
 
-    def _is_skipped(self, frame: FrameType) -> bool:
-        path = frame.f_code.co_filename
-        line = linecache.getline(path, frame.f_lineno).lstrip()
-        before = linecache.getline(path, frame.f_lineno - 1).lstrip()
-        # The thread would keep the exception that was caught for the rest of its life.
-        caught = before.startswith("except ") and line.startswith("return")
-        return path != self._files[-1] and (caught or line.startswith(_SKIPPED))
-
     def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(self._files):
             return None
@@ -85,7 +78,10 @@ class Interruption:
             event == "line"
             and not self.at
             and _current_task() is self._task
-            and not self._is_skipped(frame)
+            and not (
+                frame.f_code.co_filename != self._files[-1]
+                and _is_skipped(frame.f_code.co_filename, frame.f_lineno)
+            )
         ):
             self._left -= 1
             if self._left == 0:
@@ -127,6 +123,15 @@ def in_a_thread(work: Callable[[], T]) -> T:
     """
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(work).result()
+
+
+@cache
+def _is_skipped(path: str, number: int) -> bool:
+    line = linecache.getline(path, number).lstrip()
+    before = linecache.getline(path, number - 1).lstrip()
+    # The thread would keep the exception that was caught for the rest of its life.
+    caught = before.startswith("except ") and line.startswith("return")
+    return caught or line.startswith(_SKIPPED)
 
 
 def _current_task() -> object:
