@@ -19,7 +19,7 @@ from tests.registry.load import STATEMENT, table_of_commits, working
 SIZE = 4
 
 
-@pytest.mark.parametrize("milliseconds", [2, 500])
+@pytest.mark.parametrize("milliseconds", [2, 200])
 @pytest.mark.parametrize("connection_type", ["pool", "async_pool"])
 def test_a_role_whose_limit_is_the_pools_size_is_reloaded_under_full_load(
     registry_dir: RegistryDirectory,
