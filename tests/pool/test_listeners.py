@@ -7,8 +7,9 @@ import gc
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -270,22 +271,41 @@ def test_a_listener_survives_a_restart_of_the_server(
     assert events.named("connect.recovered")
 
 
+@contextmanager
+def both_sides(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, proxy: ChaosProxy, **settings: Any
+) -> Iterator[list[Client]]:
+    """A sync and an async client of one registry, for tests that wait: both wait at once."""
+    address = {"host": proxy.host, "port": proxy.port} | settings
+    registry_dir.declare("orders", database, "pool", connection=address)
+    registry_dir.declare("events", database, "async_pool", connection=address)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        clients = [Client(registry, "orders"), Client(registry, "events")]
+        yield clients
+        for client in clients:
+            client.close()
+
+
 @pytest.mark.slow
 def test_a_silent_network_is_found(
-    make: Make, proxy: ChaosProxy, database: TemporaryDatabase
+    registry_dir: RegistryDirectory, proxy: ChaosProxy, database: TemporaryDatabase
 ) -> None:
     """A quiet server is asked for a sign of life. If it gives one, all is well; else it is a gap."""
-    with reading(make(through=proxy, connection=QUIET)) as reader:
+    with both_sides(registry_dir, database, proxy, **QUIET) as clients, ExitStack() as stack:
+        readers = [stack.enter_context(reading(client)) for client in clients]
         asked = proxy.round_trips
-        eventually(lambda: proxy.round_trips > asked, 10, "it was asked, and has answered")
+        eventually(lambda: proxy.round_trips >= asked + 2, 10, "both asked, and have an answer")
         notify(database, "tea")
-        reader.has("tea")
+        for reader in readers:
+            reader.has("tea")
         proxy.set("lost")
         proxy.set("pass")  # for new connections
-        reader.has("tea", GAP)
-        assert reader.got[-1].reason == "no sign of life within 1 s"
+        for reader in readers:
+            reader.has("tea", GAP)
+            assert reader.got[-1].reason == "no sign of life within 1 s"
         notify(database, "cake")
-        reader.has("tea", GAP, "cake")
+        for reader in readers:
+            reader.has("tea", GAP, "cake")
 
 
 def test_many_listeners_of_one_handle(
@@ -320,28 +340,31 @@ def test_a_close_ends_the_iteration(make: Make, database: TemporaryDatabase, wha
 
 
 def test_an_outage_is_paced_and_a_close_ends_it(
-    make: Make, proxy: ChaosProxy, events: CapturedEvents
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    proxy: ChaosProxy,
+    events: CapturedEvents,
 ) -> None:
     """However many listen, their handle connects with the pauses of one pool, and stops at once."""
-    client = make(through=proxy)
+    with both_sides(registry_dir, database, proxy) as clients:
 
-    def failed(number: int) -> bool:
-        return client.handle.status().connect_failures["refused"] >= number
+        def failed(number: int) -> bool:
+            statuses = [client.handle.status() for client in clients]
+            return all(status.connect_failures["refused"] >= number for status in statuses)
 
-    readers = [Reader(client) for _ in range(3)]
-    proxy.set("refuse")
-    proxy.kill()
-    eventually(lambda: failed(1), 10, "a connect has failed")
-    began = time.monotonic()
-    eventually(lambda: failed(4), 20, "four have failed")
-    # The pauses before them are 0.1, 0.2 and 0.4 seconds, up to a fifth shorter.
-    assert time.monotonic() - began > 0.8 * 0.7 - 0.1
-    assert client.handle.status().last_failure_reason == "refused"
-    assert len(events.named("connect.failed")) == 1
-    client.registry.close()
-    with takes(2):
-        for reader in readers:
-            reader.ended.result(10)
+        readers = [Reader(client) for client in clients for _ in range(3)]
+        proxy.set("refuse")
+        proxy.kill()
+        began = time.monotonic()
+        eventually(lambda: failed(4), 20, "four have failed")
+        # The pauses before them are 0.1, 0.2 and 0.4 seconds, up to a fifth shorter.
+        assert time.monotonic() - began > 0.8 * 0.7 - 0.1
+        assert {one.handle.status().last_failure_reason for one in clients} == {"refused"}
+        assert len(events.named("connect.failed")) == 2
+        clients[0].registry.close()
+        with takes(2):
+            for reader in readers:
+                reader.ended.result(10)
 
 
 def test_who_enters_waits_for_others_no_longer_than_its_timeout(
