@@ -19,6 +19,7 @@ LIFETIME: Final = 2.0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize("side", SIDES)
 def test_a_token_source_under_load(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
