@@ -50,6 +50,15 @@ def database(server: PostgresServer, canary: Canary) -> Iterator[TemporaryDataba
         database.drop()
 
 
+@pytest.fixture(scope="module")
+def module_database(session_server: PostgresServer, canary: Canary) -> Iterator[TemporaryDatabase]:
+    """One database for all tests of a module."""
+    database = TemporaryDatabase.create(session_server, canary)
+    yield database
+    session_server.start()
+    database.drop()
+
+
 @pytest.fixture
 def proxy(server: PostgresServer, database: TemporaryDatabase) -> Iterator[ChaosProxy]:
     """A network before the server that fails on demand; closed before the database is checked."""

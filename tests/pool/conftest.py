@@ -64,15 +64,6 @@ def make(
 
 
 @pytest.fixture(scope="module")
-def module_database(session_server: PostgresServer, canary: Canary) -> Iterator[TemporaryDatabase]:
-    """One database for all tests of a module."""
-    database = TemporaryDatabase.create(session_server, canary)
-    yield database
-    session_server.start()
-    database.drop()
-
-
-@pytest.fixture(scope="module")
 def secure(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[SecureServer]:

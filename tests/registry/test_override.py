@@ -18,6 +18,7 @@ from pgmonkey import (
     DatabaseRemovedError,
     HandleClosedError,
     LeftOpenError,
+    NestedCheckoutError,
     OverrideError,
     Registry,
 )
@@ -36,22 +37,41 @@ KEPT = {"min_size": 2, "max_size": 4}
 Make = Callable[..., Client]
 
 
-@pytest.fixture
-def other(server: PostgresServer, canary: Canary) -> Iterator[TemporaryDatabase]:
-    """Another database on the server, of another owner."""
-    other = TemporaryDatabase.create(server, canary)
+@pytest.fixture(scope="module")
+def module_other(session_server: PostgresServer, canary: Canary) -> Iterator[TemporaryDatabase]:
+    """Another database on the server, of another owner, for all tests."""
+    other = TemporaryDatabase.create(session_server, canary)
     yield other
-    other.disconnect()
-    try:
-        other.assert_unused()
-    finally:
-        other.drop()
+    other.drop()
 
 
 @pytest.fixture
-def registry(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase, other: TemporaryDatabase
-) -> Iterator[Registry]:
+def database(
+    server: PostgresServer, module_database: TemporaryDatabase
+) -> Iterator[TemporaryDatabase]:
+    """The database of this module; no session may be left in it after a test."""
+    yield module_database
+    module_database.assert_unused()
+
+
+@pytest.fixture
+def other(server: PostgresServer, module_other: TemporaryDatabase) -> Iterator[TemporaryDatabase]:
+    """The other database; no session may be left in it after a test."""
+    yield module_other
+    module_other.assert_unused()
+
+
+@pytest.fixture
+def rows(database: TemporaryDatabase) -> Callable[[], list[int]]:
+    """An empty table `rows (id int primary key)`; call it for what a second connection sees in it."""
+    database.execute("DROP TABLE IF EXISTS public.rows")
+    database.execute("CREATE TABLE public.rows (id int PRIMARY KEY)")
+    database.execute(f'GRANT ALL ON public.rows TO "{database.user}"')
+    return lambda: [one for (one,) in database.execute("SELECT id FROM public.rows ORDER BY id")]
+
+
+@pytest.fixture
+def registry(registry_dir: RegistryDirectory, database: TemporaryDatabase) -> Iterator[Registry]:
     """A registry that declares `orders`, and reads its files when it is asked to."""
     registry_dir.declare("orders", database, pool_settings=KEPT, async_pool_settings=KEPT)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
@@ -149,18 +169,20 @@ def test_a_place_that_is_not_there_does_not_matter_until_a_block_begins(
 
 
 def test_blocks_in_progress_finish_on_their_connection(
-    client: Client, registry: Registry, database: TemporaryDatabase, other: TemporaryDatabase
+    client: Client,
+    registry: Registry,
+    database: TemporaryDatabase,
+    other: TemporaryDatabase,
+    rows: Callable[[], list[int]],
 ) -> None:
     """Their work is committed where it was begun; the next block is in the other place."""
-    database.execute("CREATE TABLE public.rows (id int)")
-    database.execute(f'GRANT ALL ON public.rows TO "{database.user}"')
     connection = client.getconn()
     client.on(lambda: connection.execute("INSERT INTO rows VALUES (1)"))
     with registry.override("orders", **place(other)):
         assert client.ask(WHERE) == other.name
         client.on(connection.commit)
         client.putconn(connection)
-    assert database.execute("SELECT id FROM public.rows") == [(1,)]
+    assert rows() == [1]
 
 
 def test_clients_that_wait_go_on_in_the_other_place(
@@ -394,9 +416,9 @@ def test_it_is_an_event_and_shows_in_the_status(
     assert not events.named("config.applied")
 
 
-@pytest.mark.parametrize(
-    "settings, error, text",
-    [
+def test_what_can_never_work_is_an_error_at_once(registry: Registry) -> None:
+    """Not at the first checkout; nothing is overridden."""
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"port": "abc"}, ValueError, "port: expected an integer from 1 to 65535"),
         ({"host": "db:5432"}, ValueError, "host: a host has no port in it"),
         ({"sslmode": "on"}, ValueError, "sslmode: expected one of"),
@@ -405,14 +427,10 @@ def test_it_is_an_event_and_shows_in_the_status(
         ({"url": 5432}, ValueError, "url: expected text"),
         ({"dbnam": "tea"}, TypeError, 'did you mean "dbname"'),
         ({"row_factory": print}, TypeError, "give it to `configure`"),
-    ],
-)
-def test_what_can_never_work_is_an_error_at_once(
-    registry: Registry, settings: dict[str, Any], error: type[Exception], text: str
-) -> None:
-    """Not at the first checkout; nothing is overridden."""
-    with pytest.raises(error, match=text):
-        registry.override("orders", **settings)
+    ]
+    for settings, error, text in wrong:
+        with pytest.raises(error, match=text):
+            registry.override("orders", **settings)
 
 
 def test_values_of_psycopg_and_durations_are_taken(client: Client, registry: Registry) -> None:
@@ -458,14 +476,6 @@ def _check(error: Exception, canary: Canary) -> None:
 
 
 # Everything is rolled back
-
-
-@pytest.fixture
-def rows(database: TemporaryDatabase) -> Callable[[], list[int]]:
-    """A table `rows (id int primary key)`; call it for what a second connection sees in it."""
-    database.execute("CREATE TABLE public.rows (id int PRIMARY KEY)")
-    database.execute(f'GRANT ALL ON public.rows TO "{database.user}"')
-    return lambda: [one for (one,) in database.execute("SELECT id FROM public.rows ORDER BY id")]
 
 
 def insert(client: Client, number: int) -> None:
@@ -1056,3 +1066,58 @@ def test_a_task_that_is_cancelled_in_a_block_disturbs_no_other(
         await handle.close()
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("connection_type", ["normal", "async"])
+def test_a_handle_of_one_connection_refuses_nested_blocks_as_otherwise(
+    registry: Registry, connection_type: str
+) -> None:
+    """What fails outside of tests fails in a test."""
+    client = Client(registry, "orders", connection_type)
+    handle: Any = client.handle
+
+    async def nest() -> None:
+        async with handle, handle:
+            pass
+
+    with registry.override("orders", rollback=True):
+        with pytest.raises(NestedCheckoutError, match=r"test_override\.py"):
+            if client.is_async:
+                client.on(nest)
+            else:
+                with handle, handle:
+                    pass
+        assert client.ask() == 1
+    client.close()
+
+
+def test_a_transaction_that_is_idle_for_long_is_not_ended(
+    client: Client, registry: Registry, registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Whatever the file says for blocks that forget to end."""
+    name = "idle_in_transaction_session_timeout"
+    settings = {name: "10s"}
+    registry_dir.declare("orders", database, sync_settings=settings, async_settings=settings)
+    registry.reload()
+    assert client.ask(f"SHOW {name}") == "10s"
+    with registry.override("orders", rollback=True):
+        assert client.ask(f"SHOW {name}") == "0"
+    assert client.ask(f"SHOW {name}") == "10s"
+
+
+def test_a_statement_of_a_table_that_was_rolled_back_works_again(
+    client: Client, registry: Registry
+) -> None:
+    """With another type of its result, too: none is prepared on the server."""
+    kinds = ["int", "text", "date"]
+
+    async def create(connection: Any) -> None:
+        await wait(connection.execute(f"CREATE TABLE tea (id {kinds.pop()})"))
+        for _ in range(8):
+            await wait(connection.execute("SELECT id FROM tea"))
+        raise KeyError
+
+    with registry.override("orders", rollback=True):
+        while kinds:
+            with pytest.raises(KeyError):
+                do(client, create)

@@ -47,7 +47,14 @@ if TYPE_CHECKING:
 _PAUSE: Final = 0.05
 #: Seconds to wait for the answer to the last ROLLBACK.
 _LONGEST_ROLLBACK: Final = 5.0
-_NO_AUTOCOMMIT: Final = Overrides({"autocommit": False}, {})
+#: What fits a connection whose statements may all be undone: the types of a prepared one, too.
+_SETTINGS: Final = Overrides({"autocommit": False, "prepare_threshold": None}, {})
+#: A transaction that is open for long must not be ended for that. Which of them a server has depends
+#: on its version.
+_NO_TIMEOUTS: Final = (
+    "SELECT set_config(name, '0', true) FROM pg_settings"
+    " WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
+)
 _GONE: Final = "its savepoint is gone: a block or an override around it was rolled back"
 _ENDED: Final = "the override has ended"
 _CLOSED: Final = "its connection was lost or closed, and with it all that the blocks had done"
@@ -155,6 +162,10 @@ class SyncSharedTransaction:
         deadline = monotonic() + timeout
         outer = self.blocks()
         nested = bool(outer) and outer[-1].owner == block.owner
+        if nested and self._handle.connection_type in ("normal", "async"):
+            raise messages.nested_checkout(
+                self._handle.name, self._handle.connection_type, outer[-1]
+            )
         if not nested:
             self._waiting += 1
             try:
@@ -167,6 +178,7 @@ class SyncSharedTransaction:
             self._raise_if_lost()
             if self._connection is None:
                 self._connection = self._connect(deadline)
+                _execute(self._connection, _NO_TIMEOUTS)
             connection = self._connection
             self._settle(connection)
             self._begin(connection, block)
@@ -198,8 +210,7 @@ class SyncSharedTransaction:
             ConnectError: there is none in time, or the server refuses.
         """
         version, connector = self._handle.version, self.connector
-        if version.config.autocommit:
-            version = version._replace(config=version.config.overridden(_NO_AUTOCOMMIT))
+        version = version._replace(config=version.config.overridden(_SETTINGS))
         connector.adopt(version)
         while True:
             try:
