@@ -28,7 +28,7 @@ from tests.kit.program import Program
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
 
-ROTATIONS: Final = int(os.environ.get("SOAK_ROTATIONS", "50"))
+ROTATIONS: Final = int(os.environ.get("SOAK_ROTATIONS", "20"))
 WORKERS: Final = 16
 POOL_SIZE: Final = 6
 #: What each database is: its connection type, and the seconds of a transaction.
@@ -334,7 +334,7 @@ def test_rotations_under_load_lose_no_commit_while_backends_and_the_server_are_k
     terminated now and then, after a rotation or in the middle of one, the server is restarted
     once, and another process forks in the middle of rotations.
 
-    `make soak` does 1,000 of them, `make test` 50; SOAK_ROTATIONS sets another number.
+    `make soak` does 1,000 of them, `make test` 20; SOAK_ROTATIONS sets another number.
     """
     database.execute("CREATE TABLE public.done (id int PRIMARY KEY)")
     database.execute(f'GRANT ALL ON public.done TO "{database.user}"')
