@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -199,12 +200,12 @@ class Reader:
             return None
         if len(arguments) < len(written) or refresh is None or timeout is None:
             return None
-        hidden = tuple(
-            Secret(one) for one, before in zip(arguments, written, strict=True) if one != before
-        )
+        # An argument that another file has as text may be quoted there, and not here.
+        given = tuple(one != before for one, before in zip(arguments, written, strict=True))
+        hidden = tuple(Secret(one) for one in compress(arguments, given))
         if "/" in arguments[0]:
             arguments[0] = os.path.join(self.directory, arguments[0])
-        key = ("command", *arguments, self.directory, refresh, timeout, id(self.env))
+        key = ("command", *arguments, given, self.directory, refresh, timeout, id(self.env))
         made = Command(tuple(arguments), self.directory, refresh, timeout, self.env, hidden)
         return _sources.setdefault(key, made)
 

@@ -529,6 +529,21 @@ def test_secret_variables_are_masked_in_the_words_of_a_command(
     assert found.endswith("code 1: no ***REDACTED*** ***REDACTED*** dev ***REDACTED***")
 
 
+def test_an_argument_from_outside_is_masked_whatever_other_files_have(
+    registry_dir: RegistryDirectory, tmp_path: Path
+) -> None:
+    """A file that has the same argument as text may show it; the other one may not."""
+    run = program(tmp_path, 'echo "no $1" >&2; exit 1')
+    settings = {"host": "localhost", "dbname": "orders", "user": "app"}
+    for name, argument in {"open": "sesame", "shut": "${WORD}"}.items():
+        password = {"from_command": [*run, argument]}
+        registry_dir.write(name, {"connection_settings": {**settings, "password": password}})
+    with Registry(registry_dir, metrics=None, watch=False, env={"WORD": "sesame"}) as registry:
+        errors = {name: str(registry.probe(name).last_error) for name in registry}
+    assert errors["open"].endswith("no sesame")
+    assert errors["shut"].endswith("no ***REDACTED***")
+
+
 def test_only_the_end_of_long_errors_is_quoted(
     failure: Callable[..., str], tmp_path: Path, canary: Canary
 ) -> None:
