@@ -237,7 +237,7 @@ class Record:
                 if version is None or self._removed:
                     return None
                 handle = self._handles[wanted] = self._new_handle(wanted, version)
-                handle.redirect(version, self._sharing())
+                handle.share(self._sharing())
             if connection_type is None:
                 self._shared.defaults[self.name] = handle
             return handle

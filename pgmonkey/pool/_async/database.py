@@ -415,14 +415,18 @@ class AsyncDatabase(Database):
         for group in self.listening.copy().values():
             group.connector.adopt(version)
 
+    def share(self, sharing: Sharing | None) -> None:
+        """Let all blocks that begin from now on share one transaction, or no more."""
+        with self._lock:
+            self.sharing = sharing
+            self.checkout_class = AsyncCheckout if sharing is None else AsyncSavepoint
+
     def redirect(self, version: Version, sharing: Sharing | None) -> list[Closing]:
         """Put a version in force without connecting: see `Database.redirect`."""
         moves = version.since != self.version.since
         self.version = version
         self.keeps_stacks = version.config.leak_stack
-        with self._lock:
-            self.sharing = sharing
-            self.checkout_class = AsyncCheckout if sharing is None else AsyncSavepoint
+        self.share(sharing)
         closings = [
             Closing(loop, pool.thread, pool.end) for loop, pool in self._take_pools(None).items()
         ]

@@ -361,7 +361,7 @@ class AsyncSharedTransaction:
 
     def left(self, sharing: Sharing | None) -> tuple[str, ...]:
         """Return where the open blocks were begun that are rolled back when this is in force."""
-        levels = self._levels.copy()
+        levels = [] if is_closed(self.loop) else self._levels.copy()
         if sharing is not None and not self.is_over(sharing):
             ended = [
                 not isinstance(level.of, AsyncSavepoint) and level.of not in sharing.rollbacks
@@ -388,12 +388,14 @@ class AsyncSharedTransaction:
         self.ending = True
         self._lose(_ENDED)
         async with self._closing:
-            connection = self._connection
+            connection, mine = self._connection, self._is_mine()
             if connection is None or self.connector.ended:
                 pass  # who connects at this moment will see it
-            elif self._is_mine() or await acquire(self._turn, 0.0):
+            elif mine or await acquire(self._turn, 0.0):
                 await connection.ask(b"ROLLBACK", _LONGEST_ROLLBACK)
                 await connection.close()
+                if not mine:
+                    self._turn.release()  # who waits for it gets the reason
             else:
                 connection.shut_down()  # another thread or task may use it at this moment
             self.connector.ended = True
