@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from pgmonkey.config.connection_url import Url, taken_apart
 from pgmonkey.config.libpq import keywords
-from pgmonkey.config.models import typed_value
+from pgmonkey.config.models import PSYCOPG_KEYS, typed_value
 from pgmonkey.config.problems import KeyProblem, schema_problem
 from pgmonkey.config.redaction import Secret, is_sensitive
 from pgmonkey.errors import did_you_mean
@@ -31,6 +31,13 @@ _OF_URL: Final = (
     "scram_server_key",
 )
 
+_HINTS: Final = {
+    "conninfo": "give it as url=..., or its parts, such as dbname=...",
+    "statement_timeout": 'give it as options="-c statement_timeout=..."',
+    "search_path": 'give it as options="-c search_path=..."',
+    **{key: "set it on the connection" for key in PSYCOPG_KEYS if key not in OWN},
+}
+
 
 class Overrides(NamedTuple):
     """Hold what a program gives in the place of the settings of a file, secrets as `Secret`.
@@ -51,7 +58,7 @@ class Overrides(NamedTuple):
 
         Args:
             given: The arguments; it is empty afterwards.
-            checked: Take only what a file can have.
+            checked: Take no objects, only what a file can have.
 
         Raises:
             TypeError: psycopg does not know one of them, or it is an object.
@@ -66,21 +73,19 @@ class Overrides(NamedTuple):
         names = tuple(sorted(settings))
         values.clear()
         if unknown:
-            hint = did_you_mean(unknown[0], known)
-            if unknown[0] == "conninfo":
-                hint = "give it as url=..., or its parts, such as dbname=..."
+            hint = _HINTS.get(unknown[0]) or did_you_mean(unknown[0], known)
             raise TypeError(
                 f'"{unknown[0]}" is no parameter of a connection' + (f"; {hint}" if hint else "")
             )
         if checked and options:
             raise TypeError(f"{min(options)} is no setting of a file; give it to `configure`")
-        settings, wrong = _understood(settings, checked=checked)
+        settings, wrong = _understood(settings)
         if wrong:
             raise ValueError(wrong)
         return cls(settings, options, names)
 
 
-def _understood(settings: dict[str, Any], *, checked: bool) -> tuple[dict[str, Any], str]:
+def _understood(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return settings with those of their url, and what is wrong with one, if something is.
 
     Then none are left in the dictionary: of a url with a mistake, any part may be the password.
@@ -92,9 +97,9 @@ def _understood(settings: dict[str, Any], *, checked: bool) -> tuple[dict[str, A
         return {}, _sentence("url", url.problems[0])
     if url.given:
         given = {**dict.fromkeys(_OF_URL & keywords().keys()), **url.settings, **given}
-    elif not checked:
-        return given, ""
     for key, value in given.items():
+        if "\0" in (value.reveal() if isinstance(value, Secret) else str(value)):
+            return {}, f"{key}: the value contains a NUL character"
         if value is None or isinstance(value, Secret):
             continue
         path = ("connection_settings", key)
@@ -116,4 +121,5 @@ def _protected(key: str, value: Any) -> Any:
         return value
     if key == "url":
         return Secret(value) if isinstance(value, str) else object()
-    return Secret(str(value)) if is_sensitive(key) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return Secret(text) if is_sensitive(key) else text

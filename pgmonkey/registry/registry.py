@@ -303,6 +303,7 @@ class Registry:
             ConfigError: the file has problems and never had a valid version.
             DatabaseRemovedError, HandleClosedError: as a checkout does.
             TypeError: psycopg knows no such parameter.
+            ValueError: a value can never work.
 
         Example:
             >>> with registry.connect("orders", autocommit=True) as conn:

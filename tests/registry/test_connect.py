@@ -370,3 +370,14 @@ def test_what_is_not_declared_removed_broken_or_closed_says_so(
     registry.close()
     with pytest.raises(HandleClosedError):
         ask(registry)
+
+
+def test_values_are_checked_as_those_of_a_file(
+    ask: Use, registry: Registry, database: TemporaryDatabase
+) -> None:
+    """A list of hosts is taken; a value that can never work is an error that shows no value."""
+    assert ask(registry, host=[database.host, database.host], port=[database.port] * 2) == (1,)
+    for settings in ({"port": "abc"}, {"sslmode": "bogus"}, {"dbname": "a\0b"}):
+        with pytest.raises(ValueError, match=f"^{next(iter(settings))}: ") as caught:
+            ask(registry, **settings)
+        assert next(iter(settings.values())) not in str(caught.value)

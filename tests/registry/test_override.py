@@ -427,6 +427,10 @@ def test_what_can_never_work_is_an_error_at_once(registry: Registry) -> None:
         ({"url": 5432}, ValueError, "url: expected text"),
         ({"dbnam": "tea"}, TypeError, 'did you mean "dbname"'),
         ({"row_factory": print}, TypeError, "give it to `configure`"),
+        ({"dbname": "a\0b"}, ValueError, "dbname: the value contains a NUL character"),
+        ({"password": "a\0b"}, ValueError, "password: the value contains a NUL character"),
+        ({"statement_timeout": "1s"}, TypeError, 'options="-c statement_timeout=..."'),
+        ({"isolation_level": "serializable"}, TypeError, "set it on the connection"),
     ]
     for settings, error, text in wrong:
         with pytest.raises(error, match=text):
