@@ -48,7 +48,7 @@ async def test_thousands_of_tasks_that_time_out_together_are_all_in_time(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
 ) -> None:
     """4,000 tasks wait in vain: the last one has its error, with all it says, soon after its deadline."""
-    timeout, tasks = 4.0, 4000
+    timeout, tasks = 2.0, 4000
     late: list[float] = []
     texts: list[str] = []
     declare(registry_dir, database, connection_type)
@@ -80,7 +80,7 @@ def test_many_threads_that_time_out_together_are_all_in_time(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """The same with 1,500 threads of a sync pool."""
-    timeout, number = 4.0, 1500
+    timeout, number = 2.0, 1500
     late: list[float] = []
     texts: list[str] = []
     declare(registry_dir, database, "pool")
