@@ -13,6 +13,9 @@ ARGS   ?=
 # one after another.
 WORKERS ?= $(shell if [ "$$(getconf _NPROCESSORS_ONLN)" -ge 2 ]; then echo 4; else echo 2; fi)
 
+# The tests start hundreds of programs: each would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
+
 # The newest pip is not needed, but 25.1 is the first that knows dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
