@@ -334,7 +334,7 @@ def test_one_that_is_dropped_is_closed_reported_and_replaced(
         gc.collect()
         assert client.ask() == 1, way
         assert client.handle.status().leaks == number
-        assert len(database.backends()) == 1, way
+        eventually(lambda: len(database.backends()) == 1, 5, way)
     assert rows() == []
     assert client.handle.status().used == 0
     eventually(lambda: len(events.named("checkout.abandoned")) == 3)

@@ -103,5 +103,5 @@ def test_fifty_tests_that_share_a_database_leave_nothing(
     canary.check(done.stdout + done.stderr)
     assert "51 passed" in done.stdout, done.stdout + done.stderr
     assert "warning" not in done.stdout
-    assert not database.backends()
+    database.assert_unused()
     assert database.execute("SELECT item FROM orders") == [("there",)]
