@@ -46,7 +46,7 @@ class Call:
 
 
 class Client:
-    """Ask in a thread of its own, and keep what came of it."""
+    """Ask in a thread of its own, and keep the result."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask

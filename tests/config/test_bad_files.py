@@ -1,4 +1,4 @@
-"""Bad files, as data: `tests/configs/*.bad.yaml` name in comments what must be said about them."""
+"""Bad files, as data: `tests/configs/*.bad.yaml` name in comments the problems to expect."""
 
 from __future__ import annotations
 

@@ -107,5 +107,5 @@ def test_any_text_is_a_duration_or_an_error(text):
     ],
 )
 def test_a_duration_for_people(seconds, text):
-    """It is said in its largest unit, and never as nothing if it was something."""
+    """It is written in its largest unit, and as 0 only if it is 0."""
     assert format_duration(seconds) == text

@@ -155,7 +155,7 @@ def test_a_secret_file_that_cannot_be_a_secret_is_refused(
 def test_a_reference_to_what_is_no_file_is_refused_at_once(
     load: Load, tmp_path: Path, target: Any
 ) -> None:
-    """So is null, a list, a number (a file descriptor!), a directory, and a pipe that nobody writes to."""
+    """So is null, a list, a number (a file descriptor!), a directory, and a pipe without a writer."""
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(EnvInterpolationError, match="connection_settings.password"):
         load({"from_file": target}, "password")

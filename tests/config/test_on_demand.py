@@ -86,7 +86,7 @@ def test_a_resolver_may_be_declared_in_a_file_that_others_can_write(
 def test_a_check_without_a_server_calls_nothing(
     write: Callable[..., Path], registry_dir: RegistryDirectory, tmp_path: Path, canary: Canary
 ) -> None:
-    """Neither do `list` and `show`, nor a registry that nobody asks for a connection."""
+    """`check`, `list` and `show` run no command; a registry runs it at the first connect."""
     command, called = touching(tmp_path)
     write(command)
     for words in (["check"], ["list"], ["show", "orders", "--source"]):

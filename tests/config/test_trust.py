@@ -20,7 +20,7 @@ from tests.kit.command import environment
 from tests.kit.secret_volume import SecretVolume
 
 GOOD = "connection_settings: {host: db, dbname: orders, user: app, password: {from_file: %s}}\n"
-NOBODY = 65534
+STRANGER = 65534
 
 
 @pytest.fixture
@@ -61,11 +61,11 @@ def test_what_everybody_can_change_is_not(secret, mode):
 
 
 def test_a_group_with_members_is_not_trusted(secret):
-    """Unless it is the account's own, with nobody else in it."""
+    """Unless it is the account's own group, without other members."""
     if os.geteuid() != 0:
         pytest.skip("only root gives files to other groups")
     secret.chmod(0o664)
-    os.chown(secret, 0, NOBODY)
+    os.chown(secret, 0, STRANGER)
     assert "can be changed by its group (mode 0664)" in str(TrustChecker().distrust(str(secret)))
     os.chown(secret, 0, 0)
     assert TrustChecker().distrust(str(secret)) is None  # root's own group
@@ -75,15 +75,15 @@ def test_what_belongs_to_another_account_is_not_trusted(secret, monkeypatch):
     """A file, and a directory on the way to it."""
     if os.geteuid() != 0:
         pytest.skip("only root gives files away")
-    os.chown(secret, NOBODY, -1)
+    os.chown(secret, STRANGER, -1)
     assert str(TrustChecker().distrust(str(secret))) == (
-        f"{secret} belongs to another account (uid {NOBODY})"
+        f"{secret} belongs to another account (uid {STRANGER})"
     )
     with monkeypatch.context() as process:
-        process.setattr(os, "geteuid", lambda: NOBODY)
+        process.setattr(os, "geteuid", lambda: STRANGER)
         assert TrustChecker().distrust(str(secret)) is None
     os.chown(secret, 0, -1)
-    os.chown(secret.parent, NOBODY, -1)
+    os.chown(secret.parent, STRANGER, -1)
     assert TrustChecker().distrust(str(secret)).path == str(secret.parent)
 
 
@@ -97,7 +97,7 @@ def test_every_directory_and_link_on_the_way_counts(tmp_path, secret):
     secret.parent.chmod(0o1777)  # sticky: what others own there is protected
     assert TrustChecker().distrust(str(link)) is None
     if os.geteuid() == 0:
-        os.chown(link, NOBODY, -1, follow_symlinks=False)
+        os.chown(link, STRANGER, -1, follow_symlinks=False)
         assert TrustChecker().distrust(str(link)).path == str(link)
 
 
@@ -276,9 +276,9 @@ def test_a_key_of_another_owner_must_not_be_open_to_its_group(tmp_path):
         pytest.skip("only root gives files away")
     (tmp_path / "key").write_text("key")
     (tmp_path / "key").chmod(0o640)
-    os.chown(tmp_path / "key", NOBODY, -1)
+    os.chown(tmp_path / "key", STRANGER, -1)
     (tmp_path / "orders.yaml").write_text(KEY % "sslkey")
-    with pytest.raises(ConfigError, match=f"owned by uid {NOBODY}"):
+    with pytest.raises(ConfigError, match=f"owned by uid {STRANGER}"):
         load_file(tmp_path / "orders.yaml")
 
 

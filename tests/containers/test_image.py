@@ -79,7 +79,7 @@ def test_the_image_works_read_only_under_a_user_without_a_name(
     secrets = tmp_path / "mounted"
     secrets.mkdir()
     (secrets / "password").write_text(database.password)
-    # As in a Secret with fsGroup: of root and the group, and of nobody else.
+    # As in a Secret with fsGroup: readable by root and the group alone.
     os.chown(secrets / "password", 0, 10001)
     (secrets / "password").chmod(0o440)
     registry_dir.write(

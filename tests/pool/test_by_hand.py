@@ -319,7 +319,7 @@ def test_one_that_is_dropped_is_closed_reported_and_replaced(
     events: CapturedEvents,
     rows: Callable[[], list[int]],
 ) -> None:
-    """Nothing of it is committed, and its slot is free, whoever comes next."""
+    """The server rolls back what it has done, and the next client gets its slot."""
     client = make(pool=ONE)
     for number, way in enumerate(("dropped", "in a cycle", "closed before"), 1):
         connection = client.getconn()

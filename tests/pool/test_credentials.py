@@ -152,7 +152,7 @@ def test_many_connects_at_once_make_one_call(
 def test_five_tokens_cost_a_pool_nothing_but_its_new_connections(
     opened: Callable[..., Client], database: TemporaryDatabase
 ) -> None:
-    """One login for each connection, and the others stay: no token makes the pool anew."""
+    """One login for each new connection; a new token replaces none of the others."""
     mint = Mint(database, lifetime=0.05)
     client = opened(mint)
     client.fill(5)

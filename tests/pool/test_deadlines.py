@@ -1,4 +1,4 @@
-"""Deadlines, cancellations and closing: whoever waits is let go in time, and nothing is lost by it."""
+"""Deadlines, cancellations and closing: clients that wait are let go in time, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_error_of_a_busy_pool_says_what_there_is_and_who_holds_it(make: Make
         eventually(lambda: client.handle.status().waiting == 1, 5, "one waits")
         with takes(0.2, 0.2), pytest.raises(CheckoutTimeout) as caught:
             client.ask(timeout=0.2)
-        assert client.handle.status().waiting == 1, "whoever gave up waits no longer"
+        assert client.handle.status().waiting == 1, "a client that gave up waits no longer"
     assert waiting.result(20) == 1
 
     text = str(caught.value)
@@ -64,7 +64,7 @@ def test_the_error_of_a_pool_that_cannot_grow_has_holder_and_reason(
 
 
 def test_a_client_that_gave_up_takes_no_place_among_those_who_may_wait(make: Make) -> None:
-    """`max_waiting` counts who waits, and nobody else."""
+    """`max_waiting` counts the clients that wait, and no others."""
     client = make(pool={"min_size": 1, "max_size": 1, "max_waiting": 1})
     with client.holding(1):
         for _ in range(3):
@@ -77,7 +77,7 @@ def test_a_client_that_gave_up_takes_no_place_among_those_who_may_wait(make: Mak
     assert waiting.result(20) == 1
 
 
-def test_closing_the_registry_wakes_whoever_waits(
+def test_closing_the_registry_wakes_clients_that_wait(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
 ) -> None:
     """Clients in the queue hear at once that it is closed, and not at the end of their time."""
@@ -97,7 +97,7 @@ def test_closing_the_registry_wakes_whoever_waits(
     client.close()
 
 
-def test_closing_the_handle_lets_whoever_waits_open_it_again(make: Make) -> None:
+def test_clients_that_wait_open_a_closed_handle_again(make: Make) -> None:
     """`close` is no end: clients in the queue go on with a new connection, within their time."""
     client = make(pool={"min_size": 1, "max_size": 1})
     with client.holding(1):
@@ -108,7 +108,7 @@ def test_closing_the_handle_lets_whoever_waits_open_it_again(make: Make) -> None
             assert waiting.result(20) == 1
 
 
-def test_closing_wakes_whoever_waits_for_the_first_connection(
+def test_closing_wakes_clients_that_wait_for_the_first_connection(
     make: Make, proxy: ChaosProxy
 ) -> None:
     """Also while a connect hangs in a silent network."""
@@ -124,7 +124,7 @@ def test_closing_wakes_whoever_waits_for_the_first_connection(
 
 
 @pytest.mark.parametrize("end", ["closed", "removed"])
-def test_whoever_waits_for_the_first_connection_hears_at_once_that_there_will_be_none(
+def test_clients_hear_at_once_that_there_will_be_no_first_connection(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
     proxy: ChaosProxy,

@@ -163,7 +163,7 @@ def test_a_checkout_logs_nothing_and_starts_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """No event is made on the way of a checkout, not even one that a filter would drop."""
-    caplog.set_level("WARNING", "psycopg.pool")  # as it is where nobody changes it
+    caplog.set_level("WARNING", "psycopg.pool")  # as it is by default
     registry_dir.declare(
         "orders", database, pool_settings={"min_size": 1, "max_size": 1}, leak_detection="30s"
     )
@@ -201,7 +201,7 @@ def test_a_checkout_logs_nothing_and_starts_nothing(
 def test_a_database_that_nobody_uses_costs_no_thread_and_no_connection(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """A hundred declared databases and their handles: nothing runs, nobody is connected."""
+    """A hundred declared databases and their handles: nothing runs, nothing is connected."""
     for number in range(100):
         registry_dir.declare(f"db-{number}", database, "pool" if number % 2 else "async_pool")
     before = threading.active_count()

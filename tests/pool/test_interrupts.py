@@ -88,7 +88,7 @@ def test_a_thread_that_is_interrupted_while_it_waits_loses_no_connection(
 def test_clients_that_queue_behind_an_interrupted_one_are_served(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """The connection that comes back goes to the next in the queue, and not to nobody."""
+    """The connection that comes back goes to the next client in the queue."""
     registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 1})
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle = registry.get("orders")
@@ -311,7 +311,7 @@ async def test_an_interrupt_while_a_task_looks_at_its_connection_loses_none(
 def test_a_generator_that_is_dropped_inside_its_block_gives_the_connection_back(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """A dependency that nobody finishes ends with the garbage, and so does its checkout."""
+    """A dependency that is never finished ends with the garbage, and so does its checkout."""
     registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 1})
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle = registry.get("orders")

@@ -586,7 +586,7 @@ def test_a_loop_that_ends_takes_its_listeners_along(
 
 
 def test_a_dropped_listener_is_closed(make: Make, database: TemporaryDatabase) -> None:
-    """Nobody has left its block, and no code refers to it any more."""
+    """A listener whose block was not left is closed when no code refers to it any more."""
     client = make()
     notes: Any = client.handle.listen("news")
     client._run(notes.__aenter__()) if client.is_async else notes.__enter__()

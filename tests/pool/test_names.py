@@ -1,4 +1,4 @@
-"""Host names that nobody resolves: the deadline of a connect holds for its lookup too."""
+"""Host names that no server resolves: the deadline of a connect holds for its lookup too."""
 
 from __future__ import annotations
 

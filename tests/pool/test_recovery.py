@@ -111,7 +111,7 @@ def test_recovery_comes_within_two_seconds_of_the_servers_return(
             assert len(events.named("connect.failed", database=name)) == 1, "once for each state"
             recovered = events.wait("connect.recovered", database=name)
             assert recovered["outage"] >= outage - 1
-            # Nobody hammers: about one attempt for each connection that was lost, each second.
+            # No storm: about one attempt for each connection that was lost, each second.
             assert client.handle.status().connect_failures["refused"] <= 4 * outage
 
 
@@ -273,7 +273,7 @@ def places_in_queues() -> int:
 def test_clients_that_poll_a_dead_server_leave_nothing_behind(
     make: Make, proxy: ChaosProxy, events: CapturedEvents
 ) -> None:
-    """Thousands of timeouts: nobody is counted as waiting, memory is bounded, recovery is prompt."""
+    """Thousands of timeouts: no client is counted as waiting, memory is bounded, recovery is prompt."""
     before = places_in_queues()
     client = make(through=proxy)
     client.fill(1)

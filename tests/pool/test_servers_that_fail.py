@@ -382,7 +382,7 @@ def test_a_port_that_speaks_something_else_is_an_error_and_no_hang(
 
 
 def test_a_connection_past_its_lifetime_is_not_handed_out(make: Make) -> None:
-    """`max_lifetime` holds at checkout, also for a connection that nobody had borrowed."""
+    """`max_lifetime` holds at checkout, also for a connection that was not borrowed."""
     client = make(pool={"min_size": 1, "max_size": 1, "max_lifetime": "300ms"})
     before = client.ask("SELECT pg_backend_pid()")
     born = time.monotonic()

@@ -192,5 +192,5 @@ def test_a_statement_on_a_silent_network_ends(
         for statement in ("SELECT 1", "SELECT pg_sleep(30)"):
             program.wait_for(f"{statement} ended", 40)
             program.wait_for(f"a checkout works again after {statement}")
-    # The server did not hear either that nobody waits for the second one.
+    # The server did not hear either that no client waits for the second one.
     database.terminate_backends()

@@ -128,7 +128,7 @@ def test_a_killed_greenlet_loses_no_connection(
     with Program(code, directory, canary=canary) as program:
         program.wait_for("all were served", PATIENCE)
         assert program.process.wait(10) == 0
-    database.terminate_backends()  # the server does not hear that nobody waits for an answer
+    database.terminate_backends()  # the server does not hear that no client waits for an answer
 
 
 def test_a_late_patch_is_refused(directory: RegistryDirectory, canary: Canary) -> None:

@@ -159,7 +159,7 @@ def test_a_registry_that_gets_no_thread_works_without_or_says_so(
         assert program.said[1] == "used (1,)"
 
 
-NOBODY = """
+UNKNOWN_USER = """
 from pgmonkey import Registry
 os.setgroups([]); os.setgid(54321); os.setuid(54321)
 try:
@@ -176,7 +176,7 @@ with Registry(argv[0], metrics=None) as registry:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes a user that nobody knows")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes an unknown user")
 def test_a_user_without_an_entry_connects_because_everything_is_named(
     public_dir: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
@@ -185,7 +185,7 @@ def test_a_user_without_an_entry_connects_because_everything_is_named(
     registry_dir.declare("orders", database)
     registry_dir.path.chmod(0o777)
     registry_dir.file("orders").chmod(0o644)
-    with Program(NOBODY, registry_dir, database.user, canary=canary) as program:
+    with Program(UNKNOWN_USER, registry_dir, database.user, canary=canary) as program:
         assert program.code() == 0, program.text
         assert program.said[:2] == ["no such user", "user True"]
         assert program.said[2].startswith("rejected connection_settings")

@@ -134,7 +134,7 @@ def test_gunicorn_with_preload_gives_each_worker_connections_of_its_own(
 
         database.rotate()
         write_credentials(volume, database)
-        database.terminate_backends()  # whoever has not seen the new password cannot go on
+        database.terminate_backends()  # a worker that has not seen the new password cannot go on
         seen.clear()
         eventually(lambda: _answers(ask), 20, "the workers answer with the new password")
         ask_all(2000)

@@ -60,7 +60,7 @@ def test_the_page_answers_concurrent_requests(
 def test_concurrent_writes_are_committed_each_on_its_own(
     program: dict[str, Any], database: TemporaryDatabase
 ) -> None:
-    """A request that fails rolls its own statements back, and nobody else's."""
+    """A request that fails rolls back its own statements alone."""
     program["app"].config["PROPAGATE_EXCEPTIONS"] = False
     database.execute("INSERT INTO audit SELECT generate_series(3, 42, 4)")
 

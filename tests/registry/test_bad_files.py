@@ -54,7 +54,7 @@ class Operator:
         assert self.metric("pgmonkey_config_last_reload_successful") == 0
         assert self.of_orders("pgmonkey_config_reloads_total", outcome="rejected") == 1
         self.registry.reload()
-        assert len(self.events.named("config.rejected")) == 1, "the same is said once"
+        assert len(self.events.named("config.rejected")) == 1, "the same problem is one event"
         assert self.of_orders("pgmonkey_config_reloads_total", outcome="rejected") == 1
         assert self.serves(), "the last good configuration serves"
 

@@ -217,7 +217,7 @@ def test_it_is_no_leak(
 
 
 def test_it_counts_within_max_connections_until_it_is_closed(registry: Registry) -> None:
-    """Whoever needs one more waits, and learns who holds them."""
+    """A client that needs one more waits; its error names the holders."""
     first = registry.connect("orders")
     with registry.connect("orders"):
         assert held(registry) == 2
@@ -340,7 +340,7 @@ def test_a_refused_login_reads_the_files_and_tries_again(
     database: TemporaryDatabase,
     volume: SecretVolume,
 ) -> None:
-    """A password that was rotated a moment ago fails nobody, as in a checkout."""
+    """A password that was rotated a moment ago fails no connect, as it fails no checkout."""
     registry_dir.declare("orders", database, volume=volume)
     with Registry(registry_dir, metrics=None, rescan_interval=600) as registry:
         assert ask(registry) == (1,)

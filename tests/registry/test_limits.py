@@ -28,7 +28,7 @@ def test_a_role_whose_limit_is_the_pools_size_is_reloaded_under_full_load(
     connection_type: str,
     milliseconds: int,
 ) -> None:
-    """Every connection that the role may have is in a transaction, and ten reloads fail nobody."""
+    """Every connection that the role may have is in a transaction, and ten reloads fail no client."""
     table_of_commits(database)
     database.connection_limit(SIZE)
     section = {"min_size": SIZE, "max_size": SIZE}
@@ -227,7 +227,7 @@ async def test_a_forced_reload_of_an_async_handle_happens_when_it_is_awaited(
 def test_when_older_connections_are_drained_the_server_has_none_of_them(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """After `wait_drained` an old role can be dropped, an old host shut down: nobody is there."""
+    """After `wait_drained` an old role can be dropped, an old host shut down: no session is left."""
     sizes = {"min_size": 4, "max_size": 4}
     registry_dir.declare("orders", database, pool_settings=sizes)
     with Registry(registry_dir, metrics=None, watch=False) as registry:

@@ -153,7 +153,7 @@ def test_a_loop_that_ends_with_a_block_while_it_closes_leaves_no_connection(
             await asyncio.sleep(0)
         return handle
 
-    handle = asyncio.run(main())  # it is still held, but nobody looks at it any more
+    handle = asyncio.run(main())  # it is still held, and not used any more
     PGConnectionManager().clear_cache()
 
     none_is_left(database)

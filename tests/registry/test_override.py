@@ -226,7 +226,7 @@ def test_overrides_are_nested_and_end_in_any_order(
 def test_async_with_leaves_no_connection_to_the_database_of_a_test(
     registry: Registry, database: TemporaryDatabase, other: TemporaryDatabase
 ) -> None:
-    """Whoever made it can drop it right after the block."""
+    """The test can drop its database right after the block."""
 
     async def use() -> None:
         handle: Any = registry.get("orders", "async_pool")
@@ -501,7 +501,7 @@ def test_what_blocks_do_is_rolled_back_in_the_end(
     rows: Callable[[], list[int]],
     connection_type: str,
 ) -> None:
-    """The next blocks see it, nobody else does, and one connection is used for all."""
+    """The next blocks see it, other sessions do not; all blocks use one connection."""
     client = Client(registry, "orders", connection_type)
     with registry.override("orders", rollback=True):
         assert not database.backends()
@@ -751,7 +751,7 @@ def in_a_thread(act: Callable[[], Any]) -> Any:
 def test_blocks_that_end_in_the_wrong_order(
     registry: Registry, rows: Callable[[], list[int]]
 ) -> None:
-    """An outer one that succeeds disturbs nobody; one that fails rolls back those inside of it."""
+    """An outer block that succeeds leaves the inner ones; one that fails rolls them back."""
     handle: Any = registry.get("orders")
     with registry.override("orders", rollback=True):
         outer, inner = handle.connection(), handle.connection()

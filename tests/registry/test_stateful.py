@@ -95,7 +95,7 @@ class Machine(RuleBasedStateMachine):
         write_credentials(self.volume, self.database)
         self.loop = LoopThread()
         self.events.clear()
-        #: What each file says: an application name, or `None` for what nobody can read.
+        #: What each file says: an application name, or `None` for what cannot be read.
         self.written: dict[str, str | None] = {}
         #: What is in force: the application name that a checkout must see.
         self.in_force: dict[str, str] = {}
@@ -151,7 +151,7 @@ class Machine(RuleBasedStateMachine):
             self.written["archive"] = self.written.pop("orders")
 
     # While a file is bad, or waits for connections to come back, the last good login is the old
-    # one; when the server refuses that, no new connection can be made, and nobody is at fault.
+    # one; when the server refuses that, no new connection can be made, and that is no fault.
     @precondition(
         lambda self: not self.held and all(text is not None for text in self.written.values())
     )

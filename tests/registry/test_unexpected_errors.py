@@ -55,7 +55,7 @@ def test_a_reload_that_the_system_refuses_is_rejected_and_tried_again_by_itself(
     says: str,
     watched: bool,
 ) -> None:
-    """No thread, no descriptor: what runs goes on, the reason is said, and it heals."""
+    """No thread, no descriptor: what runs goes on, an event has the reason, and it heals."""
     registry_dir.declare("orders", database, connection={"application_name": "first"})
     with Registry(registry_dir, metrics=None, watch=watched) as registry:
         assert application_name(registry) == "first"

@@ -482,7 +482,7 @@ def test_a_registry_of_some_names_reads_and_counts_only_these(
 def test_a_dropped_registry_ends_its_watcher(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """A registry that nobody holds any more stops its thread and closes its connections."""
+    """A registry without a reference stops its thread and closes its connections."""
     registry_dir.write("orders", text(database, "first"))
     registry = Registry(registry_dir, metrics=None)
     assert application_name(registry) == "first"

@@ -98,7 +98,7 @@ class Watcher:
                     times.append(time.monotonic())
 
     def gap(self, began: float, ended: float) -> tuple[float, float]:
-        """Return between which moments nobody accepted a write, of those in this time."""
+        """Return between which moments of this time no server accepted a write."""
         moments = sorted(itertools.chain.from_iterable(self.written))
         return max(
             (

@@ -44,6 +44,6 @@ def test_a_test_that_is_alone_overlaps_with_no_other(pytester, kit):
     in_order = sorted(spans, key=lambda span: span[1])
     together = [alone for *_, alone in in_order]
     first = together.index("True")
-    assert together[first : first + 6] == ["True"] * 6, "nobody comes between them"
+    assert together[first : first + 6] == ["True"] * 6, "no other test runs between them"
     worker = in_order[first][0]
     assert next(alone for one, *_, alone in in_order if one == worker) == "True", "they come first"
