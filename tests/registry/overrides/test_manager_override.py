@@ -15,45 +15,11 @@ from pgmonkey import ConfigError, PGConnectionManager
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.manager import TYPES, Write
-from tests.kit.server import PostgresServer
 
 WHERE = "SELECT current_database()"
 
 #: Ask a manager for the handle of a configuration, and run a statement in a block.
 Ask = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def module_other(session_server: PostgresServer, canary: Canary) -> Iterator[TemporaryDatabase]:
-    """Another database on the server, of another owner, for all tests."""
-    other = TemporaryDatabase.create(session_server, canary)
-    yield other
-    other.drop()
-
-
-@pytest.fixture
-def database(
-    server: PostgresServer, module_database: TemporaryDatabase
-) -> Iterator[TemporaryDatabase]:
-    """The database of this module; no session may be left in it after a test."""
-    yield module_database
-    module_database.assert_unused()
-
-
-@pytest.fixture
-def other(server: PostgresServer, module_other: TemporaryDatabase) -> Iterator[TemporaryDatabase]:
-    """The other database; no session may be left in it after a test."""
-    yield module_other
-    module_other.assert_unused()
-
-
-@pytest.fixture
-def rows(database: TemporaryDatabase) -> Callable[[], list[int]]:
-    """An empty table `rows (id int primary key)`; call it for what a second connection sees in it."""
-    database.execute("DROP TABLE IF EXISTS public.rows")
-    database.execute("CREATE TABLE public.rows (id int PRIMARY KEY)")
-    database.execute(f'GRANT ALL ON public.rows TO "{database.user}"')
-    return lambda: [one for (one,) in database.execute("SELECT id FROM public.rows ORDER BY id")]
 
 
 @pytest.fixture(params=TYPES)
