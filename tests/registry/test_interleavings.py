@@ -223,8 +223,11 @@ async def test_areload_rotates_the_running_loop_before_it_returns(
 
         assert report.applied == ("events", "orders")
         status = handle.status()
-        assert (status.version, status.idle, status.retired) == (2, 2, 0)
+        assert (status.version, status.retired) == (2, 0)
         assert {one["application_name"] for one in database.backends()} == {"app-1"}
+        # The worker of psycopg_pool still adds the last of them to the pool.
+        while handle.status().idle < 2:
+            await asyncio.sleep(0.001)
 
 
 def test_a_blocked_loop_holds_up_nobody_else(
