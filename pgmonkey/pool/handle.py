@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg.abc import AdaptContext
 from psycopg.rows import AsyncRowFactory, Row, RowFactory, TupleRow
 
 from pgmonkey.pool.checkout import REPORTED, Checkout, wrong_side
@@ -67,6 +79,7 @@ class Hooks(NamedTuple):
         rejected: Return the first problem of the files of the database, for errors; empty if what
             they say is in force.
         configure: Return what the application wants to be called with each new connection.
+        branch: Make a branch of a handle: see `Database.branch`.
     """
 
     on_open: Callable[[], object]
@@ -74,6 +87,7 @@ class Hooks(NamedTuple):
     force_reload: Callable[[], object]
     rejected: Callable[[], str]
     configure: Callable[[], Iterable[Configure]]
+    branch: Callable[[Any, AdaptContext | None], Any]
 
 
 class Sharing(NamedTuple):
@@ -197,6 +211,8 @@ class Database(ABC):
         connection_type: ConnectionType,
         limits: ConnectionLimits,
         hooks: Hooks,
+        trunk: Database | None = None,
+        context: AdaptContext | None = None,
     ) -> None:
         self.name = version.config.name
         self.connection_type = connection_type
@@ -215,7 +231,13 @@ class Database(ABC):
         # Guards `gone`, the pools, and who gives a connection back by hand. Never held while waiting.
         self._lock = threading.Lock()
         self._force_due = False
-        self.stats = Stats()
+        #: The handle that this one is a branch of, and counts for.
+        self.trunk = trunk
+        #: What the adapters of its connections begin with; default: psycopg's.
+        self.context = context
+        #: Its branches, which may be gone. The record sets it.
+        self.branched: tuple[weakref.ref[Database], ...] = ()
+        self.stats: Stats = Stats() if trunk is None else trunk.stats
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.connection_type}>"
@@ -325,7 +347,8 @@ class Database(ABC):
         methods, a client that holds a connection for long. Nothing is committed for you. Like
         every checkout it shows in the status, in errors and as a leak. A connection that is
         dropped without `putconn` is closed, and the event `checkout.abandoned` names the function
-        that borrowed it.
+        that borrowed it. `close()` closes it and gives it back at once; then another one takes its
+        place, so it costs a connect.
 
         Args:
             timeout: Seconds to wait for the connection; default: the configured `timeout`.
@@ -346,7 +369,7 @@ class Database(ABC):
 
         What was not committed is rolled back. A connection that is broken or closed is replaced,
         and one that was changed is set back, as after a block. In a child process that was forked
-        meanwhile it does nothing.
+        meanwhile it does nothing. `close()` of the connection gives it back, too.
 
         Args:
             connection: The connection. Do not use it afterwards: another client may have it.
@@ -460,6 +483,27 @@ class Database(ABC):
 
     # Reload and life, for the registry
 
+    def branch(self, context: AdaptContext | None = None) -> Self:
+        """Return another handle of the same database, with connections of its own.
+
+        For a framework that sets up connections in its own way: no block of this handle gets one of
+        them. It has up to `max_size` connections, beside those of this handle; they are replaced,
+        limited by `max_connections`, counted and shown with them. It lives for as long as somebody
+        refers to it.
+
+        Args:
+            context: What the adapters of its connections begin with; default: psycopg's.
+
+        Raises:
+            HandleClosedError: the registry was closed.
+        """
+        branch: Self = self.hooks.branch(self, context)
+        return branch
+
+    def branches(self) -> list[Database]:
+        """Return the branches of this handle that somebody refers to."""
+        return [one for ref in self.branched if (one := ref()) is not None]
+
     def request_reload(self) -> None:
         """Let the next `await` of this handle replace its connections."""
         self._force_due = True
@@ -519,7 +563,7 @@ class Database(ABC):
         stats = self.stats
         waits, uses, connects = stats.durations()
         ended, queued = waits.count + sum(stats.errors.values()), stats.queued
-        pools = self.all_pools()
+        pools = [pool for one in (self, *self.branches()) for pool in one.all_pools()]
         numbers = [pool.numbers() for pool in pools]
         listening = self.all_listening()
         connectors = [pool.connector for pool in pools] + [each.connector for each in listening]

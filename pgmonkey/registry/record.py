@@ -38,6 +38,8 @@ from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import Change, DatabaseStatus, ProbeStatus, database_state
 
 if TYPE_CHECKING:
+    from psycopg.abc import AdaptContext
+
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.overrides import Overrides
     from pgmonkey.config.settings import DatabaseConfig
@@ -210,8 +212,38 @@ class Record:
         return f"{first} (and {count(more, 'other problem')})" if more else first
 
     def handles(self) -> list[Handle]:
-        """Return the handles that were asked for so far."""
-        return list(self._handles.values())
+        """Return the handles that were asked for so far, and their branches."""
+        found: list[Any] = []
+        for handle in list(self._handles.values()):
+            found += (handle, *handle.branches())
+        return found
+
+    def branch(self, handle: Handle, context: AdaptContext | None) -> Handle:
+        """Return a branch of a handle: see `Database.branch`.
+
+        It is made under the lock, so it is among those that a close or the next version reaches.
+
+        Raises:
+            HandleClosedError: the owner was closed.
+        """
+        with self._lock:
+            if self._closed_by:
+                raise HandleClosedError(f"{self.name}: the {self._closed_by} was closed")
+            trunk: Any = handle.trunk or handle
+            made: Handle = type(trunk)(
+                trunk.version,
+                trunk.connection_type,
+                trunk.limits,
+                trunk.hooks,
+                trunk,
+                context,
+            )
+            made.gone = trunk.gone
+            trunk.branched = (
+                *(one for one in trunk.branched if one() is not None),
+                weakref.ref(made),
+            )
+            return made
 
     def handle(self, connection_type: ConnectionType | None = None) -> Handle | None:
         """Return the handle of a connection type, the same one every time; `None` if removed.
@@ -278,6 +310,7 @@ class Record:
             force_reload=partial(_force, this),
             rejected=partial(_rejected, this),
             configure=partial(_functions, self._shared.configure, self.name),
+            branch=partial(_branch, this),
         )
 
     def _gone(self) -> PgmonkeyError | None:
@@ -374,7 +407,7 @@ class Record:
     def shut_handles(self) -> None:
         """Close the connections of a database that may not be used any more; checkouts finish."""
         with self._lock:
-            gone, handles = self._gone(), list(self._handles.values())
+            gone, handles = self._gone(), self.handles()
         if gone is None:
             return
         with ExitStack() as stack:  # an interrupt of one is raised after the others have begun
@@ -492,7 +525,7 @@ class Record:
             is wanted by now: then nothing has changed.
         """
         with self._lock:
-            before, handles = self._version, list(self._handles.values())
+            before, handles = self._version, self.handles()
             base, config = config, overridden(config, self._overrides)
         if before is None:
             version = Version(config)
@@ -531,14 +564,14 @@ class Record:
         if self._closed_by or (self._removed if forced else self._wanted is not base):
             return False
         before, self._version, self._base = self._version, version, base
-        for handle in self._handles.values():
+        for handle in self.handles():
             handle.adopt(version, prepared.get(handle, {}))
         if not forced:
             self._problems, self._failed = self._wanted_problems, None
             self._drop_wanted()
             if self._removed:
                 self._removed = False
-                for handle in self._handles.values():
+                for handle in self.handles():
                     handle.revive()
         if before and before.config.connection_type != version.config.connection_type:
             self._shared.defaults.pop(self.name, None)
@@ -551,7 +584,7 @@ class Record:
         At once, and from any thread: nothing is probed. A reload under way begins again.
         """
         with self._lock:
-            version, handles = self._version, list(self._handles.values())
+            version, handles = self._version, self.handles()
             if version is None or not any(handle.pools for handle in handles):
                 return
             self._version = version.forced(version.config)
@@ -793,7 +826,7 @@ class Record:
             self._retry_at = 0.0
         self._probe_at = 0.0
         gone = self._gone()
-        for handle in self._handles.values():
+        for handle in self.handles():
             handle.forget()
             if self._version is not None:
                 handle.adopt(self._version, {})
@@ -893,6 +926,13 @@ def _rejected(this: weakref.ref[Record]) -> str:
 def _functions(functions: dict[str, Configure], name: str) -> list[Configure]:
     """Return what is called with a new connection of a database: of every database, then its own."""
     return [functions[key] for key in (EVERY, name) if key in functions]
+
+
+def _branch(this: weakref.ref[Record], handle: Handle, context: AdaptContext | None) -> Handle:
+    record = this()
+    if record is None:
+        raise HandleClosedError(f"{handle.name}: what this handle belongs to is gone")
+    return record.branch(handle, context)
 
 
 def _force(this: weakref.ref[Record]) -> None:

@@ -29,6 +29,8 @@ from pgmonkey.telemetry import events
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from psycopg.abc import AdaptContext
+
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.pool.credentials import Given
@@ -51,6 +53,7 @@ async def connect(
     config: DatabaseConfig,
     connection_type: ConnectionType,
     connection_class: type[AsyncPooledConnection] = AsyncPooledConnection,
+    context: AdaptContext | None = None,
 ) -> AsyncPooledConnection | ConnectFailure:
     """Connect once, or return why that failed.
 
@@ -58,21 +61,25 @@ async def connect(
         config: What to connect with.
         connection_type: Decides which session settings count.
         connection_class: What to return.
+        context: What the adapters of the connection begin with; default: psycopg's.
     """
-    return await logged_in(config, partial(_log_in, config, connection_type, connection_class))
+    log_in = partial(_log_in, config, connection_type, connection_class, context)
+    return await logged_in(config, log_in)
 
 
 async def _log_in(
     config: DatabaseConfig,
     connection_type: ConnectionType,
     connection_class: type[AsyncPooledConnection],
+    context: AdaptContext | None,
     given: Given | None,
 ) -> AsyncPooledConnection | ConnectFailure:
     # The driver's exception goes no further: its frames and attributes hold the password.
     made = given.parameters if given is not None else dict[str, str]
     try:
         connection = await connection_class.connect(
-            **await resolved_async({**config.connect_kwargs(connection_type), **made()})
+            context=context,
+            **await resolved_async({**config.connect_kwargs(connection_type), **made()}),
         )
         connection.link.user = given.user if given is not None else None
         await set_up(connection, config.psycopg_settings, WATCHED_CURSORS)
@@ -134,6 +141,7 @@ class AsyncConnector:
         functions: Returns what is to be called with each new connection.
         on_room: Called, from any thread, when there is room again after a limit forbade a
             connection.
+        context: What the adapters of its connections begin with; default: psycopg's.
     """
 
     def __init__(
@@ -145,6 +153,7 @@ class AsyncConnector:
         limits: ConnectionLimits,
         functions: Callable[[], Iterable[Configure]],
         on_room: Callable[[], object],
+        context: AdaptContext | None = None,
     ) -> None:
         self.name = version.config.name
         self.connection_type = connection_type
@@ -165,6 +174,7 @@ class AsyncConnector:
         self._limits = limits
         self._functions = functions
         self._on_room = on_room
+        self._context = context
         # Closed connections whose places are kept for a probe, with their servers.
         self._kept: dict[AsyncPooledConnection, str] = {}
         # Guards the descriptors of closing connections. Held while the server closes its end.
@@ -255,7 +265,7 @@ class AsyncConnector:
         if not probe and (refused := refused_logins.claim(config)) is not None:
             await self._note_failure(version, refused)
             raise refused.error(self.name)
-        made = await connect(config, self.connection_type, self.connection_class)
+        made = await connect(config, self.connection_type, self.connection_class, self._context)
         self._stats.attempts += 1
         if isinstance(made, ConnectFailure):
             if made.lasting:
@@ -279,7 +289,9 @@ class AsyncConnector:
             failure = await begin(connection, version.config)
         if failure is not None:
             raise await self._failed(failure, version, probe=probe)
-        connection.keep_settings(resets=version.config.reset_on_return)
+        connection.session.resets = version.config.reset_on_return
+        connection.session.may_listen = False
+        connection.keep_settings()
         if not probe:
             await self._worked(version)
         connection.version = version.since

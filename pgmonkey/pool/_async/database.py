@@ -17,7 +17,7 @@ from pgmonkey.errors import OverrideError
 from pgmonkey.pool import messages
 from pgmonkey.pool._async import rotation
 from pgmonkey.pool._async.checkout import AsyncCheckout
-from pgmonkey.pool._async.connection import IN_ERROR
+from pgmonkey.pool._async.connection import IN_ERROR, AsyncPooledConnection
 from pgmonkey.pool._async.listening import AsyncListener, AsyncListening
 from pgmonkey.pool._async.pool import AsyncPool
 from pgmonkey.pool._async.savepoints import AsyncSavepoint, AsyncSharedTransaction
@@ -42,10 +42,11 @@ from pgmonkey.pool.hints import hinted_block
 from pgmonkey.pool.stats import Stats
 
 if TYPE_CHECKING:
+    from psycopg.abc import AdaptContext
+
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.errors import PgmonkeyError
     from pgmonkey.pool._async.connecting import AsyncConnector
-    from pgmonkey.pool._async.connection import AsyncPooledConnection
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.version import Version
 
@@ -104,8 +105,10 @@ class AsyncDatabase(Database):
         connection_type: ConnectionType,
         limits: ConnectionLimits,
         hooks: Hooks,
+        trunk: Database | None = None,
+        context: AdaptContext | None = None,
     ) -> None:
-        super().__init__(version, connection_type, limits, hooks)
+        super().__init__(version, connection_type, limits, hooks, trunk, context)
         # Not of the class: an attribute of the object is found faster, by every checkout.
         self.checkout_class: type[AsyncCheckout] = AsyncCheckout
         #: The pool of each loop. Read without a lock.
@@ -164,6 +167,8 @@ class AsyncDatabase(Database):
 
     async def putconn(self, connection: Any) -> Any:
         """Give back what `getconn` gave: see `Database.putconn`."""
+        if isinstance(connection, AsyncPooledConnection) and connection.was_given_back_closed():
+            return
         checkout: Any = self.held(connection)
         if checkout.pool.inherited:
             return
@@ -258,6 +263,7 @@ class AsyncDatabase(Database):
                     hooks=self.hooks,
                     loop=loop,
                     pools=self.pools,
+                    context=self.context,
                 )
                 _pools.add(pool)
                 for closed in [one for one in self.pools if is_closed(one)]:
@@ -499,7 +505,7 @@ class AsyncDatabase(Database):
         self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
-        self.stats = Stats()
+        self.stats = Stats() if self.trunk is None else self.trunk.stats
 
 
 @asynccontextmanager

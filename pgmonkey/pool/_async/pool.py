@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import CodeType
 
+    from psycopg.abc import AdaptContext
+
     from pgmonkey.config.models import ConnectionType, PoolSettings
     from pgmonkey.pool._async.waiting import Loop
     from pgmonkey.pool.checkout import Checkout
@@ -114,6 +116,7 @@ class AsyncPool:
         hooks: What the handle calls in its registry or manager.
         loop: The event loop that it lives in.
         pools: The pools of the handle, this one included: what one finds out concerns all.
+        context: What the adapters of its connections begin with; default: psycopg's.
     """
 
     # Every checkout reads many of them. An object with more than 30 attributes is slow without slots.
@@ -177,6 +180,7 @@ class AsyncPool:
         hooks: Hooks,
         loop: Loop,
         pools: Mapping[Loop, AsyncPool],
+        context: AdaptContext | None = None,
     ) -> None:
         self.name = version.config.name
         self.connection_type = connection_type
@@ -187,6 +191,7 @@ class AsyncPool:
             limits=limits,
             functions=hooks.configure,
             on_room=self.try_again_soon,
+            context=context,
         )
         #: Every connection, idle or handed out, until the server has closed its end.
         self.connections = self.connector.connections

@@ -56,17 +56,17 @@ class SyncWatchedConnection(SyncDriverConnection[TupleRow]):
     def note_change(self) -> None:
         """Note that something was changed that the next block must not get."""
 
-    def keep_settings(self, *, resets: bool) -> None:
-        """Take what the connection is set to now for what each block gets; once, when it is made.
+    def keep_settings(self) -> None:
+        """Take what the connection is set to now for what each block gets.
 
-        Args:
-            resets: Whether the server's side is reset, too, when it comes back.
+        For who makes it, and for who sets up the connections of a branch: see `Database.branch`.
         """
         session = self.session
-        session.resets = resets
-        session.made_with = self._settings()
+        before, now = session.made_with, self._settings()
+        if now.adapters is None and before is not None:  # no one has looked at them since
+            now = now._replace(adapters=before.adapters)
+        session.made_with = now
         session.adapters = None
-        session.may_listen = False
 
     def _settings(self) -> Settings:
         session = self.session

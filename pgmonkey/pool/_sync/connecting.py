@@ -30,6 +30,8 @@ from pgmonkey.telemetry import events
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from psycopg.abc import AdaptContext
+
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.pool.credentials import Given
@@ -52,6 +54,7 @@ def connect(
     config: DatabaseConfig,
     connection_type: ConnectionType,
     connection_class: type[SyncPooledConnection] = SyncPooledConnection,
+    context: AdaptContext | None = None,
 ) -> SyncPooledConnection | ConnectFailure:
     """Connect once, or return why that failed.
 
@@ -59,21 +62,25 @@ def connect(
         config: What to connect with.
         connection_type: Decides which session settings count.
         connection_class: What to return.
+        context: What the adapters of the connection begin with; default: psycopg's.
     """
-    return logged_in(config, partial(_log_in, config, connection_type, connection_class))
+    log_in = partial(_log_in, config, connection_type, connection_class, context)
+    return logged_in(config, log_in)
 
 
 def _log_in(
     config: DatabaseConfig,
     connection_type: ConnectionType,
     connection_class: type[SyncPooledConnection],
+    context: AdaptContext | None,
     given: Given | None,
 ) -> SyncPooledConnection | ConnectFailure:
     # The driver's exception goes no further: its frames and attributes hold the password.
     made = given.parameters if given is not None else dict[str, str]
     try:
         connection = connection_class.connect(
-            **resolved({**config.connect_kwargs(connection_type), **made()})
+            context=context,
+            **resolved({**config.connect_kwargs(connection_type), **made()}),
         )
         connection.link.user = given.user if given is not None else None
         set_up(connection, config.psycopg_settings, WATCHED_CURSORS)
@@ -135,6 +142,7 @@ class SyncConnector:
         functions: Returns what is to be called with each new connection.
         on_room: Called, from any thread, when there is room again after a limit forbade a
             connection.
+        context: What the adapters of its connections begin with; default: psycopg's.
     """
 
     def __init__(
@@ -146,6 +154,7 @@ class SyncConnector:
         limits: ConnectionLimits,
         functions: Callable[[], Iterable[Configure]],
         on_room: Callable[[], object],
+        context: AdaptContext | None = None,
     ) -> None:
         self.name = version.config.name
         self.connection_type = connection_type
@@ -166,6 +175,7 @@ class SyncConnector:
         self._limits = limits
         self._functions = functions
         self._on_room = on_room
+        self._context = context
         # Closed connections whose places are kept for a probe, with their servers.
         self._kept: dict[SyncPooledConnection, str] = {}
         # Guards the descriptors of closing connections. Held while the server closes its end.
@@ -256,7 +266,7 @@ class SyncConnector:
         if not probe and (refused := refused_logins.claim(config)) is not None:
             self._note_failure(version, refused)
             raise refused.error(self.name)
-        made = connect(config, self.connection_type, self.connection_class)
+        made = connect(config, self.connection_type, self.connection_class, self._context)
         self._stats.attempts += 1
         if isinstance(made, ConnectFailure):
             if made.lasting:
@@ -280,7 +290,9 @@ class SyncConnector:
             failure = begin(connection, version.config)
         if failure is not None:
             raise self._failed(failure, version, probe=probe)
-        connection.keep_settings(resets=version.config.reset_on_return)
+        connection.session.resets = version.config.reset_on_return
+        connection.session.may_listen = False
+        connection.keep_settings()
         if not probe:
             self._worked(version)
         connection.version = version.since

@@ -19,6 +19,7 @@ from pgmonkey.pool._sync.changes import SyncWatchedConnection
 from pgmonkey.pool._sync.waiting import (
     Cancelled,
     cancel_again,
+    is_elsewhere,
     wait_readable,
 )
 from pgmonkey.pool.checkout import ROLLED_BACK
@@ -340,13 +341,32 @@ class SyncPooledConnection(SyncWatchedConnection):
         return False
 
     def close(self) -> None:
-        """Close the connection, and wait until the server has closed its end, a second at most."""
+        """Close the connection, and wait until the server has closed its end, a second at most.
+
+        One that was borrowed by hand is given back with that: no one else could use it.
+        """
+        borrowed = self.borrowed_by_hand()
         waited_for = self.link.hung_up_at is not None  # by who hung up, for all that it closes
         self._keep_descriptor()
         super().close()
         self.hang_up()
         if not waited_for:
             self.let_go()
+        if borrowed is not None:
+            borrowed.handle.putconn(self)
+
+    def borrowed_by_hand(self) -> Checkout | None:
+        """Return the checkout of a borrower by hand, if this code may end it."""
+        holder = self.holder
+        checkout = None if holder is None else holder()
+        if checkout is None or holder != checkout.itself:
+            return None
+        pool = checkout.pool
+        return None if pool.inherited or is_elsewhere(pool.loop) else checkout
+
+    def was_given_back_closed(self) -> bool:
+        """Tell whether there is nothing left to give back: its borrower, or its pool, closed it."""
+        return self.holder is None and self.pgconn.status == _BAD
 
     def let_go(self) -> None:
         """Wait until the server has closed its end of this connection and others of its pool."""

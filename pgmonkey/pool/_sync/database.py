@@ -19,7 +19,7 @@ from pgmonkey.pool import messages
 from pgmonkey.pool._sync import rotation
 from pgmonkey.pool._sync.checkout import SyncCheckout
 from pgmonkey.pool._sync.connecting import connect as connect_plainly
-from pgmonkey.pool._sync.connection import IN_ERROR
+from pgmonkey.pool._sync.connection import IN_ERROR, SyncPooledConnection
 from pgmonkey.pool._sync.listening import SyncListener, SyncListening
 from pgmonkey.pool._sync.pool import SyncPool
 from pgmonkey.pool._sync.savepoints import SyncSavepoint, SyncSharedTransaction
@@ -42,10 +42,11 @@ from pgmonkey.pool.hints import hinted_block
 from pgmonkey.pool.stats import Stats
 
 if TYPE_CHECKING:
+    from psycopg.abc import AdaptContext
+
     from pgmonkey.config.models import ConnectionType
     from pgmonkey.errors import PgmonkeyError
     from pgmonkey.pool._sync.connecting import SyncConnector
-    from pgmonkey.pool._sync.connection import SyncPooledConnection
     from pgmonkey.pool.limits import ConnectionLimits
     from pgmonkey.pool.version import Version
 
@@ -104,8 +105,10 @@ class SyncDatabase(Database):
         connection_type: ConnectionType,
         limits: ConnectionLimits,
         hooks: Hooks,
+        trunk: Database | None = None,
+        context: AdaptContext | None = None,
     ) -> None:
-        super().__init__(version, connection_type, limits, hooks)
+        super().__init__(version, connection_type, limits, hooks, trunk, context)
         # Not of the class: an attribute of the object is found faster, by every checkout.
         self.checkout_class: type[SyncCheckout] = SyncCheckout
         #: The pool of each loop. Read without a lock.
@@ -162,6 +165,8 @@ class SyncDatabase(Database):
 
     def putconn(self, connection: Any) -> Any:
         """Give back what `getconn` gave: see `Database.putconn`."""
+        if isinstance(connection, SyncPooledConnection) and connection.was_given_back_closed():
+            return
         checkout: Any = self.held(connection)
         if checkout.pool.inherited:
             return
@@ -256,6 +261,7 @@ class SyncDatabase(Database):
                     hooks=self.hooks,
                     loop=loop,
                     pools=self.pools,
+                    context=self.context,
                 )
                 _pools.add(pool)
                 for closed in [one for one in self.pools if is_closed(one)]:
@@ -497,7 +503,7 @@ class SyncDatabase(Database):
         self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
-        self.stats = Stats()
+        self.stats = Stats() if self.trunk is None else self.trunk.stats
 
 
 @contextmanager

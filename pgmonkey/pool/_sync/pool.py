@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import CodeType
 
+    from psycopg.abc import AdaptContext
+
     from pgmonkey.config.models import ConnectionType, PoolSettings
     from pgmonkey.pool._sync.waiting import Loop
     from pgmonkey.pool.checkout import Checkout
@@ -115,6 +117,7 @@ class SyncPool:
         hooks: What the handle calls in its registry or manager.
         loop: None: there is one pool for all threads.
         pools: The pools of the handle, this one included: what one finds out concerns all.
+        context: What the adapters of its connections begin with; default: psycopg's.
     """
 
     # Every checkout reads many of them. An object with more than 30 attributes is slow without slots.
@@ -178,6 +181,7 @@ class SyncPool:
         hooks: Hooks,
         loop: Loop,
         pools: Mapping[Loop, SyncPool],
+        context: AdaptContext | None = None,
     ) -> None:
         self.name = version.config.name
         self.connection_type = connection_type
@@ -188,6 +192,7 @@ class SyncPool:
             limits=limits,
             functions=hooks.configure,
             on_room=self.try_again_soon,
+            context=context,
         )
         #: Every connection, idle or handed out, until the server has closed its end.
         self.connections = self.connector.connections
