@@ -387,7 +387,7 @@ def test_a_helper_that_borrows_for_itself_inside_a_block(
 ) -> None:
     """On a pool the documented class works inside its own block; one connection says why not."""
     namespace: dict[str, Any] = {}
-    exec(recipe("flask", "Database Class for Flask"), namespace)
+    exec(recipe("from-4.0/flask", "Database Class for Flask"), namespace)
     db = namespace["Database"](write())
     db.pool = manager.get_database_connection(db.config_path, connection_type)
     if connection_type == "normal":

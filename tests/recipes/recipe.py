@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.docs.snippets import ROOT, parse
 from tests.kit import TemporaryDatabase
 
-RECIPES = ROOT / "docs" / "recipes"
+DOCS = ROOT / "docs"
 #: Seconds from the last thing that a program prints to its end: less than the 5 that psycopg_pool waits
 #: for a thread that hangs. It takes 0.4 s, and up to 3 beside the other tests on a busy machine.
 ENDS_WITHIN = 4.0
@@ -26,12 +26,12 @@ def recipe(page: str, heading: str, language: str = "python", number: int = 0) -
     """Return a fence of a page of recipes, as it stands there.
 
     Args:
-        page: The page, without its suffix.
+        page: The page, without its suffix: `recipes/tokens`.
         heading: The heading that it stands under.
         language: The language of the fence.
         number: Which one of several.
     """
-    text = (RECIPES / f"{page}.md").read_text(encoding="utf-8")
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     pattern = rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)"
     section = re.search(pattern, text, re.MULTILINE | re.DOTALL)
     assert section is not None, f"{page}.md has no heading {heading!r}"

@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes/connections.md run as written, and end by themselves."""
+"""The recipes of docs/from-4.0/connections.md run as written, and end by themselves."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_program_runs_commits_and_ends(
     directory: Path, database: TemporaryDatabase, canary: Canary, heading: str
 ) -> None:
     """Each recipe prints its rows, commits its blocks, and ends with code 0, without a warning."""
-    ended = run(recipe("connections", heading), directory)
+    ended = run(recipe("from-4.0/connections", heading), directory)
 
     canary.check(ended.errors, "standard error")
     assert ended.errors == ""
@@ -62,7 +62,7 @@ def test_a_program_that_raises_in_its_block_rolls_back_and_ends(
     directory: Path, database: TemporaryDatabase, canary: Canary, heading: str
 ) -> None:
     """An exception in the first block undoes it, is the only thing shown, and ends the program."""
-    text = recipe("connections", heading)
+    text = recipe("from-4.0/connections", heading)
     first = next(line for line in text.splitlines() if "print(" in line)
     indent = first[: len(first) - len(first.lstrip())]
     raising = text.replace(first, f"{first}\n{indent}raise LookupError('stop')", 1)
@@ -101,7 +101,7 @@ print('left')
 
 def test_cache_management_api(directory: Path, database: TemporaryDatabase) -> None:
     """`cache_info`, `force_reload`, `clear_cache`: one handle, fresh connections, none left."""
-    text = recipe("connections", "Pooled (Synchronous) Connection")
+    text = recipe("from-4.0/connections", "Pooled (Synchronous) Connection")
     declare(directory, database, pool_settings={"min_size": 1, "max_size": 4})
 
     ended = run(text[: text.index("# Each 'with'")] + CACHE, directory)
@@ -113,7 +113,7 @@ def test_cache_management_api(directory: Path, database: TemporaryDatabase) -> N
 
 
 def left_to_exit() -> str:
-    text = recipe("connections", "Async Pooled Connection")
+    text = recipe("from-4.0/connections", "Async Pooled Connection")
     clean_up = "    # Clean up when done (or let atexit handle it)\n    await manager.clear_cache_async()\n"
     assert clean_up in text
     return text.replace(clean_up, "")
@@ -150,7 +150,7 @@ def test_a_sync_pool_that_is_still_filling_ends_with_its_program(
     directory: Path, attempt: int
 ) -> None:
     """A program that asks for a pool and ends at once does so quietly."""
-    text = recipe("connections", "Pooled (Synchronous) Connection")
+    text = recipe("from-4.0/connections", "Pooled (Synchronous) Connection")
     ended = run(text[: text.index("# Each 'with'")] + "print('opened')\n", directory)
 
     assert (ended.code, ended.output, ended.errors) == (0, ["opened"], "")
@@ -170,7 +170,7 @@ def test_a_server_that_is_not_there_ends_the_program_with_its_reason(
         async_pool_settings=SIZES,
     )
 
-    ended = run(_SAYING_WHEN_IT_FAILS + recipe("connections", heading), tmp_path)
+    ended = run(_SAYING_WHEN_IT_FAILS + recipe("from-4.0/connections", heading), tmp_path)
 
     canary.check(ended.errors, "standard error")
     assert ended.code == 1
@@ -185,7 +185,7 @@ def test_ctrl_c_ends_the_program_and_rolls_back(
     directory: Path, database: TemporaryDatabase, heading: str
 ) -> None:
     """An interrupt in the middle of a query undoes the block and ends the program at once."""
-    text = recipe("connections", heading)
+    text = recipe("from-4.0/connections", heading)
     begin = text.index("cur.execute('")
     end = text.index("\n", begin)
     query = text[begin:end].replace("SELECT", "SELECT pg_sleep(30),")

@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes/environment.md run as written, with their own configuration files."""
+"""The recipes of docs/from-4.0/environment.md run as written, with their own configuration files."""
 
 from __future__ import annotations
 
@@ -34,13 +34,16 @@ def write(directory: Path, text: str) -> Path:
 def test_local_development(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
     """Variables in the file come from the environment, and the connection works."""
     leave_traces(database)
-    write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
+    write(
+        tmp_path,
+        recipe("from-4.0/environment", "Local Development with Environment Variables", "yaml"),
+    )
     work = (
         "with conn as connection:\n    print(connection.execute('SELECT version()').fetchone())\n"
     )
 
     ended = run(
-        recipe("environment", "Local Development with Environment Variables") + work,
+        recipe("from-4.0/environment", "Local Development with Environment Variables") + work,
         tmp_path,
         environ=environ(database),
     )
@@ -55,12 +58,15 @@ def test_local_development_without_the_password(
     tmp_path: Path, database: TemporaryDatabase
 ) -> None:
     """A password that is not set is an EnvInterpolationError that names variable and key."""
-    write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
+    write(
+        tmp_path,
+        recipe("from-4.0/environment", "Local Development with Environment Variables", "yaml"),
+    )
     variables = environ(database)
     del variables["PGPASSWORD"]
 
     ended = run(
-        recipe("environment", "Local Development with Environment Variables"),
+        recipe("from-4.0/environment", "Local Development with Environment Variables"),
         tmp_path,
         environ=variables,
     )
@@ -76,7 +82,8 @@ def test_local_development_uses_its_defaults(
 ) -> None:
     """What is not set, or empty as Compose passes it, takes the default; numbers are numbers."""
     path = write(
-        tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml")
+        tmp_path,
+        recipe("from-4.0/environment", "Local Development with Environment Variables", "yaml"),
     )
     for name in ("PGUSER", "PGHOST", "PGPORT", "PGDATABASE"):
         monkeypatch.delenv(name, raising=False)
@@ -97,10 +104,12 @@ def test_local_development_uses_its_defaults(
 def test_docker_compose(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
     """The application of the compose file runs with its pool of 5 to 20."""
     leave_traces(database)
-    write(tmp_path, recipe("environment", "Docker / Docker Compose", "yaml"))
+    write(tmp_path, recipe("from-4.0/environment", "Docker / Docker Compose", "yaml"))
 
     ended = run(
-        recipe("environment", "Docker / Docker Compose"), tmp_path, environ=environ(database)
+        recipe("from-4.0/environment", "Docker / Docker Compose"),
+        tmp_path,
+        environ=environ(database),
     )
 
     canary.check(ended.errors)
@@ -111,7 +120,7 @@ def test_docker_compose(tmp_path: Path, database: TemporaryDatabase, canary: Can
 
 def kubernetes(directory: Path) -> str:
     """Return the recipe's configuration; the mount is in the test's directory, the server has no TLS."""
-    text = recipe("environment", "Kubernetes Secrets with from_file", "yaml")
+    text = recipe("from-4.0/environment", "Kubernetes Secrets with from_file", "yaml")
     text = text.replace("/var/run/secrets/db/password", str(directory / "password"))
     return text.replace("sslmode: 'require'", "sslmode: 'prefer'")
 
@@ -136,7 +145,7 @@ def test_kubernetes_secrets(tmp_path: Path, database: TemporaryDatabase, canary:
     write(tmp_path, kubernetes(tmp_path))
 
     ended = run(
-        recipe("environment", "Kubernetes Secrets with from_file") + STARTUP,
+        recipe("from-4.0/environment", "Kubernetes Secrets with from_file") + STARTUP,
         tmp_path,
         environ=environ(database),
     )
@@ -158,11 +167,14 @@ def test_kubernetes_secret_that_is_missing(tmp_path: Path) -> None:
 def test_the_commands(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
     """Each command of the recipe succeeds, and the program that the last one prints runs."""
     leave_traces(database)
-    write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
+    write(
+        tmp_path,
+        recipe("from-4.0/environment", "Local Development with Environment Variables", "yaml"),
+    )
     heading = "Testing Configs with Environment Interpolation from the Command Line"
     lines = [
         shlex.split(line, comments=True)
-        for line in recipe("environment", heading, "shell").splitlines()
+        for line in recipe("from-4.0/environment", heading, "shell").splitlines()
     ]
     commands = [words[1:] for words in lines if words]
     assert len(commands) == 4
@@ -179,10 +191,15 @@ def test_the_commands(tmp_path: Path, database: TemporaryDatabase, canary: Canar
 
 def test_redaction(tmp_path: Path, database: TemporaryDatabase, canary: Canary) -> None:
     """The printed configuration masks the secrets and nothing else."""
-    write(tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml"))
+    write(
+        tmp_path,
+        recipe("from-4.0/environment", "Local Development with Environment Variables", "yaml"),
+    )
 
     ended = run(
-        recipe("environment", "Redacting Secrets for Logging"), tmp_path, environ=environ(database)
+        recipe("from-4.0/environment", "Redacting Secrets for Logging"),
+        tmp_path,
+        environ=environ(database),
     )
 
     assert (ended.code, ended.errors) == (0, "")
@@ -217,7 +234,8 @@ def test_load_config_works_with_psycopg_and_prints_no_secret(
     for name, value in environ(database).items():
         monkeypatch.setenv(name, value)
     path = write(
-        tmp_path, recipe("environment", "Local Development with Environment Variables", "yaml")
+        tmp_path,
+        recipe("from-4.0/environment", "Local Development with Environment Variables", "yaml"),
     )
 
     config = load_config(path, resolve_env=True)

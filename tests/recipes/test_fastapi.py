@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes/fastapi.md, in FastAPI, with its own test client."""
+"""The recipes of docs/from-4.0/fastapi.md, in FastAPI, with its own test client."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from tests.kit import TemporaryDatabase, eventually
 from tests.kit.manager import declare
 from tests.recipes.recipe import ENDS_WITHIN, recipe, run
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # how the client does its requests is not ours
-    from fastapi.testclient import TestClient
 
 # The application's half as 4.0 documents it.
 ON_EVENT = """
@@ -63,11 +60,13 @@ def load(config: Path, *texts: str) -> dict[str, Any]:
 @pytest.fixture
 def program(config: Path) -> Iterator[dict[str, Any]]:
     """The page's program, with its dependencies."""
-    dependencies = [recipe("fastapi", "A connection as a dependency", number=n) for n in (0, 1)]
+    dependencies = [
+        recipe("from-4.0/fastapi", "A connection as a dependency", number=n) for n in (0, 1)
+    ]
     namespace = load(
         config,
-        recipe("fastapi", "AsyncDatabase Class for FastAPI"),
-        recipe("fastapi", "AsyncDatabase Class for FastAPI", number=1),
+        recipe("from-4.0/fastapi", "AsyncDatabase Class for FastAPI"),
+        recipe("from-4.0/fastapi", "AsyncDatabase Class for FastAPI", number=1),
         *dependencies,
     )
     yield namespace
@@ -100,7 +99,7 @@ def test_the_page_answers_concurrent_requests(
 
 def test_the_form_of_4_0_with_on_event_works(config: Path, database: TemporaryDatabase) -> None:
     """Applications that connect in `on_event("startup")` still work."""
-    program = load(config, recipe("fastapi", "AsyncDatabase Class for FastAPI"), ON_EVENT)
+    program = load(config, recipe("from-4.0/fastapi", "AsyncDatabase Class for FastAPI"), ON_EVENT)
 
     with TestClient(program["app"]) as client:
         assert ask_concurrently(client) == [EXPECTED] * 40
@@ -112,8 +111,8 @@ def test_an_application_starts_a_second_time(config: Path, database: TemporaryDa
     """A second lifespan on another event loop makes new connections, as test suites do."""
     program = load(
         config,
-        recipe("fastapi", "AsyncDatabase Class for FastAPI"),
-        recipe("fastapi", "AsyncDatabase Class for FastAPI", number=1),
+        recipe("from-4.0/fastapi", "AsyncDatabase Class for FastAPI"),
+        recipe("from-4.0/fastapi", "AsyncDatabase Class for FastAPI", number=1),
     )
     for _ in range(3):
         with TestClient(program["app"]) as client:
@@ -201,8 +200,8 @@ asyncio.run(serve())
 def test_the_page_as_a_program(config: Path) -> None:
     """As a program it ends by itself, without a warning."""
     text = (
-        recipe("fastapi", "AsyncDatabase Class for FastAPI")
-        + recipe("fastapi", "AsyncDatabase Class for FastAPI", number=1)
+        recipe("from-4.0/fastapi", "AsyncDatabase Class for FastAPI")
+        + recipe("from-4.0/fastapi", "AsyncDatabase Class for FastAPI", number=1)
         + AS_A_PROGRAM
     )
     ended = run(text.replace("/path/to/config.yaml", str(config)), config.parent)

@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes/flask.md, in Flask, with its own test client."""
+"""The recipes of docs/from-4.0/flask.md, in Flask, with its own test client."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def program(tmp_path: Path, database: TemporaryDatabase) -> Iterator[dict[str, A
     config = declare(tmp_path, database, pool_settings={"min_size": 1, "max_size": 4})
     text = "".join(
         [
-            recipe("flask", "Database Class for Flask"),
-            recipe("flask", "Database Class for Flask", number=1),
-            recipe("flask", "Several statements in one transaction"),
+            recipe("from-4.0/flask", "Database Class for Flask"),
+            recipe("from-4.0/flask", "Database Class for Flask", number=1),
+            recipe("from-4.0/flask", "Several statements in one transaction"),
         ]
     )
     namespace: dict[str, Any] = {"__name__": "app"}
@@ -128,8 +128,8 @@ def test_the_page_as_a_program(tmp_path: Path, database: TemporaryDatabase) -> N
         conn.execute("CREATE TABLE users (id int, name text)")
     database.disconnect()
     declare(tmp_path, database)
-    text = recipe("flask", "Database Class for Flask") + recipe(
-        "flask", "Database Class for Flask", number=1
+    text = recipe("from-4.0/flask", "Database Class for Flask") + recipe(
+        "from-4.0/flask", "Database Class for Flask", number=1
     )
     text = text.replace("/path/to/config.yaml", "config.yaml")
 

@@ -76,7 +76,9 @@ def test_workers_forked_after_the_pool_was_opened(
     sizes = {"min_size": 2, "max_size": 8}  # four threads with two connections each
     declare(tmp_path, database, pool_settings=sizes)
 
-    ended = run(PRELOADED.format(database=recipe("flask", "Database Class for Flask")), tmp_path)
+    ended = run(
+        PRELOADED.format(database=recipe("from-4.0/flask", "Database Class for Flask")), tmp_path
+    )
 
     assert (ended.code, ended.errors) == (0, "")
     assert traces(database) == ["version"] * (2 * 4 * 25 + 1)

@@ -1,0 +1,1 @@
+"""Frameworks on a registry, one module each. Only who uses a framework imports its module."""

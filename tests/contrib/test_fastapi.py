@@ -1,0 +1,459 @@
+"""pgmonkey.contrib.fastapi and .starlette, in the frameworks themselves, with their own test client."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import psycopg
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
+
+from pgmonkey import CheckoutTimeout, Registry, RegistryConfigError
+from pgmonkey.contrib.fastapi import Connection, lifespan
+from tests.kit import Canary, TemporaryDatabase, eventually
+from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit.secret_volume import SecretVolume
+
+Orders = Annotated[psycopg.AsyncConnection, Connection("orders")]
+OrdersInThreads = Annotated[psycopg.Connection, Connection("orders")]
+PATHS = ("/orders", "/orders/sync")
+
+
+@pytest.fixture
+def directory(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, volume: SecretVolume
+) -> RegistryDirectory:
+    """A registry with `orders`, whose pools have at most four connections."""
+    with database.connect() as conn:
+        conn.execute(
+            "CREATE TABLE orders (total int NOT NULL,"
+            " CONSTRAINT once UNIQUE (total) DEFERRABLE INITIALLY DEFERRED)"
+        )
+    database.disconnect()
+    sizes = {"min_size": 1, "max_size": 4}
+    registry_dir.declare(
+        "orders",
+        database,
+        "async_pool",
+        volume=volume,
+        pool_settings=sizes,
+        async_pool_settings=sizes,
+    )
+    return registry_dir
+
+
+def shop(directory: Any) -> FastAPI:
+    """An application that adds orders in coroutines and in threads."""
+    app = FastAPI(lifespan=lifespan(directory))
+
+    @app.post("/orders")
+    async def add(total: int, conn: Orders) -> dict[str, int]:
+        await conn.execute("INSERT INTO orders VALUES (%s)", [total])
+        return {"total": total}
+
+    @app.post("/orders/sync")
+    def add_in_a_thread(total: int, conn: OrdersInThreads) -> dict[str, int]:
+        conn.execute("INSERT INTO orders VALUES (%s)", [total])
+        return {"total": total}
+
+    return app
+
+
+def totals(database: TemporaryDatabase) -> list[int]:
+    return [total for (total,) in database.execute("SELECT total FROM orders ORDER BY total")]
+
+
+async def visible_when_answered(
+    app: FastAPI, path: str, totals: range, database: TemporaryDatabase
+) -> list[tuple[int, bool]]:
+    """Add orders at once; return each status, and whether another session saw the row by then."""
+
+    async def request(total: int, state: Any) -> tuple[int, bool]:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                row = other.execute("SELECT 1 FROM orders WHERE total = %s", [total]).fetchone()
+                seen.append((message["status"], row is not None))
+
+        seen: list[tuple[int, bool]] = []
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "query_string": f"total={total}".encode(),
+            "headers": [],
+            "state": dict(state),
+        }
+        await app(scope, receive, send)
+        return seen[0]
+
+    with database.connect(autocommit=True) as other:
+        async with app.router.lifespan_context(app) as state:
+            return await asyncio.gather(*(request(total, state) for total in totals))
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_what_is_answered_is_committed(
+    directory: RegistryDirectory, database: TemporaryDatabase, path: str
+) -> None:
+    """300 of 300 rows are visible to another session when the answer begins."""
+    seen = await visible_when_answered(shop(directory), path, range(300), database)
+
+    assert seen == [(200, True)] * 300
+
+
+async def test_a_plain_dependency_with_yield_commits_too_late(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The dependency that everybody writes answers before COMMIT: why `Connection` is there."""
+    app = shop(directory)
+
+    async def transaction(request: Request) -> AsyncIterator[Any]:
+        async with request.state.pgmonkey.get("orders") as conn:
+            yield conn
+
+    @app.post("/late")
+    async def add(total: int, conn: Annotated[Any, Depends(transaction)]) -> None:
+        await conn.execute("INSERT INTO orders VALUES (%s)", [total])
+
+    seen = await visible_when_answered(app, "/late", range(10), database)
+
+    assert seen == [(200, False)] * 10
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_commit_that_fails_is_an_error_500(
+    directory: RegistryDirectory, database: TemporaryDatabase, path: str
+) -> None:
+    """A deferred constraint speaks at COMMIT, and the answer is no 200."""
+    with TestClient(shop(directory), raise_server_exceptions=False) as client:
+        assert client.post(path, params={"total": 1}).status_code == 200
+        assert client.post(path, params={"total": 1}).status_code == 500
+    assert totals(database) == [1]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_exception_handlers_see_errors_of_the_commit(
+    directory: RegistryDirectory, database: TemporaryDatabase, path: str
+) -> None:
+    """An application answers 409 to what a constraint refuses, deferred or not."""
+    app = shop(directory)
+
+    @app.exception_handler(psycopg.errors.UniqueViolation)
+    def conflict(_request: Request, _error: Exception) -> PlainTextResponse:
+        return PlainTextResponse("it is there already", 409)
+
+    with TestClient(app) as client:
+        codes = [client.post(path, params={"total": 1}).status_code for _ in range(2)]
+    assert codes == [200, 409]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_endpoint_that_raises_is_rolled_back(
+    directory: RegistryDirectory, database: TemporaryDatabase, path: str
+) -> None:
+    """Also by `HTTPException`, in the endpoint or in a dependency that ends after it."""
+    app = shop(directory)
+
+    async def refuse(conn: Orders, total: int) -> AsyncIterator[None]:
+        yield
+        if total == 3:
+            raise ValueError(total)
+
+    @app.post("/raises")
+    async def add(total: int, conn: Orders) -> None:
+        await conn.execute("INSERT INTO orders VALUES (%s)", [total])
+        if total == 2:
+            raise HTTPException(418)
+
+    @app.post("/raises/sync")
+    def add_in_a_thread(total: int, conn: OrdersInThreads) -> None:
+        conn.execute("INSERT INTO orders VALUES (%s)", [total])
+        if total == 2:
+            raise HTTPException(418)
+
+    @app.post("/raises/later", dependencies=[Depends(refuse, scope="function")])
+    async def add_and_be_refused(total: int, conn: Orders) -> None:
+        await conn.execute("INSERT INTO orders VALUES (%s)", [total])
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+
+        def post(path: str, total: int) -> int:
+            return client.post(path, params={"total": total}).status_code
+
+        path = path.replace("orders", "raises")
+        assert [post(path, total) for total in (1, 2)] == [200, 418]
+        assert [post("/raises/later", total) for total in (3, 4)] == [500, 200]
+    assert totals(database) == [1, 4]
+
+
+def test_a_request_has_one_connection_and_one_transaction(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Endpoint and dependencies share it; each side has its own, whatever type the file declares."""
+    app = shop(directory)
+
+    async def audit(conn: Annotated[psycopg.AsyncConnection[Any], Connection("orders")]) -> Any:
+        await conn.execute("INSERT INTO orders VALUES (7)")
+        return conn
+
+    @app.get("/same")
+    async def compare(
+        first: Orders, second: Annotated[Any, Depends(audit)], other: OrdersInThreads
+    ) -> list[Any]:
+        cursor = await first.execute("SELECT total FROM orders")
+        return [first is second, await cursor.fetchall(), isinstance(other, psycopg.Connection)]
+
+    with TestClient(app) as client:
+        assert client.get("/same").json() == [True, [[7]], True]
+
+
+def test_requests_that_wait_take_no_thread_of_those_that_run(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """120 requests at once in threads, for 4 connections: FastAPI has 40 threads for endpoints."""
+    with TestClient(shop(directory)) as client:
+
+        def post(total: int) -> int:
+            return client.post("/orders/sync", params={"total": total}).status_code
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(120) as threads:
+            codes = list(threads.map(post, range(120)))
+        lasted = time.monotonic() - began
+    assert codes == [200] * 120
+    assert lasted < 15, "no request waited for the timeout of a checkout"
+    assert totals(database) == list(range(120))
+
+
+def test_a_timeout_names_the_endpoint_that_holds_the_connections(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Not this package: a checkout is shown where the application asks for it."""
+    app = shop(directory)
+
+    @app.get("/holder")
+    def look(conn: OrdersInThreads, other: Orders) -> list[str]:
+        (orders,) = app_registry.status().databases
+        return [checkout.place for pool in orders.pools for checkout in pool.checkouts]
+
+    with Registry(directory) as app_registry:
+        app.router.lifespan_context = lifespan(app_registry)
+        with TestClient(app) as client:
+            places = client.get("/holder").json()
+    assert len(places) == 2
+    assert all(place.startswith(__file__) and place.endswith(" in look") for place in places)
+
+
+def test_other_types_are_refused_where_the_endpoint_is_declared() -> None:
+    """A type that is no connection of psycopg is an error at import, which says what to write."""
+    app = FastAPI()
+    with pytest.raises(
+        TypeError, match=r'Annotated\[psycopg.AsyncConnection, Connection\("orders"\)\]'
+    ):
+
+        @app.get("/")
+        def endpoint(conn: Annotated[int, Connection("orders")]) -> None: ...
+
+
+def test_an_application_without_a_registry_says_what_to_write() -> None:
+    """Without a lifespan, or in a test client that does not begin it."""
+    app = shop("nowhere")
+    with pytest.raises(RuntimeError, match="with TestClient"):
+        TestClient(app).post("/orders", params={"total": 1})
+
+
+def test_an_endpoint_that_is_a_generator_is_told_to_open_a_block(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """It would use its connection after the return; a block of its own streams as it should."""
+    app = shop(directory)
+
+    @app.get("/wrong", response_class=StreamingResponse)
+    async def wrong(conn: Orders) -> AsyncIterator[str]:
+        yield "never"
+
+    @app.get("/right", response_class=StreamingResponse)
+    async def right(request: Request) -> AsyncIterator[str]:
+        async with request.state.pgmonkey.get("orders") as conn:
+            async for (number,) in conn.cursor().stream("SELECT generate_series(1, 3)"):
+                yield str(number)
+
+    with TestClient(app) as client:
+        assert client.get("/right").text == "123"
+        with pytest.raises(RuntimeError, match="wrong is a generator"):
+            client.get("/wrong")
+
+
+def test_background_tasks_run_after_the_commit(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A background task opens a block of its own, and sees what its request has done."""
+    app = shop(directory)
+    seen: list[Any] = []
+
+    @app.post("/task")
+    async def add(request: Request, conn: Orders, tasks: BackgroundTasks) -> None:
+        async def look() -> None:
+            async with request.state.pgmonkey.get("orders") as later:
+                cursor = await later.execute("SELECT total FROM orders")
+                seen.extend(await cursor.fetchall())
+
+        await conn.execute("INSERT INTO orders VALUES (5)")
+        tasks.add_task(look)
+
+    with TestClient(app) as client:
+        client.post("/task")
+    assert seen == [(5,)]
+
+
+def test_websockets_find_the_registry(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A block for each message is committed before its answer; no connection is held in between."""
+    app = shop(directory)
+
+    @app.websocket("/live")
+    async def live(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async for text in websocket.iter_text():
+            async with websocket.state.pgmonkey.get("orders") as conn:
+                await conn.execute("INSERT INTO orders VALUES (%s)", [int(text)])
+            (orders,) = websocket.state.pgmonkey.status().databases
+            await websocket.send_json(sum(pool.used for pool in orders.pools))
+
+    with TestClient(app) as client, client.websocket_connect("/live") as socket:
+        for number in (1, 2):
+            socket.send_text(str(number))
+            assert socket.receive_json() == 0
+            assert totals(database) == list(range(1, number + 1))
+
+
+def test_a_registry_of_the_application_outlives_it(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Its connections close with the application, which can be started again, as test suites do."""
+    with Registry(directory) as registry:
+        app = shop(registry)
+        for total in range(3):
+            with TestClient(app) as client:
+                client.post("/orders", params={"total": total})
+                client.post("/orders/sync", params={"total": 10 + total})
+                assert database.backends()
+            eventually(lambda: database.backends() == [], message="the connections are closed")
+        assert not registry.closed
+    assert len(totals(database)) == 6
+
+
+def test_a_registry_of_the_lifespan_ends_with_it(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """From a directory a registry is made at the start; one that cannot be used stops the start."""
+    kept: list[Registry] = []
+
+    @asynccontextmanager
+    async def start(app: FastAPI) -> AsyncIterator[Any]:
+        async with lifespan(directory)(app) as state:
+            kept.append(state["pgmonkey"])
+            yield {**state, "more": 1}
+
+    app = FastAPI(lifespan=start)
+
+    @app.get("/")
+    async def more(request: Request, conn: Orders) -> int:
+        return request.state.more
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == 1
+    assert kept[0].closed
+    directory.write("orders", "nonsense: 1")
+    with pytest.raises(RegistryConfigError, match="nonsense"), TestClient(app):
+        pass
+
+
+def test_starlette_and_mounted_applications_find_the_registry(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """In Starlette a block in the endpoint commits before the response; a mounted FastAPI shares the registry."""
+
+    async def add(request: Any) -> PlainTextResponse:
+        async with request.state.pgmonkey.get("orders") as conn:
+            await conn.execute("INSERT INTO orders VALUES (1)")
+        return PlainTextResponse("saved")
+
+    routes = [Route("/add", add, methods=["POST"]), Mount("/shop", shop("nowhere"))]
+    with TestClient(Starlette(routes=routes, lifespan=lifespan(directory))) as client:
+        assert client.post("/add").text == "saved"
+        assert client.post("/shop/orders", params={"total": 2}).status_code == 200
+    assert totals(database) == [1, 2]
+
+
+def test_a_rotation_and_a_restart_fail_no_request(
+    directory: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    canary: Canary,
+) -> None:
+    """While clients load the application its password changes three times, and no request fails."""
+    codes: list[int] = []
+    ended = threading.Event()
+    with Registry(directory) as registry, TestClient(shop(registry)) as client:
+
+        def load(number: int) -> None:
+            while not ended.is_set():
+                total = next(numbers)
+                codes.append(client.post(PATHS[number % 2], params={"total": total}).status_code)
+
+        numbers: Iterator[int] = iter(range(1_000_000))
+        with ThreadPoolExecutor(4) as threads:
+            futures = [threads.submit(load, number) for number in range(4)]
+            try:
+                for _ in range(3):
+                    database.rotate()
+                    write_credentials(volume, database)
+                    registry.reload()
+                    enough = len(codes) + 20
+                    eventually(lambda enough=enough: len(codes) > enough, message="they go on")
+            finally:
+                ended.set()
+            for future in futures:
+                future.result()
+        (orders,) = registry.status().databases
+    assert orders.version == 4
+    assert set(codes) == {200}
+    assert totals(database) == sorted(totals(database))
+    assert len(totals(database)) == len(codes)
+
+
+def test_a_request_without_a_connection_in_time_says_who_holds_them(
+    directory: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """`CheckoutTimeout` reaches the exception handlers: a 503 that tells clients to come back."""
+    with Registry(directory) as registry:
+        app = shop(registry)
+
+        @app.exception_handler(CheckoutTimeout)
+        def busy(_request: Request, error: Exception) -> PlainTextResponse:
+            return PlainTextResponse(str(error), 503, {"Retry-After": "1"})
+
+        directory.declare(
+            "orders", database, "pool", pool_settings={"min_size": 1, "max_size": 1, "timeout": 0.1}
+        )
+        registry.reload()
+        with TestClient(app) as client, registry.get("orders", "pool"):
+            answer = client.post("/orders/sync", params={"total": 1})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert "no connection within" in answer.text

@@ -1,0 +1,312 @@
+"""pgmonkey.contrib.flask, in Flask, with its own test client and a real server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from flask import Flask, abort, g, redirect, stream_with_context
+
+from pgmonkey import CheckoutTimeout, Registry
+from pgmonkey.contrib.flask import connection, init_app
+from tests.kit import TemporaryDatabase, eventually
+from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit.secret_volume import SecretVolume
+
+
+@pytest.fixture
+def registry(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, volume: SecretVolume
+) -> Iterator[Registry]:
+    """A registry with `orders`, whose pool has at most four connections."""
+    with database.connect() as conn:
+        conn.execute(
+            "CREATE TABLE orders (total int NOT NULL,"
+            " CONSTRAINT once UNIQUE (total) DEFERRABLE INITIALLY DEFERRED)"
+        )
+    database.disconnect()
+    sizes = {"min_size": 1, "max_size": 4}
+    registry_dir.declare("orders", database, volume=volume, pool_settings=sizes)
+    with Registry(registry_dir) as registry:
+        yield registry
+
+
+@pytest.fixture
+def app(registry: Registry) -> Flask:
+    """An application that adds orders."""
+    app = Flask("shop")
+    init_app(app, registry)
+
+    @app.post("/orders/<int:total>")
+    def add(total: int) -> str:
+        connection("orders").execute("INSERT INTO orders VALUES (%s)", [total])
+        return "saved"
+
+    return app
+
+
+def totals(database: TemporaryDatabase) -> list[int]:
+    return [total for (total,) in database.execute("SELECT total FROM orders ORDER BY total")]
+
+
+def used(registry: Registry) -> int:
+    return sum(pool.used for one in registry.status().databases for pool in one.pools)
+
+
+def test_what_is_answered_is_committed(
+    app: Flask, registry: Registry, database: TemporaryDatabase
+) -> None:
+    """The row is visible to another session when the answer begins, before the teardown."""
+    seen = []
+
+    def middleware(environ: Any, start_response: Any) -> Any:
+        def start(*arguments: Any) -> Any:
+            (total,) = environ["PATH_INFO"].rsplit("/", 1)[1:]
+            row = other.execute("SELECT 1 FROM orders WHERE total = %s", [total]).fetchone()
+            seen.append(row is not None)
+            return start_response(*arguments)
+
+        return inner(environ, start)
+
+    inner = app.wsgi_app
+    setattr(app, "wsgi_app", middleware)  # noqa: B010 - as Flask documents it
+    with database.connect(autocommit=True) as other:
+        for total in range(100):
+            assert app.test_client().post(f"/orders/{total}").text == "saved"
+    database.disconnect()
+    assert seen == [True] * 100
+    assert used(registry) == 0
+
+
+def test_a_request_has_one_connection(app: Flask, registry: Registry) -> None:
+    """Each call in a request returns the same one, borrowed by the first; each request has its own."""
+
+    @app.get("/same")
+    def same() -> dict[str, Any]:
+        assert used(registry) == 0
+        conn = connection("orders")
+        ((place,),) = [
+            [checkout.place for checkout in pool.checkouts]
+            for one in registry.status().databases
+            for pool in one.pools
+        ]
+        return {"same": conn is connection("orders"), "used": used(registry), "place": place}
+
+    answer = app.test_client().get("/same").json
+    assert (answer["same"], answer["used"]) == (True, 1)
+    assert answer["place"].startswith(__file__), "where the application asks for it"
+    assert answer["place"].endswith(" in same")
+    assert used(registry) == 0
+
+
+def test_a_commit_that_fails_is_an_error_500(
+    app: Flask, registry: Registry, database: TemporaryDatabase
+) -> None:
+    """A deferred constraint speaks at COMMIT: the answer is the application's page for errors."""
+
+    @app.errorhandler(500)
+    def failed(_error: Exception) -> tuple[str, int]:
+        return "it was not saved", 500
+
+    client = app.test_client()
+    assert client.post("/orders/1").status_code == 200
+    answer = client.post("/orders/1")
+    assert (answer.status_code, answer.text) == (500, "it was not saved")
+    assert totals(database) == [1]
+    assert used(registry) == 0
+
+
+@pytest.mark.parametrize("path", ["unhandled", "handled", "abort", "redirect", "after"])
+def test_a_request_that_raises_is_rolled_back(
+    app: Flask, registry: Registry, database: TemporaryDatabase, path: str
+) -> None:
+    """Also if an error handler makes a good response of the error, or if it comes after the view."""
+
+    @app.errorhandler(KeyError)
+    def handled(_error: Exception) -> str:
+        connection("orders").execute("INSERT INTO orders VALUES (-1)")
+        return "that is fine"
+
+    @app.after_request
+    def after(response: Any) -> Any:
+        if path == "after":
+            raise ZeroDivisionError
+        return response
+
+    @app.post("/<path>")
+    def add_and_raise(path: str) -> str:
+        connection("orders").execute("INSERT INTO orders VALUES (1)")
+        if path == "handled":
+            raise KeyError
+        if path == "abort":
+            abort(418)
+        if path == "redirect":
+            abort(redirect("/elsewhere"))
+        if path == "unhandled":
+            raise ZeroDivisionError
+        return "saved"
+
+    expected = {"handled": 200, "abort": 418, "redirect": 302}.get(path, 500)
+    assert app.test_client().post(f"/{path}").status_code == expected
+    assert totals(database) == ([-1] if path == "handled" else []), "what the handler does counts"
+    assert used(registry) == 0
+
+
+def test_an_exception_that_a_test_client_propagates_rolls_back(
+    app: Flask, registry: Registry, database: TemporaryDatabase
+) -> None:
+    """`TESTING` lets exceptions reach the test; connections come back all the same."""
+    app.testing = True
+
+    @app.post("/fails")
+    def fails() -> str:
+        connection("orders").execute("INSERT INTO orders VALUES (1)")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), app.test_client() as client:
+        client.post("/fails")
+    assert used(registry) == 0
+    assert totals(database) == []
+
+
+def test_two_databases_are_both_rolled_back(
+    app: Flask,
+    registry: Registry,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+) -> None:
+    """If the second one cannot commit, the first one is not committed, in the order of their first use."""
+    registry_dir.declare("audit", database)
+    registry.reload()
+
+    @app.post("/both/<int:first>/<int:second>")
+    def both(first: int, second: int) -> str:
+        connection("audit").execute("INSERT INTO orders VALUES (%s)", [first])
+        connection("orders").execute("INSERT INTO orders VALUES (%s)", [second])
+        return "saved"
+
+    assert app.test_client().post("/orders/7").status_code == 200
+    assert app.test_client().post("/both/1/7").status_code == 500
+    assert app.test_client().post("/both/2/3").status_code == 200
+    assert totals(database) == [2, 3, 7]
+    assert used(registry) == 0
+
+
+def test_a_stream_borrows_its_own_connection(app: Flask, registry: Registry) -> None:
+    """A generator with the context asks for a connection, which comes back when the client has read it."""
+
+    @app.get("/stream")
+    def stream() -> Any:
+        connection("orders").execute("SELECT 1")
+
+        @stream_with_context
+        def numbers() -> Iterator[str]:
+            for (number,) in connection("orders").execute("SELECT generate_series(1, 3)"):
+                yield str(number)
+
+        return numbers()
+
+    answer = app.test_client().get("/stream")
+    assert answer.text == "123"
+    answer.close()
+    assert used(registry) == 0
+
+
+def test_a_command_commits_at_its_end(
+    app: Flask, registry: Registry, database: TemporaryDatabase
+) -> None:
+    """Outside of requests the application context decides; a command that raises is rolled back."""
+
+    @app.cli.command("add")
+    def add() -> None:
+        connection("orders").execute("INSERT INTO orders VALUES (1)")
+
+    @app.cli.command("fail")
+    def fail() -> None:
+        connection("orders").execute("INSERT INTO orders VALUES (2)")
+        raise ZeroDivisionError
+
+    runner = app.test_cli_runner()
+    assert runner.invoke(args=["add"]).exit_code == 0
+    assert isinstance(runner.invoke(args=["fail"]).exception, ZeroDivisionError)
+    with app.app_context():
+        connection("orders").execute("INSERT INTO orders VALUES (3)")
+    with pytest.raises(ZeroDivisionError), app.app_context():
+        connection("orders").execute("INSERT INTO orders VALUES (4)")
+        raise ZeroDivisionError
+    assert totals(database) == [1, 3]
+    assert used(registry) == 0
+
+
+def test_the_configuration_names_the_registry(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, registry: Registry
+) -> None:
+    """`PGMONKEY_REGISTRY` is a directory; async types work; without any it says what to write."""
+    registry_dir.declare("orders", database, "async_pool")
+    app = Flask("shop")
+    with pytest.raises(RuntimeError, match="PGMONKEY_REGISTRY"):
+        init_app(app)
+    with app.app_context(), pytest.raises(RuntimeError, match="init_app"):
+        connection("orders")
+    app.config["PGMONKEY_REGISTRY"] = registry_dir
+    init_app(app)
+    with app.extensions["pgmonkey"], app.app_context():
+        assert isinstance(connection("orders"), psycopg.Connection)
+        assert connection("orders").execute("SELECT 1").fetchone() == (1,)
+        assert "pgmonkey" in g
+
+
+def test_outside_of_a_context_flask_says_so() -> None:
+    """Flask's own error says that there is no application context."""
+    with pytest.raises(RuntimeError, match="outside of application context"):
+        connection("orders")
+
+
+def test_a_busy_pool_is_an_error_of_the_application(
+    app: Flask, registry: Registry, registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """An error handler of `CheckoutTimeout` tells clients to come back."""
+
+    @app.errorhandler(CheckoutTimeout)
+    def busy(error: Exception) -> tuple[str, int, dict[str, str]]:
+        return str(error), 503, {"Retry-After": "1"}
+
+    registry_dir.declare("orders", database, pool_settings={"max_size": 1, "timeout": 0.1})
+    registry.reload()
+    with registry.get("orders"):
+        answer = app.test_client().post("/orders/1")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+def test_rotations_fail_no_request(
+    app: Flask, registry: Registry, database: TemporaryDatabase, volume: SecretVolume
+) -> None:
+    """While threads load the application its password changes three times, and no request fails."""
+    codes: list[int] = []
+    ended = threading.Event()
+    numbers = iter(range(1_000_000))
+
+    def load() -> None:
+        client = app.test_client()
+        while not ended.is_set():
+            codes.append(client.post(f"/orders/{next(numbers)}").status_code)
+
+    with ThreadPoolExecutor(4) as threads:
+        futures = [threads.submit(load) for _ in range(4)]
+        try:
+            for _ in range(3):
+                database.rotate()
+                write_credentials(volume, database)
+                registry.reload()
+                enough = len(codes) + 20
+                eventually(lambda enough=enough: len(codes) > enough, message="they go on")
+        finally:
+            ended.set()
+        for future in futures:
+            future.result()
+    assert set(codes) == {200}
+    assert len(totals(database)) == len(codes)
