@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from html import escape
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 from pgmonkey.errors import Problem
@@ -17,6 +19,8 @@ Outcome = Literal["applied", "rejected", "removed"]
 
 #: Outcomes of a reload that are counted.
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+#: Characters of a text of a server that a notebook shows.
+_LONGEST: Final = 300
 #: Every state of a database, the worst first.
 STATES: Final[tuple[DatabaseState, ...]] = get_args(DatabaseState)
 
@@ -175,3 +179,36 @@ class RegistryStatus(NamedTuple):
     last_reload_successful: bool
     last_reload_success_at: float | None
     reload_durations: Durations
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a table with a row for each database."""
+        titles = ("database", "state", "type", "in use", "waiting", "version", "last reload", "why")
+        rows = [_cells(one) for one in self.databases if one.state]
+        return "\n".join(
+            [
+                f"<table><caption>{escape(self.path)}</caption>",
+                f"<thead>{_row('th', titles)}</thead>",
+                f"<tbody>{''.join(_row('td', row) for row in rows)}</tbody></table>",
+            ]
+        )
+
+
+def _row(tag: str, cells: Iterable[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _cells(database: DatabaseStatus) -> Iterator[str]:
+    """Yield the texts of one row."""
+    yield database.name
+    yield database.state or ""
+    yield database.connection_type or ""
+    used = sum(pool.used + pool.retired for pool in database.pools)
+    size = sum(pool.max_size for pool in database.pools)
+    yield f"{used} of {size}" if size else ""
+    yield str(sum(pool.waiting for pool in database.pools) or "")
+    yield str(database.version or "")
+    at = database.last_reload_at
+    day = "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    yield f"{database.last_reload or ''} {day}".strip()
+    why = [database.last_error, *map(str, database.problems)]
+    yield next((text for text in why if text), "")[:_LONGEST]

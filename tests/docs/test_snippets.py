@@ -186,7 +186,13 @@ def test_python_runs(page: str, environment: Environment):
 def run(snippet: Snippet, namespace: dict, runner: asyncio.Runner) -> None:
     """Run one snippet; a traceback names the line of the page."""
     source = "\n" * (snippet.line - 1) + snippet.text
-    code = compile(source, str(ROOT / snippet.page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    code = compile(
+        source,
+        str(ROOT / snippet.page),
+        "exec",
+        flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+        dont_inherit=True,  # annotations are what the page writes
+    )
     expected = snippet.rest if snippet.word == "raises" else ""
     try:
         if code.co_flags & inspect.CO_COROUTINE:

@@ -1,0 +1,249 @@
+"""The recipes for other frameworks keep what they promise, as the programs that they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient as AiohttpClient
+from aiohttp.test_utils import TestServer
+from litestar.testing import TestClient
+
+from tests.docs.environment import Environment
+from tests.docs.snippets import ROOT, snippets
+from tests.kit import Canary
+from tests.kit.process import Process
+from tests.kit.server import PostgresServer
+from tests.recipes.recipe import ENDS_WITHIN, recipe, run
+
+_NAME = re.compile(r"# ([\w.]+\.py)\n")
+
+
+@pytest.fixture
+def environment(
+    tmp_path: Path, server: PostgresServer, canary: Canary, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Environment]:
+    """A directory with the registry that the pages use, and its databases."""
+    environment = Environment(tmp_path, server, canary)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.variables.items():
+        monkeypatch.setenv(name, value)
+    with environment.databases():
+        yield environment
+
+
+def files(page: str) -> dict[str, str]:
+    """Return the programs of a page, by the name in their first line."""
+    found = {}
+    for snippet in snippets(ROOT / "docs" / "recipes" / f"{page}.md"):
+        if name := _NAME.match(snippet.text):
+            found[name[1]] = snippet.text
+    return found
+
+
+def load(page: str, heading: str) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(compile(recipe(page, heading), page, "exec", dont_inherit=True), namespace)
+    return namespace
+
+
+def rows(server: PostgresServer, database: str, query: str) -> list[tuple[Any, ...]]:
+    return server.execute(query, dbname=database)
+
+
+ITEMS = "SELECT item FROM public.orders ORDER BY id"
+
+
+def test_a_failed_commit_in_litestar_is_no_success(
+    environment: Environment, server: PostgresServer
+) -> None:
+    """The dependency ends before the response: a handler that raises, or a COMMIT that fails, saves nothing."""
+    server.execute(
+        "ALTER TABLE orders ADD CONSTRAINT once UNIQUE (item) DEFERRABLE INITIALLY DEFERRED",
+        dbname="orders",
+    )
+    app = load("recipes/litestar-aiohttp", "Litestar")["app"]
+    with TestClient(app, raise_server_exceptions=False) as client:
+
+        def post(item: str) -> int:
+            return client.post("/orders", params={"item": item}).status_code
+
+        assert [post("tea"), post("tea"), post("cake")] == [201, 500, 201]
+    assert rows(server, "orders", ITEMS) == [("tea",), ("cake",)]
+
+
+def test_an_exception_in_litestar_rolls_back(
+    environment: Environment, server: PostgresServer
+) -> None:
+    """What a handler did before it raised is undone."""
+    namespace = load("recipes/litestar-aiohttp", "Litestar")
+
+    async def fail(orders: Any) -> None:
+        await orders.execute("INSERT INTO orders (item) VALUES ('never')")
+        raise ZeroDivisionError
+
+    fail.__annotations__ = {"orders": namespace["Orders"], "return": None}
+    app = namespace["Litestar"](
+        [namespace["get"]("/fail")(fail)],
+        dependencies={"orders": namespace["orders"]},
+        lifespan=[namespace["registry"]],
+        logging_config=None,
+    )
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/fail").status_code == 500
+    assert rows(server, "orders", ITEMS) == []
+
+
+async def test_aiohttp_commits_before_the_response(
+    environment: Environment, server: PostgresServer
+) -> None:
+    """A row is there when the answer is; a redirect that is raised in the block undoes it."""
+    namespace = load("recipes/litestar-aiohttp", "Litestar")
+    text = recipe("recipes/litestar-aiohttp", "aiohttp")
+    exec(compile(text, "aiohttp", "exec", dont_inherit=True), namespace)
+
+    async def leave(request: web.Request) -> web.Response:
+        async with request.app[namespace["REGISTRY"]].get("events") as conn:
+            await conn.execute("INSERT INTO events (what) VALUES ('never')")
+            raise web.HTTPFound("/events")
+
+    app = namespace["make_app"]()
+    app.router.add_get("/leave", leave)
+    async with AiohttpClient(TestServer(app)) as client:
+        answer = await client.post("/events", params={"what": "tea"})
+        assert answer.status == 201
+        assert rows(server, "events", "SELECT what FROM public.events") == [("tea",)]
+        answer = await client.get("/leave", allow_redirects=False)
+        assert answer.status == 302
+    assert rows(server, "events", "SELECT what FROM public.events") == [("tea",)]
+
+
+def test_celery_runs_the_tasks_of_the_recipe(
+    environment: Environment, server: PostgresServer, canary: Canary
+) -> None:
+    """A worker that forks confirms each order once, though a task comes twice."""
+    directory = environment.directory
+    queue = directory / "queue"
+    queue.mkdir()
+    folders = {
+        "data_folder_in": str(queue),
+        "data_folder_out": str(queue),
+        "polling_interval": 0.05,
+    }
+    programs = files("celery")
+    (directory / "tasks.py").write_text(
+        f"{programs['tasks.py']}\napp.conf.broker_transport_options = {folders}\n"
+    )
+    variables = environment.shell_variables() | {"BROKER_URL": "filesystem://"}
+    variables["PYTHONPATH"] += f"{os.pathsep}{directory}"
+    twice = f"{programs['shop.py']}\n" * 2 + "confirm.delay(order)\n"
+    sent = run(twice, directory, environ=variables, arguments=())
+    assert (sent.code, sent.errors) == (0, "")
+
+    command = "worker --pool=prefork --concurrency=2 --without-gossip --without-mingle"
+    with Process(
+        [sys.executable, "-m", "celery", "--app=tasks", *command.split(), "--without-heartbeat"],
+        cwd=directory,
+        env=variables,
+        start_new_session=True,
+        canary=canary,
+    ) as worker:
+        query = "SELECT what FROM public.events ORDER BY 1"
+        expected = [(f"order {number} is confirmed",) for number in (1, 2)]
+        worker.wait_until(
+            lambda: rows(server, "events", query) == expected and not list(queue.iterdir()),
+            40,
+            "every task has run",
+        )
+        assert "raised" not in worker.text
+        os.killpg(worker.process.pid, signal.SIGKILL)  # Celery takes six seconds to end
+
+
+NIGHT = """
+from datetime import UTC, datetime
+import threading
+from apscheduler.events import EVENT_JOB_EXECUTED, EVENT_JOB_ERROR
+
+ended = threading.Semaphore(0)
+scheduler.add_listener(lambda event: (print(event.exception), ended.release()),
+                       EVENT_JOB_EXECUTED | EVENT_JOB_ERROR)
+with registry.get("orders") as conn:
+    conn.execute("INSERT INTO orders (item) VALUES ('tea'), ('cake')")
+scheduler.start()
+scheduler.modify_job("count_orders", next_run_time=datetime.now(UTC))
+ended.acquire(timeout=20)
+with registry.get("reports") as conn:
+    conn.execute("DELETE FROM daily")
+    conn.execute("SELECT pg_advisory_xact_lock(hashtext('count_orders'))")
+    count_orders.__globals__["registry"] = Registry("registry.d", names=["reports", "orders"], metrics=None)
+    scheduler.modify_job("count_orders", next_run_time=datetime.now(UTC))
+    ended.acquire(timeout=20)
+    print(conn.execute("SELECT count(*) FROM daily").fetchone())
+    conn.rollback()
+    print(conn.execute("SELECT orders FROM daily").fetchall())
+scheduler.shutdown()
+"""
+
+
+def test_apscheduler_runs_a_job_in_one_of_several_processes(
+    environment: Environment, server: PostgresServer
+) -> None:
+    """The job writes its count; while another process has the lock, it returns."""
+    ended = run(
+        files("schedulers")["nightly.py"] + NIGHT,
+        environment.directory,
+        environ=environment.shell_variables(),
+        arguments=(),
+    )
+
+    assert (ended.code, ended.errors) == (0, "")
+    assert ended.output == ["None", "None", "(0,)", "[(2,)]"]
+    assert ended.lingered < ENDS_WITHIN
+
+
+MINUTES = """
+from datetime import UTC, datetime
+
+class Soon(AsyncIOScheduler):
+    def add_job(self, function, *arguments, **options):
+        async def once():
+            await function()
+            task.cancel()
+
+        super().add_job(once, *arguments, next_run_time=datetime.now(UTC), **options)
+
+AsyncIOScheduler = Soon
+
+async def run():
+    global task
+    task = asyncio.create_task(main())
+    await asyncio.wait([task], timeout=20)
+
+asyncio.run(run())
+"""
+
+
+def test_apscheduler_runs_coroutines(environment: Environment, server: PostgresServer) -> None:
+    """A job of the loop forgets what is old."""
+    server.execute(
+        "INSERT INTO events (what, at) VALUES ('old', '2020-01-01'), ('new', now())",
+        dbname="events",
+    )
+    ended = run(
+        files("schedulers")["minutely.py"] + MINUTES,
+        environment.directory,
+        environ=environment.shell_variables(),
+        arguments=(),
+    )
+
+    assert (ended.code, ended.errors) == (0, "")
+    assert rows(server, "events", "SELECT what FROM public.events") == [("new",)]
