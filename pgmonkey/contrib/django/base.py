@@ -1,0 +1,308 @@
+"""Django's engine for PostgreSQL, on connections of a registry.
+
+Each alias has a branch of the handle of its database: a pool of connections that are set up for
+Django once. A request borrows one at its first query, which costs as much as from a pool of
+psycopg_pool, and gives it back when it ends. Test databases, and the database `postgres` for
+creating them, are reached by `Registry.connect`: a connection for each thread, as in Django.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from django.core import checks, signals
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, OperationalError, connections
+from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.postgresql import base as postgresql
+from psycopg import IsolationLevel
+from psycopg.rows import tuple_row
+
+from pgmonkey.contrib.django import config_of, get_registry
+from pgmonkey.contrib.django.checks import check_databases, misplaced
+from pgmonkey.contrib.django.client import DatabaseClient
+from pgmonkey.contrib.django.creation import DatabaseCreation
+from pgmonkey.errors import PgmonkeyError
+from pgmonkey.pool._sync.changes import SyncWatchedClientCursor, SyncWatchedCursor
+from pgmonkey.pool._sync.connection import SyncPooledConnection
+from pgmonkey.pool.handle import Database
+
+_NO_POSTGRES: Final = (
+    "Normally Django will use a connection to the 'postgres' database to avoid running initialization"
+    " queries against the production database when it's not needed (for example, when running"
+    " tests). Django was unable to create a connection to the 'postgres' database and will use the"
+    " first PostgreSQL database instead."
+)
+#: What the modules are called that borrow for others.
+_INSIDE: Final = ("django.", "pgmonkey.")
+#: Seconds to wait for the sign of life that CONN_HEALTH_CHECKS asks for.
+_LONGEST_PING: Final = 2.0
+#: The handle that Django borrows from, by alias, with the one that it is a branch of.
+_branches: Final[dict[str, tuple[Database, Any]]] = {}
+# Guards `_branches`. Nothing is connected or waited for while it is held.
+_lock: Final = threading.Lock()
+
+
+class Cursor(postgresql.Cursor, SyncWatchedClientCursor[Any]):
+    """Django's cursor, which also tells the pool of what must not be left behind."""
+
+
+class ServerBindingCursor(postgresql.ServerBindingCursor, SyncWatchedCursor[Any]):
+    """The one of the option `server_side_binding`."""
+
+
+_CURSORS: Final = {
+    postgresql.Cursor: Cursor,
+    postgresql.ServerBindingCursor: ServerBindingCursor,
+}
+
+
+class DatabaseWrapper(postgresql.DatabaseWrapper):
+    """One thread's view of a database: it borrows a connection, and gives it back.
+
+    Args:
+        settings_dict: The settings of the alias; `NAME` is the name in the registry.
+        alias: The alias.
+    """
+
+    client_class = DatabaseClient
+    creation_class = DatabaseCreation
+    #: Django's own pool is not used.
+    pool = None
+
+    def __init__(self, settings_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        # Tests put the name of their database into NAME.
+        settings_dict.setdefault("REGISTRY_NAME", settings_dict["NAME"])
+        super().__init__(settings_dict, *args, **kwargs)
+        # What the connection was borrowed from; `None` outside of the pool.
+        self._handle: Any = None
+
+    @property
+    def registry_name(self) -> str:
+        """The name of the database in the registry, also while tests use another one."""
+        name: str = self.settings_dict["REGISTRY_NAME"]
+        return name
+
+    # Connecting
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """Return what Django wants of a connection beside what the file says."""
+        problems = misplaced(self.alias, self.settings_dict)
+        if problems:
+            raise ImproperlyConfigured("\n".join(f"{one.msg} {one.hint}" for one in problems))
+        params: dict[str, Any] = super().get_connection_params()
+        factory = params["cursor_factory"]
+        params["cursor_factory"] = _CURSORS.get(factory, factory)
+        params["row_factory"] = tuple_row
+        return params
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """Borrow a connection of the registry, set up for Django."""
+        level = self._wanted_level()
+        connection: psycopg.Connection[Any]
+        try:
+            declared = conn_params["dbname"] == self.registry_name
+            if declared and self.alias != NO_DB_ALIAS:
+                connection = self._borrow(conn_params, level)
+            else:
+                if declared:
+                    del conn_params["dbname"]
+                connection = get_registry().connect(self.registry_name, **conn_params)
+                if level is not None:
+                    connection.isolation_level = level
+        except psycopg.OperationalError as error:
+            # Django would make its own of the first argument: without our hint.
+            raise OperationalError(str(error)) from error
+        except PgmonkeyError as error:
+            raise ImproperlyConfigured(str(error)) from error
+        self.isolation_level = connection.isolation_level or IsolationLevel.READ_COMMITTED
+        return connection
+
+    def _wanted_level(self) -> IsolationLevel | None:
+        level = self.settings_dict["OPTIONS"].get("isolation_level")
+        try:
+            return None if level is None else IsolationLevel(level)
+        except ValueError:
+            raise ImproperlyConfigured(
+                f"Invalid transaction isolation level {level} specified."
+                " Use one of the psycopg.IsolationLevel values."
+            ) from None
+
+    def _borrow(self, wanted: dict[str, Any], level: IsolationLevel | None) -> SyncPooledConnection:
+        handle = _branch(self.alias, self.registry_name, wanted["context"])
+        connection: SyncPooledConnection = handle.getconn()
+        _name_borrower(handle, connection)
+        if self.settings_dict["CONN_HEALTH_CHECKS"]:
+            connection = _answering(handle, connection)
+        self._handle = handle
+        _threads.mine.wrappers.add(self)
+        if connection.cursor_factory is not wanted["cursor_factory"]:  # it is new
+            connection.autocommit = True
+            connection.cursor_factory = wanted["cursor_factory"]
+            connection.row_factory = wanted["row_factory"]
+            connection.prepare_threshold = wanted["prepare_threshold"]
+            if level is not None:
+                connection.isolation_level = level
+            connection.keep_settings()
+        return connection
+
+    def _configure_connection(self, connection: Any) -> bool:
+        """Set what the server is to know: encoding, time zone, role. Mostly it knows already."""
+        changed: bool = super()._configure_connection(connection)  # type: ignore[misc]  # the stubs lack it
+        if connection.info.parameter_status("client_encoding") != "UTF8":
+            connection.execute("SET client_encoding TO 'UTF8'")
+            changed = True
+        return changed
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        # A pooled connection has it from the start, and pays for a change when it is given back.
+        if self.connection.autocommit != autocommit:
+            super()._set_autocommit(autocommit)  # type: ignore[misc]  # the stubs lack it
+
+    def chunked_cursor(self) -> Any:
+        """Return a cursor of the server for large results, or an ordinary one behind a pooler."""
+        if self.config().pooler != "none":  # its transactions may be on other connections
+            return self.cursor()
+        return super().chunked_cursor()
+
+    def config(self) -> Any:
+        """Return the configuration of the database that is in force.
+
+        Raises:
+            ImproperlyConfigured: there is none.
+        """
+        return config_of(self.registry_name)
+
+    # Giving back
+
+    def _close(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is None:
+            super()._close()  # type: ignore[misc]  # the stubs lack it
+            return
+        # Before: whatever happens, this thread has no part in it any more.
+        connection, self.connection = self.connection, None
+        _threads.mine.wrappers.discard(self)
+        if connection is not None:
+            with self.wrap_database_errors:
+                handle.putconn(connection)
+
+    def drop(self) -> None:
+        """Let go of the connection without giving it back: the pool closes it, and reports that."""
+        self._handle = self.connection = None
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """Give the connection back if it is broken, too old, or retired."""
+        super().close_if_unusable_or_obsolete()
+        connection, handle = self.connection, self._handle
+        if (
+            connection is not None
+            and handle is not None
+            and not self.in_atomic_block
+            and (connection.closed or handle.is_retired(connection))
+        ):
+            self.close()
+
+    def end_request(self) -> None:
+        """Give the connection back, whatever CONN_MAX_AGE: the pool keeps it for the next request."""
+        if self._handle is not None and not self.in_atomic_block:
+            self.close()
+
+    def close_pool(self) -> None:
+        """Close the connections of this alias, in all threads, when they are given back."""
+        with _lock:
+            _, branch = _branches.pop(self.alias, (None, None))
+        if branch is not None:
+            branch.close()
+
+    @contextmanager
+    def _nodb_cursor(self) -> Iterator[Any]:
+        """Yield a cursor in the database `postgres`, or else in the declared one."""
+        cursor = None
+        try:
+            with super(postgresql.DatabaseWrapper, self)._nodb_cursor() as cursor:
+                yield cursor
+        except (psycopg.DatabaseError, DatabaseError):
+            if cursor is not None:
+                raise
+            warnings.warn(_NO_POSTGRES, RuntimeWarning, stacklevel=3)
+            declared = {**self.settings_dict, "NAME": self.registry_name}
+            connection = self.__class__(declared, alias=NO_DB_ALIAS)
+            try:
+                with connection.cursor() as cursor:
+                    yield cursor
+            finally:
+                connection.close()
+
+
+class _Thread:
+    """What one thread has borrowed, dropped when the thread ends.
+
+    Without that it would be dropped when the garbage collector finds its wrapper, which is part of a
+    circle: until then, a few threads that forgot to close could hold every connection of a pool.
+    """
+
+    def __init__(self) -> None:
+        self.wrappers = weakref.WeakSet[DatabaseWrapper]()
+
+    def __del__(self) -> None:
+        for one in list(self.wrappers):
+            if not one.allow_thread_sharing:
+                one.drop()
+
+
+class _Threads(threading.local):
+    def __init__(self) -> None:
+        self.mine = _Thread()
+
+
+_threads: Final = _Threads()
+
+
+def _branch(alias: str, name: str, context: Any) -> Any:
+    """Return the handle that an alias borrows from. Django has threads: it is always a pool."""
+    trunk = get_registry().get(name, "pool")
+    known, branch = _branches.get(alias, (None, None))
+    if known is not trunk:
+        with _lock:
+            known, branch = _branches.get(alias, (None, None))
+            if known is not trunk:
+                branch = trunk.branch(context)
+                _branches[alias] = (trunk, branch)
+    return branch
+
+
+def _answering(handle: Any, connection: SyncPooledConnection) -> SyncPooledConnection:
+    """Return a connection that has given a sign of life: this one, or another one."""
+    while not connection.ping(_LONGEST_PING):
+        connection.close()  # which gives it back, too
+        connection = handle.getconn()
+        _name_borrower(handle, connection)
+    return connection
+
+
+def _name_borrower(handle: Any, connection: SyncPooledConnection) -> None:
+    """Let errors and status name the code that has called Django, such as a view."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").startswith(_INSIDE) and frame.f_back is not None:
+        frame = frame.f_back
+    checkout = handle.held(connection)
+    checkout.code, checkout.instruction = frame.f_code, frame.f_lasti
+    connection.borrower = frame.f_code
+
+
+def _end_request(**_: Any) -> None:
+    for one in connections.all(initialized_only=True):
+        if isinstance(one, DatabaseWrapper):
+            one.end_request()
+
+
+signals.request_finished.connect(_end_request)
+checks.register(check_databases)

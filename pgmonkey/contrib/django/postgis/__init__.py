@@ -1,0 +1,1 @@
+"""The engine for PostGIS: `"ENGINE": "pgmonkey.contrib.django.postgis"`."""

@@ -1,0 +1,1 @@
+"""A Django project on a registry, as a user has one: for the tests beside it, and as programs."""

@@ -1,0 +1,878 @@
+"""The engine for Django, in Django: its ORM, requests, threads and event loops, over rotations."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from django.core import checks, signals
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.db import (
+    OperationalError,
+    close_old_connections,
+    connection,
+    connections,
+    transaction,
+)
+from django.test.utils import override_settings
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from pgmonkey import Registry
+from pgmonkey.contrib.django import get_registry
+from tests.contrib.django_project.ready import Item, pid
+from tests.kit.canary import Canary
+from tests.kit.database import TemporaryDatabase
+from tests.kit.eventually import eventually
+from tests.kit.process import Process
+from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.recipes.recipe import plain_environment, recipe
+
+MAX_SIZE = 4
+PROJECT = Path(__file__).parent / "django_project"
+
+
+class Project:
+    """The project of one test, on a database and a registry of its own."""
+
+    def __init__(
+        self, registry: Registry, directory: RegistryDirectory, database: TemporaryDatabase
+    ) -> None:
+        self.registry = registry
+        self.directory = directory
+        self.database = database
+        self.number = 0
+
+    def settings(self, **changes: Any) -> None:
+        """Change the settings of the alias, as if they had been so from the start."""
+        connections.settings["default"].update(changes)
+
+    def declare(self, **sections: Any) -> None:
+        """Write the file of the database."""
+        sections = {"pool_settings": {"min_size": 0, "max_size": MAX_SIZE}} | sections
+        self.directory.declare("orders", self.database, **sections)
+
+    def rotate(self) -> None:
+        """Give the user another password, and the registry with it."""
+        self.database.rotate()
+        self.declare()
+        assert self.registry.reload().applied == ("orders",)
+
+    def pool(self) -> Any:
+        """Return the numbers of the pools of the database."""
+        (status,) = self.registry.status().databases[0].pools
+        return status
+
+
+def end_request() -> None:
+    """End a request of this thread, as a handler does."""
+    signals.request_finished.send(sender=None)
+
+
+def get(path: str) -> tuple[int, bytes]:
+    """Answer a request in this thread, as a WSGI server does."""
+    status: list[str] = []
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": path,
+        "SERVER_NAME": "test",
+        "SERVER_PORT": "80",
+        "wsgi.input": BytesIO(),
+        "wsgi.url_scheme": "http",
+    }
+    response = WSGIHandler()(environ, lambda line, headers: status.append(line))
+    try:
+        body = b"".join(response)
+    finally:
+        response.close()
+    return int(status[0].split()[0]), body
+
+
+@pytest.fixture
+def project(registry_dir: RegistryDirectory, database: TemporaryDatabase) -> Iterator[Project]:
+    """The project, with its table."""
+    registry_dir.declare("orders", database, pool_settings={"min_size": 0, "max_size": MAX_SIZE})
+    before = connections.settings["default"].copy()
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        override_settings(PGMONKEY={"REGISTRY": registry}),
+    ):
+        with connection.schema_editor() as editor:
+            editor.create_model(Item)
+        connection.close()
+        try:
+            yield Project(registry, registry_dir, database)
+        finally:
+            connection.close()
+            connection.close_pool()
+            del connections["default"]
+            connections.settings["default"].clear()
+            connections.settings["default"].update(before)
+            connections.settings["default"].pop("REGISTRY_NAME", None)
+
+
+# What Django does with a database
+
+
+def test_models_transactions_and_savepoints_work(project):
+    """What an inner block has done is rolled back alone; what the outer one has done is committed."""
+    with transaction.atomic():
+        Item.objects.create(name="tea", details={"kind": ["green", "black"]})
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            Item.objects.create(name="coffee")
+            raise ZeroDivisionError
+
+    item = Item.objects.get()
+    assert (item.name, item.details) == ("tea", {"kind": ["green", "black"]})
+    assert Item.objects.filter(details__kind__contains="green").exists()
+    assert item.made_at.utcoffset().total_seconds() == 0
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        Item.objects.all().delete()
+        raise ZeroDivisionError
+    assert Item.objects.count() == 1
+
+
+def test_a_row_is_locked_for_others(project):
+    """`select_for_update` holds the row until its block ends."""
+    item = Item.objects.create(name="tea")
+    with transaction.atomic():
+        Item.objects.select_for_update().get(pk=item.pk)
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(_is_locked, item.pk).result()
+
+
+def _is_locked(pk: int) -> bool:
+    try:
+        with transaction.atomic():
+            return not Item.objects.select_for_update(skip_locked=True).filter(pk=pk).exists()
+    finally:
+        connection.close()
+
+
+def test_large_results_come_through_a_cursor_of_the_server(project):
+    """`iterator()` reads in parts, inside of a transaction and without one."""
+    Item.objects.bulk_create(Item(name=f"item {number}") for number in range(25))
+
+    for _ in range(2):
+        items = Item.objects.order_by("pk").iterator(chunk_size=10)
+        assert next(items).name == "item 0"
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE '_django_curs_%%'")
+            assert cursor.fetchone() == (1,)
+        assert len(list(items)) == 24
+    with transaction.atomic():
+        assert len(list(Item.objects.iterator(chunk_size=10))) == 25
+
+
+def test_behind_a_pooler_there_is_no_cursor_of_the_server(project):
+    """With `pooler: pgbouncer` results come at once: the next part may be on another connection."""
+    project.declare(pooler="pgbouncer")
+    project.registry.reload()
+    Item.objects.create(name="tea")
+    Item.objects.create(name="coffee")
+
+    items = Item.objects.iterator(chunk_size=1)
+    next(items)
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE '_django_curs_%%'")
+        assert cursor.fetchone() == (0,)
+
+
+# Whose connections they are
+
+
+def test_nobody_else_gets_what_is_set_up_for_django(project):
+    """Plain blocks of the same database never get a connection of Django, nor any of its settings."""
+    project.declare(
+        sync_settings={"timezone": "Asia/Tokyo"}, connection={"row_factory": "dict_row"}
+    )
+    project.registry.reload()
+    django_pids = {pid()}
+    end_request()
+
+    handle = project.registry.get("orders")
+    with handle as one, handle as two:
+        for conn in (one, two):
+            assert conn.row_factory is dict_row
+            assert not conn.autocommit
+            assert isinstance(conn.cursor(), psycopg.Cursor)
+            assert not isinstance(conn.cursor(), psycopg.ClientCursor)
+            assert conn.prepare_threshold == 5
+            row: Any = conn.execute("SELECT now() AS now, '{}'::jsonb AS json").fetchone()
+            assert str(row["now"].tzinfo) == "Asia/Tokyo"
+            assert row["json"] == {}
+            assert conn.info.backend_pid not in django_pids
+    with handle as conn:
+        plain = conn.info.backend_pid
+    assert pid() in django_pids
+    assert pid() != plain
+
+
+def test_rows_are_what_django_expects_whatever_the_file_says(project):
+    """A file's row factory, time zone and autocommit are for plain blocks."""
+    project.declare(
+        sync_settings={"timezone": "Asia/Tokyo"},
+        connection={"row_factory": "dict_row", "autocommit": True, "client_encoding": "latin1"},
+    )
+    project.registry.reload()
+
+    item = Item.objects.create(name="\N{EURO SIGN}")
+
+    assert Item.objects.get(name="\N{EURO SIGN}").made_at == item.made_at
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('TimeZone'), current_setting('client_encoding')")
+        assert cursor.fetchone() == ("UTC", "UTF8")
+
+
+def test_isolation_level_and_role_are_those_of_the_options(project):
+    """OPTIONS of Django count: each new connection gets them, and keeps them."""
+    project.settings(
+        OPTIONS={
+            "isolation_level": psycopg.IsolationLevel.SERIALIZABLE,
+            "assume_role": project.database.user,
+            "server_side_binding": True,
+        }
+    )
+
+    for _ in range(2):
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting('transaction_isolation'), current_user")
+            assert cursor.fetchone() == ("serializable", project.database.user)
+        assert Item.objects.filter(name="tea").count() == 0
+        end_request()
+
+
+@pytest.mark.parametrize("max_age", [0, 60, None])
+def test_requests_share_connections_that_stay_open(project, max_age):
+    """A connection is used by one request after the other, and by no thread in between."""
+    project.settings(CONN_MAX_AGE=max_age)
+    pids = set()
+    for _ in range(3):
+        pids.add(pid())
+        end_request()
+        assert connection.connection is None
+        assert project.pool().used == 0
+
+    assert len(pids) == 1
+
+
+def test_no_statement_is_sent_to_set_up_a_connection_that_is_set_up(project):
+    """The second request sends its own statements and nothing else."""
+    pid()
+    end_request()
+
+    pid()
+
+    (backend,) = project.database.backends()
+    assert backend["query"] == "SELECT pg_backend_pid()"
+    assert connection.connection.changed is False
+
+
+def test_threads_never_hold_more_connections_than_max_size(project):
+    """Requests of many threads wait for each other, and leave nothing behind."""
+    before = len(project.database.backends())
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(get, ["/order"] * 40))
+
+    assert {status for status, _ in answers} == {200}
+    assert Item.objects.count() == 40
+    end_request()
+    assert project.pool().used == 0
+    assert before <= len(project.database.backends()) <= MAX_SIZE
+
+
+def test_a_thread_that_ends_with_a_connection_costs_no_place(project):
+    """A thread that forgets to close its connection: it is closed and reported, and others get one."""
+    for _ in range(MAX_SIZE + 2):
+        thread = threading.Thread(target=pid)
+        thread.start()
+        thread.join()
+
+    assert pid()
+    assert project.pool().used == 1
+
+
+def test_a_response_that_streams_keeps_its_connection_to_its_end(project):
+    """The connection goes back when the last part was sent."""
+    Item.objects.bulk_create(Item(name=f"item {number}") for number in range(5))
+    end_request()
+
+    status, body = get("/stream")
+
+    assert status == 200
+    assert body.decode().split("\n")[:-1] == [f"item {number}" for number in range(5)]
+    assert project.pool().used == 0
+
+
+# Rotations
+
+
+@pytest.mark.parametrize("max_age", [0, None])
+def test_a_request_after_a_rotation_has_a_new_connection(project, max_age):
+    """After a rotation no thread has an old connection, however long it may keep one."""
+    project.settings(CONN_MAX_AGE=max_age)
+    before = pid()
+    end_request()
+
+    project.rotate()
+
+    assert pid() != before
+    assert before not in [backend["pid"] for backend in project.database.backends()]
+
+
+def test_a_request_ends_on_its_connection_and_gives_it_back_retired(project):
+    """A rotation in the middle of a request breaks nothing; at its end the old connection closes."""
+    project.settings(CONN_MAX_AGE=None)
+    with transaction.atomic():
+        before = pid()
+        Item.objects.create(name="tea")
+        project.rotate()
+        assert pid() == before
+        assert project.pool().retired == 1
+    assert Item.objects.count() == 1
+    assert pid() == before
+
+    end_request()
+
+    assert project.registry.wait_drained(5)
+    assert before not in [backend["pid"] for backend in project.database.backends()]
+    assert pid() != before
+
+
+def test_a_worker_gives_a_retired_connection_back_between_its_tasks(project):
+    """`close_old_connections()` keeps a connection that is not retired, and gives one back that is."""
+    project.settings(CONN_MAX_AGE=None)
+    before = pid()
+    close_old_connections()
+    assert connection.connection is not None
+    project.rotate()
+
+    close_old_connections()
+
+    assert connection.connection is None
+    assert pid() != before
+
+
+def test_no_request_fails_while_the_password_rotates(project):
+    """Requests of eight threads, over four rotations: every answer is 200, every order is there."""
+    project.settings(CONN_MAX_AGE=None)
+    stop = threading.Event()
+    answers: list[int] = []
+
+    def client() -> None:
+        while not stop.is_set():
+            answers.append(get("/order")[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(client) for _ in range(8)]
+        try:
+            for _ in range(4):
+                enough = len(answers) + 8
+                project.rotate()
+                eventually(lambda enough=enough: len(answers) >= enough, 20, "requests go on")
+        finally:
+            stop.set()
+        for one in clients:
+            one.result()
+
+    assert set(answers) == {200}
+    assert Item.objects.count() == len(answers)
+    end_request()
+    assert project.registry.wait_drained(5)
+    assert project.registry.status().databases[0].version == 5
+
+
+def test_a_restart_of_the_server_costs_no_request_after_it(project):
+    """Connections that died meanwhile are replaced before a request gets one."""
+    pid()
+    end_request()
+    project.database.server.restart()
+
+    assert get("/order")[0] == 200
+
+
+def test_a_request_whose_connection_broke_is_the_only_one_that_fails(project):
+    """The next request gets a working connection, whatever CONN_MAX_AGE."""
+    project.settings(CONN_MAX_AGE=None)
+    pid()
+    project.database.terminate_backends()
+    with pytest.raises(OperationalError):
+        pid()
+    end_request()
+
+    assert get("/order")[0] == 200
+
+
+def test_health_checks_ask_the_server_before_each_request(project, proxy):
+    """With CONN_HEALTH_CHECKS a connection without a sign of life is not given to a request."""
+    project.declare(connection={"host": proxy.host, "port": proxy.port})
+    project.registry.reload()
+    project.settings(CONN_HEALTH_CHECKS=True)
+    before = pid()
+    end_request()
+    project.database.server.execute("SELECT pg_stat_reset()")
+
+    assert pid() == before
+    end_request()
+    assert connection.connection is None
+
+
+# Event loops
+
+
+def test_asynchronous_views_leave_no_connection_behind(project):
+    """Requests of an ASGI server that overlap are answered, and hold nothing afterwards."""
+    project.settings(CONN_MAX_AGE=None)
+
+    async def serve() -> list[int]:
+        return await asyncio.gather(*(_asgi_get(path) for path in ["/later", "/order"] * 10))
+
+    assert set(asyncio.run(serve())) == {200}
+
+    assert Item.objects.count() == 20
+    end_request()
+    eventually(lambda: project.pool().used == 0, 5, "every connection is back")
+
+
+async def _asgi_get(path: str) -> int:
+    status = 0
+
+    async def receive() -> dict[str, Any]:
+        if not received:
+            received.append(1)
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    received: list[int] = []
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "headers": [],
+        "query_string": b"",
+        "server": ("test", 80),
+        "http_version": "1.1",
+        "scheme": "http",
+    }
+    await ASGIHandler()(scope, receive, send)
+    return status
+
+
+# Settings and problems
+
+
+@pytest.mark.parametrize(
+    "setting, key",
+    [
+        ("HOST", "connection_settings: host"),
+        ("PORT", "connection_settings: port"),
+        ("USER", "connection_settings: user"),
+        ("PASSWORD", "connection_settings: password"),
+    ],
+)
+def test_a_check_says_where_a_connection_setting_belongs(project, canary, setting, key):
+    """HOST, PORT, USER and PASSWORD beside the engine are errors that name the file and the key."""
+    project.settings(**{setting: canary.secret()})
+
+    (problem,) = checks.run_checks()
+
+    assert problem.id == "pgmonkey.E002"
+    assert problem.msg == f'DATABASES["default"]["{setting}"] has no effect here.'
+    assert problem.hint == f"Remove it. It belongs into orders.yaml of the registry, as `{key}`."
+    with pytest.raises(ImproperlyConfigured, match=f"as `{key}`"):
+        pid()
+
+
+@pytest.mark.parametrize(
+    "option, number, text",
+    [
+        ("pool", "E002", "as `pool_settings`"),
+        ("sslmode", "E002", "as `connection_settings: sslmode`"),
+        ("passfile", "E002", "as `connection_settings: passfile`"),
+        ("isolaton_level", "E003", "It takes assume_role, cursor_factory, isolation_level"),
+    ],
+)
+def test_a_check_says_where_an_option_belongs(project, option, number, text):
+    """What belongs into the file is no option."""
+    project.settings(OPTIONS={option: "something"})
+
+    (problem,) = checks.run_checks()
+
+    assert problem.id == f"pgmonkey.{number}"
+    assert text in problem.hint
+
+
+def test_nothing_is_wrong_with_good_settings(project):
+    """The checks of Django find nothing, those of the database included."""
+    assert checks.run_checks(databases=["default"]) == []
+
+
+def test_an_unknown_name_is_a_problem_of_the_settings(project):
+    """The error names those that are near."""
+    project.settings(NAME="order", REGISTRY_NAME="order")
+
+    with pytest.raises(ImproperlyConfigured, match='did you mean "orders"'):
+        pid()
+
+
+def test_a_missing_name_is_a_problem_of_the_settings(project):
+    """NAME is the name in the registry."""
+    project.settings(NAME="", REGISTRY_NAME="")
+
+    with pytest.raises(ImproperlyConfigured, match="the stem of its file"):
+        pid()
+
+
+def test_problems_of_the_files_are_problems_of_the_settings(project, registry_dir):
+    """The error is ours, with file, line and key."""
+    path = registry_dir.write("orders", "connection_settings: {hots: localhost}\n")
+
+    with (
+        override_settings(PGMONKEY={"REGISTRY": str(registry_dir)}),
+        pytest.raises(ImproperlyConfigured) as raised,
+    ):
+        pid()
+
+    assert str(path) in str(raised.value)
+    assert "hots" in str(raised.value)
+
+
+def test_a_server_that_refuses_is_an_operational_error_with_our_text(project, registry_dir):
+    """Reason and hint are in the error that Django shows."""
+    project.declare(connection={"password": "wrong"})
+
+    with (
+        override_settings(PGMONKEY={"REGISTRY": str(registry_dir)}),
+        get_registry(),
+        pytest.raises(OperationalError, match=r"orders: cannot connect: .* \[auth\]") as raised,
+    ):
+        pid()
+
+    assert "hint" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        ({}, "names the directory"),
+        ("registry.d", "PGMONKEY is a dictionary"),
+        ({"REGISTRYS": "registry.d"}, "did you mean"),
+        ({"REGISTRY": 3}, "a path or a Registry, not int"),
+        ({"REGISTRY": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_a_setting_that_names_no_registry_says_so(project, monkeypatch, value, text):
+    """What is wrong with PGMONKEY is said in words."""
+    monkeypatch.delenv("PGMONKEY_REGISTRY", raising=False)
+    with override_settings(PGMONKEY=value), pytest.raises(ImproperlyConfigured, match=text):
+        pid()
+
+
+def test_the_environment_names_the_registry(project, registry_dir, monkeypatch):
+    """Without the setting, $PGMONKEY_REGISTRY counts; the registry is the same every time."""
+    monkeypatch.setenv("PGMONKEY_REGISTRY", str(registry_dir))
+    with override_settings(PGMONKEY={}), get_registry() as registry:
+        assert get_registry() is registry
+        assert registry.path == registry_dir.path
+        assert pid()
+        connection.close()
+        connection.close_pool()
+
+
+# The recipe
+
+
+def test_the_recipes_work_as_they_are_written(project):
+    """A worker gives back a retired connection between tasks; plain connections are of the registry."""
+    names: dict[str, Any] = {}
+    exec(recipe("recipes/django", "Workers and commands"), names)
+    exec(recipe("recipes/django", "Connections without Django"), names)
+    project.settings(CONN_MAX_AGE=None)
+    pids: list[int] = []
+
+    def task() -> None:
+        pids.append(pid())
+
+    names["work"]([task, task, project.rotate, task])
+
+    first, second, third = pids
+    assert first == second != third
+    Item.objects.create(name="tea")
+    assert names["count"]() == 1
+
+
+def test_status_names_the_code_that_has_called_django(project):
+    """A timeout and the status say which view, not which line of Django, holds a connection."""
+    pid()
+
+    (checkout,) = project.pool().checkouts
+
+    assert checkout.place.endswith("in pid")
+    assert "urls.py:" in checkout.place
+
+
+def test_postgis_is_djangos_engine_for_it_on_the_same_connections(project):
+    """The engine for PostGIS needs GDAL; its connections come from the registry."""
+    try:
+        from pgmonkey.contrib.django.postgis.base import DatabaseWrapper
+    except ImproperlyConfigured:
+        pytest.skip("needs GDAL")
+    from django.contrib.gis.db.backends.postgis.operations import PostGISOperations
+
+    wrapper = DatabaseWrapper(connections.settings["default"], "default")
+    try:
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        assert isinstance(wrapper.ops, PostGISOperations)
+        assert project.pool().used == 1
+    finally:
+        wrapper.close()
+
+
+# As programs
+
+
+@pytest.fixture
+def manage(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, tmp_path: Path
+) -> Iterator[Callable[..., str]]:
+    """Run a command of `manage.py` with a user that may create databases, and return its output."""
+    database.server.execute(sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(database.user)))
+    registry_dir.declare("orders", database, pool_settings={"min_size": 0, "max_size": MAX_SIZE})
+    programs = tmp_path / "programs"
+    programs.mkdir()
+
+    def run(*arguments: str, python: tuple[str, ...] = (), code: int = 0) -> str:
+        with Process(
+            [sys.executable, "-W", "error", *(python or (str(PROJECT / "manage.py"),)), *arguments],
+            canary=canary,
+            cwd=tmp_path,
+            env=plain_environment()
+            | {
+                "DJANGO_SETTINGS_MODULE": "tests.contrib.django_project.settings",
+                "PGMONKEY_REGISTRY": str(registry_dir),
+                "PATH": f"{programs}:{os.environ['PATH']}",
+            },
+        ) as process:
+            assert process.code(50) == code, process.text
+            return process.text
+
+    yield run
+    for (name,) in database.server.execute(
+        "SELECT datname FROM pg_database WHERE datname LIKE 'test_orders%%'"
+    ):
+        database.server.drop_database(name)
+
+
+@pytest.mark.slow
+def test_the_commands_of_a_database_work(manage, registry_dir, database, tmp_path):
+    """With the settings of the recipe: `migrate` makes tables, `inspectdb` reads them, `check` is content."""
+    (tmp_path / "recipe_settings.py").write_text(
+        "from pathlib import Path\n"
+        "from tests.contrib.django_project.settings import *\n"
+        f"BASE_DIR = Path({str(registry_dir.path.parent)!r})\n"
+        + recipe("recipes/django", "Settings")
+    )
+
+    text = commands(
+        manage,
+        "recipe_settings",
+        ["migrate"],
+        ["inspectdb", "shop_item"],
+        ["check", "--database=default"],
+    )
+
+    assert "Applying shop.0001_initial... OK" in text
+    assert database.execute("SELECT count(*) FROM shop_item") == [(0,)]
+    assert "class ShopItem(models.Model):" in text
+    assert "details = models.JSONField()" in text
+    assert "no issues" in text
+
+
+def commands(manage: Callable[..., str], settings: str, *calls: list[str]) -> str:
+    """Run several commands of Django one after the other, in one process."""
+    program = (
+        f"import os, sys; sys.path.insert(0, '.'); os.environ['DJANGO_SETTINGS_MODULE'] = '{settings}'\n"
+        "import django; django.setup()\n"
+        "from django.core.management import call_command\n"
+        f"for call in {calls!r}: call_command(*call)\n"
+    )
+    return manage(python=("-c", program))
+
+
+@pytest.mark.slow
+def test_the_shell_gets_what_the_file_says_and_no_password_in_its_arguments(
+    manage, registry_dir, database, volume, canary, tmp_path
+):
+    """`dbshell` runs psql, whose password is in a file that is gone afterwards."""
+    psql = tmp_path / "programs" / "psql"
+    psql.write_text(PSQL)
+    psql.chmod(0o755)
+    database.password = password = canary.secret(hostile=True)
+    database.server.set_password(database.user, password)
+    registry_dir.declare(
+        "orders", database, volume=volume, sync_settings={"statement_timeout": "7s"}
+    )
+
+    manage("dbshell", "--", "-c", "SELECT 1")
+
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["arguments"] == ["-c", "SELECT 1"]
+    assert seen["result"] == [database.user, database.name, "7s"]
+    assert not Path(seen["passfile"]).exists()
+    assert "PGPASSWORD" not in seen["environment"]
+    assert not any(password in value for value in seen["environment"].values())
+
+
+#: Connects as psql does: with what libpq finds in the environment.
+PSQL = f"""#!{sys.executable}
+import json, os, sys
+import psycopg
+with psycopg.connect() as conn:
+    result = conn.execute("SELECT current_user, current_database(), current_setting('statement_timeout')")
+    seen = {{
+        "arguments": sys.argv[1:],
+        "result": result.fetchone(),
+        "passfile": os.environ["PGPASSFILE"],
+        "environment": dict(os.environ),
+    }}
+with open("seen.json", "w") as file:
+    json.dump(seen, file)
+"""
+
+
+@pytest.mark.slow
+def test_tests_have_databases_of_their_own(manage, database):
+    """Django's runner makes them, one for each process, drops them, and keeps them on request."""
+    call = ["test", "--noinput", "--pattern=shop_tests.py", "tests.contrib.django_project.shop"]
+    before = _test_databases(database)
+
+    text = manage(*call, "--parallel", "2", "--verbosity", "2")
+    assert "Ran 3 tests" in text
+    assert "Cloning test database for alias 'default' ('test_orders')" in text
+    assert _test_databases(database) == before
+
+    again = [*call, "--keepdb"]
+    text = commands(manage, "tests.contrib.django_project.settings", again, again)
+    assert text.count("OK") == 2
+    assert "Using existing test database" in text
+    assert _test_databases(database) - before == {"test_orders"}
+    assert database.backends() == []
+
+
+@pytest.mark.parametrize("name", ["orders", "the declared one"])
+def test_tests_never_get_the_declared_database(project, name):
+    """A test database that would be the declared one, which tests empty and drop, is refused."""
+    name = project.database.name if name == "the declared one" else name
+    project.settings(TEST={**connection.settings_dict["TEST"], "NAME": name})
+
+    with pytest.raises(ImproperlyConfigured, match="Write another name"):
+        connection.creation.create_test_db(verbosity=0)
+
+    assert Item.objects.count() == 0
+
+
+def _test_databases(database: TemporaryDatabase) -> set[str]:
+    rows = database.server.execute("SELECT datname FROM pg_database")
+    return {name for (name,) in rows if name.startswith("test_")}
+
+
+@pytest.mark.slow
+def test_pytest_django_has_a_database_of_its_own(manage, database, tmp_path):
+    """Tests that ask for `db` run in a test database, which is dropped at the end."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_shop.py").write_text(
+        "import pytest\n"
+        "from tests.contrib.django_project.shop.models import Item\n"
+        "@pytest.mark.django_db\n"
+        "def test_an_item(client):\n"
+        "    Item.objects.create(name='tea')\n"
+        "    assert client.get('/order').status_code == 200\n"
+        "    assert Item.objects.count() == 2\n"
+        "@pytest.mark.django_db(transaction=True)\n"
+        "def test_another(client, transactional_db):\n"
+        "    assert client.get('/order').status_code == 200\n"
+        "    assert Item.objects.count() == 1\n"
+    )
+    before = _test_databases(database)
+
+    text = manage("-q", "-p", "no:randomly", "-p", "no:xdist", python=("-m", "pytest"))
+
+    assert "2 passed" in text
+    assert _test_databases(database) == before
+
+
+@pytest.mark.slow
+def test_workers_of_a_server_that_forks_lose_no_request_over_rotations(
+    manage, registry_dir, database, volume, tmp_path
+):
+    """Workers with threads and `--preload`, loaded by clients while the password rotates twice."""
+    registry_dir.declare("orders", database, volume=volume, pool_settings={"max_size": MAX_SIZE})
+    manage("migrate")
+    with Process(
+        [
+            *(sys.executable, "-m", "gunicorn", "--preload", "--workers=2", "--threads=4"),
+            *("--bind=127.0.0.1:0", "--no-control-socket"),
+            "tests.contrib.django_project.wsgi",
+        ],
+        canary=database.canary,
+        cwd=tmp_path,
+        env=plain_environment() | {"PGMONKEY_REGISTRY": str(registry_dir), "CONN_MAX_AGE": "None"},
+    ) as gunicorn:
+        port = gunicorn.wait_until(
+            lambda: (found := re.search(r"http://127.0.0.1:(\d+)", gunicorn.text)) and found[1],
+            20,
+            "gunicorn listens",
+        )
+        stop = threading.Event()
+        statuses: list[int] = []
+
+        def client() -> None:
+            while not stop.is_set():
+                statuses.append(httpx.get(f"http://127.0.0.1:{port}/order").status_code)
+
+        with ThreadPoolExecutor(4) as pool:
+            clients = [pool.submit(client) for _ in range(4)]
+            try:
+                for _ in range(2):
+                    old = {backend["pid"] for backend in database.backends()}
+                    database.rotate()
+                    write_credentials(volume, database)
+                    eventually(
+                        lambda old=old: (
+                            statuses
+                            and not old & {backend["pid"] for backend in database.backends()}
+                        ),
+                        20,
+                        "every connection is new",
+                    )
+            finally:
+                stop.set()
+            for one in clients:
+                one.result()
+        gunicorn.send(signal.SIGTERM)
+        assert gunicorn.code() == 0
+
+    assert set(statuses) == {200}
+    assert database.execute("SELECT count(*) FROM shop_item") == [(len(statuses),)]
