@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import (
     checkout,
     database_down,
+    frameworks,
     instructions,
     loading,
     manager,
@@ -32,6 +33,7 @@ from benchmarks.comparison import Result, table
 BENCHMARKS = {
     "checkout": checkout.run,
     "queries": queries.run,
+    "frameworks": frameworks.run,
     "trips": trips.run,
     "manager": manager.run,
     "loading": loading.run,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import queue
 import re
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,12 +20,13 @@ from aiohttp.test_utils import TestClient as AiohttpClient
 from aiohttp.test_utils import TestServer
 from litestar.testing import TestClient
 
+from pgmonkey import Registry
 from tests.docs.environment import Environment
 from tests.docs.snippets import ROOT, snippets
 from tests.kit import Canary
 from tests.kit.process import Process
 from tests.kit.server import PostgresServer
-from tests.recipes.recipe import ENDS_WITHIN, recipe, run
+from tests.recipes.recipe import recipe
 
 _NAME = re.compile(r"# ([\w.]+\.py)\n")
 
@@ -128,27 +133,32 @@ async def test_aiohttp_commits_before_the_response(
 
 
 def test_celery_runs_the_tasks_of_the_recipe(
-    environment: Environment, server: PostgresServer, canary: Canary
+    environment: Environment,
+    server: PostgresServer,
+    canary: Canary,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A worker that forks confirms each order once, though a task comes twice."""
     directory = environment.directory
-    queue = directory / "queue"
-    queue.mkdir()
+    folder = directory / "queue"
+    folder.mkdir()
     folders = {
-        "data_folder_in": str(queue),
-        "data_folder_out": str(queue),
+        "data_folder_in": str(folder),
+        "data_folder_out": str(folder),
         "polling_interval": 0.05,
     }
     programs = files("celery")
-    (directory / "tasks.py").write_text(
-        f"{programs['tasks.py']}\napp.conf.broker_transport_options = {folders}\n"
-    )
+    text = f"{programs['tasks.py']}\napp.conf.broker_transport_options = {folders}\n"
+    (directory / "tasks.py").write_text(text)
+    monkeypatch.setenv("BROKER_URL", "filesystem://")
+    tasks = module("tasks", text, monkeypatch)
+    with tasks.registry:
+        for _ in range(2):
+            shop = module("shop", programs["shop.py"], monkeypatch)
+        tasks.confirm.delay(shop.order)
+
     variables = environment.shell_variables() | {"BROKER_URL": "filesystem://"}
     variables["PYTHONPATH"] += f"{os.pathsep}{directory}"
-    twice = f"{programs['shop.py']}\n" * 2 + "confirm.delay(order)\n"
-    sent = run(twice, directory, environ=variables, arguments=())
-    assert (sent.code, sent.errors) == (0, "")
-
     command = "worker --pool=prefork --concurrency=2 --without-gossip --without-mingle"
     with Process(
         [sys.executable, "-m", "celery", "--app=tasks", *command.split(), "--without-heartbeat"],
@@ -160,7 +170,7 @@ def test_celery_runs_the_tasks_of_the_recipe(
         query = "SELECT what FROM public.events ORDER BY 1"
         expected = [(f"order {number} is confirmed",) for number in (1, 2)]
         worker.wait_until(
-            lambda: rows(server, "events", query) == expected and not list(queue.iterdir()),
+            lambda: rows(server, "events", query) == expected and not list(folder.iterdir()),
             40,
             "every task has run",
         )
@@ -168,82 +178,70 @@ def test_celery_runs_the_tasks_of_the_recipe(
         os.killpg(worker.process.pid, signal.SIGKILL)  # Celery takes six seconds to end
 
 
-NIGHT = """
-from datetime import UTC, datetime
-import threading
-from apscheduler.events import EVENT_JOB_EXECUTED, EVENT_JOB_ERROR
-
-ended = threading.Semaphore(0)
-scheduler.add_listener(lambda event: (print(event.exception), ended.release()),
-                       EVENT_JOB_EXECUTED | EVENT_JOB_ERROR)
-with registry.get("orders") as conn:
-    conn.execute("INSERT INTO orders (item) VALUES ('tea'), ('cake')")
-scheduler.start()
-scheduler.modify_job("count_orders", next_run_time=datetime.now(UTC))
-ended.acquire(timeout=20)
-with registry.get("reports") as conn:
-    conn.execute("DELETE FROM daily")
-    conn.execute("SELECT pg_advisory_xact_lock(hashtext('count_orders'))")
-    count_orders.__globals__["registry"] = Registry("registry.d", names=["reports", "orders"], metrics=None)
-    scheduler.modify_job("count_orders", next_run_time=datetime.now(UTC))
-    ended.acquire(timeout=20)
-    print(conn.execute("SELECT count(*) FROM daily").fetchone())
-    conn.rollback()
-    print(conn.execute("SELECT orders FROM daily").fetchall())
-scheduler.shutdown()
-"""
+def module(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a program of a page under a name."""
+    made = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, made)
+    exec(compile(text, name, "exec", dont_inherit=True), made.__dict__)
+    return made
 
 
 def test_apscheduler_runs_a_job_in_one_of_several_processes(
-    environment: Environment, server: PostgresServer
+    environment: Environment, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job writes its count; while another process has the lock, it returns."""
-    ended = run(
-        files("schedulers")["nightly.py"] + NIGHT,
-        environment.directory,
-        environ=environment.shell_variables(),
-        arguments=(),
-    )
+    from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED
 
-    assert (ended.code, ended.errors) == (0, "")
-    assert ended.output == ["None", "None", "(0,)", "[(2,)]"]
-    assert ended.lingered < ENDS_WITHIN
+    ended: queue.Queue[Any] = queue.Queue()
+    nightly = module("nightly", files("schedulers")["nightly.py"], monkeypatch)
+    nightly.scheduler.add_listener(ended.put, EVENT_JOB_EXECUTED | EVENT_JOB_ERROR)
 
+    def run_now() -> None:
+        nightly.scheduler.modify_job("count_orders", next_run_time=datetime.now(UTC))
+        assert ended.get(timeout=20).exception is None
 
-MINUTES = """
-from datetime import UTC, datetime
-
-class Soon(AsyncIOScheduler):
-    def add_job(self, function, *arguments, **options):
-        async def once():
-            await function()
-            task.cancel()
-
-        super().add_job(once, *arguments, next_run_time=datetime.now(UTC), **options)
-
-AsyncIOScheduler = Soon
-
-async def run():
-    global task
-    task = asyncio.create_task(main())
-    await asyncio.wait([task], timeout=20)
-
-asyncio.run(run())
-"""
+    count = "SELECT orders FROM reports.daily"
+    nightly.scheduler.start()
+    try:
+        with Registry("registry.d", names=["reports", "orders"], metrics=None) as other:
+            with other.get("orders") as conn:
+                conn.execute("INSERT INTO orders (item) VALUES ('tea'), ('cake')")
+            with other.get("reports") as conn:
+                conn.execute("SELECT pg_advisory_xact_lock(hashtext('count_orders'))")
+                run_now()
+                assert rows(server, "reports", count) == []
+        run_now()
+        assert rows(server, "reports", count) == [(2,)]
+    finally:
+        nightly.scheduler.shutdown()
+        nightly.registry.close()
 
 
-def test_apscheduler_runs_coroutines(environment: Environment, server: PostgresServer) -> None:
-    """A job of the loop forgets what is old."""
+async def test_apscheduler_runs_coroutines(
+    environment: Environment, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job on the loop forgets what is old."""
     server.execute(
         "INSERT INTO events (what, at) VALUES ('old', '2020-01-01'), ('new', now())",
         dbname="events",
     )
-    ended = run(
-        files("schedulers")["minutely.py"] + MINUTES,
-        environment.directory,
-        environ=environment.shell_variables(),
-        arguments=(),
-    )
+    minutely = module("minutely", files("schedulers")["minutely.py"], monkeypatch)
+    made: list[Any] = []
 
-    assert (ended.code, ended.errors) == (0, "")
-    assert rows(server, "events", "SELECT what FROM public.events") == [("new",)]
+    class Soon(minutely.AsyncIOScheduler):
+        def start(self) -> None:
+            made.append(self)
+            super().start()
+            self.modify_job("forget", next_run_time=datetime.now(UTC))
+
+    monkeypatch.setattr(minutely, "AsyncIOScheduler", Soon)
+    program = asyncio.create_task(minutely.main())
+    what = "SELECT what FROM public.events"
+    for _ in range(200):
+        await asyncio.sleep(0.05)
+        if rows(server, "events", what) == [("new",)]:
+            break
+    made[0].shutdown()
+    program.cancel()
+    await asyncio.wait([program])
+    assert rows(server, "events", what) == [("new",)]
