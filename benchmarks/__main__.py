@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import (
     checkout,
     database_down,
+    django_requests,
     frameworks,
     instructions,
     loading,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "queries": queries.run,
     "frameworks": frameworks.run,
     "trips": trips.run,
+    "django_requests": django_requests.run,
     "manager": manager.run,
     "loading": loading.run,
     "scale": scale.run,

@@ -60,6 +60,7 @@ class Project:
 
     def settings(self, **changes: Any) -> None:
         """Change the settings of the alias, as if they had been so from the start."""
+        connection.close_pool()
         connections.settings["default"].update(changes)
 
     def declare(self, **sections: Any) -> None:

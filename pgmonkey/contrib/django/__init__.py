@@ -83,10 +83,12 @@ def _setting() -> Any:
             raise ImproperlyConfigured(
                 f"PGMONKEY has no key {key!r}" + (f"; {hint}" if hint else f": {_WHERE}")
             )
-    where = given.get("REGISTRY") or os.environ.get("PGMONKEY_REGISTRY")
-    if not where:
+    where = given.get("REGISTRY")
+    if where is None:
+        where = os.environ.get("PGMONKEY_REGISTRY")
+    if where is None:
         raise ImproperlyConfigured(_WHERE)
-    if not isinstance(where, (str, os.PathLike, Registry)):
+    if not isinstance(where, (Registry, str, os.PathLike)):
         raise ImproperlyConfigured(
             f'PGMONKEY["REGISTRY"] is a path or a Registry, not {type(where).__name__}'
         )

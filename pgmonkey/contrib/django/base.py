@@ -19,7 +19,7 @@ from typing import Any, Final
 import psycopg
 from django.core import checks, signals
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, OperationalError, connections
+from django.db import DatabaseError, OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.postgresql import base as postgresql
 from psycopg import IsolationLevel
@@ -94,9 +94,8 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return what Django wants of a connection beside what the file says."""
-        problems = misplaced(self.alias, self.settings_dict)
-        if problems:
-            raise ImproperlyConfigured("\n".join(f"{one.msg} {one.hint}" for one in problems))
+        if self.alias not in _branches:  # before: a password must get nowhere
+            self._refuse_misplaced()
         params: dict[str, Any] = super().get_connection_params()
         factory = params["cursor_factory"]
         params["cursor_factory"] = _CURSORS.get(factory, factory)
@@ -136,7 +135,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             ) from None
 
     def _borrow(self, wanted: dict[str, Any], level: IsolationLevel | None) -> SyncPooledConnection:
-        handle = _branch(self.alias, self.registry_name, wanted["context"])
+        handle = self._branch(wanted["context"])
         connection: SyncPooledConnection = handle.getconn()
         _name_borrower(handle, connection)
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
@@ -153,6 +152,24 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             connection.keep_settings()
         return connection
 
+    def _branch(self, context: Any) -> Any:
+        """Return the handle that this alias borrows from. Django has threads: it is always a pool."""
+        trunk = get_registry().get(self.registry_name, "pool")
+        known, branch = _branches.get(self.alias, (None, None))
+        if known is not trunk:
+            with _lock:
+                known, branch = _branches.get(self.alias, (None, None))
+                if known is not trunk:
+                    branch = trunk.branch(context)
+                    _branches[self.alias] = (trunk, branch)
+        return branch
+
+    def _refuse_misplaced(self) -> None:
+        """Raise what the system check would say: not every command runs it."""
+        problems = misplaced(self.alias, self.settings_dict)
+        if problems:
+            raise ImproperlyConfigured("\n".join(f"{one.msg} {one.hint}" for one in problems))
+
     def _configure_connection(self, connection: Any) -> bool:
         """Set what the server is to know: encoding, time zone, role. Mostly it knows already."""
         changed: bool = super()._configure_connection(connection)  # type: ignore[misc]  # the stubs lack it
@@ -162,9 +179,11 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         return changed
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        # A pooled connection has it from the start, and pays for a change when it is given back.
+        # Of psycopg itself: what the pool notes, it takes back at the end of each request. Django
+        # sets it whenever it connects.
         if self.connection.autocommit != autocommit:
-            super()._set_autocommit(autocommit)  # type: ignore[misc]  # the stubs lack it
+            with self.wrap_database_errors:
+                psycopg.Connection.set_autocommit(self.connection, autocommit)
 
     def chunked_cursor(self) -> Any:
         """Return a cursor of the server for large results, or an ordinary one behind a pooler."""
@@ -212,7 +231,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def end_request(self) -> None:
         """Give the connection back, whatever CONN_MAX_AGE: the pool keeps it for the next request."""
-        if self._handle is not None and not self.in_atomic_block:
+        if not self.in_atomic_block:
             self.close()
 
     def close_pool(self) -> None:
@@ -266,19 +285,6 @@ class _Threads(threading.local):
 _threads: Final = _Threads()
 
 
-def _branch(alias: str, name: str, context: Any) -> Any:
-    """Return the handle that an alias borrows from. Django has threads: it is always a pool."""
-    trunk = get_registry().get(name, "pool")
-    known, branch = _branches.get(alias, (None, None))
-    if known is not trunk:
-        with _lock:
-            known, branch = _branches.get(alias, (None, None))
-            if known is not trunk:
-                branch = trunk.branch(context)
-                _branches[alias] = (trunk, branch)
-    return branch
-
-
 def _answering(handle: Any, connection: SyncPooledConnection) -> SyncPooledConnection:
     """Return a connection that has given a sign of life: this one, or another one."""
     while not connection.ping(_LONGEST_PING):
@@ -299,9 +305,8 @@ def _name_borrower(handle: Any, connection: SyncPooledConnection) -> None:
 
 
 def _end_request(**_: Any) -> None:
-    for one in connections.all(initialized_only=True):
-        if isinstance(one, DatabaseWrapper):
-            one.end_request()
+    for one in list(_threads.mine.wrappers):
+        one.end_request()
 
 
 signals.request_finished.connect(_end_request)
