@@ -1,0 +1,884 @@
+"""Engines of SQLAlchemy on databases of a registry, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from psycopg.types.json import set_json_loads
+from sqlalchemy import event, exc, text
+from sqlalchemy.dialects.postgresql import HSTORE, JSONB
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from pgmonkey import DatabaseRemovedError, HandleClosedError, NestedCheckoutError, Registry
+from pgmonkey.contrib.sqlalchemy import create_async_engine, create_engine
+from tests.kit.canary import Canary
+from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
+from tests.kit.eventually import eventually
+from tests.kit.process import in_a_child
+from tests.kit.registry_dir import RegistryDirectory
+from tests.recipes.recipe import recipe
+
+SIDES = ("pool", "async_pool")
+ONE = {"min_size": 1, "max_size": 1}
+
+
+class Engine:
+    """Use an engine from plain calls: directly, or on an event loop in a thread.
+
+    Args:
+        registry: Where its database is.
+        options: Of the engine.
+    """
+
+    def __init__(self, registry: Registry, connection_type: Any = None, **options: Any) -> None:
+        self.registry = registry
+        self.handle: Any = registry.get("orders", connection_type)
+        self.is_async = self.handle.connection_type.startswith("async")
+        self.engine: Any
+        if self.is_async:
+            self.engine = create_async_engine(self.handle, **options)
+            #: What events and `pool` belong to.
+            self.sync: sa.Engine = self.engine.sync_engine
+        else:
+            self.engine = self.sync = create_engine(self.handle, **options)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        if self.is_async:
+            self._thread.start()
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+    def run(self, work: Callable[[sa.Connection], Any], **execution_options: Any) -> Any:
+        """Call something with a connection that is closed afterwards."""
+        if not self.is_async:
+            with self.engine.connect() as connection:
+                return work(connection.execution_options(**execution_options))
+
+        async def run() -> Any:
+            async with self.engine.connect() as connection:
+                await connection.execution_options(**execution_options)
+                return await connection.run_sync(work)
+
+        return self._run(run())
+
+    def orm(self, work: Callable[[Session], Any]) -> Any:
+        """Call something with a session in a transaction, which is committed."""
+        if not self.is_async:
+            with Session(self.engine) as session, session.begin():
+                return work(session)
+
+        async def run() -> Any:
+            async with AsyncSession(self.engine) as session, session.begin():
+                return await session.run_sync(work)
+
+        return self._run(run())
+
+    def scalar(self, statement: str, **execution_options: Any) -> Any:
+        """Run one statement and return the first column."""
+        return self.run(lambda connection: connection.scalar(text(statement)), **execution_options)
+
+    def commit(self, statement: str) -> None:
+        """Run one statement in a transaction of its own."""
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(text(statement))
+            connection.commit()
+
+        self.run(work)
+
+    def plain(self, work: Callable[[Any], Any]) -> Any:
+        """Call something with a connection of a plain block of the same handle."""
+
+        async def run() -> Any:
+            async with self.handle as connection:
+                return work(connection)
+
+        if self.is_async:
+            return self._run(run())
+        with self.handle as connection:
+            return work(connection)
+
+    def dispose(self, **options: Any) -> None:
+        """Dispose of the engine's connections."""
+        if self.is_async:
+            self._run(self.engine.dispose(**options))
+        else:
+            self.engine.dispose(**options)
+
+    def end(self) -> None:
+        """Close the connections, and end the loop."""
+        with suppress(HandleClosedError):
+            self.dispose()
+        if self.is_async:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+        self.loop.close()
+
+
+Make = Callable[..., Engine]
+
+
+@pytest.fixture(params=SIDES)
+def connection_type(request: pytest.FixtureRequest) -> str:
+    """Each of the two sides."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
+) -> Iterator[Make]:
+    """Make an engine on a database with these settings, and with these options."""
+    opened: list[Engine] = []
+    registries: list[Registry] = []
+
+    def make(
+        *, connection: Any = None, pool: Any = None, sections: Any = None, **options: Any
+    ) -> Engine:
+        section = "pool_settings" if connection_type == "pool" else "async_pool_settings"
+        registry_dir.declare(
+            "orders",
+            database,
+            connection_type,
+            connection=connection or {},
+            **{section: {"min_size": 1, "max_size": 4} | (pool or {}), **(sections or {})},
+        )
+        registries.append(Registry(registry_dir, metrics=None, watch=False))
+        opened.append(Engine(registries[-1], **options))
+        return opened[-1]
+
+    yield make
+    for engine in opened:
+        engine.end()
+    for registry in registries:
+        registry.close()
+
+
+@pytest.fixture
+def rows(database: TemporaryDatabase) -> Callable[[], list[int]]:
+    """A table `rows (id int)`; call it for what a second connection sees in it."""
+    database.execute("CREATE TABLE public.rows (id int)")
+    database.execute(f'GRANT ALL ON public.rows TO "{database.user}"')
+    return lambda: [one for (one,) in database.execute("SELECT id FROM public.rows ORDER BY id")]
+
+
+def backend(connection: sa.Connection) -> int:
+    return int(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+
+
+# Core and ORM
+
+
+def test_core_commits_and_rolls_back(make: Make, rows: Callable[[], list[int]]) -> None:
+    """As on any engine: what is not committed is gone; the connection is used again."""
+    engine = make(pool=ONE)
+
+    def work(connection: sa.Connection) -> int:
+        connection.execute(text("INSERT INTO rows VALUES (:id)"), [{"id": 1}, {"id": 2}])
+        connection.commit()
+        connection.execute(text("INSERT INTO rows VALUES (3)"))
+        return backend(connection)
+
+    assert engine.run(work) == engine.run(backend)
+    assert rows() == [1, 2]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    notes: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+
+def test_the_orm_writes_and_reads(make: Make, database: TemporaryDatabase) -> None:
+    """Tables, a unit of work, JSON, a savepoint that is rolled back."""
+    database.execute(f'GRANT ALL ON SCHEMA public TO "{database.user}"')
+    engine = make()
+
+    def create(connection: sa.Connection) -> None:
+        Base.metadata.create_all(connection)
+        connection.commit()
+
+    def write(session: Session) -> None:
+        session.add_all(Item(name=name, notes={"hot": name == "tea"}) for name in ("tea", "cake"))
+        with suppress(exc.IntegrityError), session.begin_nested():
+            session.add(Item(id=1, name="again", notes={}))
+            session.flush()
+            session.add(Item(id=1, name="again", notes={}))
+            session.flush()
+
+    def read(session: Session) -> list[Any]:
+        found = session.scalars(sa.select(Item).order_by(Item.id))
+        return [(item.name, item.notes) for item in found]
+
+    engine.run(create)
+    engine.orm(write)
+    assert ("tea", {"hot": True}) in engine.orm(read)
+    assert ("cake", {"hot": False}) in engine.orm(read)
+
+
+def test_rows_come_as_sqlalchemy_wants_them(make: Make) -> None:
+    """Whatever the file says of psycopg's rows, cursors and autocommit; plain blocks get that."""
+    engine = make(
+        connection={"row_factory": "dict_row", "cursor_factory": "RawCursor", "autocommit": "true"}
+    )
+
+    def work(connection: sa.Connection) -> Any:
+        row = connection.execute(
+            text("SELECT CAST(:answer AS int) AS answer"), {"answer": 42}
+        ).one()
+        return row.answer, connection.connection.dbapi_connection.autocommit  # type: ignore[union-attr]  # it is connected
+
+    assert engine.run(work) == (42, False)
+    assert engine.plain(lambda one: (one.row_factory.__name__, one.autocommit)) == (
+        "dict_row",
+        True,
+    )
+
+
+def test_rows_can_be_streamed(make: Make) -> None:
+    """A server-side cursor, as `stream_results` and `yield_per` open it."""
+    engine = make()
+
+    def work(connection: sa.Connection) -> tuple[int, int]:
+        result = connection.execute(text("SELECT generate_series(1, 5000)"))
+        first = result.fetchmany(10)
+        cursors = connection.scalar(text("SELECT count(*) FROM pg_cursors"))
+        return len(first) + len(result.fetchall()), cursors or 0
+
+    assert engine.run(work, stream_results=True, yield_per=100)[0] == 5000
+
+
+def test_two_phases_are_committed_or_the_connection_is_closed(make: Make) -> None:
+    """What comes back in the middle of one is handed out to no one."""
+    engine = make(pool=ONE)
+
+    def work(connection: sa.Connection) -> int:
+        transaction = connection.begin_twophase()
+        found = backend(connection)
+        transaction.rollback()
+        return found
+
+    assert isinstance(engine.run(work), int)
+    assert engine.scalar("SELECT 1") == 1
+
+
+# Isolation levels
+
+
+def test_an_isolation_level_of_the_engine_holds_for_all_connections(make: Make) -> None:
+    """It is set once for each connection, and plain blocks do not get it."""
+    engine = make(isolation_level="SERIALIZABLE")
+    for _ in range(2):
+        assert engine.scalar("SHOW transaction_isolation") == "serializable"
+    assert engine.plain(lambda connection: connection.isolation_level) is None
+
+
+def test_autocommit_of_the_engine_commits_each_statement(
+    make: Make, rows: Callable[[], list[int]]
+) -> None:
+    """Without a transaction around it."""
+    engine = make(isolation_level="AUTOCOMMIT")
+    engine.scalar("INSERT INTO rows VALUES (1) RETURNING id")
+    assert rows() == [1]
+    assert engine.plain(lambda connection: connection.autocommit) is False
+
+
+def test_an_isolation_level_of_one_connection_ends_with_it(
+    make: Make, rows: Callable[[], list[int]]
+) -> None:
+    """The next borrower of the same connection gets the default."""
+    engine = make(pool=ONE)
+    assert engine.scalar("SHOW transaction_isolation", isolation_level="REPEATABLE READ") == (
+        "repeatable read"
+    )
+    engine.scalar("INSERT INTO rows VALUES (1) RETURNING id", isolation_level="AUTOCOMMIT")
+    engine.scalar("INSERT INTO rows VALUES (2) RETURNING id")
+    assert engine.scalar("SHOW transaction_isolation") == "read committed"
+    assert rows() == [1]
+
+
+def test_an_isolation_level_of_the_file_is_the_default(make: Make) -> None:
+    """Also after a connection had another one."""
+    engine = make(pool=ONE, connection={"isolation_level": "serializable"})
+    assert engine.scalar("SHOW transaction_isolation") == "serializable"
+    assert engine.scalar("SELECT 1", isolation_level="AUTOCOMMIT") == 1
+    assert engine.scalar("SHOW transaction_isolation") == "serializable"
+
+
+# Events and what they set up
+
+
+def test_connect_events_come_once_for_each_server_connection(make: Make) -> None:
+    """What they set stays with the engine's connections, and no plain block gets it."""
+    engine = make(pool=ONE)
+    seen: list[str] = []
+
+    @event.listens_for(engine.sync, "connect")
+    def set_up(dbapi_connection: Any, entry: Any) -> None:
+        entry.info["made"] = "here"
+        seen.append("connect")
+        before = dbapi_connection.autocommit
+        dbapi_connection.autocommit = True
+        cursor = dbapi_connection.cursor()
+        cursor.execute("SET search_path = pg_catalog")
+        cursor.close()
+        dbapi_connection.autocommit = before
+        set_json_loads(lambda _: "tea", entry.driver_connection)
+
+    for name in ("checkout", "checkin"):
+        event.listen(engine.sync, name, lambda *_, name=name: seen.append(name))
+    for _ in range(3):
+        assert engine.scalar("SHOW search_path") == "pg_catalog"
+    assert seen == ["connect", *["checkout", "checkin"] * 3]
+    assert engine.scalar("SELECT '1'::json") == "tea"
+    assert engine.run(lambda one: one.info["made"]) == "here"
+    path = engine.plain(lambda connection: connection.info.backend_pid)
+    assert path != engine.run(backend)
+
+
+def test_an_error_of_a_connect_event_is_the_applications(make: Make) -> None:
+    """It comes out as it is, its connection is closed, and no slot is lost."""
+    engine = make(pool=ONE)
+
+    def refuse(*_: Any) -> None:
+        raise LookupError("no tea")
+
+    event.listen(engine.sync, "connect", refuse)
+    for _ in range(3):
+        with pytest.raises(LookupError, match="no tea"):
+            engine.scalar("SELECT 1")
+    event.remove(engine.sync, "connect", refuse)
+    assert engine.scalar("SELECT 1") == 1
+    assert engine.handle.status().used == 0
+
+
+def test_a_listener_of_checkout_may_refuse_a_connection(make: Make) -> None:
+    """Another one is set up in its place."""
+    engine = make(pool=ONE)
+    before = engine.run(backend)
+    refused: list[Any] = []
+
+    @event.listens_for(engine.sync, "checkout")
+    def refuse(*_: Any) -> None:
+        if not refused:
+            refused.append(1)
+            raise exc.DisconnectionError
+
+    connects: list[Any] = []
+    event.listen(engine.sync, "connect", lambda *_: connects.append(1))
+    assert engine.run(backend) != before
+    assert len(connects) == 1
+    assert engine.scalar("SELECT 1") == 1
+    assert engine.handle.status().used == 0
+
+
+def test_json_and_hstore_are_the_engines(make: Make, database: TemporaryDatabase) -> None:
+    """Its own functions for JSON, hstore as dictionaries; plain blocks get psycopg's."""
+    database.execute("CREATE EXTENSION IF NOT EXISTS hstore")
+    engine = make(json_deserializer=lambda _: "tea")
+
+    def work(connection: sa.Connection) -> Any:
+        return connection.execute(
+            sa.select(
+                sa.cast({"a": 1}, JSONB).label("json"), sa.cast({"b": "2"}, HSTORE).label("hstore")
+            )
+        ).one()
+
+    for _ in range(2):
+        assert tuple(engine.run(work)) == ("tea", {"b": "2"})
+
+
+def test_functions_of_configure_are_called_for_engines_too(make: Make) -> None:
+    """For what all connections of a database are to know, such as `register_vector`."""
+    engine = make()
+    engine.registry.configure("orders", lambda one: set_json_loads(lambda _: "cake", one))
+    assert engine.scalar("SELECT '1'::json") == "cake"
+
+
+# Size
+
+
+def test_an_exhausted_pool_is_sqlalchemys_timeout(make: Make) -> None:
+    """With the text of pgmonkey: who holds what, and where in the application."""
+    engine = make(pool={**ONE, "timeout": 0.2})
+
+    def hold(connection: sa.Connection) -> None:
+        connection.execute(text("SELECT 1"))
+        if engine.is_async:
+            return
+        with pytest.raises(
+            exc.TimeoutError, match=r"orders: .*\n?.*test_sqlalchemy\.py:\d+ in run"
+        ):
+            engine.scalar("SELECT 2")
+
+    engine.run(hold)
+    if engine.is_async:
+
+        async def hold_async() -> None:
+            async with engine.engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+                with pytest.raises(
+                    exc.TimeoutError, match=r"test_sqlalchemy\.py:\d+ in hold_async"
+                ):
+                    async with engine.engine.connect():
+                        pass
+
+        engine._run(hold_async())
+    assert engine.scalar("SELECT 3") == 3
+
+
+def test_status_shows_who_in_the_application_holds_a_connection(make: Make) -> None:
+    """Not the line in SQLAlchemy that has borrowed it; and `pool.status()` says how many."""
+    engine = make()
+
+    def look(connection: sa.Connection) -> Any:
+        connection.execute(text("SELECT 1"))
+        (held,) = engine.handle.status().checkouts
+        return held.place, engine.sync.pool.status()
+
+    place, status = engine.run(look)
+    assert place.endswith(" in run")
+    assert status == "orders: 1 in use, 0 idle, 0 waiting, max_size 4"
+
+
+def test_a_server_that_is_down_is_an_operational_error(
+    make: Make, registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """As with any engine, with the reason of pgmonkey."""
+    engine = make(connection={"dbname": "no_such_database"})
+    with pytest.raises(exc.OperationalError, match="no_database") as raised:
+        engine.scalar("SELECT 1")
+    assert isinstance(raised.value.orig, psycopg.OperationalError)
+
+
+def test_a_handle_of_one_connection_has_one(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Type `normal`: another connection in the same thread would wait for itself."""
+    registry_dir.declare("orders", database, "normal")
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        engine = create_engine(registry["orders"])
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            with pytest.raises(NestedCheckoutError, match="test_sqlalchemy"), engine.connect():
+                pass
+        engine.dispose()
+
+
+# Rotations, restarts, disconnects
+
+
+def test_a_rotation_under_load_fails_no_transaction(
+    make: Make, registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Connections are replaced as they come back, and set up by SQLAlchemy as those before."""
+    engine = make()
+    kind = engine.handle.connection_type
+    stop = threading.Event()
+    errors: list[BaseException] = []
+    names: set[str] = set()
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(text("SELECT 1"))
+        names.add(str(connection.scalar(text("SHOW application_name"))))
+        assert connection.connection.dbapi_connection is not None
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                engine.run(work)
+            except BaseException as error:
+                errors.append(error)
+                return
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(5):
+            registry_dir.declare(
+                "orders",
+                database,
+                kind,
+                connection={"application_name": f"v{number}"},
+                pool_settings={"min_size": 1, "max_size": 4},
+                async_pool_settings={"min_size": 1, "max_size": 4},
+            )
+            assert engine.registry.reload().applied == ("orders",)
+            eventually(lambda number=number: f"v{number}" in names, 10, "it is used")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert engine.scalar("SHOW application_name") == "v4"
+    assert len(database.backends()) <= 4
+    assert engine.registry.wait_drained(5)
+
+
+def test_a_disconnect_costs_one_transaction(make: Make, database: TemporaryDatabase) -> None:
+    """SQLAlchemy sees it and invalidates; the next transaction works at once, without pre-ping."""
+    engine = make()
+    engine.run(backend)
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(text("SELECT 1"))
+        database.terminate_backends()
+        with pytest.raises(exc.OperationalError) as raised:
+            connection.execute(text("SELECT 2"))
+        assert raised.value.connection_invalidated
+        assert connection.invalidated
+        connection.rollback()
+        assert connection.scalar(text("SELECT 3")) == 3
+
+    engine.run(work)
+    database.terminate_backends()
+    for _ in range(3):
+        assert engine.scalar("SELECT 4") == 4
+    assert engine.handle.status().used == 0
+
+
+def test_an_invalidated_connection_is_closed_and_its_slot_is_free(
+    make: Make, database: TemporaryDatabase
+) -> None:
+    """By hand, at once or when it comes back."""
+    engine = make(pool=ONE)
+    seen: list[int] = []
+
+    def hard(connection: sa.Connection) -> None:
+        seen.append(backend(connection))
+        connection.invalidate()
+        connection.rollback()
+        seen.append(backend(connection))
+
+    def soft(connection: sa.Connection) -> None:
+        seen.append(backend(connection))
+        connection.connection.invalidate(soft=True)
+
+    engine.run(hard)
+    engine.run(soft)
+    seen.append(engine.run(backend))
+    first, second, same, third = seen
+    assert second == same
+    assert len({first, second, third}) == 3
+    assert engine.handle.status().used == 0
+    assert len(database.backends()) == 1
+
+
+def test_a_detached_connection_is_its_clients_until_it_closes_it(make: Make) -> None:
+    """Its slot is taken until then."""
+    engine = make(pool=ONE)
+
+    def work(connection: sa.Connection) -> int:
+        connection.detach()
+        assert engine.handle.status().used == 1
+        return backend(connection)
+
+    detached = engine.run(work)
+    assert engine.handle.status().used == 0
+    assert engine.run(backend) != detached
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_pre_ping_is_harmless(make: Make, database: TemporaryDatabase, dies: bool) -> None:
+    """It is a round trip that is not needed."""
+    engine = make(pool=ONE, pool_pre_ping=True)
+    before = engine.run(backend)
+    if dies:
+        database.terminate_backends()
+    for _ in range(2):
+        assert (engine.run(backend) == before) is not dies
+
+
+def test_a_pre_ping_that_fails_gets_another_connection(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is set up as every other."""
+    engine = make(pool={"min_size": 2, "max_size": 2}, pool_pre_ping=True)
+    connects: list[Any] = []
+    event.listen(engine.sync, "connect", lambda *_: connects.append(1))
+    engine.run(backend)
+    failing = iter([True])
+    ping = engine.sync.dialect.do_ping
+    monkeypatch.setattr(
+        engine.sync.dialect, "do_ping", lambda one: not next(failing, False) and ping(one)
+    )
+    assert engine.scalar("SELECT 1") == 1
+    assert engine.scalar("SELECT 1") == 1
+    assert len(connects) >= 2
+    assert engine.handle.status().used == 0
+
+
+def test_a_dropped_connection_is_no_lost_slot(
+    make: Make, database: TemporaryDatabase, events: CapturedEvents
+) -> None:
+    """A sync one is rolled back and used again; SQLAlchemy cannot do that in an event loop."""
+    engine = make(pool=ONE)
+
+    async def drop() -> None:
+        connection = engine.engine.connect()
+        await connection.start()
+        await connection.execute(text("SELECT 1"))
+
+    if engine.is_async:
+        engine._run(drop())
+        with pytest.warns(exc.SAWarning, match="garbage collector"):
+            gc.collect()
+        eventually(lambda: engine.handle.status().used == 0, 5, "it is taken back")
+        assert events.wait("checkout.abandoned")["place"]
+    else:
+        engine.engine.connect().execute(text("SELECT 1"))
+        gc.collect()
+    assert engine.scalar("SELECT 1") == 1
+    assert engine.handle.status().used == 0
+
+
+# Life
+
+
+def test_dispose_closes_idle_connections_and_the_engine_works_on(
+    make: Make, database: TemporaryDatabase
+) -> None:
+    """One that is out is closed when it comes back. Listeners stay."""
+    engine = make()
+    connects: list[Any] = []
+    event.listen(engine.sync, "connect", lambda *_: connects.append(1))
+
+    def work(connection: sa.Connection) -> int:
+        found = backend(connection)
+        if not engine.is_async:
+            engine.dispose()
+        return found
+
+    first = engine.run(work)
+    engine.dispose()
+    eventually(lambda: not database.backends(), 5, "they are closed")
+    assert engine.run(backend) != first
+    assert len(connects) == 2
+    engine.dispose(close=False)
+    assert engine.scalar("SELECT 1") == 1
+    assert engine.handle.status().requests == 3
+
+
+def test_an_engine_that_is_dropped_leaves_no_connection(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Also if no one has disposed of it."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        engine = create_engine(registry["orders"])
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        del engine, connection
+        gc.collect()
+        eventually(lambda: not database.backends(), 5, "they are closed")
+
+
+def test_a_closed_registry_says_so(make: Make) -> None:
+    """As to any other client."""
+    engine = make()
+    assert engine.scalar("SELECT 1") == 1
+    engine.registry.close()
+    with pytest.raises(HandleClosedError, match="orders"):
+        engine.scalar("SELECT 1")
+
+
+def test_a_removed_database_says_so_and_comes_back(
+    make: Make, registry_dir: RegistryDirectory
+) -> None:
+    """The engine works again with the file."""
+    engine = make()
+    content = registry_dir.file("orders").read_text()
+    registry_dir.remove("orders")
+    engine.registry.reload()
+    with pytest.raises(DatabaseRemovedError):
+        engine.scalar("SELECT 1")
+    registry_dir.write("orders", content)
+    engine.registry.reload()
+    assert engine.scalar("SELECT 1") == 1
+
+
+def test_a_child_process_uses_the_engine_on_its_own(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Without `dispose(close=False)`: its connections are its own, and the parent's go on."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        engine = create_engine(registry["orders"])
+        with engine.connect() as connection:
+            parent = backend(connection)
+
+        def child() -> int:
+            with engine.connect() as connection:
+                return backend(connection)
+
+        assert in_a_child(child) != parent
+        with engine.connect() as connection:
+            assert backend(connection) == parent
+        engine.dispose()
+
+
+def test_an_async_engine_works_in_several_event_loops(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """One after the other, without `dispose` between them."""
+    registry_dir.declare("orders", database, "async_pool")
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        engine = create_async_engine(registry["orders"])
+
+        async def answer() -> int:
+            async with engine.connect() as connection:
+                return int(await connection.scalar(text("SELECT 1")) or 0)
+
+        assert [asyncio.run(answer()) for _ in range(3)] == [1, 1, 1]
+
+
+# Recipes
+
+
+def test_the_naive_creator_takes_a_connection_for_ever(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """As the recipe says of SQLAlchemy's own pool: it is in use, though no one uses it."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry["orders"]
+        engine = sa.create_engine("postgresql+psycopg://", creator=handle.getconn)
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        assert handle.status().used == 1
+        engine.dispose()
+        assert handle.status().used == 0
+
+
+def test_the_naive_creator_with_a_null_pool_loses_no_slot(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Each connection is closed, and its slot is free at once."""
+    registry_dir.declare("orders", database, pool_settings={"min_size": 0, "max_size": 1})
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry["orders"]
+        engine = sa.create_engine(
+            "postgresql+psycopg://", poolclass=sa.NullPool, creator=handle.getconn
+        )
+        gc.disable()
+        try:
+            for _ in range(3):
+                with engine.connect() as connection:
+                    connection.execute(text("SELECT 1"))
+                assert handle.status().used == 0
+        finally:
+            gc.enable()
+        assert handle.status().leaks == 0
+
+
+def test_the_recipe_for_fastapi_commits_before_the_response(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that is told of a row can read it."""
+    from starlette.testclient import TestClient
+
+    database.execute("CREATE TABLE public.orders (id serial, item text)")
+    database.execute(f'GRANT ALL ON public.orders, public.orders_id_seq TO "{database.user}"')
+    registry_dir.declare("orders", database)
+    monkeypatch.chdir(registry_dir.path.parent)
+    namespace: dict[str, Any] = {"__name__": "app"}
+    exec(recipe("recipes/sqlalchemy", "FastAPI"), namespace)
+    with TestClient(namespace["app"]) as client:
+        assert client.post("/orders", params={"item": "tea"}).json() == 1
+        assert database.execute("SELECT item FROM public.orders") == [("tea",)]
+
+
+def test_the_recipe_for_alembic_migrates_and_writes_sql(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the account of the registry, without the timeout of its file."""
+    database.execute(f'GRANT ALL ON SCHEMA public TO "{database.user}"')
+    registry_dir.declare("orders", database, sync_settings={"statement_timeout": "1s"})
+    directory = registry_dir.path.parent
+
+    monkeypatch.chdir(directory)
+    config = Config(directory / "alembic.ini")
+    command.init(config, "migrations")
+    (directory / "migrations" / "env.py").write_text(recipe("recipes/alembic", "env.py"))
+    (directory / "migrations" / "versions" / "one.py").write_text(
+        "from alembic import op\n"
+        'revision, down_revision = "one", None\n'
+        "def upgrade():\n"
+        '    op.execute("CREATE TABLE cups AS SELECT current_user, "\n'
+        "               \"current_setting('statement_timeout') AS timeout\")\n"
+    )
+    command.upgrade(config, "head", sql=True)
+    assert "CREATE TABLE cups" in capsys.readouterr().out
+    command.upgrade(config, "head")
+    assert database.execute("SELECT * FROM public.cups") == [(database.user, "0")]
+
+
+# What is refused
+
+
+REFUSED = {
+    "pool_size": "max_size",
+    "max_overflow": "max_size",
+    "pool_timeout": "timeout",
+    "pool_recycle": "max_lifetime",
+    "connect_args": "connection_settings",
+    "creator": "registry.configure",
+    "poolclass": "from the handle",
+}
+
+
+def test_what_belongs_into_the_file_is_refused(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The error says where it belongs."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        for option, advice in REFUSED.items():
+            with pytest.raises(TypeError, match=f"in the place of {option}, use .*{advice}"):
+                create_engine(registry["orders"], **{option: None})
+
+
+def test_a_handle_of_the_other_side_is_refused(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The error names the function, and how to get the other handle."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        with pytest.raises(TypeError, match=r"use create_engine\(\)"):
+            create_async_engine(registry["orders"])
+        with pytest.raises(TypeError, match=r"use create_async_engine\(\)"):
+            create_engine(registry.get("orders", "async_pool"))
+        with pytest.raises(TypeError, match="expected a handle"):
+            create_engine("postgresql+psycopg://")  # type: ignore[arg-type]  # that is the point
+
+
+def test_the_url_of_an_engine_has_no_account(
+    make: Make, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """It says where the engine leads, for logs and traces."""
+    engine = make()
+    url = engine.sync.url
+    assert (url.database, url.username, url.password) == (database.name, None, None)
+    assert url.drivername == "postgresql+psycopg"
