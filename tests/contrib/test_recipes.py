@@ -76,7 +76,7 @@ def test_a_failed_commit_in_litestar_is_no_success(
         "ALTER TABLE orders ADD CONSTRAINT once UNIQUE (item) DEFERRABLE INITIALLY DEFERRED",
         dbname="orders",
     )
-    app = load("recipes/litestar-aiohttp", "Litestar")["app"]
+    app = load("litestar-aiohttp", "Litestar")["app"]
     with TestClient(app, raise_server_exceptions=False) as client:
 
         def post(item: str) -> int:
@@ -90,7 +90,7 @@ def test_an_exception_in_litestar_rolls_back(
     environment: Environment, server: PostgresServer
 ) -> None:
     """What a handler did before it raised is undone."""
-    namespace = load("recipes/litestar-aiohttp", "Litestar")
+    namespace = load("litestar-aiohttp", "Litestar")
 
     async def fail(orders: Any) -> None:
         await orders.execute("INSERT INTO orders (item) VALUES ('never')")
@@ -112,8 +112,8 @@ async def test_aiohttp_commits_before_the_response(
     environment: Environment, server: PostgresServer
 ) -> None:
     """A row is there when the answer is; a redirect that is raised in the block undoes it."""
-    namespace = load("recipes/litestar-aiohttp", "Litestar")
-    text = recipe("recipes/litestar-aiohttp", "aiohttp")
+    namespace = load("litestar-aiohttp", "Litestar")
+    text = recipe("litestar-aiohttp", "aiohttp")
     exec(compile(text, "aiohttp", "exec", dont_inherit=True), namespace)
 
     async def leave(request: web.Request) -> web.Response:

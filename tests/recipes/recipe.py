@@ -26,12 +26,13 @@ def recipe(page: str, heading: str, language: str = "python", number: int = 0) -
     """Return a fence of a page of recipes, as it stands there.
 
     Args:
-        page: The page, without its suffix: `recipes/tokens`.
+        page: The page, without its suffix; with a directory, one of docs, such as `from-4.0/flask`.
         heading: The heading that it stands under.
         language: The language of the fence.
         number: Which one of several.
     """
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    path = f"{page}.md" if "/" in page else f"recipes/{page}.md"
+    text = (DOCS / path).read_text(encoding="utf-8")
     pattern = rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)"
     section = re.search(pattern, text, re.MULTILINE | re.DOTALL)
     assert section is not None, f"{page}.md has no heading {heading!r}"

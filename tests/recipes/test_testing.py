@@ -81,9 +81,9 @@ def test_fifty_tests_that_share_a_database_leave_nothing(
         database.execute(f'GRANT ALL ON {what} TO "{database.user}"')
     registry_dir.declare("orders", database)
     files = {
-        "conftest.py": recipe("recipes/testing", HEADING),
-        "shop.py": recipe("recipes/testing", HEADING, number=1),
-        "test_shop.py": recipe("recipes/testing", HEADING, number=2),
+        "conftest.py": recipe("testing", HEADING),
+        "shop.py": recipe("testing", HEADING, number=1),
+        "test_shop.py": recipe("testing", HEADING, number=2),
         "test_sync.py": TESTS,
         "test_async.py": ASYNC_TESTS,
     }

@@ -85,7 +85,7 @@ def run(heading: str, more: str, directory: Path, canary: Canary, **environ: str
     In this process, where the modules that stand in are found and forgotten afterwards.
     """
     path = directory / "app.py"
-    path.write_text(recipe("recipes/tokens", heading) + more)
+    path.write_text(recipe("tokens", heading) + more)
     before = set(sys.modules)
     with (
         in_this_process(canary=canary, cwd=directory, env=environ) as (out, _),
@@ -103,7 +103,7 @@ def declare(
     registry_dir: RegistryDirectory, heading: str, database: TemporaryDatabase, **others: Any
 ) -> None:
     """Write the file of a recipe, for a database that exists and has no TLS."""
-    content = yaml.safe_load(recipe("recipes/tokens", heading, "yaml"))
+    content = yaml.safe_load(recipe("tokens", heading, "yaml"))
     settings = content["connection_settings"]
     settings |= {"host": database.host, "port": database.port, "dbname": database.name, **others}
     settings["sslmode"] = "disable"
@@ -180,5 +180,5 @@ def test_the_page_declares_a_resolver_as_packages_do() -> None:
     """The group of its entry point is the one that is read."""
     from pgmonkey.config.on_demand import GROUP
 
-    text = recipe("recipes/tokens", "A resolver for every program", "toml")
+    text = recipe("tokens", "A resolver for every program", "toml")
     assert re.search(rf'entry-points\."{re.escape(GROUP)}"', text)
