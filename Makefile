@@ -124,6 +124,10 @@ soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load, kills and fork
 	@SOAK_ROTATIONS="$${SOAK_ROTATIONS:-1000}" SOAK_FUZZ_SECONDS="$${SOAK_FUZZ_SECONDS:-60}" \
 	 SOAK_TOKEN_SECONDS="$${SOAK_TOKEN_SECONDS:-60}" $(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
 
+.PHONY: django-suite
+django-suite: $(VENV)/.dev ## Django's own tests of a backend through our engine: minutes; ARGS='--plain' through Django's
+	@$(BIN)/python -m tests.soak.django_suite $(ARGS)
+
 .PHONY: clean
 clean: ## remove what the other targets made
 	@rm -rf .venv .venvs build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov

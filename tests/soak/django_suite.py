@@ -1,0 +1,162 @@
+"""Run Django's own tests through our engine, and name each failure that is not explained here.
+
+They are those of the installed Django, from its source distribution, on the distribution's
+PostgreSQL, which has the collations that they use. Their databases are declared, too, so that nearly
+all of them run on connections of a pool; Django's tests of an application have connections outside of it.
+`--plain` runs them through Django's own engine on the same server, for comparison. Arguments are
+labels of tests; without any, those of the backend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import django
+
+from tests.kit.components import postgres_with_tls
+from tests.kit.server import PostgresServer
+
+#: The tests of a backend, and of what leans on one.
+LABELS: Final = (
+    *("backends", "postgres_tests", "transactions", "transaction_hooks", "select_for_update"),
+    *("introspection", "schema", "inspectdb", "dbshell", "migrations", "migrate_signals"),
+    *("async", "asgi", "servers", "test_runner", "test_utils"),
+    *("timezones", "model_fields", "bulk_create", "db_functions", "cache"),
+)
+_POOL: Final = "The option `pool` is not taken: the registry has the pool."
+#: The tests that fail with our engine and not with Django's own, and why that is right.
+NOT_APPLICABLE: Final = {
+    "test_connect_pool": _POOL,
+    "test_connect_pool_set_to_true": _POOL,
+    "test_connect_pool_with_timezone": _POOL,
+    "test_pool_check_can_be_overridden": _POOL,
+    "test_pool_options_not_mutated": _POOL,
+    "test_pooling_health_checks": _POOL,
+    "test_pooling_not_support_persistent_connections": _POOL,
+    "test_client_encoding_utf8_enforce": "It sets `client_encoding` in OPTIONS: it is of the file.",
+    "test_unicode_password": "It sets PASSWORD: it is of the file.",
+    "test_connect_server_side_binding": "It wants Django's class of cursors; ours derives from it.",
+    "test_nodb_cursor": "Without a database `postgres` it wants that of another alias, which may be on"
+    " another server; ours takes the declared one.",
+}
+SETTINGS: Final = """
+import django
+SECRET_KEY = "x"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+USE_TZ = False
+if django.VERSION < (6,):
+    DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+PGMONKEY = {{"REGISTRY": {registry!r}}}
+DATABASES = {databases!r}
+"""
+#: Our engine, which takes a test database for a declared one.
+ENGINE: Final = """
+from pgmonkey.contrib.django import base, get_registry
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    @property
+    def registry_name(self):
+        name = self.settings_dict["NAME"]
+        return name if name in get_registry() else super().registry_name
+"""
+
+
+def main() -> int:
+    """Run them, print how many failed and which, and return 1 if one fails without an explanation."""
+    parser = argparse.ArgumentParser(prog="make django-suite ARGS=...", description=__doc__)
+    parser.add_argument("labels", nargs="*", default=LABELS)
+    parser.add_argument("--plain", action="store_true", help="through Django's own engine")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="django-suite-") as name:
+        directory = Path(name)
+        tests = _source(directory)
+        with PostgresServer(binaries=postgres_with_tls()) as server:
+            _settings(directory, server, plain=arguments.plain)
+            output = _run(directory, tests, arguments.labels)
+    failed = set(re.findall(r"^(?:FAIL|ERROR): (\w+)", output, re.MULTILINE))
+    for test in sorted(failed):
+        print(f"{test}: {NOT_APPLICABLE.get(test, 'NOT EXPLAINED')}")
+    ran = re.search(r"^Ran \d+ tests.*", output, re.MULTILINE)
+    print(f"Django {django.__version__}: {ran[0] if ran else 'no test ran'}, {len(failed)} failed")
+    return int(ran is None or not failed <= NOT_APPLICABLE.keys())
+
+
+def _source(directory: Path) -> Path:
+    """Return the tests of the installed Django."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+            *("--no-binary", "django", f"django=={django.__version__}"),
+        ],
+        cwd=directory,
+        check=True,
+    )
+    (archive,) = directory.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(directory, filter="data")
+    (tests,) = directory.glob("*/tests/runtests.py")
+    return tests
+
+
+def _settings(directory: Path, server: PostgresServer, *, plain: bool) -> None:
+    """Write settings with two databases of one user, who makes extensions, and the registry of them."""
+    registry = directory / "registry.d"
+    registry.mkdir()
+    server.execute("CREATE ROLE suite LOGIN SUPERUSER PASSWORD 'suite'")
+    databases = {}
+    for alias, name in (("default", "first"), ("other", "second")):
+        server.execute(f"CREATE DATABASE {name} OWNER suite")
+        for dbname in (name, f"test_{name}"):
+            (registry / f"{dbname}.yaml").write_text(
+                f"connection_settings: {{host: {server.host}, port: {server.port}, dbname: {dbname},"
+                " user: suite, password: suite}\n"
+            )
+        databases[alias] = {"ENGINE": "pooled", "NAME": name}
+        if plain:
+            databases[alias] = {
+                "ENGINE": "django.db.backends.postgresql",
+                "NAME": name,
+                "HOST": server.host,
+                "PORT": str(server.port),
+                "USER": "suite",
+                "PASSWORD": "suite",
+            }
+    engine = directory / "pooled"
+    engine.mkdir()
+    (engine / "__init__.py").touch()
+    (engine / "base.py").write_text(ENGINE)
+    text = SETTINGS.format(registry=os.fspath(registry), databases=databases)
+    (directory / "suite_settings.py").write_text(text)
+
+
+def _run(directory: Path, tests: Path, labels: list[str]) -> str:
+    """Run the tests one after the other, show the output as it comes, and return it."""
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-W", "ignore", tests, "--settings=suite_settings"),
+            *("--parallel=1", "--noinput", *labels),
+        ],
+        cwd=tests.parent,
+        env=os.environ | {"PYTHONPATH": os.fspath(directory)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        output = []
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            output.append(line)
+    return "".join(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
