@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -39,8 +40,9 @@ from tests.contrib.django_project.ready import Item, pid
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
-from tests.kit.process import Process
+from tests.kit.process import Process, in_a_child
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.pool.side import FRESH
 from tests.recipes.recipe import plain_environment, recipe
 
 MAX_SIZE = 4
@@ -321,6 +323,19 @@ def test_a_response_that_streams_keeps_its_connection_to_its_end(project):
     assert project.pool().used == 0
 
 
+def test_a_child_process_has_connections_of_its_own(project):
+    """A fork in the middle of a transaction: the child connects anew, the parent goes on."""
+    with transaction.atomic():
+        Item.objects.create(name="tea")
+        parent = pid()
+
+        child, items = in_a_child(lambda: (pid(), Item.objects.count()))
+
+        assert (child != parent, items) == (True, 0)
+        assert pid() == parent
+    assert Item.objects.count() == 1
+
+
 # Rotations
 
 
@@ -403,6 +418,8 @@ def test_a_restart_of_the_server_costs_no_request_after_it(project):
     """Connections that died meanwhile are replaced before a request gets one."""
     pid()
     end_request()
+    came_back = time.monotonic()
+    eventually(lambda: time.monotonic() > came_back + FRESH)  # until then nothing looks at it
     project.database.server.restart()
 
     assert get("/order")[0] == 200
@@ -527,6 +544,18 @@ def test_a_check_says_where_an_option_belongs(project, option, number, text):
 def test_nothing_is_wrong_with_good_settings(project):
     """The checks of Django find nothing, those of the database included."""
     assert checks.run_checks(databases=["default"]) == []
+
+
+def test_a_check_of_a_database_says_what_is_wrong_with_its_files(project, registry_dir):
+    """`check --database` reads the files, and connects to nothing."""
+    registry_dir.write("orders", "connection_settings: {hots: localhost}\n")
+    with override_settings(PGMONKEY={"REGISTRY": str(registry_dir)}):
+        assert checks.run_checks() == []
+
+        (problem,) = checks.run_checks(databases=["default"])
+
+    assert problem.id == "pgmonkey.E004"
+    assert "hots" in problem.msg
 
 
 def test_an_unknown_name_is_a_problem_of_the_settings(project):

@@ -29,8 +29,8 @@ _WHERE: Final = (
 )
 #: The registries that were made here, by their directories.
 _made: Final[dict[str, Registry]] = {}
-# Guards `_made`: the first requests come side by side.
-_lock: Final = threading.Lock()
+# Guards `_made`: the first requests come side by side. Held while files are read.
+_lock = threading.Lock()
 
 
 def get_registry() -> Registry:
@@ -93,3 +93,12 @@ def _setting() -> Any:
             f'PGMONKEY["REGISTRY"] is a path or a Registry, not {type(where).__name__}'
         )
     return where
+
+
+def _renew_lock() -> None:
+    """Take a new lock, in a child process whose parent may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)

@@ -8,6 +8,7 @@ creating them, are reached by `Registry.connect`: a connection for each thread, 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import warnings
@@ -26,7 +27,7 @@ from psycopg import IsolationLevel
 from psycopg.rows import tuple_row
 
 from pgmonkey.contrib.django import config_of, get_registry
-from pgmonkey.contrib.django.checks import check_databases, misplaced
+from pgmonkey.contrib.django.checks import check_files, check_settings, misplaced
 from pgmonkey.contrib.django.client import DatabaseClient
 from pgmonkey.contrib.django.creation import DatabaseCreation
 from pgmonkey.errors import PgmonkeyError
@@ -44,10 +45,8 @@ _NO_POSTGRES: Final = (
 _INSIDE: Final = ("django.", "pgmonkey.")
 #: Seconds to wait for the sign of life that CONN_HEALTH_CHECKS asks for.
 _LONGEST_PING: Final = 2.0
-#: The handle that Django borrows from, by alias, with the one that it is a branch of.
+#: The handle that Django borrows from, by alias, after the one that it is a branch of.
 _branches: Final[dict[str, tuple[Database, Any]]] = {}
-# Guards `_branches`. Nothing is connected or waited for while it is held.
-_lock: Final = threading.Lock()
 
 
 class Cursor(postgresql.Cursor, SyncWatchedClientCursor[Any]):
@@ -155,14 +154,13 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
     def _branch(self, context: Any) -> Any:
         """Return the handle that this alias borrows from. Django has threads: it is always a pool."""
         trunk = get_registry().get(self.registry_name, "pool")
-        known, branch = _branches.get(self.alias, (None, None))
-        if known is not trunk:
-            with _lock:
-                known, branch = _branches.get(self.alias, (None, None))
-                if known is not trunk:
-                    branch = trunk.branch(context)
-                    _branches[self.alias] = (trunk, branch)
-        return branch
+        known = _branches.get(self.alias)
+        if known is None or known[0] is not trunk:
+            if known is not None:  # of another registry: the settings have changed
+                _branches.pop(self.alias, None)
+            # Of several threads, one puts its branch there; those of the others are not used.
+            known = _branches.setdefault(self.alias, (trunk, trunk.branch(context)))
+        return known[1]
 
     def _refuse_misplaced(self) -> None:
         """Raise what the system check would say: not every command runs it."""
@@ -236,8 +234,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def close_pool(self) -> None:
         """Close the connections of this alias, in all threads, when they are given back."""
-        with _lock:
-            _, branch = _branches.pop(self.alias, (None, None))
+        _, branch = _branches.pop(self.alias, (None, None))
         if branch is not None:
             branch.close()
 
@@ -309,5 +306,14 @@ def _end_request(**_: Any) -> None:
         one.end_request()
 
 
+def _forget() -> None:
+    """Let go of the connections of the parent, in a child process: they are not to be used here."""
+    for one in list(_threads.mine.wrappers):
+        one.drop()
+
+
+os.register_at_fork(after_in_child=_forget)
+
 signals.request_finished.connect(_end_request)
-checks.register(check_databases)
+checks.register(check_settings)
+checks.register(check_files, checks.Tags.database)

@@ -1,14 +1,16 @@
-"""The system check of Django that says which settings belong into the file of the registry."""
+"""The system checks of Django: settings that belong into a file, and files with problems."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from django.core.checks import CheckMessage, Error
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from pgmonkey.config.libpq import keywords
+from pgmonkey.contrib.django import config_of
 
 #: What Django's settings call a connection setting.
 _SETTINGS: Final = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password"}
@@ -64,11 +66,32 @@ def _error(where: str, name: str, key: str) -> CheckMessage:
     )
 
 
-def check_databases(**_: Any) -> list[CheckMessage]:
+def check_settings(**_: Any) -> list[CheckMessage]:
     """Check the settings of every alias that has this engine."""
     return [
-        problem
+        problem for alias in _aliases() for problem in misplaced(alias, connections.settings[alias])
+    ]
+
+
+def check_files(databases: Iterable[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Check the files behind aliases; it connects to nothing. Commands of a database run this.
+
+    Args:
+        databases: The aliases that are asked for.
+    """
+    found: list[CheckMessage] = []
+    for alias in _aliases() & set(databases or ()):
+        settings = connections.settings[alias]
+        try:
+            config_of(settings.get("REGISTRY_NAME", settings["NAME"]))
+        except ImproperlyConfigured as error:
+            found.append(Error(f'DATABASES["{alias}"]: {error}', id="pgmonkey.E004"))
+    return found
+
+
+def _aliases() -> set[str]:
+    return {
+        alias
         for alias, settings in connections.settings.items()
         if str(settings["ENGINE"]).startswith("pgmonkey.contrib.django")
-        for problem in misplaced(alias, settings)
-    ]
+    }
