@@ -3,9 +3,10 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import psycopg
@@ -71,38 +72,47 @@ def totals(database: TemporaryDatabase) -> list[int]:
     return [total for (total,) in database.execute("SELECT total FROM orders ORDER BY total")]
 
 
+async def post(
+    app: FastAPI, path: str, total: int, state: Any, begun: Callable[[int], object]
+) -> None:
+    """Add an order as a server would; `begun` gets the status when the answer begins."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            begun(message["status"])
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "query_string": f"total={total}".encode(),
+        "headers": [],
+        "state": dict(state),
+    }
+    await app(scope, receive, send)
+
+
 async def visible_when_answered(
     app: FastAPI, path: str, totals: range, database: TemporaryDatabase
 ) -> list[tuple[int, bool]]:
     """Add orders at once; return each status, and whether another session saw the row by then."""
-
-    async def request(total: int, state: Any) -> tuple[int, bool]:
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                row = other.execute("SELECT 1 FROM orders WHERE total = %s", [total]).fetchone()
-                seen.append((message["status"], row is not None))
-
-        seen: list[tuple[int, bool]] = []
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": path,
-            "query_string": f"total={total}".encode(),
-            "headers": [],
-            "state": dict(state),
-        }
-        await app(scope, receive, send)
-        return seen[0]
-
+    seen: list[tuple[int, bool]] = []
     with database.connect(autocommit=True) as other:
+
+        def look(status: int, total: int) -> None:
+            row = other.execute("SELECT 1 FROM orders WHERE total = %s", [total]).fetchone()
+            seen.append((status, row is not None))
+
         async with app.router.lifespan_context(app) as state:
-            return await asyncio.gather(*(request(total, state) for total in totals))
+            requests = [post(app, path, one, state, partial(look, total=one)) for one in totals]
+            await asyncio.gather(*requests)
+    return seen
 
 
 @pytest.mark.parametrize("path, count", [("/orders", 300), ("/orders/sync", 60)])
@@ -256,6 +266,48 @@ def test_a_timeout_names_the_endpoint_that_holds_the_connections(
             places = client.get("/holder").json()
     assert len(places) == 2
     assert all(place.startswith(__file__) and place.endswith(" in look") for place in places)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "runs"])
+async def test_a_request_that_is_cancelled_keeps_no_connection(
+    directory: RegistryDirectory, database: TemporaryDatabase, path: str, waits: bool
+) -> None:
+    """While it waits for a connection, or uses it: what it did is rolled back, and the next one works."""
+    sizes = {"min_size": 1, "max_size": 1}
+    directory.declare("orders", database, pool_settings=sizes, async_pool_settings=sizes)
+    codes: list[int] = []
+    app = shop(directory)
+    async with app.router.lifespan_context(app) as state:
+        registry = state["pgmonkey"]
+
+        def pools(what: str) -> int:
+            return sum(
+                getattr(pool, what) for one in registry.status().databases for pool in one.pools
+            )
+
+        async def cancel_one() -> None:
+            request = asyncio.create_task(post(app, path, 1, state, codes.append))
+            await asyncio.to_thread(eventually, lambda: pools("waiting" if waits else "used") == 1)
+            request.cancel()
+            await asyncio.wait([request], timeout=0.05)  # one in a thread ends when that does
+
+        blocker = database.connect()
+        if waits:
+            sync = path.endswith("sync")
+            handle = registry.get("orders", "pool" if sync else "async_pool")
+            conn = handle.getconn() if sync else await handle.getconn()
+            await cancel_one()
+            await asyncio.to_thread(handle.putconn, conn) if sync else await handle.putconn(conn)
+        else:
+            blocker.execute("LOCK orders")
+            await cancel_one()
+        blocker.close()
+        await asyncio.to_thread(eventually, lambda: pools("used") == 0)
+        await post(app, path, 2, state, codes.append)
+    database.disconnect()
+    assert codes[-1] == 200
+    assert 2 in totals(database)
 
 
 def test_other_types_are_refused_where_the_endpoint_is_declared() -> None:
