@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -28,6 +29,7 @@ from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.side import FRESH
 from tests.recipes.recipe import recipe
 
 SIDES = ("pool", "async_pool")
@@ -177,6 +179,12 @@ def rows(database: TemporaryDatabase) -> Callable[[], list[int]]:
 
 def backend(connection: sa.Connection) -> int:
     return int(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+
+
+def rest() -> None:
+    """Let connections be idle for long enough to be looked at before they are handed out."""
+    returned = time.monotonic()
+    eventually(lambda: time.monotonic() - returned > FRESH, 5, "they are idle")
 
 
 # Core and ORM
@@ -551,6 +559,7 @@ def test_a_disconnect_costs_one_transaction(make: Make, database: TemporaryDatab
 
     engine.run(work)
     database.terminate_backends()
+    rest()
     for _ in range(3):
         assert engine.scalar("SELECT 4") == 4
     assert engine.handle.status().used == 0
@@ -597,34 +606,18 @@ def test_a_detached_connection_is_its_clients_until_it_closes_it(make: Make) -> 
     assert engine.run(backend) != detached
 
 
-@pytest.mark.parametrize("dies", [False, True])
-def test_pre_ping_is_harmless(make: Make, database: TemporaryDatabase, dies: bool) -> None:
-    """It is a round trip that is not needed."""
+def test_pre_ping_is_harmless(make: Make, database: TemporaryDatabase) -> None:
+    """It changes nothing: a dead connection is not handed out without it, either."""
     engine = make(pool=ONE, pool_pre_ping=True)
     before = engine.run(backend)
-    if dies:
-        database.terminate_backends()
-    for _ in range(2):
-        assert (engine.run(backend) == before) is not dies
-
-
-def test_a_pre_ping_that_fails_gets_another_connection(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which is set up as every other."""
-    engine = make(pool={"min_size": 2, "max_size": 2}, pool_pre_ping=True)
-    connects: list[Any] = []
-    event.listen(engine.sync, "connect", lambda *_: connects.append(1))
-    engine.run(backend)
-    failing = iter([True])
+    statements: list[str] = []
     ping = engine.sync.dialect.do_ping
-    monkeypatch.setattr(
-        engine.sync.dialect, "do_ping", lambda one: not next(failing, False) and ping(one)
-    )
-    assert engine.scalar("SELECT 1") == 1
-    assert engine.scalar("SELECT 1") == 1
-    assert len(connects) >= 2
-    assert engine.handle.status().used == 0
+    engine.sync.dialect.do_ping = lambda one: statements.append("ping") or ping(one)  # type: ignore[method-assign,func-returns-value]  # it is looked at
+    assert engine.run(backend) == before
+    database.terminate_backends()
+    rest()
+    assert engine.run(backend) != before
+    assert statements == []
 
 
 def test_a_dropped_connection_is_no_lost_slot(
