@@ -128,6 +128,10 @@ soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load, kills and fork
 django-suite: $(VENV)/.dev ## Django's own tests of a backend through our engine: minutes; ARGS='--plain' through Django's
 	@$(BIN)/python -m tests.soak.django_suite $(ARGS)
 
+.PHONY: sqlalchemy-suite
+sqlalchemy-suite: $(VENV)/.dev ## SQLAlchemy's own tests of its PostgreSQL dialect, with its pool and with handles; ARGS='-k JSON'
+	@$(BIN)/python -m tests.soak.sqlalchemy_suite $(ARGS)
+
 .PHONY: clean
 clean: ## remove what the other targets made
 	@rm -rf .venv .venvs build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
