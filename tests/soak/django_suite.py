@@ -31,6 +31,9 @@ LABELS: Final = (
     *("async", "asgi", "servers", "test_runner", "test_utils"),
     *("timezones", "model_fields", "bulk_create", "db_functions", "cache"),
 )
+_HEALTH: Final = (
+    "It pretends that a connection is broken, which the pool sees is not, and hands out again."
+)
 _POOL: Final = "The option `pool` is not taken: the registry has the pool."
 #: The tests that fail with our engine and not with Django's own, and why that is right.
 NOT_APPLICABLE: Final = {
@@ -41,6 +44,8 @@ NOT_APPLICABLE: Final = {
     "test_pool_options_not_mutated": _POOL,
     "test_pooling_health_checks": _POOL,
     "test_pooling_not_support_persistent_connections": _POOL,
+    "test_health_checks_enabled": _HEALTH,
+    "test_set_autocommit_health_checks_enabled": _HEALTH,
     "test_client_encoding_utf8_enforce": "It sets `client_encoding` in OPTIONS: it is of the file.",
     "test_unicode_password": "It sets PASSWORD: it is of the file.",
     "test_connect_server_side_binding": "It wants Django's class of cursors; ours derives from it.",
