@@ -23,6 +23,7 @@ from django.core import checks, signals
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
+from django.core.management import call_command
 from django.db import (
     OperationalError,
     close_old_connections,
@@ -683,8 +684,6 @@ def manage(
     """Run a command of `manage.py` with a user that may create databases, and return its output."""
     database.server.execute(sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(database.user)))
     registry_dir.declare("orders", database, pool_settings={"min_size": 0, "max_size": MAX_SIZE})
-    programs = tmp_path / "programs"
-    programs.mkdir()
 
     def run(*arguments: str, python: tuple[str, ...] = (), code: int = 0) -> str:
         with Process(
@@ -695,7 +694,6 @@ def manage(
             | {
                 "DJANGO_SETTINGS_MODULE": "tests.contrib.django_project.settings",
                 "PGMONKEY_REGISTRY": str(registry_dir),
-                "PATH": f"{programs}:{os.environ['PATH']}",
             },
         ) as process:
             assert process.code(50) == code, process.text
@@ -744,21 +742,32 @@ def commands(manage: Callable[..., str], settings: str, *calls: list[str]) -> st
     return manage(python=("-c", program))
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("source", ["a file", "a command"])
 def test_the_shell_gets_what_the_file_says_and_no_password_in_its_arguments(
-    manage, registry_dir, database, volume, canary, tmp_path
+    project, volume, canary, tmp_path, monkeypatch, source
 ):
     """`dbshell` runs psql, whose password is in a file that is gone afterwards."""
-    psql = tmp_path / "programs" / "psql"
+    psql = tmp_path / "psql"
     psql.write_text(PSQL)
     psql.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PGDATABASE", "another")
+    database = project.database
     database.password = password = canary.secret(hostile=True)
     database.server.set_password(database.user, password)
-    registry_dir.declare(
+    project.directory.declare(
         "orders", database, volume=volume, sync_settings={"statement_timeout": "7s"}
     )
+    if source == "a command":
+        command = ["cat", str(volume.path("password"))]
+        project.declare(
+            connection={"password": {"from_command": command}},
+            sync_settings={"statement_timeout": "7s"},
+        )
+    project.registry.reload()
 
-    manage("dbshell", "--", "-c", "SELECT 1")
+    call_command("dbshell", "--", "-c", "SELECT 1")
 
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["arguments"] == ["-c", "SELECT 1"]
@@ -766,6 +775,14 @@ def test_the_shell_gets_what_the_file_says_and_no_password_in_its_arguments(
     assert not Path(seen["passfile"]).exists()
     assert "PGPASSWORD" not in seen["environment"]
     assert not any(password in value for value in seen["environment"].values())
+
+
+def test_the_shell_of_an_unknown_database_is_a_problem_of_the_settings(project):
+    """`dbshell` says what is wrong, as every command does."""
+    project.settings(NAME="order", REGISTRY_NAME="order")
+
+    with pytest.raises(ImproperlyConfigured, match='did you mean "orders"'):
+        call_command("dbshell")
 
 
 #: Connects as psql does: with what libpq finds in the environment.
@@ -850,7 +867,7 @@ def test_pytest_django_has_a_database_of_its_own(manage, database, tmp_path):
 def test_workers_of_a_server_that_forks_lose_no_request_over_rotations(
     manage, registry_dir, database, volume, tmp_path
 ):
-    """Workers with threads and `--preload`, loaded by clients while the password rotates twice."""
+    """Workers with threads and `--preload`, loaded by clients while the password rotates, and restarts."""
     registry_dir.declare("orders", database, volume=volume, pool_settings={"max_size": MAX_SIZE})
     manage("migrate")
     with Process(
@@ -871,9 +888,12 @@ def test_workers_of_a_server_that_forks_lose_no_request_over_rotations(
         stop = threading.Event()
         statuses: list[int] = []
 
+        def get_order() -> int:
+            return httpx.get(f"http://127.0.0.1:{port}/order").status_code
+
         def client() -> None:
             while not stop.is_set():
-                statuses.append(httpx.get(f"http://127.0.0.1:{port}/order").status_code)
+                statuses.append(get_order())
 
         with ThreadPoolExecutor(4) as pool:
             clients = [pool.submit(client) for _ in range(4)]
@@ -894,6 +914,9 @@ def test_workers_of_a_server_that_forks_lose_no_request_over_rotations(
                 stop.set()
             for one in clients:
                 one.result()
+        database.server.restart()
+        eventually(lambda: get_order() == 200, 20, "requests work after a restart")
+        statuses.append(200)
         gunicorn.send(signal.SIGTERM)
         assert gunicorn.code() == 0
 
