@@ -11,8 +11,10 @@ each set up by SQLAlchemy once. What borrows them is `HandlePool`, in the place 
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Mapping
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy
@@ -288,6 +290,11 @@ class HandlePool(Pool):
     def _do_return_conn(self, record: Any) -> None:
         """Give a connection back, open or closed."""
         connection = _note(record)[_BORROWED]
+        if _collecting == get_ident():
+            # A client has dropped it. This thread may hold any lock at this moment, so it is dropped
+            # here, too: see Database.getconn.
+            self._entries.pop(connection, None)
+            return
         if record.dbapi_connection is None:
             self._entries.pop(connection, None)
             if not connection.closed:
@@ -297,10 +304,7 @@ class HandlePool(Pool):
         ):
             self._entries.pop(connection, None)
             record.close()
-        try:
-            self._wait(self._handle.putconn(connection))
-        except exc.MissingGreenlet:
-            self._entries.pop(connection, None)  # dropped: see Database.getconn
+        self._wait(self._handle.putconn(connection))
         if connection.closed:  # it was of an older version
             self._entries.pop(connection, None)
 
@@ -323,6 +327,18 @@ class _Given:
 
     async def __call__(self) -> Any:
         return self.connection
+
+
+#: The thread that collects garbage now; 0: none does.
+_collecting = 0
+
+
+def _note_collection(phase: str, _info: dict[str, int]) -> None:
+    global _collecting
+    _collecting = get_ident() if phase == "start" else 0
+
+
+gc.callbacks.append(_note_collection)
 
 
 def _note(entry: ConnectionPoolEntry) -> dict[Any, Any]:
