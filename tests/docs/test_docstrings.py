@@ -32,6 +32,8 @@ def test_every_example_of_a_docstring_runs(tmp_path, database, canary, monkeypat
         monkeypatch.delenv(name)
     for name, value in environment.variables.items():
         monkeypatch.setenv(name, value)
+    # The search for examples looks at every name of a module: also at Django's settings.
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "tests.contrib.django_project.settings")
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"connection_settings": database.parameters()})
     )
