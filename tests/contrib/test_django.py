@@ -42,6 +42,7 @@ from tests.contrib.django_project.ready import Item, pid
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
+from tests.kit.pgbouncer import PgBouncer
 from tests.kit.process import Process, in_a_child
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.pool.side import FRESH
@@ -197,6 +198,25 @@ def test_behind_a_pooler_there_is_no_cursor_of_the_server(project):
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE '_django_curs_%%'")
         assert cursor.fetchone() == (0,)
+
+
+@pytest.mark.pgbouncer
+def test_behind_pgbouncer_each_client_has_its_time_zone(project, canary):
+    """Clients with other time zones share one connection of the server: times are right for each."""
+    with PgBouncer(project.database, canary, {"default_pool_size": 1}) as bouncer:
+        project.declare(pooler="pgbouncer", connection=bouncer.address)
+        project.registry.reload()
+        handle = project.registry.get("orders")
+        item = Item.objects.create(name="tea")
+        for zone in ("Asia/Tokyo", "America/Lima"):
+            with handle.transaction() as conn:
+                conn.execute(f"SET TIME ZONE '{zone}'")
+            assert Item.objects.get().made_at == item.made_at
+            assert len(list(Item.objects.iterator())) == 1
+        end_request()
+        assert Item.objects.get().made_at == item.made_at
+        connection.close()
+        connection.close_pool()
 
 
 # Whose connections they are
