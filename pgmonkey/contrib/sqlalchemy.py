@@ -11,7 +11,9 @@ each set up by SQLAlchemy once. What borrows them is `HandlePool`, in the place 
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import sys
 from collections.abc import Mapping
 from threading import get_ident
@@ -55,8 +57,12 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
 }
 #: What makes cursors for placeholders in SQLAlchemy's style, by whether the dialect is async.
 _CURSORS: Final = {False: SYNC_CURSORS["Cursor"], True: ASYNC_CURSORS["Cursor"]}
-#: Whose frames are not the application's.
-_LIBRARIES: Final = ("sqlalchemy.", "pgmonkey.contrib.", "contextlib")
+#: Whose frames are not the application's, by what their file names begin with.
+_LIBRARIES: Final = (
+    os.path.join(os.path.dirname(sqlalchemy.__file__), ""),  # noqa: PTH118, PTH120 - as frames have it
+    __file__,
+    contextlib.__file__,
+)
 
 
 def create_engine(database: Database, **options: Any) -> sqlalchemy.Engine:
@@ -368,6 +374,6 @@ def _borrower() -> FrameType:
 
 
 def _outside(frame: FrameType | None) -> FrameType | None:
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(_LIBRARIES):
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame = frame.f_back
     return frame
