@@ -147,7 +147,9 @@ def test_the_wheel_says_what_it_needs(wheel):
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
     assert set(metadata.get_all("Provides-Extra")) == {"serve", "demo"}
-    assert "pgmonkey = pgmonkey.cli.app:main" in archive.read(f"{info}/entry_points.txt").decode()
+    entry_points = archive.read(f"{info}/entry_points.txt").decode()
+    assert "pgmonkey = pgmonkey.cli.app:main" in entry_points
+    assert "[pytest11]\npgmonkey = pgmonkey.contrib.pytest" in entry_points
 
 
 def test_the_core_does_not_need_the_extras(wheel):
