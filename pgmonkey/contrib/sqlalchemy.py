@@ -4,8 +4,8 @@
 
     engine = create_engine(registry["orders"])
 
-An engine has a branch of the handle that it is given (see `Database.branch`): connections of its own,
-each set up by SQLAlchemy once. What borrows them is `HandlePool`, in the place of SQLAlchemy's
+An engine has a pool of its own (see `Database.with_own_pool`), whose connections SQLAlchemy sets up
+once each. What borrows them is `HandlePool`, in the place of SQLAlchemy's
 `QueuePool`. docs/recipes/sqlalchemy.md has the rest.
 """
 
@@ -170,7 +170,7 @@ class HandlePool(Pool):
 
     Args:
         _creator: SQLAlchemy's own; not used.
-        handle: What to borrow from. The pool makes a branch of it.
+        handle: What to borrow from. The engine gets a pool of its own.
         dialect: The dialect of the engine.
         pre_ping: Not used: a handle looks at its connections itself, and `check_on_checkout` in the file
             asks the server each time.
@@ -190,8 +190,8 @@ class HandlePool(Pool):
         self._engine_dialect = dialect
         # What JSON, hstore and addresses become: SQLAlchemy's dialect passes it to psycopg.
         _, arguments = dialect.create_connect_args(URL.create("postgresql+psycopg"))
-        self._trunk = handle
-        self._handle: Any = handle.branch(arguments.get("context"))
+        self._original = handle
+        self._handle: Any = handle.with_own_pool(arguments.get("context"))
         # By the connection that they stand for: what was set up, and is handed out again.
         self._entries: dict[Any, _ConnectionRecord] = {}
 
@@ -200,7 +200,7 @@ class HandlePool(Pool):
         self.logger.info("Pool recreating")
         return type(self)(
             None,
-            handle=self._trunk,
+            handle=self._original,
             dialect=self._engine_dialect,
             recycle=self._recycle,
             echo=self.echo,

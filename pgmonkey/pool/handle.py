@@ -79,7 +79,7 @@ class Hooks(NamedTuple):
         rejected: Return the first problem of the files of the database, for errors; empty if what
             they say is in force.
         configure: Return what the application wants to be called with each new connection.
-        branch: Make a branch of a handle: see `Database.branch`.
+        copy: Copy a handle: see `Database.with_own_pool`.
     """
 
     on_open: Callable[[], object]
@@ -87,7 +87,7 @@ class Hooks(NamedTuple):
     force_reload: Callable[[], object]
     rejected: Callable[[], str]
     configure: Callable[[], Iterable[Configure]]
-    branch: Callable[[Any, AdaptContext | None], Any]
+    copy: Callable[[Any, AdaptContext | None], Any]
 
 
 class Sharing(NamedTuple):
@@ -171,6 +171,7 @@ _PUBLIC: Final = (
     "putconn",
     "status",
     "transaction",
+    "with_own_pool",
 )
 
 
@@ -211,7 +212,7 @@ class Database(ABC):
         connection_type: ConnectionType,
         limits: ConnectionLimits,
         hooks: Hooks,
-        trunk: Database | None = None,
+        original: Database | None = None,
         context: AdaptContext | None = None,
     ) -> None:
         self.name = version.config.name
@@ -231,13 +232,13 @@ class Database(ABC):
         # Guards `gone`, the pools, and who gives a connection back by hand. Never held while waiting.
         self._lock = threading.Lock()
         self._force_due = False
-        #: The handle that this one is a branch of, and counts for.
-        self.trunk = trunk
+        #: The handle that this one is a copy of, and counts for; `None`: it is none.
+        self.original = original
         #: What the adapters of its connections begin with; default: psycopg's.
         self.context = context
-        #: Its branches, which may be gone. The record sets it.
-        self.branched: tuple[weakref.ref[Database], ...] = ()
-        self.stats: Stats = Stats() if trunk is None else trunk.stats
+        #: Its copies, which may be gone. The record sets it.
+        self.copied: tuple[weakref.ref[Database], ...] = ()
+        self.stats: Stats = Stats() if original is None else original.stats
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.connection_type}>"
@@ -421,6 +422,36 @@ class Database(ABC):
             raise not_by_hand(self.name, self.connection_type, checkout)
         return checkout
 
+    def with_own_pool(self, context: AdaptContext | None = None) -> Self:
+        """Return a copy of this handle that has a pool of its own.
+
+        For a part of the application, or a library, that wants other connections than the rest:
+        with type adapters of its own. No block of this handle gets one of them. The pool has up to
+        `max_size` connections, beside those of this handle. A reload replaces them, `max_connections`
+        limits them, and status and metrics count them as connections of this handle. Make it once,
+        and keep it: its pool closes when no one refers to it any more.
+
+        Args:
+            context: What the adapters of its connections begin with: a `psycopg.adapt.AdaptersMap`, or
+                whatever has one; default: psycopg's.
+
+        Raises:
+            HandleClosedError: the registry was closed.
+
+        Example:
+            >>> from psycopg import adapters
+            >>> from psycopg.adapt import AdaptersMap
+            >>> from psycopg.types.numeric import FloatLoader
+            >>> context = AdaptersMap(adapters)
+            >>> context.register_loader("numeric", FloatLoader)
+            >>> statistics = registry.get("orders").with_own_pool(context)
+            >>> with statistics as conn:
+            ...     conn.execute("SELECT 0.1").fetchone()
+            (0.1,)
+        """
+        copy: Self = self.hooks.copy(self, context)
+        return copy
+
     @abstractmethod
     def listen(self, *channels: str, timeout: float | None = None) -> Listener:
         """Wait for notifications, on a connection of its own, over rotations and outages.
@@ -483,26 +514,9 @@ class Database(ABC):
 
     # Reload and life, for the registry
 
-    def branch(self, context: AdaptContext | None = None) -> Self:
-        """Return another handle of the same database, with connections of its own.
-
-        For a framework that sets up connections in its own way: no block of this handle gets one of
-        them. It has up to `max_size` connections, beside those of this handle; they are replaced,
-        limited by `max_connections`, counted and shown with them. It lives for as long as somebody
-        refers to it.
-
-        Args:
-            context: What the adapters of its connections begin with; default: psycopg's.
-
-        Raises:
-            HandleClosedError: the registry was closed.
-        """
-        branch: Self = self.hooks.branch(self, context)
-        return branch
-
-    def branches(self) -> list[Database]:
-        """Return the branches of this handle that somebody refers to."""
-        return [one for ref in self.branched if (one := ref()) is not None]
+    def copies(self) -> list[Database]:
+        """Return the copies of this handle that somebody refers to."""
+        return [one for ref in self.copied if (one := ref()) is not None]
 
     def request_reload(self) -> None:
         """Let the next `await` of this handle replace its connections."""
@@ -563,7 +577,7 @@ class Database(ABC):
         stats = self.stats
         waits, uses, connects = stats.durations()
         ended, queued = waits.count + sum(stats.errors.values()), stats.queued
-        pools = [pool for one in (self, *self.branches()) for pool in one.all_pools()]
+        pools = [pool for one in (self, *self.copies()) for pool in one.all_pools()]
         numbers = [pool.numbers() for pool in pools]
         listening = self.all_listening()
         connectors = [pool.connector for pool in pools] + [each.connector for each in listening]

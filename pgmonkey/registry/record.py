@@ -212,14 +212,14 @@ class Record:
         return f"{first} (and {count(more, 'other problem')})" if more else first
 
     def handles(self) -> list[Handle]:
-        """Return the handles that were asked for so far, and their branches."""
+        """Return the handles that were asked for so far, and their copies."""
         found: list[Any] = []
         for handle in list(self._handles.values()):
-            found += (handle, *handle.branches())
+            found += (handle, *handle.copies())
         return found
 
-    def branch(self, handle: Handle, context: AdaptContext | None) -> Handle:
-        """Return a branch of a handle: see `Database.branch`.
+    def copy(self, handle: Handle, context: AdaptContext | None) -> Handle:
+        """Return a copy of a handle: see `Database.with_own_pool`.
 
         It is made under the lock, so it is among those that a close or the next version reaches.
 
@@ -229,20 +229,18 @@ class Record:
         with self._lock:
             if self._closed_by:
                 raise HandleClosedError(f"{self.name}: the {self._closed_by} was closed")
-            trunk: Any = handle.trunk or handle
-            made: Handle = type(trunk)(
-                trunk.version,
-                trunk.connection_type,
-                trunk.limits,
-                trunk.hooks,
-                trunk,
+            original: Any = handle.original or handle
+            made: Handle = type(original)(
+                original.version,
+                original.connection_type,
+                original.limits,
+                original.hooks,
+                original,
                 context,
             )
-            made.gone = trunk.gone
-            trunk.branched = (
-                *(one for one in trunk.branched if one() is not None),
-                weakref.ref(made),
-            )
+            made.gone = original.gone
+            alive = (one for one in original.copied if one() is not None)
+            original.copied = (*alive, weakref.ref(made))
             return made
 
     def handle(self, connection_type: ConnectionType | None = None) -> Handle | None:
@@ -310,7 +308,7 @@ class Record:
             force_reload=partial(_force, this),
             rejected=partial(_rejected, this),
             configure=partial(_functions, self._shared.configure, self.name),
-            branch=partial(_branch, this),
+            copy=partial(_copy, this),
         )
 
     def _gone(self) -> PgmonkeyError | None:
@@ -928,11 +926,13 @@ def _functions(functions: dict[str, Configure], name: str) -> list[Configure]:
     return [functions[key] for key in (EVERY, name) if key in functions]
 
 
-def _branch(this: weakref.ref[Record], handle: Handle, context: AdaptContext | None) -> Handle:
+def _copy(this: weakref.ref[Record], handle: Handle, context: AdaptContext | None) -> Handle:
     record = this()
     if record is None:
-        raise HandleClosedError(f"{handle.name}: what this handle belongs to is gone")
-    return record.branch(handle, context)
+        raise HandleClosedError(
+            f"{handle.name}: its registry is gone; keep the registry for as long as its handles"
+        )
+    return record.copy(handle, context)
 
 
 def _force(this: weakref.ref[Record]) -> None:

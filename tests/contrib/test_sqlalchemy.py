@@ -679,8 +679,8 @@ def test_garbage_is_collected_while_locks_are_held(
         handle: Any = registry["orders"]
         engine = create_engine(handle)
         engine.connect().execute(text("SELECT 1"))
-        branch: Any = handle.branches()[0]
-        with branch._lock:
+        copy: Any = handle.copies()[0]
+        with copy._lock:
             gc.collect()
         with engine.connect() as connection:
             assert connection.scalar(text("SELECT 1")) == 1

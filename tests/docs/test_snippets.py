@@ -220,6 +220,7 @@ def close(namespace: dict, runner: asyncio.Runner) -> None:
             runner.run(close_async(value))
         elif isinstance(value, PGConnectionManager):
             runner.run(value.clear_cache_async())
+    namespace.clear()  # with handles of a registry that another one of the page has replaced
 
 
 @pytest.mark.parametrize("snippet", [pytest.param(s, id=s.place) for s in ALL if s.directive])

@@ -3,8 +3,8 @@
     DATABASES = {"default": {"ENGINE": "pgmonkey.contrib.django", "NAME": "orders"}}
     PGMONKEY = {"REGISTRY": BASE_DIR / "registry.d"}
 
-It is Django's own engine for PostgreSQL on connections of a registry. Django has a pool of its own
-for each alias (see `Database.branch`), of up to `max_size` connections, so that no other code gets
+It is Django's own engine for PostgreSQL on connections of a registry. Each alias has a pool of its
+own (see `Database.with_own_pool`), of up to `max_size` connections, so that no other code gets
 connections that are set up for Django. docs/recipes/django.md has the rest.
 """
 

@@ -1,9 +1,9 @@
 """Django's engine for PostgreSQL, on connections of a registry.
 
-Each alias has a branch of the handle of its database: a pool of connections that are set up for
-Django once. A request borrows one at its first query, which costs as much as from a pool of
-psycopg_pool, and gives it back when it ends. Test databases, and the database `postgres` for
-creating them, are reached by `Registry.connect`: a connection for each thread, as in Django.
+Each alias has a pool of its own, whose connections are set up for Django once. A request borrows one
+at its first query, which costs as much as from a pool of psycopg_pool, and gives it back when it
+ends. Test databases, and the database `postgres` for creating them, are reached by
+`Registry.connect`: a connection for each thread, as in Django.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _NO_POSTGRES: Final = (
 _INSIDE: Final = ("django.", "pgmonkey.")
 #: Seconds to wait for the sign of life that CONN_HEALTH_CHECKS asks for.
 _LONGEST_PING: Final = 2.0
-#: The handle that Django borrows from, by alias, after the one that it is a branch of.
-_branches: Final[dict[str, tuple[Database, Any]]] = {}
+#: The handle that Django borrows from, by alias, after the one that it is a copy of.
+_handles: Final[dict[str, tuple[Database, Any]]] = {}
 
 
 class Cursor(postgresql.Cursor, SyncWatchedClientCursor[Any]):
@@ -93,7 +93,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return what Django wants of a connection beside what the file says."""
-        if self.alias not in _branches:  # before: a password must get nowhere
+        if self.alias not in _handles:  # before: a password must get nowhere
             self._refuse_misplaced()
         params: dict[str, Any] = super().get_connection_params()
         factory = params["cursor_factory"]
@@ -134,7 +134,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             ) from None
 
     def _borrow(self, wanted: dict[str, Any], level: IsolationLevel | None) -> SyncPooledConnection:
-        handle = self._branch(wanted["context"])
+        handle = self._handle_of_alias(wanted["context"])
         connection: SyncPooledConnection = handle.getconn()
         _name_borrower(handle, connection)
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
@@ -151,15 +151,15 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             connection.keep_settings()
         return connection
 
-    def _branch(self, context: Any) -> Any:
+    def _handle_of_alias(self, context: Any) -> Any:
         """Return the handle that this alias borrows from. Django has threads: it is always a pool."""
-        trunk = get_registry().get(self.registry_name, "pool")
-        known = _branches.get(self.alias)
-        if known is None or known[0] is not trunk:
+        original = get_registry().get(self.registry_name, "pool")
+        known = _handles.get(self.alias)
+        if known is None or known[0] is not original:
             if known is not None:  # of another registry: the settings have changed
-                _branches.pop(self.alias, None)
-            # Of several threads, one puts its branch there; those of the others are not used.
-            known = _branches.setdefault(self.alias, (trunk, trunk.branch(context)))
+                _handles.pop(self.alias, None)
+            # Of several threads, one puts its copy there; those of the others are not used.
+            known = _handles.setdefault(self.alias, (original, original.with_own_pool(context)))
         return known[1]
 
     def _refuse_misplaced(self) -> None:
@@ -234,9 +234,9 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def close_pool(self) -> None:
         """Close the connections of this alias, in all threads, when they are given back."""
-        _, branch = _branches.pop(self.alias, (None, None))
-        if branch is not None:
-            branch.close()
+        _, handle = _handles.pop(self.alias, (None, None))
+        if handle is not None:
+            handle.close()
 
     @contextmanager
     def _nodb_cursor(self) -> Iterator[Any]:

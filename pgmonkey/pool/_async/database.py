@@ -105,10 +105,10 @@ class AsyncDatabase(Database):
         connection_type: ConnectionType,
         limits: ConnectionLimits,
         hooks: Hooks,
-        trunk: Database | None = None,
+        original: Database | None = None,
         context: AdaptContext | None = None,
     ) -> None:
-        super().__init__(version, connection_type, limits, hooks, trunk, context)
+        super().__init__(version, connection_type, limits, hooks, original, context)
         # Not of the class: an attribute of the object is found faster, by every checkout.
         self.checkout_class: type[AsyncCheckout] = AsyncCheckout
         #: The pool of each loop. Read without a lock.
@@ -505,7 +505,7 @@ class AsyncDatabase(Database):
         self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
-        self.stats = Stats() if self.trunk is None else self.trunk.stats
+        self.stats = Stats() if self.original is None else self.original.stats
 
 
 @asynccontextmanager

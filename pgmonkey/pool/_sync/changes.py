@@ -59,7 +59,8 @@ class SyncWatchedConnection(SyncDriverConnection[TupleRow]):
     def keep_settings(self) -> None:
         """Take what the connection is set to now for what each block gets.
 
-        For who makes it, and for who sets up the connections of a branch: see `Database.branch`.
+        For who makes it, and for who sets up the connections of a pool of its own: see
+        `Database.with_own_pool`.
         """
         session = self.session
         before, now = session.made_with, self._settings()

@@ -1,4 +1,4 @@
-"""Handles with connections of their own, for frameworks that set up connections in their way."""
+"""Copies of a handle with pools of their own, for those who set up connections in their own way."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from tests.pool.side import Client, Make
 ONE = {"min_size": 1, "max_size": 1}
 
 
-def of_branch(client: Client, context: Any = None) -> Any:
-    """Let the client use a branch of its handle from now on, and return the handle."""
-    trunk = client.handle
-    client.handle = trunk.branch(context)
-    return trunk
+def with_own_pool(client: Client, context: Any = None) -> Any:
+    """Let the client use a copy of its handle from now on, and return the handle."""
+    original = client.handle
+    client.handle = original.with_own_pool(context)
+    return original
 
 
 def pid(connection: Any) -> int:
     return int(connection.info.backend_pid)
 
 
-def test_what_is_set_up_on_a_branch_stays_there(make: Make) -> None:
-    """Every borrower of the branch gets what was kept, and no block of the handle does."""
+def test_what_is_set_up_in_an_own_pool_stays_there(make: Make) -> None:
+    """Every borrower of the copy gets what was kept, and no block of the handle does."""
     client = make(pool=ONE)
-    trunk = of_branch(client)
+    original = with_own_pool(client)
     connection = client.getconn()
     connection.row_factory = dict_row
     set_json_loads(lambda _: "tea", connection)
@@ -43,7 +43,7 @@ def test_what_is_set_up_on_a_branch_stays_there(make: Make) -> None:
     client.putconn(connection)
     seen = [client.run(lambda one: (pid(one), one.row_factory)) for _ in range(2)]
     assert seen == [(pid(connection), dict_row)] * 2
-    client.handle = trunk
+    client.handle = original
     assert client.run(lambda one: one.row_factory) is not dict_row
     assert client.ask("SELECT '1'::json") == 1
 
@@ -51,7 +51,7 @@ def test_what_is_set_up_on_a_branch_stays_there(make: Make) -> None:
 def test_settings_that_are_kept_twice_keep_the_adapters(make: Make) -> None:
     """Also if no one looked at them in between."""
     client = make(pool=ONE)
-    of_branch(client)
+    with_own_pool(client)
     connection = client.getconn()
     set_json_loads(lambda _: "tea", connection)
     connection.keep_settings()
@@ -60,58 +60,58 @@ def test_settings_that_are_kept_twice_keep_the_adapters(make: Make) -> None:
     assert client.ask("SELECT '1'::json") == "tea"
 
 
-def test_the_adapters_of_a_branch_begin_with_its_context(make: Make) -> None:
+def test_the_adapters_of_an_own_pool_begin_with_its_context(make: Make) -> None:
     """Of each connection, from the first use on, and after a rotation."""
     client = make(pool=ONE)
     context = AdaptersMap(psycopg_adapters)
     set_json_loads(lambda _: "tea", context)
-    of_branch(client, context)
+    with_own_pool(client, context)
     assert client.ask("SELECT '1'::json") == "tea"
     client.shut()
     assert client.ask("SELECT '1'::json") == "tea"
 
 
-def test_a_branch_has_the_size_of_its_handle_beside_it(
+def test_an_own_pool_has_the_size_of_the_other_beside_it(
     make: Make, database: TemporaryDatabase
 ) -> None:
     """Two pools of one connection are two connections, which show as those of one database."""
     client = make(pool=ONE)
-    trunk = of_branch(client)
+    original = with_own_pool(client)
     own = client.getconn()
-    branch, client.handle = client.handle, trunk
+    copy, client.handle = client.handle, original
     plain = client.getconn()
     assert pid(own) != pid(plain)
     assert len(database.backends()) == 2
-    status = trunk.status()
+    status = original.status()
     assert (status.used, status.max_size, status.requests) == (2, 2, 2)
     assert len(status.checkouts) == 2
     client.putconn(plain)
-    client.handle = branch
+    client.handle = copy
     client.putconn(own)
     (shown,) = client.registry.status().databases[0].pools
     assert (shown.used, shown.idle) == (0, 2)
 
 
-def test_max_connections_counts_branches(
+def test_max_connections_counts_own_pools(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """As any other pool of the process."""
     registry_dir.declare("orders", database, pool_settings={"min_size": 0, "max_size": 2})
     with Registry(registry_dir, metrics=None, watch=False, max_connections=1) as registry:
         handle: Any = registry.get("orders")
-        branch = handle.branch()
-        connection = branch.getconn()
+        copy = handle.with_own_pool()
+        connection = copy.getconn()
         with pytest.raises(Exception, match="max_connections"):
             handle.getconn(timeout=0.2)
-        branch.putconn(connection)
+        copy.putconn(connection)
 
 
-def test_a_reload_replaces_the_connections_of_a_branch(
+def test_a_reload_replaces_the_connections_of_an_own_pool(
     make: Make, registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """Also while the handle itself was never used."""
     client = make(pool=ONE)
-    of_branch(client)
+    with_own_pool(client)
     held = client.getconn()
     kind = client.handle.connection_type
     section = "async_pool_settings" if client.is_async else "pool_settings"
@@ -125,52 +125,52 @@ def test_a_reload_replaces_the_connections_of_a_branch(
     assert client.registry.wait_drained(5)
 
 
-def test_a_branch_that_no_one_refers_to_is_closed(make: Make, database: TemporaryDatabase) -> None:
+def test_a_copy_that_no_one_refers_to_is_closed(make: Make, database: TemporaryDatabase) -> None:
     """What it has counted stays with its handle."""
     client = make(pool=ONE)
-    trunk = of_branch(client)
+    original = with_own_pool(client)
     assert client.ask() == 1
-    client.handle = trunk
+    client.handle = original
     gc.collect()
     eventually(lambda: not database.backends(), 5, "its connection is closed")
-    assert trunk.branches() == []
-    assert trunk.status().requests == 1
+    assert original.copies() == []
+    assert original.status().requests == 1
 
 
-def test_a_closed_registry_closes_branches_and_makes_none(
+def test_a_closed_registry_closes_own_pools_and_makes_none(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """As its handles."""
     registry_dir.declare("orders", database)
     registry = Registry(registry_dir, metrics=None, watch=False)
     handle: Any = registry.get("orders")
-    branch = handle.branch()
-    with branch:
+    copy = handle.with_own_pool()
+    with copy:
         pass
     registry.close()
-    with pytest.raises(HandleClosedError), branch:
+    with pytest.raises(HandleClosedError), copy:
         pass
     with pytest.raises(HandleClosedError):
-        handle.branch()
+        handle.with_own_pool()
     eventually(lambda: not database.backends(), 5, "its connections are closed")
 
 
-def test_a_child_process_uses_a_branch_on_its_own(
+def test_a_child_process_uses_an_own_pool_on_its_own(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """Its connections are its own, and it counts from zero."""
     registry_dir.declare("orders", database)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle: Any = registry.get("orders")
-        branch = handle.branch()
-        with branch as connection:
+        copy = handle.with_own_pool()
+        with copy as connection:
             parent = pid(connection)
 
         def child() -> None:
-            with branch as connection:
+            with copy as connection:
                 assert pid(connection) != parent
             assert handle.status().requests == 1
 
         in_a_child(child)
-        with branch as connection:
+        with copy as connection:
             assert pid(connection) == parent
