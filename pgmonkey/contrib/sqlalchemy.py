@@ -174,6 +174,7 @@ class HandlePool(Pool):
         dialect: The dialect of the engine.
         pre_ping: Not used: a handle looks at its connections itself, and `check_on_checkout` in the file
             asks the server each time.
+        own: The copy of the handle, if there is one.
         options: Passed to `sqlalchemy.pool.Pool`.
     """
 
@@ -184,23 +185,30 @@ class HandlePool(Pool):
         handle: Database,
         dialect: Any,
         pre_ping: bool = False,  # noqa: ARG002 - many programs give it, and none should break for that
+        own: Any = None,
         **options: Any,
     ) -> None:
         super().__init__(self._connect, dialect=dialect, **options)
         self._engine_dialect = dialect
-        # What JSON, hstore and addresses become: SQLAlchemy's dialect passes it to psycopg.
-        _, arguments = dialect.create_connect_args(URL.create("postgresql+psycopg"))
-        self._original = handle
-        self._handle: Any = handle.with_own_pool(arguments.get("context"))
+        if own is None:
+            # What JSON, hstore and addresses become: SQLAlchemy's dialect passes it to psycopg.
+            _, arguments = dialect.create_connect_args(URL.create("postgresql+psycopg"))
+            own = handle.with_own_pool(arguments.get("context"))
+        self._handle = own
         # By the connection that they stand for: what was set up, and is handed out again.
         self._entries: dict[Any, _ConnectionRecord] = {}
 
     def recreate(self) -> HandlePool:
-        """Return a pool in the place of this one, with connections of its own: for `dispose`."""
+        """Return a pool in the place of this one, for `dispose`.
+
+        On the same copy of the handle, so a test whose application disposes of its engine still sees
+        what was done before: see `Registry.override`.
+        """
         self.logger.info("Pool recreating")
         return type(self)(
             None,
-            handle=self._original,
+            handle=self._handle,
+            own=self._handle,
             dialect=self._engine_dialect,
             recycle=self._recycle,
             echo=self.echo,
@@ -355,9 +363,9 @@ def _note(entry: ConnectionPoolEntry) -> dict[Any, Any]:
 
 
 def _is_shared(connection: Any) -> bool:
-    """Tell whether a test has the connection for all blocks: `override(rollback=True)`.
+    """Tell whether all checkouts of a test have this connection: `override(rollback=True)`.
 
-    It is set up for each checkout, and goes back as it was: plain blocks have it, too.
+    It is set up for each of them, because they may be nested, and an entry is for one.
     """
     return getattr(connection, "shared", None) is not None
 

@@ -239,6 +239,7 @@ class Record:
                 context,
             )
             made.gone = original.gone
+            made.share(self._sharing())
             alive = (one for one in original.copied if one() is not None)
             original.copied = (*alive, weakref.ref(made))
             return made
@@ -645,7 +646,7 @@ class Record:
         sharing = self._sharing()
         return [
             closing
-            for handle in self._handles.values()
+            for handle in self.handles()
             for closing in handle.redirect(self._version, sharing)
         ]
 

@@ -714,6 +714,50 @@ def test_dispose_closes_idle_connections_and_the_engine_works_on(
     assert engine.handle.status().requests == 3
 
 
+def test_what_an_engine_does_in_a_test_is_rolled_back(
+    make: Make, rows: Callable[[], list[int]]
+) -> None:
+    """Its checkouts share a transaction, which outlasts `dispose`; after the block it works as before."""
+    engine = make(json_deserializer=lambda _: "tea")
+    count = "SELECT count(*) FROM rows"
+    engine.commit("INSERT INTO rows VALUES (1)")
+    for _ in range(2):
+        with engine.registry.override("orders", rollback=True):
+            engine.commit("INSERT INTO rows VALUES (2)")
+            engine.orm(lambda session: session.execute(text("INSERT INTO rows VALUES (3)")))
+            engine.run(lambda one: one.execute(text("INSERT INTO rows VALUES (4)")))  # no commit
+            with pytest.raises(exc.ProgrammingError):
+                engine.commit("INSERT INTO nowhere VALUES (5)")
+            assert engine.scalar(count) == 3
+            assert engine.scalar("SELECT '1'::json") == "tea"
+            if not engine.is_async:
+                with engine.engine.connect() as outer, engine.engine.connect() as inner:
+                    assert backend(outer) == backend(inner)
+            engine.dispose()
+            assert engine.scalar(count) == 3
+            assert rows() == [1]
+        assert engine.scalar(count) == 1
+    engine.commit("INSERT INTO rows VALUES (6)")
+    assert rows() == [1, 6]
+    assert engine.handle.status().used == 0
+
+
+def test_an_engine_is_led_to_the_database_of_a_test(
+    make: Make, database: TemporaryDatabase
+) -> None:
+    """As plain blocks are, whenever it was made."""
+    other, where = f"{database.name}_other", "SELECT current_database()"
+    database.server.create_database(other, owner=database.user)
+    engine = make()
+    try:
+        assert engine.scalar(where) == database.name
+        with engine.registry.override("orders", dbname=other):
+            assert engine.scalar(where) == other
+        assert engine.scalar(where) == database.name
+    finally:
+        database.server.drop_database(other)
+
+
 def test_a_handle_of_a_manager_has_engines_too(tmp_path: Path, database: TemporaryDatabase) -> None:
     """For programs that come from pgmonkey 4.0; its cache closes them."""
     manager = PGConnectionManager()

@@ -125,6 +125,27 @@ def test_a_reload_replaces_the_connections_of_an_own_pool(
     assert client.registry.wait_drained(5)
 
 
+def test_an_own_pool_has_a_transaction_of_its_own_in_a_rollback(make: Make) -> None:
+    """With its adapters, whether it was made before or in the block."""
+    client = make(pool=ONE)
+    context = AdaptersMap(psycopg_adapters)
+    set_json_loads(lambda _: "tea", context)
+    original = with_own_pool(client, context)
+    before = client.run(pid)
+    with client.registry.override("orders", rollback=True):
+        for copy in (client.handle, original.with_own_pool(context)):
+            client.handle = copy
+            client.ask("SELECT set_config('app.tenant', 'acme', true)")
+            assert client.ask("SELECT current_setting('app.tenant')") == "acme"
+            assert client.ask("SELECT '1'::json") == "tea"
+        client.handle = original
+        assert not client.ask("SELECT current_setting('app.tenant', true)")
+        client.handle = copy
+    assert not client.ask("SELECT current_setting('app.tenant', true)")
+    assert client.run(pid) != before
+    assert client.handle.status().used == 0
+
+
 def test_a_copy_that_no_one_refers_to_is_closed(make: Make, database: TemporaryDatabase) -> None:
     """What it has counted stays with its handle."""
     client = make(pool=ONE)

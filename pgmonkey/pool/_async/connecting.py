@@ -439,6 +439,7 @@ class AsyncLooseConnector(AsyncConnector):
         functions: Returns what is to be called with each new connection.
         label: What they are for.
         connection_class: What to make.
+        context: What the adapters of its connections begin with; default: psycopg's.
     """
 
     def __init__(
@@ -451,6 +452,7 @@ class AsyncLooseConnector(AsyncConnector):
         functions: Callable[[], Iterable[Configure]],
         label: str,
         connection_class: type[AsyncPooledConnection] = AsyncPooledConnection,
+        context: AdaptContext | None = None,
     ) -> None:
         super().__init__(
             version,
@@ -459,6 +461,7 @@ class AsyncLooseConnector(AsyncConnector):
             limits=limits,
             functions=functions,
             on_room=_do_nothing,
+            context=context,
         )
         self.connection_class = connection_class
         self.label = f"{self.name}/{label}"

@@ -109,6 +109,7 @@ class AsyncSharedTransaction:
             functions=handle.hooks.configure,
             label="override",
             connection_class=AsyncSavepointConnection,
+            context=handle.context,
         )
         self.connections = self.connector.connections
         #: Whether it is closing for good.

@@ -438,6 +438,7 @@ class SyncLooseConnector(SyncConnector):
         functions: Returns what is to be called with each new connection.
         label: What they are for.
         connection_class: What to make.
+        context: What the adapters of its connections begin with; default: psycopg's.
     """
 
     def __init__(
@@ -450,6 +451,7 @@ class SyncLooseConnector(SyncConnector):
         functions: Callable[[], Iterable[Configure]],
         label: str,
         connection_class: type[SyncPooledConnection] = SyncPooledConnection,
+        context: AdaptContext | None = None,
     ) -> None:
         super().__init__(
             version,
@@ -458,6 +460,7 @@ class SyncLooseConnector(SyncConnector):
             limits=limits,
             functions=functions,
             on_room=_do_nothing,
+            context=context,
         )
         self.connection_class = connection_class
         self.label = f"{self.name}/{label}"

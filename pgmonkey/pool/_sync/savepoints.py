@@ -109,6 +109,7 @@ class SyncSharedTransaction:
             functions=handle.hooks.configure,
             label="override",
             connection_class=SyncSavepointConnection,
+            context=handle.context,
         )
         self.connections = self.connector.connections
         #: Whether it is closing for good.
