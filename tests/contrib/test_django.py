@@ -854,6 +854,47 @@ def test_tests_never_get_the_declared_database(project, name):
     assert Item.objects.count() == 0
 
 
+def test_the_registry_leads_to_the_test_database_while_there_is_one(project):
+    """Plain connections get there, and are in the way of no clone and of no end."""
+    allow = sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(project.database.user))
+    project.database.server.execute(allow)
+    creation = connection.creation
+
+    def plain() -> str:
+        with project.registry.get("orders") as conn:
+            return conn.info.dbname
+
+    declared = plain()
+    try:
+        made = creation.create_test_db(verbosity=0)
+        assert plain() == made != declared
+        creation.clone_test_db("1", verbosity=0)
+        assert plain() == made
+        creation.setup_worker_connection(1)
+        assert plain() == f"{made}_1"
+        creation.destroy_test_db("orders", verbosity=0)
+        assert plain() == declared
+        assert Item.objects.count() == 0
+        assert f"{made}_1" not in _test_databases(project.database)
+    finally:
+        for name in ("test_orders", "test_orders_1"):
+            project.database.server.drop_database(name)
+
+
+def test_a_rollback_of_the_registry_is_refused(project):
+    """Django would commit: the error names what rolls back. It works again after the block."""
+    Item.objects.create(name="tea")  # on a connection that is open when the block begins
+    for _ in range(2):
+        with (
+            project.registry.override("orders", rollback=True),
+            pytest.raises(ImproperlyConfigured, match="TestCase"),
+        ):
+            Item.objects.create(name="cake")
+        connection.close()
+
+    assert Item.objects.count() == 1
+
+
 def _test_databases(database: TemporaryDatabase) -> set[str]:
     rows = database.server.execute("SELECT datname FROM pg_database")
     return {name for (name,) in rows if name.startswith("test_")}
@@ -866,6 +907,7 @@ def test_pytest_django_has_a_database_of_its_own(manage, database, tmp_path):
     (tmp_path / "test_shop.py").write_text(
         "import pytest\n"
         "from tests.contrib.django_project.shop.models import Item\n"
+        "from tests.contrib.django_project.shop.shop_tests import _orders\n"
         "@pytest.mark.django_db\n"
         "def test_an_item(client):\n"
         "    Item.objects.create(name='tea')\n"
@@ -875,6 +917,7 @@ def test_pytest_django_has_a_database_of_its_own(manage, database, tmp_path):
         "def test_another(client, transactional_db):\n"
         "    assert client.get('/order').status_code == 200\n"
         "    assert Item.objects.count() == 1\n"
+        "    assert _orders() == ['test_orders', 'tea']\n"
     )
     before = _test_databases(database)
 

@@ -91,6 +91,20 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     # Connecting
 
+    def ensure_connection(self) -> None:
+        """Connect, unless that is done. Each query calls this."""
+        if self._handle is not None:  # before an override began, perhaps
+            self._refuse_rollback(self._handle)
+        super().ensure_connection()
+
+    def _refuse_rollback(self, handle: Any) -> None:
+        """Raise if the application wants a rollback of what Django itself commits."""
+        if handle.sharing is not None:
+            raise ImproperlyConfigured(
+                f"{self.registry_name}: override(rollback=True) does not roll back what Django does."
+                " Use a TestCase of Django, or the fixture `db` of pytest-django: they do."
+            )
+
     def get_connection_params(self) -> dict[str, Any]:
         """Return what Django wants of a connection beside what the file says."""
         if self.alias not in _handles:  # before: a password must get nowhere
@@ -135,6 +149,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def _borrow(self, wanted: dict[str, Any], level: IsolationLevel | None) -> SyncPooledConnection:
         handle = self._handle_of_alias(wanted["context"])
+        self._refuse_rollback(handle)
         connection: SyncPooledConnection = handle.getconn()
         _name_borrower(handle, connection)
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
