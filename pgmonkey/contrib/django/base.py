@@ -156,9 +156,9 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             connection = _answering(handle, connection)
         self._handle = handle
         _threads.mine.wrappers.add(self)
-        if connection.cursor_factory is not wanted["cursor_factory"]:  # it is new
+        if not issubclass(connection.cursor_factory, wanted["cursor_factory"]):  # it is new
             connection.autocommit = True
-            connection.cursor_factory = wanted["cursor_factory"]
+            connection.cursor_factory = _derived(wanted["cursor_factory"], connection)
             connection.row_factory = wanted["row_factory"]
             connection.prepare_threshold = wanted["prepare_threshold"]
             if level is not None:
@@ -304,6 +304,14 @@ def _answering(handle: Any, connection: SyncPooledConnection) -> SyncPooledConne
         connection = handle.getconn()
         _name_borrower(handle, connection)
     return connection
+
+
+def _derived(cursors: Any, connection: SyncPooledConnection) -> Any:
+    """Return Django's class of cursors, instrumented as that of the connection is."""
+    made = connection.cursor_factory
+    if made.__bases__ != (SyncWatchedCursor,):
+        return cursors
+    return type(cursors.__name__, (made, cursors), {})
 
 
 def _name_borrower(handle: Any, connection: SyncPooledConnection) -> None:

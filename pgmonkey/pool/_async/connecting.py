@@ -79,10 +79,12 @@ async def _log_in(
     try:
         connection = await connection_class.connect(
             context=context,
+            # Not afterwards: what instruments psycopg derives a class of its own from this one.
+            cursor_factory=WATCHED_CURSORS[config.psycopg_settings.get("cursor_factory", "Cursor")],
             **await resolved_async({**config.connect_kwargs(connection_type), **made()}),
         )
         connection.link.user = given.user if given is not None else None
-        await set_up(connection, config.psycopg_settings, WATCHED_CURSORS)
+        await set_up(connection, config.psycopg_settings)
         return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
         return classify(error, config, (given.password,) if given is not None else ())

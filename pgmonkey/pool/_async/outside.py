@@ -131,8 +131,10 @@ async def _log_in(
     # The driver's exception goes no further: its frames and attributes hold the password.
     made = given.parameters if given is not None else dict[str, str]
     try:
+        cursor_factory = PLAIN_CURSORS[config.psycopg_settings.get("cursor_factory", "Cursor")]
         connection = await AsyncOutsideConnection.connect(
             **{
+                "cursor_factory": cursor_factory,
                 **await resolved_async({**config.connect_kwargs(connection_type), **made()}),
                 **options,
             }
@@ -140,7 +142,7 @@ async def _log_in(
         settings = {
             key: value for key, value in config.psycopg_settings.items() if key not in options
         }
-        await set_up(connection, settings, PLAIN_CURSORS)
+        await set_up(connection, settings)
         return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
         return classify(error, config, (given.password,) if given is not None else ())

@@ -375,17 +375,12 @@ WATCHED_CURSORS: Final[Mapping[str, type[Cursor[Any]]]] = {
 }
 
 
-def set_up(
-    connection: SyncDriverConnection[Any],
-    settings: Mapping[str, Any],
-    cursors: Mapping[str, type[Cursor[Any]]],
-) -> None:
+def set_up(connection: SyncDriverConnection[Any], settings: Mapping[str, Any]) -> None:
     """Set what the file of a database says of psycopg; asks the server nothing.
 
     Args:
-        connection: A new one.
+        connection: A new one, connected with its class of cursors.
         settings: By their keys in the file.
-        cursors: The classes of cursors.
     """
     for key, value in settings.items():
         match key:
@@ -400,5 +395,3 @@ def set_up(
                 connection.prepared_max = value
             case "row_factory":
                 connection.row_factory = ROW_FACTORIES[value]
-            case "cursor_factory":
-                connection.cursor_factory = cursors[value]

@@ -80,10 +80,12 @@ def _log_in(
     try:
         connection = connection_class.connect(
             context=context,
+            # Not afterwards: what instruments psycopg derives a class of its own from this one.
+            cursor_factory=WATCHED_CURSORS[config.psycopg_settings.get("cursor_factory", "Cursor")],
             **resolved({**config.connect_kwargs(connection_type), **made()}),
         )
         connection.link.user = given.user if given is not None else None
-        set_up(connection, config.psycopg_settings, WATCHED_CURSORS)
+        set_up(connection, config.psycopg_settings)
         return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
         return classify(error, config, (given.password,) if given is not None else ())

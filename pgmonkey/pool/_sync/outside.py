@@ -132,8 +132,10 @@ def _log_in(
     # The driver's exception goes no further: its frames and attributes hold the password.
     made = given.parameters if given is not None else dict[str, str]
     try:
+        cursor_factory = PLAIN_CURSORS[config.psycopg_settings.get("cursor_factory", "Cursor")]
         connection = SyncOutsideConnection.connect(
             **{
+                "cursor_factory": cursor_factory,
                 **resolved({**config.connect_kwargs(connection_type), **made()}),
                 **options,
             }
@@ -141,7 +143,7 @@ def _log_in(
         settings = {
             key: value for key, value in config.psycopg_settings.items() if key not in options
         }
-        set_up(connection, settings, PLAIN_CURSORS)
+        set_up(connection, settings)
         return connection
     except Exception as error:  # noqa: BLE001 - any error of a connect is a reason for a person
         return classify(error, config, (given.password,) if given is not None else ())
