@@ -27,7 +27,7 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import params
 from starlette.requests import HTTPConnection
 
-from pgmonkey.contrib.sides import async_handle, checkout_for, sync_handle
+from pgmonkey.contrib.sides import ASYNC, SYNC, checkout
 from pgmonkey.contrib.starlette import lifespan
 
 if TYPE_CHECKING:
@@ -94,14 +94,14 @@ def _dependency(annotated: Any, name: str) -> Callable[[HTTPConnection], AsyncIt
 
         async def connection(request: HTTPConnection) -> AsyncIterator[Any]:
             registry, code = _asked_by(request)
-            async with checkout_for(async_handle(registry, name), code) as conn:
+            async with checkout(registry, name, ASYNC, code) as conn:
                 yield conn
 
     elif annotated is psycopg.Connection:
 
         async def connection(request: HTTPConnection) -> AsyncIterator[Any]:
             registry, code = _asked_by(request)
-            block = checkout_for(sync_handle(registry, name), code)
+            block = checkout(registry, name, SYNC, code)
             conn = await _in_a_thread(block.__enter__)
             try:
                 yield conn

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flask import Flask, Response, current_app, g
 from flask.signals import got_request_exception
 
-from pgmonkey.contrib.sides import checkout_for, sync_handle
+from pgmonkey.contrib.sides import SYNC, checkout
 from pgmonkey.registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def init_app(app: Flask, registry: Registry | str | os.PathLike[str] | None = No
     handle = app.handle_user_exception
 
     def handle_user_exception(*arguments: Any) -> Any:
-        _give_back(arguments[-1])
+        _give_back(arguments[-1])  # the error; Flask 3.2 puts its context before it
         return handle(*arguments)
 
     setattr(app, "handle_user_exception", handle_user_exception)  # noqa: B010 - there is no hook
@@ -120,7 +120,7 @@ def connection(name: str) -> psycopg.Connection[Any]:
                 'the application has no registry: call init_app(app, "registry.d") where it is made'
             )
         caller = _getframe(1)
-        block = checkout_for(sync_handle(registry, name), caller.f_code, caller.f_lasti)
+        block = checkout(registry, name, SYNC, caller.f_code, caller.f_lasti)
         conn = borrowed.connections[name] = borrowed.stack.enter_context(block)
     return conn
 

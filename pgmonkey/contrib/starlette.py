@@ -17,12 +17,9 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from pgmonkey.registry.registry import Registry
-
-if TYPE_CHECKING:
-    from pgmonkey.config.models import ConnectionType
 
 
 class State(TypedDict):
@@ -46,8 +43,8 @@ def lifespan(
     Args:
         registry: A directory: the registry is made when the application starts, and closed when it
             ends. Or a registry of yours, if you want options, or a name for it in your modules. Its
-            connections close when the application ends; the application can be started again, as
-            tests do.
+            connections, those of engines included, close when the application ends; the
+            application can be started again, as tests do.
 
     Raises:
         RegistryConfigError: at the start: the directory or a file has problems.
@@ -80,13 +77,11 @@ def lifespan(
 
 async def _close_connections(registry: Registry) -> None:
     """Close what is open; a later checkout opens it again."""
-    for database in registry.status().databases:
-        for pool in database.pools if database.state else ():
-            if not pool.opened:
-                continue
-            connection_type = cast("ConnectionType", pool.connection_type)
-            handle = registry.get(database.name, connection_type)
-            if connection_type in ("async", "async_pool"):
-                await handle.close()
-            else:
-                await asyncio.to_thread(handle.close)
+    # All of its handles: `registry.get` does not know the copies that engines have.
+    for handle in registry._handles():
+        if not handle.is_open():
+            continue
+        if handle.connection_type in ("async", "async_pool"):
+            await handle.close()
+        else:
+            await asyncio.to_thread(handle.close)  # it waits for threads
