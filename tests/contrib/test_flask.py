@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -13,8 +11,8 @@ from flask import Flask, abort, g, redirect, stream_with_context
 
 from pgmonkey import CheckoutTimeout, Registry
 from pgmonkey.contrib.flask import connection, init_app
-from tests.kit import TemporaryDatabase, eventually
-from tests.kit.registry_dir import RegistryDirectory, write_credentials
+from tests.kit import TemporaryDatabase
+from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.secret_volume import SecretVolume
 
 
@@ -280,39 +278,3 @@ def test_a_busy_pool_is_an_error_of_the_application(
     with registry.get("orders"):
         answer = app.test_client().post("/orders/1")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-
-
-def test_rotations_fail_no_request(
-    app: Flask, registry: Registry, database: TemporaryDatabase, volume: SecretVolume
-) -> None:
-    """Under load the password changes three times: none fails. When sessions end, some fail, once."""
-    codes: list[int] = []
-    ended = threading.Event()
-    numbers = iter(range(1_000_000))
-
-    def load() -> None:
-        client = app.test_client()
-        while not ended.is_set():
-            codes.append(client.post(f"/orders/{next(numbers)}").status_code)
-
-    with ThreadPoolExecutor(4) as threads:
-        futures = [threads.submit(load) for _ in range(4)]
-        try:
-            for _ in range(3):
-                database.rotate()
-                write_credentials(volume, database)
-                registry.reload()
-                enough = len(codes) + 20
-                eventually(lambda enough=enough: len(codes) > enough, message="they go on")
-            rotated = len(codes)
-            database.terminate_backends()
-            over = len(codes) + 8
-            eventually(lambda: len(codes) > over + 20, message="they go on")
-        finally:
-            ended.set()
-        for future in futures:
-            future.result()
-    assert set(codes[:rotated]) == {200}
-    assert codes.count(500) <= 8, "one for each client, and for each that came at that moment"
-    assert set(codes[over:]) == {200}
-    assert codes.count(200) <= len(totals(database)) <= len(codes)

@@ -1,11 +1,10 @@
-"""pgmonkey.contrib.pytest: suites of an application, run by pytest as its users run them."""
+"""pgmonkey.contrib.pytest: suites of an application, as the documentation has them, run by pytest."""
 
 from __future__ import annotations
 
-import os
+import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -20,30 +19,11 @@ from tests.kit import Canary, TemporaryDatabase
 from tests.kit.registry_dir import RegistryDirectory
 from tests.recipes.recipe import recipe
 
-INI = """
-[pytest]
-pgmonkey_registry = shop:registry
-"""
-SHOP = """
-from pgmonkey import Registry
-
-registry = Registry({directory!r}, metrics=None)
-orders = registry.get("orders")
-
-def order(item):
-    with orders as conn:
-        conn.execute("INSERT INTO orders (item) VALUES (%s)", [item])
-
-def items():
-    with orders as conn:
-        return [item for (item,) in conn.execute("SELECT item FROM orders ORDER BY item")]
-"""
 TESTS = """
-import asyncio
 import pytest
 from shop import items, order, orders, registry
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(2))
 def test_an_order_is_kept_until_the_test_ends(pgmonkey, number):
     assert pgmonkey is registry
     assert items() == []
@@ -51,7 +31,7 @@ def test_an_order_is_kept_until_the_test_ends(pgmonkey, number):
     assert items() == ["tea"]
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(2))
 async def test_on_the_loop_of_a_plugin(pgmonkey, number):
     async with pgmonkey.get("orders", "async_pool") as conn:
         await conn.execute("INSERT INTO orders (item) VALUES ('tea')")
@@ -63,93 +43,84 @@ async def test_on_the_loop_of_a_plugin(pgmonkey, number):
 def anyio_backend():
     return "asyncio"
 """
+TABLE = "CREATE TABLE public.orders (id serial, item text UNIQUE)"
 COUNT = "SELECT count(*) FROM orders"
 HEADING = "Fixtures for pytest"
+CONFTEST = recipe("testing", HEADING, number=1)
 SAY = """        print("in", conn.info.dbname, conn.info.host)
 """
 
 
-#: Plugins of this environment that take longer to import than a suite runs.
-OTHERS = [f"-pno:{name}" for name in ("randomly", "hypothesispytest", "playwright", "xdist")]
-
-
-def run(directory: Path, canary: Canary, **environ: str) -> str:
-    """Run the suite of a directory, which finds the plugin by itself, and return what pytest said."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-s",
-            "--durations=9",
-            "-p",
-            "no:randomly",
-            "-p",
-            "no:cacheprovider",
-        ],
-        cwd=directory,
-        env={"PATH": os.defpath, "PYTHONPATH": f"{ROOT}:{directory}", **environ},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+    """The application of the documentation, with its tests and some more."""
+    pytester.makepyprojecttoml(recipe("testing", HEADING, language="toml"))
+    pytester.makepyfile(
+        shop=recipe("testing", "Every test is rolled back", number=1),
+        test_fixtures=recipe("testing", HEADING),
+        test_shop=TESTS,
     )
-    canary.check(done.stdout + done.stderr)
-    assert "warning" not in done.stdout
-    return done.stdout + done.stderr
+    return pytester
 
 
 @pytest.fixture
-def suite(tmp_path: Path, registry_dir: RegistryDirectory) -> Path:
-    """A directory with an application and its tests."""
-    directory = tmp_path / "suite"
-    directory.mkdir()
-    (directory / "pytest.ini").write_text(INI)
-    (directory / "shop.py").write_text(SHOP.format(directory=str(registry_dir)))
-    (directory / "test_shop.py").write_text(TESTS)
-    (directory / "test_fixtures.py").write_text(recipe("testing", HEADING))
-    return directory
+def registry_dir(suite: pytest.Pytester) -> RegistryDirectory:
+    """The directory where the application looks for its registry."""
+    return RegistryDirectory(suite.path / "registry.d")
+
+
+def run(suite: pytest.Pytester, canary: Canary) -> str:
+    """Run the suite in this process, where it finds the plugin by itself, and return what it said."""
+    suite.syspathinsert()
+    with importlib.import_module("shop").registry:
+        done = suite.runpytest_inprocess("-q", "-s", "-pno:randomly", "-pno:cacheprovider")
+    said = done.stdout.str() + done.stderr.str()
+    canary.check(said)
+    assert done.parseoutcomes() == {"passed": 6}, said
+    return said
 
 
 def test_each_test_is_rolled_back(
-    suite: Path, registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
+    suite: pytest.Pytester,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    canary: Canary,
 ) -> None:
-    """Tests that share a database find it empty, whichever way they use; no session is left."""
-    database.execute("CREATE TABLE public.orders (item text UNIQUE)")
-    database.execute(f'GRANT ALL ON orders TO "{database.user}"')
+    """Tests that share a database find it empty, and a database that none of them uses may be down."""
+    database.execute(TABLE)
+    database.execute(f'GRANT ALL ON orders, orders_id_seq TO "{database.user}"')
     registry_dir.declare("orders", database)
     registry_dir.declare("unreachable", database, connection={"port": 1})
 
-    said = run(suite, canary)
+    run(suite, canary)
 
-    assert "12 passed" in said, said
-    assert database.execute("SELECT count(*) FROM orders") == [(0,)]
-    assert not database.backends()
+    assert database.execute(COUNT) == [(0,)]
 
 
 def test_another_database_is_made_for_the_run(
-    suite: Path, registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
+    suite: pytest.Pytester,
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    canary: Canary,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Beside that of the file, one for each worker of xdist; what a run left is replaced, and none stays."""
+    """Each worker of xdist has one beside that of the file. It replaces what a run left, and none stays."""
     database.execute(sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(database.user)))
     registry_dir.declare("orders", database)
-    conftest = recipe("testing", HEADING, number=1)
-    conftest = conftest.replace("pgmonkey_server", "pgmonkey_databases")
-    (suite / "conftest.py").write_text(conftest + SAY)
+    suite.makeconftest(CONFTEST.replace("pgmonkey_server", "pgmonkey_databases") + SAY)
     made = f"{database.name}_test_gw7"
     database.server.create_database(made, owner=database.user)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw7")
 
-    said = run(suite, canary, PYTEST_XDIST_WORKER="gw7")
+    said = run(suite, canary)
 
-    assert "12 passed" in said, said
     assert f"in {made} " in said
     assert database.execute("SELECT count(*) FROM pg_database WHERE datname = %s", made) == [(0,)]
     assert database.execute("SELECT to_regclass('orders') IS NULL") == [(True,)]
 
 
 def test_a_server_is_started_for_those_who_have_none(
-    suite: Path, registry_dir: RegistryDirectory, canary: Canary
+    suite: pytest.Pytester, registry_dir: RegistryDirectory, canary: Canary
 ) -> None:
     """Files that lead to a server of production, with TLS, lead to the one of the run; it ends with it."""
     text = (
@@ -159,12 +130,9 @@ def test_a_server_is_started_for_those_who_have_none(
     )
     for name in ("orders", "events-of-2026"):
         registry_dir.write(name, text)
-    (suite / "conftest.py").write_text(recipe("testing", HEADING, number=1) + SAY)
+    suite.makeconftest(CONFTEST + SAY)
 
-    said = run(suite, canary)
-
-    assert "12 passed" in said, said
-    assert "in orders 127.0.0.1" in said
+    assert "in orders 127.0.0.1" in run(suite, canary)
 
 
 def test_requests_of_fastapi_and_flask_are_rolled_back(
