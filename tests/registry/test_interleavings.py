@@ -226,8 +226,7 @@ async def test_areload_rotates_the_running_loop_before_it_returns(
         assert (status.version, status.retired) == (2, 0)
         assert {one["application_name"] for one in database.backends()} == {"app-1"}
         # The worker of psycopg_pool still adds the last of them to the pool.
-        while handle.status().idle < 2:
-            await asyncio.sleep(0.001)
+        await aeventually(lambda: handle.status().idle == 2, 5, "it is added")
 
 
 def test_a_blocked_loop_holds_up_nobody_else(
