@@ -316,7 +316,7 @@ async def _ask(handle: Any) -> None:
 def test_one_that_is_closed_is_given_back_at_once(
     make: Make, database: TemporaryDatabase, events: CapturedEvents, rows: Callable[[], list[int]]
 ) -> None:
-    """Whoever keeps it: its slot is free, nothing of it is committed, and it is no leak."""
+    """Also if its borrower keeps it: its slot is free, nothing of it is committed, and it is no leak."""
     client = make(pool=ONE)
     connection = client.getconn()
     insert(client, connection, 1)
