@@ -79,7 +79,7 @@ class Hooks(NamedTuple):
         rejected: Return the first problem of the files of the database, for errors; empty if what
             they say is in force.
         configure: Return what the application wants to be called with each new connection.
-        copy: Copy a handle: see `Database.with_own_pool`.
+        copy: Call `Database.make_copy` while no other version is put in force.
     """
 
     on_open: Callable[[], object]
@@ -224,7 +224,7 @@ class Database(ABC):
         #: How all blocks share one transaction; `None`: they do not.
         self.sharing: Sharing | None = None
         #: Why it may not be used any more.
-        self.gone: PgmonkeyError | None = None
+        self.gone: PgmonkeyError | None = None if original is None else original.gone
         #: Whether a checkout keeps the stack of its borrower.
         self.keeps_stacks = version.config.leak_stack
         #: Checkouts entered by calling `__enter__` by hand, which have no `__exit__` yet.
@@ -232,13 +232,13 @@ class Database(ABC):
         # Guards `gone`, the pools, and who gives a connection back by hand. Never held while waiting.
         self._lock = threading.Lock()
         self._force_due = False
-        #: The handle that this one is a copy of, and counts for; `None`: it is none.
-        self.original = original
         #: What the adapters of its connections begin with; default: psycopg's.
         self.context = context
-        #: Its copies, which may be gone. The record sets it.
-        self.copied: tuple[weakref.ref[Database], ...] = ()
-        self.stats: Stats = Stats() if original is None else original.stats
+        # The handle that this one is a copy of, and counts for; `None`: it is none.
+        self._original = original
+        # Its copies, which may be dropped by now. Replaced as a whole, so it is read without a lock.
+        self._copies: tuple[weakref.ref[Database], ...] = ()
+        self.stats = self._new_stats()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.connection_type}>"
@@ -419,24 +419,23 @@ class Database(ABC):
         holder = getattr(connection, "holder", None)
         checkout: Checkout | None = None if holder is None else holder()
         if checkout is None or checkout.handle is not self:
-            raise not_by_hand(self.name, self.connection_type, checkout)
+            raise not_by_hand(self, checkout)
         return checkout
 
     def with_own_pool(self, context: AdaptContext | None = None) -> Self:
         """Return a copy of this handle that has a pool of its own.
 
-        For a part of the application, or a library, that wants other connections than the rest:
-        with type adapters of its own. No block of this handle gets one of them. The pool has up to
-        `max_size` connections, beside those of this handle. A reload replaces them, `max_connections`
-        limits them, and status and metrics count them as connections of this handle. Make it once,
-        and keep it: its pool closes when no one refers to it any more.
+        For a part of the application, or a library, that wants other connections than the rest, such
+        as with type adapters of its own. The copy is used as this handle is; no block of either gets
+        a connection of the other. Its pool has up to `max_size` connections, beside those of this
+        handle. It closes with this handle, alone with `close()` of the copy, and when no one refers to
+        the copy any more: make it once, and keep it. Reloads and overrides reach it, `max_connections`
+        limits it, and the status of this handle and the metrics include it. The `status` of the copy
+        has its own connections, with the counters of all.
 
         Args:
             context: What the adapters of its connections begin with: a `psycopg.adapt.AdaptersMap`, or
                 whatever has one; default: psycopg's.
-
-        Raises:
-            HandleClosedError: the registry was closed.
 
         Example:
             >>> from psycopg import adapters
@@ -449,7 +448,7 @@ class Database(ABC):
             ...     conn.execute("SELECT 0.1").fetchone()
             (0.1,)
         """
-        copy: Self = self.hooks.copy(self, context)
+        copy: Self = self.hooks.copy(self._original or self, context)
         return copy
 
     @abstractmethod
@@ -496,7 +495,8 @@ class Database(ABC):
     def close(self) -> Awaitable[object]:
         """Close the connections; `await` it on an async handle. The next checkout opens again.
 
-        Checkouts in progress go on; their connections close when they end.
+        Checkouts in progress go on; their connections close when they end. Those of its copies close,
+        too: see `with_own_pool`.
 
         Example:
             >>> _ = registry.get("orders").close()
@@ -514,9 +514,32 @@ class Database(ABC):
 
     # Reload and life, for the registry
 
-    def copies(self) -> list[Database]:
-        """Return the copies of this handle that somebody refers to."""
-        return [one for ref in self.copied if (one := ref()) is not None]
+    def make_copy(self, context: AdaptContext | None) -> Self:
+        """Return a copy that has a pool of its own: see `with_own_pool`.
+
+        Args:
+            context: What the adapters of its connections begin with; default: psycopg's.
+        """
+        made = type(self)(
+            self.version, self.connection_type, self.limits, self.hooks, self, context
+        )
+        made.share(self.sharing)
+        kept = (one for one in self._copies if one() is not None)
+        self._copies = (*kept, weakref.ref(made))
+        return made
+
+    def with_copies(self) -> list[Self]:
+        """Return this handle, and the copies of it that are still in use."""
+        copies: list[Any] = [one for ref in self._copies if (one := ref()) is not None]
+        return [self, *copies]
+
+    def _new_stats(self) -> Stats:
+        """Return new counters, or those of the original, which counts for its copies."""
+        return Stats() if self._original is None else self._original.stats
+
+    @abstractmethod
+    def share(self, sharing: Sharing | None) -> None:
+        """Let all blocks that begin from now on share one transaction, or no more."""
 
     def request_reload(self) -> None:
         """Let the next `await` of this handle replace its connections."""
@@ -577,9 +600,10 @@ class Database(ABC):
         stats = self.stats
         waits, uses, connects = stats.durations()
         ended, queued = waits.count + sum(stats.errors.values()), stats.queued
-        pools = [pool for one in (self, *self.copies()) for pool in one.all_pools()]
+        everyone = self.with_copies()
+        pools = [pool for one in everyone for pool in one.all_pools()]
         numbers = [pool.numbers() for pool in pools]
-        listening = self.all_listening()
+        listening = [each for one in everyone for each in one.all_listening()]
         connectors = [pool.connector for pool in pools] + [each.connector for each in listening]
         failures = (connector.outage.failure for connector in connectors)
         failure = next(filter(None, failures), None)

@@ -151,25 +151,26 @@ def nested_checkout(database: str, connection_type: str, outer: Checkout) -> Nes
     )
 
 
-def not_by_hand(database: str, connection_type: str, checkout: Checkout | None) -> ValueError:
+def not_by_hand(handle: Any, checkout: Checkout | None) -> ValueError:
     """Return the error for a connection that this handle did not lend by hand.
 
     Args:
-        database: Whose handle was asked.
-        connection_type: The type of that handle.
+        handle: What was asked.
         checkout: What holds the connection, if something of ours does.
     """
+    name, connection_type = handle.name, handle.connection_type
     if checkout is None:
         why = "it was given back before, or comes from somewhere else"
-    elif (other := checkout.handle.name, checkout.handle.connection_type) != (
-        database,
-        connection_type,
-    ):
-        why = f"it belongs to {other}, type {checkout.handle.connection_type}"
-    else:
+    elif checkout.handle is handle:
         why = f"the block that borrowed it at {checkout.place} gives it back"
+    elif (other := checkout.handle).name == name and other.connection_type == connection_type:
+        why = (
+            f"it was borrowed at {checkout.place} from another handle of {name}, with another pool"
+        )
+    else:
+        why = f"it belongs to {other.name}, type {other.connection_type}"
     return ValueError(
-        f"{database}: this connection is not borrowed from this handle ({connection_type}): {why}"
+        f"{name}: this connection is not borrowed from this handle ({connection_type}): {why}"
     )
 
 

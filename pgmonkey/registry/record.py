@@ -213,36 +213,18 @@ class Record:
 
     def handles(self) -> list[Handle]:
         """Return the handles that were asked for so far, and their copies."""
-        found: list[Any] = []
+        found: list[Handle] = []
         for handle in list(self._handles.values()):
-            found += (handle, *handle.copies())
+            found += handle.with_copies()
         return found
 
     def copy(self, handle: Handle, context: AdaptContext | None) -> Handle:
         """Return a copy of a handle: see `Database.with_own_pool`.
 
         It is made under the lock, so it is among those that a close or the next version reaches.
-
-        Raises:
-            HandleClosedError: the owner was closed.
         """
         with self._lock:
-            if self._closed_by:
-                raise HandleClosedError(f"{self.name}: the {self._closed_by} was closed")
-            original: Any = handle.original or handle
-            made: Handle = type(original)(
-                original.version,
-                original.connection_type,
-                original.limits,
-                original.hooks,
-                original,
-                context,
-            )
-            made.gone = original.gone
-            made.share(self._sharing())
-            alive = (one for one in original.copied if one() is not None)
-            original.copied = (*alive, weakref.ref(made))
-            return made
+            return handle.make_copy(context)
 
     def handle(self, connection_type: ConnectionType | None = None) -> Handle | None:
         """Return the handle of a connection type, the same one every time; `None` if removed.
@@ -929,11 +911,7 @@ def _functions(functions: dict[str, Configure], name: str) -> list[Configure]:
 
 def _copy(this: weakref.ref[Record], handle: Handle, context: AdaptContext | None) -> Handle:
     record = this()
-    if record is None:
-        raise HandleClosedError(
-            f"{handle.name}: its registry is gone; keep the registry for as long as its handles"
-        )
-    return record.copy(handle, context)
+    return handle.make_copy(context) if record is None else record.copy(handle, context)
 
 
 def _force(this: weakref.ref[Record]) -> None:

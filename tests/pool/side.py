@@ -44,6 +44,7 @@ class Client:
     ) -> None:
         self.registry = registry
         self.handle: Any = registry.get(name, connection_type)
+        self._original = self.handle
         self.is_async = self.handle.connection_type.startswith("async")
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
@@ -210,18 +211,20 @@ class Client:
             await self._fill(number - 1, timeout, held, let_go, backends)
 
     def close(self) -> None:
-        """Close the handle, and end the loop."""
+        """Close the handle and its copies, and end the loop."""
         if self.is_async:
             self._run(self._close())
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
         else:
-            self.handle.close()
+            for handle in self._original.with_copies():
+                handle.close()
         self.loop.close()
 
     async def _close(self) -> None:
-        with suppress(HandleClosedError):
-            await self.handle.close()
+        for handle in self._original.with_copies():
+            with suppress(HandleClosedError):
+                await handle.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:
             await asyncio.wait(others, timeout=3)

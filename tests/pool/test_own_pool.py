@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,9 +14,11 @@ from psycopg.adapt import AdaptersMap
 from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
 
-from pgmonkey import HandleClosedError, Registry
+from pgmonkey import DatabaseRemovedError, HandleClosedError, Registry
 from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
+from tests.kit.manager import TYPES
 from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory
 from tests.pool.side import Client, Make
@@ -154,26 +159,171 @@ def test_a_copy_that_no_one_refers_to_is_closed(make: Make, database: TemporaryD
     client.handle = original
     gc.collect()
     eventually(lambda: not database.backends(), 5, "its connection is closed")
-    assert original.copies() == []
+    assert original.with_copies() == [original]
     assert original.status().requests == 1
 
 
-def test_a_closed_registry_closes_own_pools_and_makes_none(
+@pytest.fixture(params=TYPES)
+def pair(
+    request: pytest.FixtureRequest, registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> Iterator[tuple[Client, Any, Any]]:
+    """A client of each connection type, its handle, and a copy of that."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        client = Client(registry, connection_type=request.param)
+        try:
+            yield client, client.handle, client.handle.with_own_pool()
+        finally:
+            client.close()
+
+
+def ask(client: Client, handle: Any, statement: str = "SELECT pg_backend_pid()") -> Any:
+    """Ask in a block of a handle."""
+    client.handle = handle
+    return client.ask(statement)
+
+
+def test_a_copy_closes_alone_and_with_its_handle(
+    pair: tuple[Client, Any, Any], database: TemporaryDatabase
+) -> None:
+    """The next block opens it again; and so it is with a copy of a copy."""
+    client, handle, copy = pair
+    for one in (copy, copy.with_own_pool()):
+        kept = ask(client, handle)
+        assert ask(client, one) != kept
+        assert handle.status().idle == 2
+        client.shut()
+        assert [each["pid"] for each in database.backends()] == [kept]
+        assert handle.status().idle == 1
+        assert ask(client, one) != kept
+        client.handle = handle
+        client.shut()
+        assert database.backends() == []
+        assert handle.status().idle == 0
+        assert ask(client, one, "SELECT 1") == 1
+        client.shut()
+
+
+def test_a_copy_goes_where_its_handle_goes(pair: tuple[Client, Any, Any]) -> None:
+    """Into an override, and out again, whether it was made before or in it."""
+    client, handle, copy = pair
+    name = "SELECT current_setting('application_name')"
+    before = ask(client, copy, name)
+    with client.registry.override("orders", application_name="elsewhere"):
+        later = handle.with_own_pool()
+        assert [ask(client, one, name) for one in (copy, later)] == ["elsewhere"] * 2
+    assert [ask(client, one, name) for one in (copy, later)] == [before] * 2
+
+
+def test_a_copy_is_removed_and_comes_back_with_its_handle(
+    pair: tuple[Client, Any, Any], registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Also one that is made meanwhile; a subscriber hears of each change once."""
+    client, handle, copy = pair
+    ask(client, copy)
+    heard: list[str] = []
+    client.registry.subscribe(lambda change: heard.append(change.outcome))
+    registry_dir.remove("orders")
+    client.registry.reload()
+    copies = copy, handle.with_own_pool()
+    for one in copies:
+        with pytest.raises(DatabaseRemovedError):
+            ask(client, one)
+    eventually(lambda: not database.backends(), 5, "its connections are closed")
+    registry_dir.declare("orders", database)
+    client.registry.reload()
+    assert [ask(client, one, "SELECT 1") for one in copies] == [1, 1]
+    assert heard == ["removed", "applied"]
+
+
+def test_a_closed_registry_closes_own_pools(
+    pair: tuple[Client, Any, Any], database: TemporaryDatabase
+) -> None:
+    """And those that are made afterwards are closed as their handle is."""
+    client, handle, copy = pair
+    ask(client, copy)
+    client.registry.close()
+    for one in (copy, handle.with_own_pool()):
+        with pytest.raises(HandleClosedError):
+            ask(client, one)
+    eventually(lambda: not database.backends(), 5, "its connections are closed")
+
+
+def test_copies_that_are_made_during_reloads_miss_none(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """As its handles."""
+    """Each has the newest version in the end."""
     registry_dir.declare("orders", database)
-    registry = Registry(registry_dir, metrics=None, watch=False)
-    handle: Any = registry.get("orders")
-    copy = handle.with_own_pool()
-    with copy:
-        pass
-    registry.close()
-    with pytest.raises(HandleClosedError), copy:
-        pass
-    with pytest.raises(HandleClosedError):
-        handle.with_own_pool()
-    eventually(lambda: not database.backends(), 5, "its connections are closed")
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders", "pool")
+        done = threading.Event()
+        made: list[Any] = []
+
+        def copy() -> None:
+            while not done.is_set():
+                made.append(handle.with_own_pool())
+
+        with ThreadPoolExecutor(1) as threads:
+            copying = threads.submit(copy)
+            for number in range(8):
+                registry_dir.declare(
+                    "orders", database, connection={"application_name": str(number)}
+                )
+                registry.reload()
+            done.set()
+        copying.result()
+        assert len(made) > 1
+        assert {one.version for one in made} == {handle.version}
+
+
+def test_an_own_pool_outlives_its_handle_object_while_something_is_borrowed(make: Make) -> None:
+    """A connection that was borrowed by hand keeps the copy, and gives back to it."""
+    client = make(pool=ONE)
+    original = with_own_pool(client)
+    connection = client.getconn()
+    client.handle = original
+    gc.collect()
+    assert original.status().used == 1
+    client.on(connection.close)
+    assert original.status().used == 0
+
+
+def test_a_connection_is_given_back_to_the_handle_that_lent_it(make: Make) -> None:
+    """The error tells the copy and its handle apart, and where it was borrowed."""
+    client = make(pool=ONE)
+    original = with_own_pool(client)
+    connection = client.getconn()
+    copy, client.handle = client.handle, original
+    for refused in (client.putconn, original.is_retired):
+        with pytest.raises(ValueError, match=r"borrowed at .* from another handle of orders"):
+            refused(connection)
+    client.handle = copy
+    client.putconn(connection)
+
+
+def test_the_status_of_a_handle_counts_listeners_of_its_copies(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """And the leaks of their checkouts, each once."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        handle: Any = registry.get("orders")
+        with handle.with_own_pool().listen("news"):
+            assert handle.status().listeners == 1
+        assert handle.status().listeners == 0
+
+
+def test_a_checkout_of_a_copy_is_reported_as_leaked_once(
+    make: Make, events: CapturedEvents
+) -> None:
+    """As one of its handle, which counts it."""
+    client = make(pool=ONE, leak_detection="1ms")
+    original = with_own_pool(client)
+    connection = client.getconn()
+    eventually(lambda: original.status().leaks == 1, 5, "the leak is found")
+    client.putconn(connection)
+    (leak,) = events.named("checkout.leaked")
+    assert leak["database"] == "orders"
 
 
 def test_a_child_process_uses_an_own_pool_on_its_own(

@@ -345,14 +345,13 @@ class SyncPooledConnection(SyncWatchedConnection):
 
         One that was borrowed by hand is given back with that: no one else could use it.
         """
-        borrowed = self.borrowed_by_hand()
         waited_for = self.link.hung_up_at is not None  # by who hung up, for all that it closes
         self._keep_descriptor()
         super().close()
         self.hang_up()
         if not waited_for:
             self.let_go()
-        if borrowed is not None:
+        if (borrowed := self.borrowed_by_hand()) is not None:
             borrowed.handle.putconn(self)
 
     def borrowed_by_hand(self) -> Checkout | None:

@@ -39,7 +39,6 @@ from pgmonkey.pool.checkout import ROLLED_BACK, EnterHalf, ExitHalf, OneSided
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.handle import Borrowed, BorrowedCursor, Closing, Database, Hooks, Sharing
 from pgmonkey.pool.hints import hinted_block
-from pgmonkey.pool.stats import Stats
 
 if TYPE_CHECKING:
     from psycopg.abc import AdaptContext
@@ -174,7 +173,7 @@ class SyncDatabase(Database):
             raise messages.other_loop(self.name)
         with self._lock:
             if connection.holder != checkout.itself:
-                raise messages.not_by_hand(self.name, self.connection_type, checkout)
+                raise messages.not_by_hand(self, checkout)
             # One thread gives it back. An interrupt may come from here on: then the checkout is lost.
             connection.holder = ref(checkout, checkout.pool.on_lost)
         checkout.leave_by_hand(connection)
@@ -300,6 +299,12 @@ class SyncDatabase(Database):
 
     def close(self) -> Database:
         """Close the connections: see `Database.close`."""
+        for one in self.with_copies():
+            one.close_own()
+        return self
+
+    def close_own(self) -> None:
+        """Close the connections of this handle alone, not those of its copies."""
         here = None
         pools = self._take_pools(None)
         self._end_listeners(None)
@@ -308,7 +313,6 @@ class SyncDatabase(Database):
             start_in(loop, pool.end)
         if own is not None:
             own.end()
-        return self
 
     def _take_pools(self, gone: PgmonkeyError | None) -> dict[Loop, SyncPool]:
         with self._lock:
@@ -420,7 +424,7 @@ class SyncDatabase(Database):
             group.connector.adopt(version)
 
     def share(self, sharing: Sharing | None) -> None:
-        """Let all blocks that begin from now on share one transaction, or no more."""
+        """Let all blocks share one transaction, or no more: see `Database.share`."""
         with self._lock:
             self.sharing = sharing
             self.checkout_class = SyncCheckout if sharing is None else SyncSavepoint
@@ -503,7 +507,7 @@ class SyncDatabase(Database):
         self._closed_pools = []
         self._lock = threading.Lock()
         self.loose.clear()
-        self.stats = Stats() if self.original is None else self.original.stats
+        self.stats = self._new_stats()
 
 
 @contextmanager
