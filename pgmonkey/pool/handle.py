@@ -528,10 +528,10 @@ class Database(ABC):
         self._copies = (*kept, weakref.ref(made))
         return made
 
-    def with_copies(self) -> list[Self]:
-        """Return this handle, and the copies of it that are still in use."""
+    def copies(self) -> list[Self]:
+        """Return the copies of this handle that are still in use."""
         copies: list[Any] = [one for ref in self._copies if (one := ref()) is not None]
-        return [self, *copies]
+        return copies
 
     def _new_stats(self) -> Stats:
         """Return new counters, or those of the original, which counts for its copies."""
@@ -600,7 +600,7 @@ class Database(ABC):
         stats = self.stats
         waits, uses, connects = stats.durations()
         ended, queued = waits.count + sum(stats.errors.values()), stats.queued
-        everyone = self.with_copies()
+        everyone = [self, *self.copies()]
         pools = [pool for one in everyone for pool in one.all_pools()]
         numbers = [pool.numbers() for pool in pools]
         listening = [each for one in everyone for each in one.all_listening()]

@@ -215,7 +215,7 @@ class Record:
         """Return the handles that were asked for so far, and their copies."""
         found: list[Handle] = []
         for handle in list(self._handles.values()):
-            found += handle.with_copies()
+            found += [handle, *handle.copies()]
         return found
 
     def copy(self, handle: Handle, context: AdaptContext | None) -> Handle:

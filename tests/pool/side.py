@@ -217,12 +217,12 @@ class Client:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
         else:
-            for handle in self._original.with_copies():
+            for handle in (self._original, *self._original.copies()):
                 handle.close()
         self.loop.close()
 
     async def _close(self) -> None:
-        for handle in self._original.with_copies():
+        for handle in (self._original, *self._original.copies()):
             with suppress(HandleClosedError):
                 await handle.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -301,7 +301,7 @@ class AsyncDatabase(Database):
 
     async def close(self) -> Database:
         """Close the connections: see `Database.close`."""
-        for one in self.with_copies():
+        for one in (self, *self.copies()):
             await one.close_own()
         return self
 

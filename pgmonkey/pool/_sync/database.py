@@ -299,7 +299,7 @@ class SyncDatabase(Database):
 
     def close(self) -> Database:
         """Close the connections: see `Database.close`."""
-        for one in self.with_copies():
+        for one in (self, *self.copies()):
             one.close_own()
         return self
 
