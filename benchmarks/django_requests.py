@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from io import BytesIO
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 from benchmarks.comparison import Race, Result
 from benchmarks.setting import Setting, setting
@@ -117,14 +117,8 @@ def _in_threads(handler: Any, path: str, number: int) -> Callable[[], object]:
 
 
 def _get(handler: Any, path: str) -> None:
-    environ = {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": path,
-        "SERVER_NAME": "test",
-        "SERVER_PORT": "80",
-        "wsgi.input": BytesIO(),
-        "wsgi.url_scheme": "http",
-    }
+    environ = {"PATH_INFO": path}
+    setup_testing_defaults(environ)
     response = handler(environ, lambda *_: None)
     assert b"".join(response) == path.encode()
     response.close()

@@ -2,8 +2,7 @@
 
 Each alias has a pool of its own, whose connections are set up for Django once. A request borrows one
 at its first query, which costs as much as from a pool of psycopg_pool, and gives it back when it
-ends. Test databases, and the database `postgres` for creating them, are reached by
-`Registry.connect`: a connection for each thread, as in Django.
+ends. Test databases are reached by `Registry.connect`: a connection for each thread, as in Django.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Final
 
 import psycopg
 from django.core import checks, signals
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, OperationalError
+from django.db import OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.postgresql import base as postgresql
 from psycopg import IsolationLevel
@@ -35,12 +34,6 @@ from pgmonkey.pool._sync.changes import SyncWatchedClientCursor, SyncWatchedCurs
 from pgmonkey.pool._sync.connection import SyncPooledConnection
 from pgmonkey.pool.handle import Database
 
-_NO_POSTGRES: Final = (
-    "Normally Django will use a connection to the 'postgres' database to avoid running initialization"
-    " queries against the production database when it's not needed (for example, when running"
-    " tests). Django was unable to create a connection to the 'postgres' database and will use the"
-    " first PostgreSQL database instead."
-)
 #: What the modules are called that borrow for others.
 _INSIDE: Final = ("django.", "pgmonkey.")
 #: Seconds to wait for the sign of life that CONN_HEALTH_CHECKS asks for.
@@ -90,12 +83,6 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         return name
 
     # Connecting
-
-    def ensure_connection(self) -> None:
-        """Connect, unless that is done. Each query calls this."""
-        if self._handle is not None:  # before an override began, perhaps
-            self._refuse_rollback(self._handle)
-        super().ensure_connection()
 
     def _refuse_rollback(self, handle: Any) -> None:
         """Raise if the application wants a rollback of what Django itself commits."""
@@ -150,10 +137,12 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
     def _borrow(self, wanted: dict[str, Any], level: IsolationLevel | None) -> SyncPooledConnection:
         handle = self._handle_of_alias(wanted["context"])
         self._refuse_rollback(handle)
-        connection: SyncPooledConnection = handle.getconn()
-        _name_borrower(handle, connection)
+        frame = _borrower()
+        connection = _getconn(handle, frame)
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
-            connection = _answering(handle, connection)
+            while not connection.ping(_LONGEST_PING):
+                connection.close()  # which gives it back, too
+                connection = _getconn(handle, frame)
         self._handle = handle
         _threads.mine.wrappers.add(self)
         if not issubclass(connection.cursor_factory, wanted["cursor_factory"]):  # it is new
@@ -203,6 +192,12 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         if self.config().pooler != "none":  # its transactions may be on other connections
             return self.cursor()
         return super().chunked_cursor()
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """Return a cursor. Each query has one."""
+        if self._handle is not None:  # borrowed before an override began, perhaps
+            self._refuse_rollback(self._handle)
+        return super().create_cursor(name)
 
     def config(self) -> Any:
         """Return the configuration of the database that is in force.
@@ -255,22 +250,17 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     @contextmanager
     def _nodb_cursor(self) -> Iterator[Any]:
-        """Yield a cursor in the database `postgres`, or else in the declared one."""
-        cursor = None
+        """Yield a cursor in the declared database, for creating and dropping test databases.
+
+        Django goes to the database `postgres` for that, which a server need not open to this user.
+        """
+        declared = {**self.settings_dict, "NAME": self.settings_dict["REGISTRY_NAME"]}
+        connection = self.__class__(declared, alias=NO_DB_ALIAS)
         try:
-            with super(postgresql.DatabaseWrapper, self)._nodb_cursor() as cursor:
+            with connection.cursor() as cursor:
                 yield cursor
-        except (psycopg.DatabaseError, DatabaseError):
-            if cursor is not None:
-                raise
-            warnings.warn(_NO_POSTGRES, RuntimeWarning, stacklevel=3)
-            declared = {**self.settings_dict, "NAME": self.registry_name}
-            connection = self.__class__(declared, alias=NO_DB_ALIAS)
-            try:
-                with connection.cursor() as cursor:
-                    yield cursor
-            finally:
-                connection.close()
+        finally:
+            connection.close()
 
 
 class _Thread:
@@ -297,13 +287,20 @@ class _Threads(threading.local):
 _threads: Final = _Threads()
 
 
-def _answering(handle: Any, connection: SyncPooledConnection) -> SyncPooledConnection:
-    """Return a connection that has given a sign of life: this one, or another one."""
-    while not connection.ping(_LONGEST_PING):
-        connection.close()  # which gives it back, too
-        connection = handle.getconn()
-        _name_borrower(handle, connection)
+def _getconn(handle: Any, frame: FrameType) -> SyncPooledConnection:
+    """Borrow as `getconn` does, in the name of other code."""
+    connection: SyncPooledConnection = handle.checkout_class.bound(
+        handle, None, frame
+    ).enter_by_hand()
     return connection
+
+
+def _borrower() -> FrameType:
+    """Return the frame of the code that has called Django, such as a view."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").startswith(_INSIDE) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def _derived(cursors: Any, connection: SyncPooledConnection) -> Any:
@@ -312,16 +309,6 @@ def _derived(cursors: Any, connection: SyncPooledConnection) -> Any:
     if made.__bases__ != (SyncWatchedCursor,):
         return cursors
     return type(cursors.__name__, (made, cursors), {})
-
-
-def _name_borrower(handle: Any, connection: SyncPooledConnection) -> None:
-    """Let errors and status name the code that has called Django, such as a view."""
-    frame = sys._getframe(1)
-    while frame.f_globals.get("__name__", "").startswith(_INSIDE) and frame.f_back is not None:
-        frame = frame.f_back
-    checkout = handle.held(connection)
-    checkout.code, checkout.instruction = frame.f_code, frame.f_lasti
-    connection.borrower = frame.f_code
 
 
 def _end_request(**_: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql import client
 
-from pgmonkey.config.libpq import keywords
+from pgmonkey.config.libpq import isolation, keywords, libpq_variables
 from pgmonkey.config.redaction import Secret
 from pgmonkey.contrib.django import config_of
 from pgmonkey.pool.credentials import obtained
@@ -30,8 +30,8 @@ class DatabaseClient(client.DatabaseClient):
         """Return the command and its environment, without the password."""
         settings, _ = _login(settings_dict)
         name = settings_dict["NAME"]
-        if name != settings_dict["REGISTRY_NAME"]:
-            settings["dbname"] = name or "postgres"
+        if name != settings_dict["REGISTRY_NAME"]:  # a test database
+            settings["dbname"] = name
         env = {
             variable: str(value)
             for key, value in settings.items()
@@ -40,14 +40,16 @@ class DatabaseClient(client.DatabaseClient):
         return [cls.executable_name, *parameters], env
 
     def runshell(self, parameters: Iterable[str]) -> None:
-        """Run psql to its end; Ctrl-C is for psql."""
+        """Run psql to its end; Ctrl-C is for psql, and libpq's variables of this process are not."""
         args, env = self.settings_to_cmd_args_env(self.connection.settings_dict, parameters)
         _, password = _login(self.connection.settings_dict)
+        outside = libpq_variables(os.environ)
+        inherited = {name: value for name, value in os.environ.items() if name not in outside}
         handler = signal.getsignal(signal.SIGINT)
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             with _password_file(password) as passfile:
-                subprocess.run(args, env=os.environ | env | passfile, check=True)
+                subprocess.run(args, env=inherited | env | passfile, check=True)
         finally:
             signal.signal(signal.SIGINT, handler)
 
@@ -59,10 +61,16 @@ def _login(settings: dict[str, Any]) -> tuple[dict[str, Any], Secret | None]:
         ImproperlyConfigured: the registry cannot tell.
     """
     config = config_of(settings["REGISTRY_NAME"])
-    found = config.connect_kwargs("pool")
-    written = found.pop("password", None)
-    password = None if written is None else Secret(written)
+    kwargs = config.connect_kwargs("pool")
+    written = kwargs.pop("password", None)
+    password = Secret(written) if written else None
     del written
+    # What only keeps the environment out is not for psql: its libpq may be older, and not know it.
+    found = {
+        key: value
+        for key, value in kwargs.items()
+        if key == "passfile" or value != isolation().get(key)
+    }
     if config.on_demand is not None:
         given = obtained(config)
         if isinstance(given, ConnectFailure):

@@ -25,7 +25,7 @@ class DatabaseCreation(creation.DatabaseCreation):
 
     def create_test_db(self, *args: Any, **kwargs: Any) -> str:
         """Create the test database, beside the one that the file declares."""
-        self._lead_back()
+        _lead_back(self.connection.registry_name)
         return super().create_test_db(*args, **kwargs)
 
     def _create_test_db(self, *args: Any, **kwargs: Any) -> str:
@@ -36,7 +36,7 @@ class DatabaseCreation(creation.DatabaseCreation):
 
     def _clone_test_db(self, *args: Any, **kwargs: Any) -> None:
         """Clone the test database, which no one may be connected to."""
-        self._lead_back()
+        _lead_back(self.connection.registry_name)
         super()._clone_test_db(*args, **kwargs)  # type: ignore[misc]  # the stubs lack it
         self._lead_to(self.connection.settings_dict["NAME"])
 
@@ -51,19 +51,17 @@ class DatabaseCreation(creation.DatabaseCreation):
         self._lead_to(self.connection.settings_dict["NAME"])
 
     def destroy_test_db(self, *args: Any, **kwargs: Any) -> None:
-        """Drop the test database, or keep it; the registry leads to the declared one again."""
-        self._lead_back()
+        """Drop the test database, or keep it; the registry leads to the declared ones again."""
+        for name in list(_led):  # a mirror, which is not destroyed, leads to this one, too
+            _lead_back(name)
         super().destroy_test_db(*args, **kwargs)
 
     def _lead_to(self, dbname: str) -> None:
         """Let the registry lead to a test database, in the place of another one."""
-        self._lead_back()
         name = self.connection.registry_name
+        _lead_back(name)
         stack = _led[name] = ExitStack()
         stack.enter_context(get_registry().override(name, dbname=dbname))
-
-    def _lead_back(self) -> None:
-        _led.pop(self.connection.registry_name, ExitStack()).close()
 
     def test_db_signature(self) -> tuple[Any, ...]:
         """Return what tells test databases apart: the server that the registry names, and the name."""
@@ -86,3 +84,7 @@ class DatabaseCreation(creation.DatabaseCreation):
                 f' DATABASES["{alias}"]["TEST"]["NAME"].'
             )
         return name
+
+
+def _lead_back(name: str) -> None:
+    _led.pop(name, ExitStack()).close()
