@@ -1,10 +1,12 @@
 """Run Django's own tests through our engine, and name each failure that is not explained here.
 
-They are those of the installed Django, from its source distribution, on the distribution's
-PostgreSQL, which has the collations that they use. Their databases are declared, too, so that nearly
-all of them run on connections of a pool; Django's tests of an application have connections outside of it.
-`--plain` runs them through Django's own engine on the same server, for comparison. Arguments are
-labels of tests; without any, those of the backend.
+They are those of the installed Django, from its source distribution. The newest Python has the newest
+Django, and Python 3.11 has 5.2: `make django-suite PYTHON=python3.11 VENV=.venvs/3.11`. They run on the
+distribution's PostgreSQL, which has the collations that they use. Their test databases are declared,
+too: nearly all of them run on connections of a pool, as requests do.
+
+`--plain` runs them through Django's own engine on the same server, for comparison, and `--postgis`
+those of its engine for PostGIS. Arguments are labels of tests; without any, those of the backend.
 """
 
 from __future__ import annotations
@@ -16,25 +18,44 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import django
 
 from tests.kit.components import postgres_with_tls
 from tests.kit.server import PostgresServer
 
-#: The tests of a backend, and of what leans on one.
-LABELS: Final = (
-    *("backends", "postgres_tests", "transactions", "transaction_hooks", "select_for_update"),
-    *("introspection", "schema", "inspectdb", "dbshell", "migrations", "migrate_signals"),
-    *("async", "asgi", "servers", "test_runner", "test_utils"),
-    *("timezones", "model_fields", "bulk_create", "db_functions", "cache"),
+
+class Engines(NamedTuple):
+    """An engine of Django, the one of ours in its place, and the tests that concern them."""
+
+    plain: str
+    ours: str
+    labels: tuple[str, ...]
+
+
+POSTGRESQL: Final = Engines(
+    "django.db.backends.postgresql",
+    "pgmonkey.contrib.django",
+    (
+        *("backends", "postgres_tests", "transactions", "transaction_hooks", "select_for_update"),
+        *("introspection", "schema", "inspectdb", "dbshell", "migrations", "migrate_signals"),
+        *("async", "asgi", "servers", "test_runner", "test_utils"),
+        *("timezones", "model_fields", "bulk_create", "db_functions", "cache"),
+    ),
+)
+POSTGIS: Final = Engines(
+    "django.contrib.gis.db.backends.postgis", "pgmonkey.contrib.django.postgis", ("gis_tests",)
 )
 _HEALTH: Final = (
     "It pretends that a connection is broken, which the pool sees is not, and hands out again."
 )
 _POOL: Final = "The option `pool` is not taken: the registry has the pool."
+_POSTGRES: Final = (
+    "It wants the database `postgres`; ours makes test databases from the declared one."
+)
 #: The tests that fail with our engine and not with Django's own, and why that is right.
 NOT_APPLICABLE: Final = {
     "test_connect_pool": _POOL,
@@ -49,8 +70,9 @@ NOT_APPLICABLE: Final = {
     "test_client_encoding_utf8_enforce": "It sets `client_encoding` in OPTIONS: it is of the file.",
     "test_unicode_password": "It sets PASSWORD: it is of the file.",
     "test_connect_server_side_binding": "It wants Django's class of cursors; ours derives from it.",
-    "test_nodb_cursor": "Without a database `postgres` it wants that of another alias, which may be on"
-    " another server; ours takes the declared one.",
+    "test_nodb_cursor": _POSTGRES,
+    "test_nodb_cursor_raises_postgres_authentication_failure": _POSTGRES,
+    "test_serialize_deprecation": "It wants a warning to name the caller of Django's method, which is ours.",
 }
 SETTINGS: Final = """
 import django
@@ -64,7 +86,8 @@ DATABASES = {databases!r}
 """
 #: Our engine, which takes a test database for a declared one.
 ENGINE: Final = """
-from pgmonkey.contrib.django import base, get_registry
+from pgmonkey.contrib.django import get_registry
+from {ours} import base
 
 class DatabaseWrapper(base.DatabaseWrapper):
     @property
@@ -77,15 +100,18 @@ class DatabaseWrapper(base.DatabaseWrapper):
 def main() -> int:
     """Run them, print how many failed and which, and return 1 if one fails without an explanation."""
     parser = argparse.ArgumentParser(prog="make django-suite ARGS=...", description=__doc__)
-    parser.add_argument("labels", nargs="*", default=LABELS)
+    parser.add_argument("labels", nargs="*")
     parser.add_argument("--plain", action="store_true", help="through Django's own engine")
+    parser.add_argument("--postgis", action="store_true", help="through the engine for PostGIS")
     arguments = parser.parse_args()
+    engines = POSTGIS if arguments.postgis else POSTGRESQL
+    labels = arguments.labels or engines.labels
     with tempfile.TemporaryDirectory(prefix="django-suite-") as name:
         directory = Path(name)
         tests = _source(directory)
         with PostgresServer(binaries=postgres_with_tls()) as server:
-            _settings(directory, server, plain=arguments.plain)
-            output = _run(directory, tests, arguments.labels)
+            _settings(directory, server, engines, plain=arguments.plain)
+            output = _run(directory, tests, labels)
     failed = set(re.findall(r"^(?:FAIL|ERROR): (\w+)", output, re.MULTILINE))
     for test in sorted(failed):
         print(f"{test}: {NOT_APPLICABLE.get(test, 'NOT EXPLAINED')}")
@@ -111,7 +137,7 @@ def _source(directory: Path) -> Path:
     return tests
 
 
-def _settings(directory: Path, server: PostgresServer, *, plain: bool) -> None:
+def _settings(directory: Path, server: PostgresServer, engines: Engines, *, plain: bool) -> None:
     """Write settings with two databases of one user, who makes extensions, and the registry of them."""
     registry = directory / "registry.d"
     registry.mkdir()
@@ -127,7 +153,7 @@ def _settings(directory: Path, server: PostgresServer, *, plain: bool) -> None:
         databases[alias] = {"ENGINE": "pooled", "NAME": name}
         if plain:
             databases[alias] = {
-                "ENGINE": "django.db.backends.postgresql",
+                "ENGINE": engines.plain,
                 "NAME": name,
                 "HOST": server.host,
                 "PORT": str(server.port),
@@ -137,12 +163,12 @@ def _settings(directory: Path, server: PostgresServer, *, plain: bool) -> None:
     engine = directory / "pooled"
     engine.mkdir()
     (engine / "__init__.py").touch()
-    (engine / "base.py").write_text(ENGINE)
+    (engine / "base.py").write_text(ENGINE.format(ours=engines.ours))
     text = SETTINGS.format(registry=os.fspath(registry), databases=databases)
     (directory / "suite_settings.py").write_text(text)
 
 
-def _run(directory: Path, tests: Path, labels: list[str]) -> str:
+def _run(directory: Path, tests: Path, labels: Sequence[str]) -> str:
     """Run the tests one after the other, show the output as it comes, and return it."""
     with subprocess.Popen(
         [
