@@ -106,9 +106,9 @@ def _dependency(annotated: Any, name: str) -> Callable[[HTTPConnection], AsyncIt
             try:
                 yield conn
             except BaseException as error:
-                await _in_a_thread(block.__exit__, type(error), error, error.__traceback__)
+                await _leave(block, type(error), error, error.__traceback__)
                 raise
-            await _in_a_thread(block.__exit__, None, None, None)
+            await _leave(block)
 
     else:
         raise TypeError(
@@ -124,10 +124,15 @@ async def _in_a_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
     The threads of FastAPI are limited, by default to 40 for all requests. If requests waited in
     them for connections, those that have one would get no thread to end in. Each call counts by
-    itself instead. A cancelled request still gets the result: its connection must be given back.
+    itself instead.
     """
+    return await to_thread.run_sync(function, *arguments, limiter=CapacityLimiter(1))
+
+
+async def _leave(block: Any, *exc_info: Any) -> None:
+    """Leave a block, also that of a cancelled request, which older versions of FastAPI cancel again."""
     with CancelScope(shield=True):
-        return await to_thread.run_sync(function, *arguments, limiter=CapacityLimiter(1))
+        await _in_a_thread(block.__exit__, *exc_info)
 
 
 def _asked_by(request: HTTPConnection) -> tuple[Registry, CodeType | None]:

@@ -77,7 +77,7 @@ def lifespan(
 
 async def _close_connections(registry: Registry) -> None:
     """Close what is open; a later checkout opens it again."""
-    # All of its handles: `registry.get` does not know the copies that engines have.
+    # Those that were asked for; `registry.get` would make the others.
     for handle in registry._handles():
         if not handle.is_open():
             continue

@@ -11,6 +11,7 @@ from flask import Flask, abort, g, redirect, stream_with_context
 
 from pgmonkey import CheckoutTimeout, Registry
 from pgmonkey.contrib.flask import connection, init_app
+from tests.contrib.test_fastapi import TABLE, totals
 from tests.kit import TemporaryDatabase
 from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.secret_volume import SecretVolume
@@ -22,10 +23,7 @@ def registry(
 ) -> Iterator[Registry]:
     """A registry with `orders`, whose pool has at most four connections."""
     with database.connect() as conn:
-        conn.execute(
-            "CREATE TABLE orders (total int NOT NULL,"
-            " CONSTRAINT once UNIQUE (total) DEFERRABLE INITIALLY DEFERRED)"
-        )
+        conn.execute(TABLE)
     database.disconnect()
     sizes = {"min_size": 1, "max_size": 4}
     registry_dir.declare("orders", database, volume=volume, pool_settings=sizes)
@@ -45,10 +43,6 @@ def app(registry: Registry) -> Flask:
         return "saved"
 
     return app
-
-
-def totals(database: TemporaryDatabase) -> list[int]:
-    return [total for (total,) in database.execute("SELECT total FROM orders ORDER BY total")]
 
 
 def used(registry: Registry) -> int:
@@ -275,6 +269,6 @@ def test_a_busy_pool_is_an_error_of_the_application(
 
     registry_dir.declare("orders", database, pool_settings={"max_size": 1, "timeout": 0.1})
     registry.reload()
-    with registry.get("orders"):
+    with registry.get("orders").connection(timeout=20):
         answer = app.test_client().post("/orders/1")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
