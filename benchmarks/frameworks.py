@@ -28,8 +28,8 @@ from pgmonkey.contrib.flask import connection, init_app
 
 POOL = 4
 CLIENTS = 4
-REQUESTS = 80
-ROUNDS = 31
+REQUESTS = 24
+ROUNDS = 201
 BAR = 1.05
 
 INSERT = "INSERT INTO requests VALUES (%s)"
