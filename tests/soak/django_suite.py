@@ -47,7 +47,15 @@ POSTGRESQL: Final = Engines(
     ),
 )
 POSTGIS: Final = Engines(
-    "django.contrib.gis.db.backends.postgis", "pgmonkey.contrib.django.postgis", ("gis_tests",)
+    "django.contrib.gis.db.backends.postgis",
+    "pgmonkey.contrib.django.postgis",
+    tuple(
+        f"gis_tests.{name}"  # those that have a database
+        for name in (
+            *("distapp", "geo3d", "geoadmin", "geoapp", "geogapp", "gis_migrations"),
+            *("inspectapp", "layermap", "rasterapp", "relatedapp"),
+        )
+    ),
 )
 _HEALTH: Final = (
     "It pretends that a connection is broken, which the pool sees is not, and hands out again."
@@ -60,15 +68,12 @@ _POSTGRES: Final = (
 NOT_APPLICABLE: Final = {
     "test_connect_pool": _POOL,
     "test_connect_pool_set_to_true": _POOL,
-    "test_connect_pool_with_timezone": _POOL,
     "test_pool_check_can_be_overridden": _POOL,
     "test_pool_options_not_mutated": _POOL,
     "test_pooling_health_checks": _POOL,
     "test_pooling_not_support_persistent_connections": _POOL,
     "test_health_checks_enabled": _HEALTH,
     "test_set_autocommit_health_checks_enabled": _HEALTH,
-    "test_client_encoding_utf8_enforce": "It sets `client_encoding` in OPTIONS: it is of the file.",
-    "test_unicode_password": "It sets PASSWORD: it is of the file.",
     "test_connect_server_side_binding": "It wants Django's class of cursors; ours derives from it.",
     "test_nodb_cursor": _POSTGRES,
     "test_nodb_cursor_raises_postgres_authentication_failure": _POSTGRES,

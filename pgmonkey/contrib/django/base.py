@@ -140,12 +140,12 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         frame = _borrower()
         connection = _getconn(handle, frame)
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
-            while not connection.ping(_LONGEST_PING):
+            while _is_set_up(connection, wanted) and not connection.ping(_LONGEST_PING):
                 connection.close()  # which gives it back, too
                 connection = _getconn(handle, frame)
         self._handle = handle
         _threads.mine.wrappers.add(self)
-        if not issubclass(connection.cursor_factory, wanted["cursor_factory"]):  # it is new
+        if not _is_set_up(connection, wanted):
             connection.autocommit = True
             connection.cursor_factory = _derived(wanted["cursor_factory"], connection)
             connection.row_factory = wanted["row_factory"]
@@ -289,9 +289,8 @@ _threads: Final = _Threads()
 
 def _getconn(handle: Any, frame: FrameType) -> SyncPooledConnection:
     """Borrow as `getconn` does, in the name of other code."""
-    connection: SyncPooledConnection = handle.checkout_class.bound(
-        handle, None, frame
-    ).enter_by_hand()
+    checkout = handle.checkout_class.bound(handle, None, frame)
+    connection: SyncPooledConnection = checkout.enter_by_hand()
     return connection
 
 
@@ -301,6 +300,11 @@ def _borrower() -> FrameType:
     while frame.f_globals.get("__name__", "").startswith(_INSIDE) and frame.f_back is not None:
         frame = frame.f_back
     return frame
+
+
+def _is_set_up(connection: SyncPooledConnection, wanted: dict[str, Any]) -> bool:
+    """Tell whether a request has had it before: it is not new."""
+    return issubclass(connection.cursor_factory, wanted["cursor_factory"])
 
 
 def _derived(cursors: Any, connection: SyncPooledConnection) -> Any:
