@@ -419,7 +419,7 @@ def test_a_request_ends_on_its_connection_and_gives_it_back_retired(project):
 
     end_request()
 
-    assert project.registry.wait_drained(5)
+    assert project.registry.wait_drained(20)
     assert before not in [backend["pid"] for backend in project.database.backends()]
     assert pid() != before
 
