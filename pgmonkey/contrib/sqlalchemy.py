@@ -5,8 +5,14 @@
     engine = create_engine(registry["orders"])
 
 An engine has a pool of its own (see `Database.with_own_pool`), whose connections SQLAlchemy sets up
-once each. What borrows them is `HandlePool`, in the place of SQLAlchemy's
-`QueuePool`. docs/recipes/sqlalchemy.md has the rest.
+once each. What borrows them is `HandlePool`, in the place of SQLAlchemy's `QueuePool`.
+docs/recipes/sqlalchemy.md has the rest.
+
+SQLAlchemy documents no way to write a pool, and those that it documents do not do: a `NullPool` with
+a `creator` calls the listeners of `connect` at each checkout, and a `QueuePool` keeps what it has
+borrowed. So `HandlePool` overrides three methods that SQLAlchemy's own pools override, and `_Entry`
+is a `_ConnectionRecord`. They are the same in SQLAlchemy 2.0.40 to 2.1.9, and a test says if one is
+missing in a later version.
 """
 
 from __future__ import annotations
@@ -39,8 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HandlePool", "create_async_engine", "create_engine"]
 
-#: Under which an entry of a pool keeps the connection that it stands for.
-_BORROWED: Final = "pgmonkey.borrowed"
 #: What SQLAlchemy takes for its own pools and connections, and where it belongs.
 _ELSEWHERE: Final[Mapping[str, str]] = {
     "pool_size": "pool_settings: {max_size: ...} in the file of the database",
@@ -70,7 +74,7 @@ def create_engine(database: Database, **options: Any) -> sqlalchemy.Engine:
 
     It connects to nothing before its first use. Its connections are its own: up to `max_size` of the
     file, beside those of `with registry["orders"]`. Reloads, rotations and outages are pgmonkey's
-    work, so `pool_pre_ping` is not needed. A borrow costs 5 microseconds more than from a `QueuePool`.
+    work, so `pool_pre_ping` is not needed. A borrow costs 3 microseconds more than from a `QueuePool`.
 
     Args:
         database: A handle of type `pool` or `normal`.
@@ -165,8 +169,8 @@ class HandlePool(Pool):
     """Borrow the connections of an engine from a handle, one for each checkout.
 
     It keeps no connection itself: each goes back to pgmonkey when SQLAlchemy returns it, and stays
-    open there. SQLAlchemy's entry for a connection is kept with it, so that `connect` events, and
-    what they do, come once for each server connection. Use it through `create_engine`.
+    open there. It remembers SQLAlchemy's entry for each, so that `connect` events, and what they do,
+    come once for each server connection. Use it through `create_engine`.
 
     Args:
         _creator: SQLAlchemy's own; not used.
@@ -189,6 +193,7 @@ class HandlePool(Pool):
         **options: Any,
     ) -> None:
         super().__init__(self._connect, dialect=dialect, **options)
+        self._options = options
         self._engine_dialect = dialect
         if own is None:
             # What JSON, hstore and addresses become: SQLAlchemy's dialect passes it to psycopg.
@@ -196,7 +201,7 @@ class HandlePool(Pool):
             own = handle.with_own_pool(arguments.get("context"))
         self._handle = own
         # By the connection that they stand for: what was set up, and is handed out again.
-        self._entries: dict[Any, _ConnectionRecord] = {}
+        self._entries: dict[Any, _Entry] = {}
 
     def recreate(self) -> HandlePool:
         """Return a pool in the place of this one, for `dispose`.
@@ -205,17 +210,8 @@ class HandlePool(Pool):
         what was done before: see `Registry.override`.
         """
         self.logger.info("Pool recreating")
-        return type(self)(
-            None,
-            handle=self._handle,
-            own=self._handle,
-            dialect=self._engine_dialect,
-            recycle=self._recycle,
-            echo=self.echo,
-            logging_name=self._orig_logging_name,
-            reset_on_return=self._reset_on_return,
-            _dispatch=self.dispatch,
-        )
+        options = self._options | {"events": None, "_dispatch": self.dispatch}
+        return type(self)(None, self._handle, self._engine_dialect, own=self._handle, **options)
 
     def dispose(self) -> None:
         """Close the connections; those that are out are closed when they come back."""
@@ -242,47 +238,53 @@ class HandlePool(Pool):
             sqlalchemy.exc.TimeoutError: all connections are in use.
             ConnectError: the server refuses; SQLAlchemy makes an `OperationalError` of it.
         """
-        connection = self._borrow()
-        entry = self._entries.get(connection)
-        if entry is not None:
-            return entry
-        entry = _ConnectionRecord(self, connect=False)
-        _note(entry)[_BORROWED] = connection
+        checkout = self._borrow()
+        entry = self._entries.get(checkout.connection)
+        if entry is None:
+            return self._set_up(checkout)
+        entry.borrowed = checkout
+        return entry
+
+    def _borrow(self) -> Any:
+        checkout = self._handle.checkout_class.bound(self._handle, None, _borrower())
         try:
-            entry.get_connection()  # calls `_connect`, and the listeners of `connect`
+            self._wait(checkout.enter())
+        except CheckoutTimeout as error:
+            if error.reason is not None:
+                raise  # SQLAlchemy makes an OperationalError of it, as of a failed connect
+            raise exc.TimeoutError(str(error)) from error
+        return checkout
+
+    def _set_up(self, checkout: Any) -> _Entry:
+        """Return a new entry, after the listeners of `connect` have seen its connection."""
+        entry = _Entry(self, checkout)
+        try:
+            entry.get_connection()  # calls `_connect`, and the listeners
         except BaseException:
-            connection = _note(entry)[_BORROWED]
-            if not _is_shared(connection):
-                self._wait(connection.close())
-            self._wait(self._handle.putconn(connection))
+            self._give_up(entry)
             raise
-        connection = _note(entry)[_BORROWED]
-        if _is_shared(connection):
-            return entry
-        connection.keep_settings()
-        for closed in [one for one in list(self._entries) if one.closed]:
-            self._entries.pop(closed, None)
-        self._entries[connection] = entry
+        connection = entry.borrowed.connection
+        if not _is_shared(connection):
+            connection.keep_settings()
+            for closed in [one for one in list(self._entries) if one.closed]:
+                self._entries.pop(closed, None)
+            self._entries[connection] = entry
         return entry
 
     def _connect(self, rec: Any) -> Any:
         """Return a connection as SQLAlchemy wants it, that no listener of `connect` has seen yet.
 
         Args:
-            rec: An entry: a new one with its connection, or one whose connection was refused by a
-                listener of `checkout`.
+            rec: The entry: a new one with its checkout, or one whose connection was refused by a listener of
+                `checkout`.
         """
-        note = _note(rec)
-        connection = note[_BORROWED]
-        while connection.closed or connection in self._entries:
-            self._wait(connection.close())
-            self._wait(self._handle.putconn(connection))
-            self._entries.pop(connection, None)
-            connection = note[_BORROWED] = self._borrow()
+        while rec.borrowed.connection.closed or rec.borrowed.connection in self._entries:
+            self._give_up(rec)
+            rec.borrowed = self._borrow()
+        connection = rec.borrowed.connection
         connection.row_factory = tuple_row
-        if issubclass(
-            connection.cursor_factory, (RawCursor, AsyncRawCursor)
-        ):  # `$1` is not its style
+        if issubclass(connection.cursor_factory, (RawCursor, AsyncRawCursor)):
+            # Its placeholders are `$1`, which is not SQLAlchemy's style.
             connection.cursor_factory = _CURSORS[self._engine_dialect.is_async]
         if connection.autocommit:
             self._wait(connection.set_autocommit(False))
@@ -290,37 +292,39 @@ class HandlePool(Pool):
             return connection
         return self._engine_dialect.loaded_dbapi.connect(async_creator_fn=_Given(connection))
 
-    def _borrow(self) -> Any:
-        checkout = self._handle.checkout_class.bound(self._handle, None, _borrower())
-        try:
-            return self._wait(checkout.enter_by_hand())
-        except CheckoutTimeout as error:
-            if error.reason is not None:
-                raise  # SQLAlchemy makes an OperationalError of it, as of a failed connect
-            raise exc.TimeoutError(str(error)) from error
-
     # Giving back
 
-    def _do_return_conn(self, record: Any) -> None:
+    def _do_return_conn(self, entry: Any) -> None:
         """Give a connection back, open or closed."""
-        connection = _note(record)[_BORROWED]
+        checkout, entry.borrowed = entry.borrowed, None
+        if checkout is None:
+            return  # a listener of `checkout` refused it, and no other one could be borrowed
+        connection = checkout.connection
         if _collecting == get_ident():
             # A client has dropped it. This thread may hold any lock at this moment, so it is dropped
-            # here, too: see Database.getconn.
+            # here, too, and the pool finds out: see `Database.getconn`.
             self._entries.pop(connection, None)
             return
-        if record.dbapi_connection is None:
+        if entry.dbapi_connection is None and not connection.closed:
             self._entries.pop(connection, None)
-            if not connection.closed:
-                return  # it was detached: its client closes it, and gives it back with that
-        elif record._is_hard_or_soft_invalidated() or not (
-            self._entries.get(connection) is record or _is_shared(connection)
-        ):
+            checkout.hand_over()  # it was detached: its client closes it, and gives it back with that
+            return
+        if entry.outworn or not (self._entries.get(connection) is entry or _is_shared(connection)):
+            entry.close()
+        self._wait(checkout.put_back())
+        if connection.closed:  # perhaps just now, because it is of an older version
             self._entries.pop(connection, None)
-            record.close()
-        self._wait(self._handle.putconn(connection))
-        if connection.closed:  # it was of an older version
-            self._entries.pop(connection, None)
+
+    def _give_up(self, entry: _Entry) -> None:
+        """Close the connection of an entry, if it has one, and give it back."""
+        checkout, entry.borrowed = entry.borrowed, None
+        if checkout is None:
+            return
+        connection = checkout.connection
+        if not _is_shared(connection):
+            self._wait(connection.close())
+        self._entries.pop(connection, None)
+        self._wait(checkout.put_back())
 
     def _invalidate(
         self,
@@ -331,6 +335,27 @@ class HandlePool(Pool):
         """Close one connection that was found dead. Which others are dead, too, pgmonkey finds out."""
         if _checkin and getattr(connection, "is_valid", False):
             connection.invalidate(exception)
+
+
+class _Entry(_ConnectionRecord):
+    """Stand for one server connection in SQLAlchemy's pool.
+
+    Args:
+        pool: The pool.
+        checkout: What holds the connection that it is made for.
+    """
+
+    def __init__(self, pool: HandlePool, checkout: Any) -> None:
+        #: What holds its connection, while that is out.
+        self.borrowed = checkout
+        #: Whether its connection is to be closed when it comes back.
+        self.outworn = False
+        super().__init__(pool, connect=False)
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        """Close the connection: now, or when it comes back."""
+        self.outworn = soft
+        super().invalidate(e, soft)
 
 
 class _Given:
@@ -353,13 +378,6 @@ def _note_collection(phase: str, _info: dict[str, int]) -> None:
 
 
 gc.callbacks.append(_note_collection)
-
-
-def _note(entry: ConnectionPoolEntry) -> dict[Any, Any]:
-    """Return the dictionary of an entry, which stays with it when its connection changes."""
-    note = entry.record_info
-    assert note is not None
-    return note
 
 
 def _is_shared(connection: Any) -> bool:

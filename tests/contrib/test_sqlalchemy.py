@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from sqlalchemy import event, exc, text
 from sqlalchemy.dialects.postgresql import HSTORE, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import Pool
+from sqlalchemy.pool.base import _ConnectionRecord
 
 from pgmonkey import (
     DatabaseRemovedError,
@@ -69,7 +72,8 @@ class Engine:
         if self.is_async:
             self._thread.start()
 
-    def _run(self, work: Any) -> Any:
+    def await_(self, work: Any) -> Any:
+        """Run a coroutine on the loop of the engine."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
 
     def run(self, work: Callable[[sa.Connection], Any], **execution_options: Any) -> Any:
@@ -83,7 +87,7 @@ class Engine:
                 await connection.execution_options(**execution_options)
                 return await connection.run_sync(work)
 
-        return self._run(run())
+        return self.await_(run())
 
     def orm(self, work: Callable[[Session], Any]) -> Any:
         """Call something with a session in a transaction, which is committed."""
@@ -95,7 +99,7 @@ class Engine:
             async with AsyncSession(self.engine) as session, session.begin():
                 return await session.run_sync(work)
 
-        return self._run(run())
+        return self.await_(run())
 
     def scalar(self, statement: str, **execution_options: Any) -> Any:
         """Run one statement and return the first column."""
@@ -118,14 +122,14 @@ class Engine:
                 return work(connection)
 
         if self.is_async:
-            return self._run(run())
+            return self.await_(run())
         with self.handle as connection:
             return work(connection)
 
     def dispose(self, **options: Any) -> None:
         """Dispose of the engine's connections."""
         if self.is_async:
-            self._run(self.engine.dispose(**options))
+            self.await_(self.engine.dispose(**options))
         else:
             self.engine.dispose(**options)
 
@@ -140,6 +144,37 @@ class Engine:
 
 
 Make = Callable[..., Engine]
+
+
+def declare_orders(
+    directory: RegistryDirectory,
+    database: TemporaryDatabase,
+    connection_type: Any,
+    *,
+    connection: Any = None,
+    pool: Any = None,
+    **more: Any,
+) -> None:
+    """Write the file of the database `orders`, with up to four connections."""
+    section = "pool_settings" if connection_type == "pool" else "async_pool_settings"
+    settings = {section: {"min_size": 1, "max_size": 4} | (pool or {})}
+    directory.declare(
+        "orders", database, connection_type, connection=connection or {}, **settings, **more
+    )
+
+
+@pytest.fixture
+def database(
+    server: PostgresServer, module_database: TemporaryDatabase
+) -> Iterator[TemporaryDatabase]:
+    """One database for all these tests; what a test has made in it is dropped afterwards."""
+    yield module_database
+    server.start()
+    module_database.assert_unused()
+    user = module_database.user
+    module_database.execute(
+        f'DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION "{user}"'
+    )
 
 
 @pytest.fixture(params=SIDES)
@@ -157,15 +192,15 @@ def make(
     registries: list[Registry] = []
 
     def make(
-        *, connection: Any = None, pool: Any = None, sections: Any = None, **options: Any
+        *, connection: Any = None, pool: Any = None, reset: bool = False, **options: Any
     ) -> Engine:
-        section = "pool_settings" if connection_type == "pool" else "async_pool_settings"
-        registry_dir.declare(
-            "orders",
+        declare_orders(
+            registry_dir,
             database,
             connection_type,
-            connection=connection or {},
-            **{section: {"min_size": 1, "max_size": 4} | (pool or {}), **(sections or {})},
+            connection=connection,
+            pool=pool,
+            reset_on_return=reset,
         )
         registries.append(Registry(registry_dir, metrics=None, watch=False))
         opened.append(Engine(registries[-1], **options))
@@ -200,7 +235,7 @@ def rest() -> None:
 
 
 def test_core_commits_and_rolls_back(make: Make, rows: Callable[[], list[int]]) -> None:
-    """As on any engine: what is not committed is gone; the connection is used again."""
+    """An engine drops what is not committed, and uses the connection again."""
     engine = make(pool=ONE)
 
     def work(connection: sa.Connection) -> int:
@@ -224,9 +259,8 @@ class Item(Base):
     notes: Mapped[dict[str, Any]] = mapped_column(JSONB)
 
 
-def test_the_orm_writes_and_reads(make: Make, database: TemporaryDatabase) -> None:
-    """Tables, a unit of work, JSON, a savepoint that is rolled back."""
-    database.execute(f'GRANT ALL ON SCHEMA public TO "{database.user}"')
+def test_the_orm_writes_and_reads(make: Make) -> None:
+    """The ORM makes tables, writes objects with JSON, and rolls a savepoint back."""
     engine = make()
 
     def create(connection: sa.Connection) -> None:
@@ -252,7 +286,7 @@ def test_the_orm_writes_and_reads(make: Make, database: TemporaryDatabase) -> No
 
 
 def test_rows_come_as_sqlalchemy_wants_them(make: Make) -> None:
-    """Whatever the file says of psycopg's rows, cursors and autocommit; plain blocks get that."""
+    """An engine ignores the rows, cursors and autocommit of the file; plain blocks get them."""
     engine = make(
         connection={"row_factory": "dict_row", "cursor_factory": "RawCursor", "autocommit": "true"}
     )
@@ -271,38 +305,40 @@ def test_rows_come_as_sqlalchemy_wants_them(make: Make) -> None:
 
 
 def test_rows_can_be_streamed(make: Make) -> None:
-    """A server-side cursor, as `stream_results` and `yield_per` open it."""
+    """`stream_results` opens a cursor of the server, which ends with the transaction."""
     engine = make()
 
     def work(connection: sa.Connection) -> tuple[int, int]:
-        result = connection.execute(text("SELECT generate_series(1, 5000)"))
+        options = {"stream_results": True, "yield_per": 100}
+        rows = text("SELECT generate_series(1, 5000)")
+        result = connection.execute(rows, execution_options=options)
         first = result.fetchmany(10)
-        cursors = connection.scalar(text("SELECT count(*) FROM pg_cursors"))
+        cursors = connection.scalar(text("SELECT count(*) FROM pg_cursors WHERE name LIKE 'c\\_%'"))
         return len(first) + len(result.fetchall()), cursors or 0
 
-    assert engine.run(work, stream_results=True, yield_per=100)[0] == 5000
+    assert engine.run(work) == (5000, 1)
+    assert engine.scalar("SELECT count(*) FROM pg_cursors") == 0
 
 
-def test_two_phases_are_committed_or_the_connection_is_closed(make: Make) -> None:
-    """What comes back in the middle of one is handed out to no one."""
+def test_a_two_phase_transaction_is_rolled_back(make: Make, rows: Callable[[], list[int]]) -> None:
+    """Nothing of it stays, and the connection is used again."""
     engine = make(pool=ONE)
 
     def work(connection: sa.Connection) -> int:
-        transaction = connection.begin_twophase()
-        found = backend(connection)
-        transaction.rollback()
-        return found
+        connection.begin_twophase()
+        connection.execute(text("INSERT INTO rows VALUES (1)"))
+        return backend(connection)
 
-    assert isinstance(engine.run(work), int)
-    assert engine.scalar("SELECT 1") == 1
+    assert engine.run(work) == engine.run(backend)
+    assert rows() == []
 
 
 # Isolation levels
 
 
 def test_an_isolation_level_of_the_engine_holds_for_all_connections(make: Make) -> None:
-    """It is set once for each connection, and plain blocks do not get it."""
-    engine = make(isolation_level="SERIALIZABLE")
+    """`reset_on_return` does not take it back, and plain blocks do not get it."""
+    engine = make(isolation_level="SERIALIZABLE", pool=ONE, reset=True)
     for _ in range(2):
         assert engine.scalar("SHOW transaction_isolation") == "serializable"
     assert engine.plain(lambda connection: connection.isolation_level) is None
@@ -311,7 +347,7 @@ def test_an_isolation_level_of_the_engine_holds_for_all_connections(make: Make) 
 def test_autocommit_of_the_engine_commits_each_statement(
     make: Make, rows: Callable[[], list[int]]
 ) -> None:
-    """Without a transaction around it."""
+    """A statement is committed at once."""
     engine = make(isolation_level="AUTOCOMMIT")
     engine.scalar("INSERT INTO rows VALUES (1) RETURNING id")
     assert rows() == [1]
@@ -333,9 +369,10 @@ def test_an_isolation_level_of_one_connection_ends_with_it(
 
 
 def test_an_isolation_level_of_the_file_is_the_default(make: Make) -> None:
-    """Also after a connection had another one."""
-    engine = make(pool=ONE, connection={"isolation_level": "serializable"})
+    """A connection goes back to it after it had another one. `read_only` of the file counts, too."""
+    engine = make(pool=ONE, connection={"isolation_level": "serializable", "read_only": "true"})
     assert engine.scalar("SHOW transaction_isolation") == "serializable"
+    assert engine.scalar("SHOW transaction_read_only") == "on"
     assert engine.scalar("SELECT 1", isolation_level="AUTOCOMMIT") == 1
     assert engine.scalar("SHOW transaction_isolation") == "serializable"
 
@@ -360,11 +397,11 @@ def test_connect_events_come_once_for_each_server_connection(make: Make) -> None
         dbapi_connection.autocommit = before
         set_json_loads(lambda _: "tea", entry.driver_connection)
 
-    for name in ("checkout", "checkin"):
+    for name in ("checkout", "reset", "checkin", "do_connect"):
         event.listen(engine.sync, name, lambda *_, name=name: seen.append(name))
     for _ in range(3):
         assert engine.scalar("SHOW search_path") == "pg_catalog"
-    assert seen == ["connect", *["checkout", "checkin"] * 3]
+    assert seen == ["connect", *["checkout", "reset", "checkin"] * 3]
     assert engine.scalar("SELECT '1'::json") == "tea"
     assert engine.run(lambda one: one.info["made"]) == "here"
     path = engine.plain(lambda connection: connection.info.backend_pid)
@@ -388,7 +425,7 @@ def test_an_error_of_a_connect_event_is_the_applications(make: Make) -> None:
 
 
 def test_a_listener_of_checkout_may_refuse_a_connection(make: Make) -> None:
-    """Another one is set up in its place."""
+    """Another connection is set up in its place."""
     engine = make(pool=ONE)
     before = engine.run(backend)
     refused: list[Any] = []
@@ -408,7 +445,7 @@ def test_a_listener_of_checkout_may_refuse_a_connection(make: Make) -> None:
 
 
 def test_json_and_hstore_are_the_engines(make: Make, database: TemporaryDatabase) -> None:
-    """Its own functions for JSON, hstore as dictionaries; plain blocks get psycopg's."""
+    """An engine reads JSON with its own function, and hstore as dictionaries."""
     database.execute("CREATE EXTENSION IF NOT EXISTS hstore")
     engine = make(json_deserializer=lambda _: "tea")
 
@@ -424,7 +461,7 @@ def test_json_and_hstore_are_the_engines(make: Make, database: TemporaryDatabase
 
 
 def test_functions_of_configure_are_called_for_engines_too(make: Make) -> None:
-    """For what all connections of a database are to know, such as `register_vector`."""
+    """They set up what all connections are to know, such as `register_vector`."""
     engine = make()
     engine.registry.configure("orders", lambda one: set_json_loads(lambda _: "cake", one))
     assert engine.scalar("SELECT '1'::json") == "cake"
@@ -433,37 +470,38 @@ def test_functions_of_configure_are_called_for_engines_too(make: Make) -> None:
 # Size
 
 
-def test_an_exhausted_pool_is_sqlalchemys_timeout(make: Make) -> None:
-    """With the text of pgmonkey: who holds what, and where in the application."""
-    engine = make(pool={**ONE, "timeout": 0.2})
+def test_an_exhausted_pool_is_sqlalchemys_timeout(
+    make: Make, registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """Its text is pgmonkey's: who holds what, and where in the application."""
+    engine = make(pool=ONE)
+    assert engine.scalar("SELECT 1") == 1
+    kind = engine.handle.connection_type
+    declare_orders(registry_dir, database, kind, pool=ONE | {"timeout": 0.1})
+    engine.registry.reload()
+    refused = pytest.raises(exc.TimeoutError, match=r"orders: .*\n?.*test_sqlalchemy\.py:\d+ in")
 
-    def hold(connection: sa.Connection) -> None:
-        connection.execute(text("SELECT 1"))
-        if engine.is_async:
-            return
-        with pytest.raises(
-            exc.TimeoutError, match=r"orders: .*\n?.*test_sqlalchemy\.py:\d+ in run"
-        ):
+    def hold(_: sa.Connection) -> None:
+        with refused:
             engine.scalar("SELECT 2")
 
-    engine.run(hold)
+    async def hold_async() -> None:
+        async with engine.engine.connect():
+            with refused:
+                async with engine.engine.connect():
+                    pass
+
     if engine.is_async:
-
-        async def hold_async() -> None:
-            async with engine.engine.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-                with pytest.raises(
-                    exc.TimeoutError, match=r"test_sqlalchemy\.py:\d+ in hold_async"
-                ):
-                    async with engine.engine.connect():
-                        pass
-
-        engine._run(hold_async())
+        engine.await_(hold_async())
+    else:
+        engine.run(hold)
+    declare_orders(registry_dir, database, kind, pool=ONE)
+    engine.registry.reload()
     assert engine.scalar("SELECT 3") == 3
 
 
 def test_status_shows_who_in_the_application_holds_a_connection(make: Make) -> None:
-    """Not the line in SQLAlchemy that has borrowed it; and `pool.status()` says how many."""
+    """It names no line of SQLAlchemy, and `pool.status()` counts the connections."""
     engine = make()
 
     def look(connection: sa.Connection) -> Any:
@@ -479,7 +517,7 @@ def test_status_shows_who_in_the_application_holds_a_connection(make: Make) -> N
 def test_a_server_that_is_down_is_an_operational_error(
     make: Make, registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """As with any engine, with the reason of pgmonkey."""
+    """The error has the reason that pgmonkey has found."""
     engine = make(connection={"dbname": "no_such_database"})
     with pytest.raises(exc.OperationalError, match="no_database") as raised:
         engine.scalar("SELECT 1")
@@ -489,7 +527,7 @@ def test_a_server_that_is_down_is_an_operational_error(
 def test_a_handle_of_one_connection_has_one(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """Type `normal`: another connection in the same thread would wait for itself."""
+    """A second connection in one thread would wait for itself, so type `normal` refuses it."""
     registry_dir.declare("orders", database, "normal")
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         engine = create_engine(registry["orders"])
@@ -506,7 +544,7 @@ def test_a_handle_of_one_connection_has_one(
 def test_rotated_passwords_under_load_fail_no_transaction(
     make: Make, registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """Connections are replaced as they come back, and set up by SQLAlchemy as those before."""
+    """A connection with an old password is replaced when it comes back."""
     engine = make()
     kind = engine.handle.connection_type
     stop = threading.Event()
@@ -519,7 +557,7 @@ def test_rotated_passwords_under_load_fail_no_transaction(
         assert connection.connection.dbapi_connection is not None
 
     def load() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.005):  # busy enough, and no heater
             try:
                 engine.run(work)
             except BaseException as error:
@@ -532,13 +570,8 @@ def test_rotated_passwords_under_load_fail_no_transaction(
     try:
         for number in range(3):
             database.rotate()  # the old password does not work any more
-            registry_dir.declare(
-                "orders",
-                database,
-                kind,
-                connection={"application_name": f"v{number}"},
-                pool_settings={"min_size": 1, "max_size": 4},
-                async_pool_settings={"min_size": 1, "max_size": 4},
+            declare_orders(
+                registry_dir, database, kind, connection={"application_name": f"v{number}"}
             )
             assert engine.registry.reload().applied == ("orders",)
             eventually(lambda number=number: f"v{number}" in names, 10, "it is used")
@@ -578,7 +611,7 @@ def test_a_disconnect_costs_one_transaction(make: Make, database: TemporaryDatab
 def test_a_restarted_server_is_used_at_once(
     make: Make, server: PostgresServer, rows: Callable[[], list[int]]
 ) -> None:
-    """Without pre-ping; what the connections were set up with is there again."""
+    """It needs no pre-ping, and new connections are set up as those before."""
     engine = make(isolation_level="SERIALIZABLE")
     engine.run(backend)
     server.restart()
@@ -591,9 +624,12 @@ def test_a_restarted_server_is_used_at_once(
 def test_an_invalidated_connection_is_closed_and_its_slot_is_free(
     make: Make, database: TemporaryDatabase
 ) -> None:
-    """By hand, at once or when it comes back."""
+    """`invalidate` closes it at once, `invalidate(soft=True)` when it comes back."""
     engine = make(pool=ONE)
     seen: list[int] = []
+    invalidated: list[str] = []
+    for name in ("invalidate", "soft_invalidate"):
+        event.listen(engine.sync, name, lambda *_, name=name: invalidated.append(name))
 
     def hard(connection: sa.Connection) -> None:
         seen.append(backend(connection))
@@ -611,6 +647,7 @@ def test_an_invalidated_connection_is_closed_and_its_slot_is_free(
     first, second, same, third = seen
     assert second == same
     assert len({first, second, third}) == 3
+    assert invalidated == ["invalidate", "soft_invalidate"]
     assert engine.handle.status().used == 0
     assert len(database.backends()) == 1
 
@@ -655,7 +692,7 @@ def test_a_dropped_connection_is_no_lost_slot(
         await connection.execute(text("SELECT 1"))
 
     if engine.is_async:
-        engine._run(drop())
+        engine.await_(drop())
         with pytest.warns(exc.SAWarning, match="garbage collector"):
             gc.collect()
     else:
@@ -673,7 +710,7 @@ def test_a_dropped_connection_is_no_lost_slot(
 def test_garbage_is_collected_while_locks_are_held(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """Whatever this thread does at the moment: nothing waits for itself."""
+    """The thread that collects waits for nothing, whatever it does at the moment."""
     registry_dir.declare("orders", database)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle: Any = registry["orders"]
@@ -745,7 +782,7 @@ def test_what_an_engine_does_in_a_test_is_rolled_back(
 def test_an_engine_is_led_to_the_database_of_a_test(
     make: Make, database: TemporaryDatabase
 ) -> None:
-    """As plain blocks are, whenever it was made."""
+    """`override` leads engines as it leads plain blocks, also those made before."""
     other, where = f"{database.name}_other", "SELECT current_database()"
     database.server.create_database(other, owner=database.user)
     engine = make()
@@ -759,7 +796,7 @@ def test_an_engine_is_led_to_the_database_of_a_test(
 
 
 def test_a_handle_of_a_manager_has_engines_too(tmp_path: Path, database: TemporaryDatabase) -> None:
-    """For programs that come from pgmonkey 4.0; its cache closes them."""
+    """Programs from pgmonkey 4.0 may have them; clearing the cache closes them."""
     manager = PGConnectionManager()
     handle: Any = manager.get_database_connection(str(declare(tmp_path, database)), "pool")
     engine = create_engine(handle)
@@ -773,7 +810,7 @@ def test_a_handle_of_a_manager_has_engines_too(tmp_path: Path, database: Tempora
 def test_an_engine_that_is_dropped_leaves_no_connection(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """Also if no one has disposed of it."""
+    """No one has to dispose of it."""
     registry_dir.declare("orders", database)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         engine = create_engine(registry["orders"])
@@ -785,7 +822,7 @@ def test_an_engine_that_is_dropped_leaves_no_connection(
 
 
 def test_a_closed_registry_says_so(make: Make) -> None:
-    """As to any other client."""
+    """The engine raises what any other client gets."""
     engine = make()
     assert engine.scalar("SELECT 1") == 1
     engine.registry.close()
@@ -831,7 +868,7 @@ def test_a_child_process_uses_the_engine_on_its_own(
 def test_an_async_engine_works_in_several_event_loops(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """One after the other, without `dispose` between them."""
+    """It needs no `dispose` between them."""
     registry_dir.declare("orders", database, "async_pool")
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         engine = create_async_engine(registry["orders"])
@@ -843,13 +880,34 @@ def test_an_async_engine_works_in_several_event_loops(
         assert [asyncio.run(answer()) for _ in range(3)] == [1, 1, 1]
 
 
+def test_a_connection_that_is_closed_in_another_event_loop_is_no_lost_slot(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """The engine refuses to take it back there, and replaces it when the program has dropped it."""
+    declare_orders(registry_dir, database, "async_pool", pool=ONE)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        engine = Engine(registry)
+
+        async def connect() -> Any:
+            return await engine.engine.connect()
+
+        connection = engine.await_(connect())
+        with pytest.raises(RuntimeError, match="another event loop"):
+            asyncio.run(connection.close())
+        del connection
+        gc.collect()
+        eventually(lambda: engine.handle.status().used == 0, 5, "it is taken back")
+        assert engine.scalar("SELECT 1") == 1
+        engine.end()
+
+
 # Recipes
 
 
 def test_the_naive_creator_takes_a_connection_for_ever(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """As the recipe says of SQLAlchemy's own pool: it is in use, though no one uses it."""
+    """SQLAlchemy's own pool keeps it in use, though no one uses it, until `dispose`."""
     registry_dir.declare("orders", database)
     with Registry(registry_dir, metrics=None, watch=False) as registry:
         handle: Any = registry["orders"]
@@ -905,8 +963,7 @@ def test_the_recipe_for_alembic_migrates_and_writes_sql(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With the account of the registry, without the timeout of its file."""
-    database.execute(f'GRANT ALL ON SCHEMA public TO "{database.user}"')
+    """Migrations use the account of the registry, and not the timeout of its file."""
     registry_dir.declare("orders", database, sync_settings={"statement_timeout": "1s"})
     directory = registry_dir.path.parent
 
@@ -925,6 +982,34 @@ def test_the_recipe_for_alembic_migrates_and_writes_sql(
     assert "CREATE TABLE cups" in capsys.readouterr().out
     command.upgrade(config, "head")
     assert database.execute("SELECT * FROM public.cups") == [(database.user, "0")]
+
+
+# What the pool is made of
+
+
+#: What of SQLAlchemy the pool overrides or calls, though only its source describes it.
+PARTS: tuple[tuple[Any, str, str], ...] = (
+    (Pool, "_do_get", "self"),
+    (Pool, "_do_return_conn", "record"),
+    (Pool, "_invalidate", "_checkin"),
+    (Pool, "__init__", "_dispatch"),
+    (_ConnectionRecord, "__init__", "connect"),
+    (_ConnectionRecord, "get_connection", "self"),
+    (sa.util, "await_only", "awaitable"),
+)
+
+
+def test_sqlalchemy_has_what_the_pool_is_made_of() -> None:
+    """A version of SQLAlchemy that lacks a part is found here, with the name of the part."""
+    missing = [
+        f"{owner.__name__}.{name}({argument})"
+        for owner, name, argument in PARTS
+        if argument not in signature(getattr(owner, name, object)).parameters
+    ]
+    assert not missing, (
+        f"SQLAlchemy {sa.__version__} has no {', '.join(missing)} any more;"
+        " HandlePool of pgmonkey.contrib.sqlalchemy is made of it"
+    )
 
 
 # What is refused

@@ -13,7 +13,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from pgmonkey.pool import messages
 from pgmonkey.pool._async.connection import IN_ERROR
 from pgmonkey.pool._async.pool import FRESH, LONG_IDLE
-from pgmonkey.pool._async.waiting import current_task, running_loop
+from pgmonkey.pool._async.waiting import current_task, is_elsewhere, running_loop
 from pgmonkey.pool.checkout import BY_HAND, ENTERED, PAIRED, ROLLED_BACK, Checkout
 from pgmonkey.pool.clock import CLOCK
 from pgmonkey.pool.failures import drop_frames
@@ -112,15 +112,36 @@ class AsyncCheckout(Checkout):
     async def enter_by_hand(self) -> AsyncPooledConnection:
         """Return a connection that keeps this checkout alive, until it is put back or dropped."""
         connection = await self.enter()
+        self.hand_over()
+        return connection
+
+    def hand_over(self) -> None:
+        """Let the connection keep this checkout alive: its borrower keeps nothing else."""
+        connection = self.connection
         self.connection = None  # else each would keep the other alive
         self.pool.connections.lend(connection)
         connection.holder = self.itself
-        return connection
 
     async def leave_by_hand(self, connection: AsyncPooledConnection) -> None:
-        """Roll back, and give the connection back."""
+        """Roll back, and give back a connection that was handed over."""
         self.pool.connections.keep(connection)
         self.connection = connection
+        await self.put_back()
+
+    async def put_back(self) -> None:
+        """Roll back, and give the connection back.
+
+        Raises:
+            RuntimeError: it belongs to another event loop, which runs.
+        """
+        pool, connection = self.pool, self.connection
+        if pool.loop is running_loop() and not (
+            connection.pgconn.transaction_status or connection.changed
+        ):
+            await self.leave()  # as most are: there is nothing to roll back
+            return
+        if not pool.inherited and is_elsewhere(pool.loop):
+            raise messages.other_loop(self.handle.name)
         await self.leave(BY_HAND)
 
     async def _go_on(self, pool: AsyncPool, closed: PoolClosed) -> AsyncPool:

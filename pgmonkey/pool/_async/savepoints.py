@@ -438,11 +438,6 @@ class AsyncSavepoint(AsyncCheckout):
 
     async def enter(self) -> AsyncSavepointConnection:
         """Return the connection that all blocks share, when it is the turn of this one."""
-        return await self._enter(ref(self))
-
-    async def _enter(
-        self, reference: Callable[[], AsyncSavepoint | None] | None
-    ) -> AsyncSavepointConnection:
         timeout = None
         if self.stage != PAIRED:
             self.enter_alone()
@@ -452,7 +447,7 @@ class AsyncSavepoint(AsyncCheckout):
         self.began = self.taken = monotonic()
         self.owner = current_task()
         if handle.keeps_stacks:
-            self.keep_stack(_getframe(2))
+            self.keep_stack(_getframe(1))
         self.pool = shared = handle.shared_here()
         if timeout is None:
             timeout = handle.version.config.pool(handle.connection_type).timeout
@@ -463,17 +458,16 @@ class AsyncSavepoint(AsyncCheckout):
             handle.stats.errors["timeout" if late else "other"] += 1
             raise
         self.taken = monotonic()
-        self.reference = self.itself if reference is None else reference
-        connection.holder = self.reference
+        connection.holder = self.reference = ref(self)
         connection.borrower = self.code
         self.connection = connection
         return connection
 
     __aenter__ = enter
 
-    async def enter_by_hand(self) -> AsyncSavepointConnection:
-        """Return the connection; the block is open until it is put back."""
-        return await self._enter(None)
+    def hand_over(self) -> None:
+        """Let the block be open until the connection is put back."""
+        self.connection.holder = self.reference = self.itself
 
     async def leave_by_hand(self, _connection: AsyncPooledConnection) -> None:
         """Roll back what was not committed."""

@@ -14,6 +14,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from pgmonkey.pool import messages
 from pgmonkey.pool._sync.connection import IN_ERROR
 from pgmonkey.pool._sync.pool import FRESH, LONG_IDLE
+from pgmonkey.pool._sync.waiting import is_elsewhere
 from pgmonkey.pool.checkout import BY_HAND, ENTERED, PAIRED, ROLLED_BACK, Checkout
 from pgmonkey.pool.clock import CLOCK
 from pgmonkey.pool.failures import drop_frames
@@ -109,15 +110,34 @@ class SyncCheckout(Checkout):
     def enter_by_hand(self) -> SyncPooledConnection:
         """Return a connection that keeps this checkout alive, until it is put back or dropped."""
         connection = self.enter()
+        self.hand_over()
+        return connection
+
+    def hand_over(self) -> None:
+        """Let the connection keep this checkout alive: its borrower keeps nothing else."""
+        connection = self.connection
         self.connection = None  # else each would keep the other alive
         self.pool.connections.lend(connection)
         connection.holder = self.itself
-        return connection
 
     def leave_by_hand(self, connection: SyncPooledConnection) -> None:
-        """Roll back, and give the connection back."""
+        """Roll back, and give back a connection that was handed over."""
         self.pool.connections.keep(connection)
         self.connection = connection
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Roll back, and give the connection back.
+
+        Raises:
+            RuntimeError: it belongs to another event loop, which runs.
+        """
+        pool, connection = self.pool, self.connection
+        if pool.loop is None and not (connection.pgconn.transaction_status or connection.changed):
+            self.leave()  # as most are: there is nothing to roll back
+            return
+        if not pool.inherited and is_elsewhere(pool.loop):
+            raise messages.other_loop(self.handle.name)
         self.leave(BY_HAND)
 
     def _go_on(self, pool: SyncPool, closed: PoolClosed) -> SyncPool:

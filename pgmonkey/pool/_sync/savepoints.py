@@ -436,11 +436,6 @@ class SyncSavepoint(SyncCheckout):
 
     def enter(self) -> SyncSavepointConnection:
         """Return the connection that all blocks share, when it is the turn of this one."""
-        return self._enter(ref(self))
-
-    def _enter(
-        self, reference: Callable[[], SyncSavepoint | None] | None
-    ) -> SyncSavepointConnection:
         timeout = None
         if self.stage != PAIRED:
             self.enter_alone()
@@ -449,7 +444,7 @@ class SyncSavepoint(SyncCheckout):
         handle = self.handle
         self.began = self.taken = monotonic()
         if handle.keeps_stacks:
-            self.keep_stack(_getframe(2))
+            self.keep_stack(_getframe(1))
         self.pool = shared = handle.shared_here()
         if timeout is None:
             timeout = handle.version.config.pool(handle.connection_type).timeout
@@ -460,17 +455,16 @@ class SyncSavepoint(SyncCheckout):
             handle.stats.errors["timeout" if late else "other"] += 1
             raise
         self.taken = monotonic()
-        self.reference = self.itself if reference is None else reference
-        connection.holder = self.reference
+        connection.holder = self.reference = ref(self)
         connection.borrower = self.code
         self.connection = connection
         return connection
 
     __enter__ = enter
 
-    def enter_by_hand(self) -> SyncSavepointConnection:
-        """Return the connection; the block is open until it is put back."""
-        return self._enter(None)
+    def hand_over(self) -> None:
+        """Let the block be open until the connection is put back."""
+        self.connection.holder = self.reference = self.itself
 
     def leave_by_hand(self, _connection: SyncPooledConnection) -> None:
         """Roll back what was not committed."""
