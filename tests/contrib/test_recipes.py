@@ -72,7 +72,7 @@ ITEMS = "SELECT item FROM public.orders ORDER BY id"
 def test_a_failed_commit_in_litestar_is_no_success(
     environment: Environment, server: PostgresServer
 ) -> None:
-    """The dependency ends before the response: a handler that raises, or a COMMIT that fails, saves nothing."""
+    """The dependency ends before the response, so a client hears of a COMMIT that fails."""
     server.execute(
         "ALTER TABLE orders ADD CONSTRAINT once UNIQUE (item) DEFERRABLE INITIALLY DEFERRED",
         dbname="orders",
@@ -90,7 +90,7 @@ def test_a_failed_commit_in_litestar_is_no_success(
 def test_an_exception_in_litestar_rolls_back(
     environment: Environment, server: PostgresServer
 ) -> None:
-    """What a handler did before it raised is undone."""
+    """A handler that raises leaves nothing of what it did."""
     namespace = load("litestar-aiohttp", "Litestar")
 
     async def fail(orders: Any) -> None:
@@ -112,7 +112,7 @@ def test_an_exception_in_litestar_rolls_back(
 async def test_aiohttp_commits_before_the_response(
     environment: Environment, server: PostgresServer
 ) -> None:
-    """A row is there when the answer is; a redirect that is raised in the block undoes it."""
+    """The row is there when the answer comes; a redirect that the block raises undoes it."""
     namespace = load("litestar-aiohttp", "Litestar")
     text = recipe("litestar-aiohttp", "aiohttp")
     exec(compile(text, "aiohttp", "exec", dont_inherit=True), namespace)
@@ -140,7 +140,7 @@ def test_celery_runs_the_tasks_of_the_recipe(
     canary: Canary,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A worker that forks confirms each order once, though a task comes twice."""
+    """A worker that forks confirms each order once, though a task comes twice, perhaps at once."""
     directory = environment.directory
     folder = directory / "queue"
     folder.mkdir()
@@ -191,7 +191,7 @@ def module(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_apscheduler_runs_a_job_in_one_of_several_processes(
     environment: Environment, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job writes its count; while another process has the lock, it returns."""
+    """The job writes its count, and does nothing while another process has the lock."""
     ended: queue.Queue[Any] = queue.Queue()
     nightly = module("nightly", files("schedulers")["nightly.py"], monkeypatch)
     nightly.scheduler.add_listener(ended.put, EVENT_JOB_EXECUTED | EVENT_JOB_ERROR)
