@@ -121,9 +121,9 @@ async def visible_when_answered(
 async def test_what_is_answered_is_committed(
     directory: RegistryDirectory, database: TemporaryDatabase, path: str, count: int
 ) -> None:
-    """Another session sees each row when the answer begins, of hundreds of requests at once.
+    """Of hundreds of requests at once, another session sees each row when the answer begins.
 
-    Those that wait for one of the four connections take none of FastAPI's 40 threads.
+    Requests that wait for one of the four connections take none of FastAPI's 40 threads.
     """
     seen = await visible_when_answered(shop(directory), path, range(count), database)
 
@@ -133,7 +133,7 @@ async def test_what_is_answered_is_committed(
 async def test_a_plain_dependency_with_yield_commits_too_late(
     directory: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """The dependency that everybody writes answers before COMMIT: why `Connection` is there."""
+    """FastAPI answers before the COMMIT of the dependency that everybody writes."""
     app = shop(directory)
 
     async def transaction(request: Request) -> AsyncIterator[Any]:
@@ -153,7 +153,7 @@ async def test_a_plain_dependency_with_yield_commits_too_late(
 def test_a_commit_that_fails_is_an_error_500(
     directory: RegistryDirectory, database: TemporaryDatabase, path: str
 ) -> None:
-    """A deferred constraint speaks at COMMIT, and the answer is no 200."""
+    """A deferred constraint refuses the COMMIT, and the client gets no 200."""
     with TestClient(shop(directory), raise_server_exceptions=False) as client:
         assert client.post(path, params={"total": 1}).status_code == 200
         assert client.post(path, params={"total": 1}).status_code == 500
@@ -180,7 +180,7 @@ def test_exception_handlers_see_errors_of_the_commit(
 def test_an_endpoint_that_raises_is_rolled_back(
     directory: RegistryDirectory, database: TemporaryDatabase, path: str
 ) -> None:
-    """Also by `HTTPException`, in the endpoint or in a dependency that ends after it."""
+    """`HTTPException` in the endpoint rolls back, and so does an error of a dependency that ends after it."""
     app = shop(directory)
 
     async def refuse(conn: Orders, total: int) -> AsyncIterator[None]:
@@ -239,7 +239,7 @@ def test_a_request_has_one_connection_and_one_transaction(
 def test_a_timeout_names_the_endpoint_that_holds_the_connections(
     directory: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """Not this package: a checkout is shown where the application asks for it."""
+    """The status shows a checkout at the endpoint of the application, not in this package."""
     app = shop(directory)
 
     @app.get("/holder")
@@ -266,7 +266,7 @@ async def test_a_request_that_is_cancelled_gives_its_connection_back(
     waits: bool,
     by: str,
 ) -> None:
-    """While it waits for it, or uses it. What a coroutine did is rolled back; a thread runs to its end."""
+    """A request that waits for a connection, or uses it, loses none. A thread runs to its end; a coroutine rolls back."""
     sizes = {"min_size": 1, "max_size": 1}
     directory.declare("orders", database, pool_settings=sizes, async_pool_settings=sizes)
     in_a_thread = path.endswith("sync")
@@ -315,7 +315,7 @@ async def test_a_request_that_is_cancelled_gives_its_connection_back(
 
 
 def test_other_types_are_refused_where_the_endpoint_is_declared() -> None:
-    """A type that is no connection of psycopg is an error at import, which says what to write."""
+    """An endpoint with a type that is no connection raises an error at import, which says what to write."""
     app = FastAPI()
     with pytest.raises(
         TypeError, match=r'Annotated\[psycopg.AsyncConnection, Connection\("orders"\)\]'
@@ -326,7 +326,7 @@ def test_other_types_are_refused_where_the_endpoint_is_declared() -> None:
 
 
 def test_an_application_without_a_registry_says_what_to_write() -> None:
-    """Without a lifespan, or in a test client that does not begin it."""
+    """A request raises an error if nothing has begun the lifespan."""
     app = shop("nowhere")
     with pytest.raises(RuntimeError, match="with TestClient"):
         TestClient(app).post("/orders", params={"total": 1})
@@ -335,7 +335,7 @@ def test_an_application_without_a_registry_says_what_to_write() -> None:
 def test_an_endpoint_that_is_a_generator_is_told_to_open_a_block(
     directory: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """It would use its connection after the return; a block of its own streams as it should."""
+    """A `Connection` raises an error there, as it ends before the stream; a block of its own streams."""
     app = shop(directory)
 
     @app.get("/wrong", response_class=StreamingResponse)
@@ -379,7 +379,7 @@ def test_background_tasks_run_after_the_commit(
 def test_websockets_find_the_registry(
     directory: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """A block for each message is committed before its answer; no connection is held in between."""
+    """A block for each message commits before its answer; a `Connection` commits when the socket closes."""
     app = shop(directory)
 
     @app.websocket("/live")
@@ -391,11 +391,24 @@ def test_websockets_find_the_registry(
             (orders,) = websocket.state.pgmonkey.status().databases
             await websocket.send_json(sum(pool.used for pool in orders.pools))
 
-    with TestClient(app) as client, client.websocket_connect("/live") as socket:
-        for number in (1, 2):
-            socket.send_text(str(number))
-            assert socket.receive_json() == 0
-            assert totals(database) == list(range(1, number + 1))
+    @app.websocket("/held")
+    async def held(websocket: WebSocket, conn: Orders) -> None:
+        await websocket.accept()
+        async for text in websocket.iter_text():
+            await conn.execute("INSERT INTO orders VALUES (%s)", [int(text)])
+            await websocket.send_text("not saved yet")
+
+    with TestClient(app) as client:
+        with client.websocket_connect("/live") as socket:
+            for number in (1, 2):
+                socket.send_text(str(number))
+                assert socket.receive_json() == 0
+                assert totals(database) == list(range(1, number + 1))
+        with client.websocket_connect("/held") as socket:
+            socket.send_text("3")
+            socket.receive_text()
+            assert totals(database) == [1, 2]
+    assert totals(database) == [1, 2, 3]
 
 
 def test_a_registry_of_the_application_outlives_it(
@@ -428,7 +441,7 @@ def test_a_registry_of_the_application_outlives_it(
 def test_a_registry_of_the_lifespan_ends_with_it(
     directory: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """From a directory a registry is made at the start; one that cannot be used stops the start."""
+    """The start makes a registry of a directory, and fails if that has problems."""
     kept: list[Registry] = []
 
     @asynccontextmanager
@@ -454,7 +467,7 @@ def test_a_registry_of_the_lifespan_ends_with_it(
 def test_starlette_and_mounted_applications_find_the_registry(
     directory: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """In Starlette a block in the endpoint commits before the response; a mounted FastAPI shares the registry."""
+    """A block in an endpoint of Starlette commits before the response; a mounted FastAPI shares the registry."""
 
     async def add(request: Any) -> PlainTextResponse:
         async with request.state.pgmonkey.get("orders") as conn:
@@ -471,7 +484,7 @@ def test_starlette_and_mounted_applications_find_the_registry(
 def test_a_request_without_a_connection_in_time_says_who_holds_them(
     directory: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """`CheckoutTimeout` reaches the exception handlers: a 503 that tells clients to come back."""
+    """A handler of `CheckoutTimeout` makes a 503 of it, which tells clients to come back."""
     with Registry(directory) as registry:
         app = shop(registry)
 

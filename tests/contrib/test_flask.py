@@ -52,7 +52,7 @@ def used(registry: Registry) -> int:
 def test_what_is_answered_is_committed(
     app: Flask, registry: Registry, database: TemporaryDatabase
 ) -> None:
-    """The row is visible to another session when the answer begins, before the teardown."""
+    """Another session sees the row when the answer begins, before the teardown."""
     seen = []
 
     def middleware(environ: Any, start_response: Any) -> Any:
@@ -75,7 +75,7 @@ def test_what_is_answered_is_committed(
 
 
 def test_a_request_has_one_connection(app: Flask, registry: Registry) -> None:
-    """Each call in a request returns the same one, borrowed by the first; each request has its own."""
+    """The first call in a request borrows it, and later calls return it; the next request borrows again."""
 
     @app.get("/same")
     def same() -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_a_request_has_one_connection(app: Flask, registry: Registry) -> None:
 def test_a_commit_that_fails_is_an_error_500(
     app: Flask, registry: Registry, database: TemporaryDatabase
 ) -> None:
-    """A deferred constraint speaks at COMMIT: the answer is the application's page for errors."""
+    """A deferred constraint refuses the COMMIT, and the client gets the application's page for errors."""
 
     @app.errorhandler(500)
     def failed(_error: Exception) -> tuple[str, int]:
@@ -116,7 +116,7 @@ def test_a_commit_that_fails_is_an_error_500(
 def test_a_request_that_raises_is_rolled_back(
     app: Flask, registry: Registry, database: TemporaryDatabase, path: str
 ) -> None:
-    """Also if an error handler makes a good response of the error, or if it comes after the view."""
+    """An error rolls back also if a handler makes a good response of it, or if it comes after the view."""
 
     @app.errorhandler(KeyError)
     def handled(_error: Exception) -> str:
@@ -171,7 +171,7 @@ def test_two_databases_are_both_rolled_back(
     registry_dir: RegistryDirectory,
     database: TemporaryDatabase,
 ) -> None:
-    """If the second one cannot commit, the first one is not committed, in the order of their first use."""
+    """The database that was used last commits first; if it cannot, the other one rolls back."""
     registry_dir.declare("audit", database)
     registry.reload()
 
@@ -211,7 +211,7 @@ def test_a_stream_borrows_its_own_connection(app: Flask, registry: Registry) -> 
 def test_a_command_commits_at_its_end(
     app: Flask, registry: Registry, database: TemporaryDatabase
 ) -> None:
-    """Outside of requests the application context decides; a command that raises is rolled back."""
+    """Outside of requests the end of the application context commits; a command that raises rolls back."""
 
     @app.cli.command("add")
     def add() -> None:
@@ -237,7 +237,7 @@ def test_a_command_commits_at_its_end(
 def test_the_configuration_names_the_registry(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, registry: Registry
 ) -> None:
-    """`PGMONKEY_REGISTRY` is a directory; async types work; without any it says what to write."""
+    """`PGMONKEY_REGISTRY` names a directory; without one, the error says what to write. Async types work."""
     registry_dir.declare("orders", database, "async_pool")
     app = Flask("shop")
     with pytest.raises(RuntimeError, match="PGMONKEY_REGISTRY"):

@@ -71,7 +71,7 @@ print(json.dumps({"listens": listens, "spans": spans}))
 def test_each_statement_is_a_span(
     tmp_path: Path, registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """Of plain blocks and of engines; a block still gets a clean connection, and no span a secret."""
+    """Plain blocks and engines make spans without secrets, and blocks still get clean connections."""
     registry_dir.declare("orders", database, pool_settings={"min_size": 0, "max_size": 2})
     program = recipe("opentelemetry", "Traces").replace("registry.d", str(registry_dir))
 

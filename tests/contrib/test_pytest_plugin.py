@@ -104,7 +104,7 @@ def test_another_database_is_made_for_the_run(
     canary: Canary,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each worker of xdist has one beside that of the file. It replaces what a run left, and none stays."""
+    """Each worker of xdist makes one beside that of the file, replaces what a run left, and leaves none."""
     database.execute(sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(database.user)))
     registry_dir.declare("orders", database)
     suite.makeconftest(CONFTEST.replace("pgmonkey_server", "pgmonkey_databases") + SAY)
@@ -122,7 +122,7 @@ def test_another_database_is_made_for_the_run(
 def test_a_server_is_started_for_those_who_have_none(
     suite: pytest.Pytester, registry_dir: RegistryDirectory, canary: Canary
 ) -> None:
-    """Files that lead to a server of production, with TLS, lead to the one of the run; it ends with it."""
+    """Databases of a server of production, with TLS, lead to the server of the run, which ends with it."""
     text = (
         "connection_settings: {host: db.invalid, dbname: shop, user: app, password: "
         f"{canary.secret()}, sslmode: verify-full, sslrootcert: system, channel_binding: require,"
@@ -138,7 +138,7 @@ def test_a_server_is_started_for_those_who_have_none(
 def test_requests_of_fastapi_and_flask_are_rolled_back(
     registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
-    """What requests did is there for the next request of the test, and gone after it."""
+    """The next request of a test sees what the last one did; the next test does not."""
     database.execute("CREATE TABLE public.orders (total int)")
     database.execute(f'GRANT ALL ON orders TO "{database.user}"')
     registry_dir.declare("orders", database)
@@ -165,7 +165,7 @@ def test_a_suite_without_a_registry_is_told_what_to_write(pytester: pytest.Pytes
 
 
 def test_the_plugin_imports_nothing_but_pytest() -> None:
-    """It is imported in each run of pytest where pgmonkey is installed."""
+    """Each run of pytest where pgmonkey is installed imports it, and nothing heavy with it."""
     heavy = {"psycopg", "psycopg_pool", "pydantic", "structlog", "prometheus_client"}
     check = f"import sys, pgmonkey.contrib.pytest\nprint(*({heavy} & sys.modules.keys()))"
     done = subprocess.run(
