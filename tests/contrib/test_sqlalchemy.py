@@ -214,6 +214,14 @@ def make(
 
 
 @pytest.fixture
+def registry(registry_dir: RegistryDirectory, database: TemporaryDatabase) -> Iterator[Registry]:
+    """A registry whose database `orders` is of type `pool`."""
+    registry_dir.declare("orders", database)
+    with Registry(registry_dir, metrics=None, watch=False) as registry:
+        yield registry
+
+
+@pytest.fixture
 def rows(database: TemporaryDatabase) -> Callable[[], list[int]]:
     """A table `rows (id int)`; call it for what a second connection sees in it."""
     database.execute("CREATE TABLE public.rows (id int)")
@@ -707,21 +715,17 @@ def test_a_dropped_connection_is_no_lost_slot(
     assert engine.scalar("SELECT 1") == 1
 
 
-def test_garbage_is_collected_while_locks_are_held(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
-) -> None:
+def test_garbage_is_collected_while_locks_are_held(registry: Registry) -> None:
     """The thread that collects waits for nothing, whatever it does at the moment."""
-    registry_dir.declare("orders", database)
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
-        handle: Any = registry["orders"]
-        engine = create_engine(handle)
-        engine.connect().execute(text("SELECT 1"))
-        copy: Any = handle.copies()[0]
-        with copy._lock:
-            gc.collect()
-        with engine.connect() as connection:
-            assert connection.scalar(text("SELECT 1")) == 1
-        engine.dispose()
+    handle: Any = registry["orders"]
+    engine = create_engine(handle)
+    engine.connect().execute(text("SELECT 1"))
+    copy: Any = handle.copies()[0]
+    with copy._lock:
+        gc.collect()
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    engine.dispose()
 
 
 # Life
@@ -808,17 +812,15 @@ def test_a_handle_of_a_manager_has_engines_too(tmp_path: Path, database: Tempora
 
 
 def test_an_engine_that_is_dropped_leaves_no_connection(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
+    registry: Registry, database: TemporaryDatabase
 ) -> None:
     """No one has to dispose of it."""
-    registry_dir.declare("orders", database)
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
-        engine = create_engine(registry["orders"])
-        with engine.connect() as connection:
-            connection.execute(text("SELECT 1"))
-        del engine, connection
-        gc.collect()
-        eventually(lambda: not database.backends(), 5, "they are closed")
+    engine = create_engine(registry["orders"])
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    del engine, connection
+    gc.collect()
+    eventually(lambda: not database.backends(), 5, "they are closed")
 
 
 def test_a_closed_registry_says_so(make: Make) -> None:
@@ -845,24 +847,20 @@ def test_a_removed_database_says_so_and_comes_back(
     assert engine.scalar("SELECT 1") == 1
 
 
-def test_a_child_process_uses_the_engine_on_its_own(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
-) -> None:
+def test_a_child_process_uses_the_engine_on_its_own(registry: Registry) -> None:
     """Without `dispose(close=False)`: its connections are its own, and the parent's go on."""
-    registry_dir.declare("orders", database)
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
-        engine = create_engine(registry["orders"])
-        with engine.connect() as connection:
-            parent = backend(connection)
+    engine = create_engine(registry["orders"])
+    with engine.connect() as connection:
+        parent = backend(connection)
 
-        def child() -> int:
-            with engine.connect() as connection:
-                return backend(connection)
-
-        assert in_a_child(child) != parent
+    def child() -> int:
         with engine.connect() as connection:
-            assert backend(connection) == parent
-        engine.dispose()
+            return backend(connection)
+
+    assert in_a_child(child) != parent
+    with engine.connect() as connection:
+        assert backend(connection) == parent
+    engine.dispose()
 
 
 def test_an_async_engine_works_in_several_event_loops(
@@ -904,19 +902,15 @@ def test_a_connection_that_is_closed_in_another_event_loop_is_no_lost_slot(
 # Recipes
 
 
-def test_the_naive_creator_takes_a_connection_for_ever(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
-) -> None:
+def test_the_naive_creator_takes_a_connection_for_ever(registry: Registry) -> None:
     """SQLAlchemy's own pool keeps it in use, though no one uses it, until `dispose`."""
-    registry_dir.declare("orders", database)
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
-        handle: Any = registry["orders"]
-        engine = sa.create_engine("postgresql+psycopg://", creator=handle.getconn)
-        with engine.connect() as connection:
-            connection.execute(text("SELECT 1"))
-        assert handle.status().used == 1
-        engine.dispose()
-        assert handle.status().used == 0
+    handle: Any = registry["orders"]
+    engine = sa.create_engine("postgresql+psycopg://", creator=handle.getconn)
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    assert handle.status().used == 1
+    engine.dispose()
+    assert handle.status().used == 0
 
 
 def test_the_naive_creator_with_a_null_pool_loses_no_slot(
@@ -1026,29 +1020,21 @@ REFUSED = {
 }
 
 
-def test_what_belongs_into_the_file_is_refused(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
-) -> None:
+def test_what_belongs_into_the_file_is_refused(registry: Registry) -> None:
     """The error says where it belongs."""
-    registry_dir.declare("orders", database)
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
-        for option, advice in REFUSED.items():
-            with pytest.raises(TypeError, match=f"in the place of {option}, use .*{advice}"):
-                create_engine(registry["orders"], **{option: None})
+    for option, advice in REFUSED.items():
+        with pytest.raises(TypeError, match=f"in the place of {option}, use .*{advice}"):
+            create_engine(registry["orders"], **{option: None})
 
 
-def test_a_handle_of_the_other_side_is_refused(
-    registry_dir: RegistryDirectory, database: TemporaryDatabase
-) -> None:
+def test_a_handle_of_the_other_side_is_refused(registry: Registry) -> None:
     """The error names the function, and how to get the other handle."""
-    registry_dir.declare("orders", database)
-    with Registry(registry_dir, metrics=None, watch=False) as registry:
-        with pytest.raises(TypeError, match=r"use create_engine\(\)"):
-            create_async_engine(registry["orders"])
-        with pytest.raises(TypeError, match=r"use create_async_engine\(\)"):
-            create_engine(registry.get("orders", "async_pool"))
-        with pytest.raises(TypeError, match="expected a handle"):
-            create_engine("postgresql+psycopg://")  # type: ignore[arg-type]  # that is the point
+    with pytest.raises(TypeError, match=r"use create_engine\(\)"):
+        create_async_engine(registry["orders"])
+    with pytest.raises(TypeError, match=r"use create_async_engine\(\)"):
+        create_engine(registry.get("orders", "async_pool"))
+    with pytest.raises(TypeError, match="expected a handle"):
+        create_engine("postgresql+psycopg://")  # type: ignore[arg-type]  # that is the point
 
 
 def test_the_url_of_an_engine_has_no_account(
