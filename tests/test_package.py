@@ -65,17 +65,21 @@ def test_an_unknown_member_is_an_attribute_error():
         pgmonkey.Registrar  # noqa: B018 - it raises
 
 
+FRAMEWORKS = {"django", "fastapi", "flask", "pytest", "sqlalchemy"}
+SERVICE = {"click", "starlette", "hypercorn", "jinja2"}
+
+
 @pytest.mark.parametrize(
     "program, optional",
     [
-        ("import pgmonkey", {"rich", "click", "starlette", "hypercorn", "jinja2"}),
+        ("import pgmonkey", FRAMEWORKS | SERVICE | {"rich"}),
         # structlog imports rich by itself, where that is installed.
-        ("from pgmonkey import *", {"click", "starlette", "hypercorn", "jinja2"}),
+        ("from pgmonkey import *", FRAMEWORKS | SERVICE),
     ],
     ids=["import", "every member"],
 )
 def test_importing_loads_nothing_of_the_outside(program, optional):
-    """Neither `import pgmonkey` nor the use of any member loads the command line or the service."""
+    """Neither `import pgmonkey` nor the use of any member loads a framework, the command line or the service."""
     check = f"import sys\n{program}\nprint(*({optional} & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT
