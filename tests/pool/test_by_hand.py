@@ -6,7 +6,9 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -330,6 +332,28 @@ def test_one_that_is_closed_is_given_back_at_once(
     assert client.handle.status().used == 0
     assert client.handle.status().leaks == 0
     assert events.named("checkout.abandoned") == []
+
+
+def test_one_that_is_closed_by_two_at_once_is_given_back_once(make: Make) -> None:
+    """None of them gets an error, and the next client gets the slot."""
+    client = make(pool=ONE)
+    for _ in range(5):
+        if client.is_async:
+            client.on(partial(_close_in_two_tasks, client.getconn()))
+        else:
+            with ThreadPoolExecutor(2) as threads:
+                list(threads.map(_close, [client.getconn()] * 2, [threading.Barrier(2)] * 2))
+        assert client.handle.status().used == 0
+    assert client.ask() == 1
+
+
+async def _close_in_two_tasks(connection: Any) -> None:
+    await asyncio.gather(connection.close(), connection.close())
+
+
+def _close(connection: Any, both: threading.Barrier) -> None:
+    both.wait()
+    connection.close()
 
 
 def test_a_pool_of_another_library_closes_what_it_borrows(

@@ -351,7 +351,7 @@ class AsyncPooledConnection(AsyncWatchedConnection):
         if not waited_for:
             await self.let_go()
         if (borrowed := self.borrowed_by_hand()) is not None:
-            await borrowed.handle.putconn(self)
+            await borrowed.handle.take_back(self, borrowed)
 
     def borrowed_by_hand(self) -> Checkout | None:
         """Return the checkout of a borrower by hand, if this code may end it."""

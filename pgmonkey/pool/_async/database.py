@@ -173,12 +173,23 @@ class AsyncDatabase(Database):
             return
         if is_elsewhere(checkout.pool.loop):
             raise messages.other_loop(self.name)
+        if not await self.take_back(connection, checkout):
+            raise messages.not_by_hand(self, checkout)
+
+    async def take_back(self, connection: AsyncPooledConnection, checkout: Any) -> bool:
+        """Take back what was borrowed by hand; false if another thread or task does, or a block.
+
+        Args:
+            connection: The connection.
+            checkout: What holds it.
+        """
         with self._lock:
             if connection.holder != checkout.itself:
-                raise messages.not_by_hand(self, checkout)
+                return False
             # One thread gives it back. An interrupt may come from here on: then the checkout is lost.
             connection.holder = ref(checkout, checkout.pool.on_lost)
         await checkout.leave_by_hand(connection)
+        return True
 
     def listen(self, *channels: str, timeout: float | None = None) -> AsyncListener:
         """Listen for notifications: see `Database.listen`."""

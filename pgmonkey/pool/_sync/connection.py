@@ -352,7 +352,7 @@ class SyncPooledConnection(SyncWatchedConnection):
         if not waited_for:
             self.let_go()
         if (borrowed := self.borrowed_by_hand()) is not None:
-            borrowed.handle.putconn(self)
+            borrowed.handle.take_back(self, borrowed)
 
     def borrowed_by_hand(self) -> Checkout | None:
         """Return the checkout of a borrower by hand, if this code may end it."""
