@@ -34,6 +34,16 @@ connection_settings:
 """
 
 
+PROGRAM = """\
+import sys
+from pgmonkey import Registry
+
+registry = Registry(sys.argv[1], metrics=None)
+with registry.get("orders") as conn:
+    print(conn.execute("SELECT current_user").fetchone()[0])
+"""
+
+
 class Commands:
     """Run commands in a directory, and note which ones ran."""
 
@@ -131,6 +141,13 @@ def extras(commands: Commands, path: Path) -> None:
             "pgconfig test", "--connconfig", path / f"{name}.yaml", "--resolve-env",
             output="works",
         )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, path], capture_output=True, text=True, check=False,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    ended = done.returncode, done.stdout
+    assert ended == (0, "orders_app\n"), f"a program with an open registry: {done}"
+    print("ok  a program ends while its registry is open", flush=True)
     commands.run("check", path, "--online")
     token = commands.directory / "token"
     token.touch(mode=0o600)
