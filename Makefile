@@ -62,7 +62,7 @@ test-fast: $(VENV)/.dev ## the tests of configuration, commands and pure logic: 
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'serverless and not slow and not timing' $(FAST) $(ARGS)
 
 .PHONY: test-lowest
-test-lowest: ## each command with the lowest versions of all dependencies, on the oldest and the newest Python
+test-lowest: ## each command and each framework with the lowest versions, on the oldest and the newest Python
 	@.ci/lowest
 
 .PHONY: test-all

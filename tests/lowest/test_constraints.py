@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lowest.constraints import constraints
+from tests.lowest.constraints import constraints, frameworks
 
 
 def test_every_dependency_has_a_lower_bound():
@@ -17,6 +17,13 @@ def test_every_dependency_has_a_lower_bound():
     assert "PyYAML==6.0.2; python_version < '3.14'" in lines
     assert any(line.startswith("hypercorn==") for line in lines)
     assert not any(line.startswith("pgmonkey") for line in lines)
+
+
+def test_every_framework_has_a_lower_bound():
+    """Each framework that has a module in `pgmonkey.contrib`, and no other library of the tests."""
+    names = {line.partition("==")[0] for line in frameworks()}
+
+    assert names == {"django", "fastapi", "flask", "sqlalchemy"}
 
 
 def test_a_dependency_without_a_lower_bound_is_an_error(tmp_path: Path):
