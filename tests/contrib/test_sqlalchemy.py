@@ -553,7 +553,9 @@ def test_rotated_passwords_under_load_fail_no_transaction(
     make: Make, registry_dir: RegistryDirectory, database: TemporaryDatabase
 ) -> None:
     """A connection with an old password is replaced when it comes back."""
-    engine = make()
+    # A pool that grows between a new password and its reload is refused: it has all connections.
+    full = {"min_size": 4}
+    engine = make(pool=full)
     kind = engine.handle.connection_type
     stop = threading.Event()
     errors: list[BaseException] = []
@@ -572,24 +574,28 @@ def test_rotated_passwords_under_load_fail_no_transaction(
                 errors.append(error)
                 return
 
+    def has_four_of(version: str) -> bool:
+        return [one["application_name"] for one in database.backends()] == [version] * 4
+
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
         thread.start()
     try:
+        eventually(lambda: len(database.backends()) == 4, 10, "the pool has grown")
         for number in range(3):
             database.rotate()  # the old password does not work any more
-            declare_orders(
-                registry_dir, database, kind, connection={"application_name": f"v{number}"}
-            )
+            named = {"application_name": f"v{number}"}
+            declare_orders(registry_dir, database, kind, connection=named, pool=full)
             assert engine.registry.reload().applied == ("orders",)
             eventually(lambda number=number: f"v{number}" in names, 10, "it is used")
+            eventually(lambda number=number: has_four_of(f"v{number}"), 10, "all are replaced")
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert errors == []
     assert engine.scalar("SHOW application_name") == "v2"
-    assert len(database.backends()) <= 4
+    assert len(database.backends()) == 4
     assert engine.registry.wait_drained(5)
 
 
