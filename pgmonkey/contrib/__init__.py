@@ -1,4 +1,4 @@
-"""Frameworks on a registry, one module each. Only who uses a framework imports its module.
+"""Frameworks on a registry, one module each, imported only by programs that use the framework.
 
 They use the public methods of handles, and of the rest of this package what an application has no
 use for: checkouts in the name of the code that has called the framework (`Checkout.bound`), what

@@ -40,8 +40,8 @@ def checkout(
         handle = registry.get(name, side[declared])
     block: Any = handle.connection()
     if code is not None:
-        # What a checkout has noted of its caller. No public method takes it: only who borrows for
-        # other code would give it.
+        # What a checkout has noted of its caller. No public method takes it: applications borrow
+        # for themselves.
         block.code = code
         block.instruction = instruction
     return block  # type: ignore[no-any-return]  # a checkout is one

@@ -138,13 +138,12 @@ def shop_database(
 
 @pytest.fixture
 def database(
-    shop_database: TemporaryDatabase, server: PostgresServer
-) -> Iterator[TemporaryDatabase]:
+    shop_database: TemporaryDatabase, shared_database: TemporaryDatabase
+) -> TemporaryDatabase:
     """That database; its table is empty, and a test leaves no session in it."""
-    yield shop_database
-    server.start()
-    shop_database.assert_unused()
+    assert shared_database is shop_database
     shop_database.execute("TRUNCATE shop_item")
+    return shop_database
 
 
 @pytest.fixture

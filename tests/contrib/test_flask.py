@@ -253,7 +253,7 @@ def test_the_configuration_names_the_registry(
 
 
 def test_outside_of_a_context_flask_says_so() -> None:
-    """Flask's own error says that there is no application context."""
+    """A call outside of an application context raises the error that Flask raises for `g`."""
     with pytest.raises(RuntimeError, match="outside of application context"):
         connection("orders")
 

@@ -164,17 +164,13 @@ def declare_orders(
 
 
 @pytest.fixture
-def database(
-    server: PostgresServer, module_database: TemporaryDatabase
-) -> Iterator[TemporaryDatabase]:
-    """One database for all these tests; what a test has made in it is dropped afterwards."""
-    yield module_database
-    server.start()
-    module_database.assert_unused()
-    user = module_database.user
-    module_database.execute(
+def database(shared_database: TemporaryDatabase) -> TemporaryDatabase:
+    """One database for all these tests; what the test before has made in it is dropped."""
+    user = shared_database.user
+    shared_database.execute(
         f'DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION "{user}"'
     )
+    return shared_database
 
 
 @pytest.fixture(params=SIDES)

@@ -60,6 +60,17 @@ def module_database(session_server: PostgresServer, canary: Canary) -> Iterator[
 
 
 @pytest.fixture
+def shared_database(
+    server: PostgresServer, module_database: TemporaryDatabase
+) -> Iterator[TemporaryDatabase]:
+    """The database of this module; no session may be left in it after a test."""
+    yield module_database
+    module_database.disconnect()
+    server.start()
+    module_database.assert_unused()
+
+
+@pytest.fixture
 def proxy(server: PostgresServer, database: TemporaryDatabase) -> Iterator[ChaosProxy]:
     """A network before the server that fails on demand; closed before the database is checked."""
     with ChaosProxy(server.host, server.port) as proxy:

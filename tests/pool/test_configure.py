@@ -6,7 +6,7 @@ import asyncio
 import functools
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from enum import Enum
@@ -27,7 +27,6 @@ from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
-from tests.kit.server import PostgresServer
 from tests.pool.side import SIDES, Client, Make, do, plain, takes, wait, works
 
 BORROWERS = 20
@@ -56,13 +55,9 @@ def loads(text: str | bytes) -> Any:
 
 
 @pytest.fixture
-def database(
-    server: PostgresServer, module_database: TemporaryDatabase
-) -> Iterator[TemporaryDatabase]:
-    """The database of this module; no session may be left in it after a test."""
-    yield module_database
-    module_database.disconnect()
-    module_database.assert_unused()
+def database(shared_database: TemporaryDatabase) -> TemporaryDatabase:
+    """One database for all these tests."""
+    return shared_database
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.process import in_a_child
 from tests.kit.registry_dir import RegistryDirectory
-from tests.kit.server import PostgresServer
 from tests.pool.side import SIDES, Client, takes
 from tests.pool.tokens import Mint, under_churn
 
@@ -31,13 +30,9 @@ FROM_RESOLVER = {"from_resolver": "mint", "key": "db/orders"}
 
 
 @pytest.fixture
-def database(
-    server: PostgresServer, module_database: TemporaryDatabase
-) -> Iterator[TemporaryDatabase]:
-    """The database of this module; no session may be left in it after a test."""
-    yield module_database
-    module_database.disconnect()
-    module_database.assert_unused()
+def database(shared_database: TemporaryDatabase) -> TemporaryDatabase:
+    """One database for all these tests."""
+    return shared_database
 
 
 @pytest.fixture(params=SIDES)

@@ -20,12 +20,9 @@ def module_other(session_server: PostgresServer, canary: Canary) -> Iterator[Tem
 
 
 @pytest.fixture
-def database(
-    server: PostgresServer, module_database: TemporaryDatabase
-) -> Iterator[TemporaryDatabase]:
-    """The database of this module; no session may be left in it after a test."""
-    yield module_database
-    module_database.assert_unused()
+def database(shared_database: TemporaryDatabase) -> TemporaryDatabase:
+    """One database for all these tests."""
+    return shared_database
 
 
 @pytest.fixture
