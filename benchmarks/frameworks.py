@@ -25,6 +25,7 @@ from benchmarks.setting import setting
 from pgmonkey import Registry
 from pgmonkey.contrib.fastapi import Connection, lifespan
 from pgmonkey.contrib.flask import connection, init_app
+from tests.kit.asgi import post
 
 POOL = 4
 CLIENTS = 4
@@ -117,26 +118,12 @@ def _fastapi(
 
 
 async def _load(app: FastAPI, path: str, state: Any) -> None:
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        assert message.get("status", 200) == 200, message
+    def begun(status: int) -> None:
+        assert status == 200, status
 
     async def client(first: int) -> None:
         for number in range(first, REQUESTS, CLIENTS):
-            scope = {
-                "type": "http",
-                "asgi": {"version": "3.0"},
-                "http_version": "1.1",
-                "method": "POST",
-                "scheme": "http",
-                "path": path,
-                "query_string": f"number={number}".encode(),
-                "headers": [],
-                "state": dict(state),
-            }
-            await app(scope, receive, send)
+            await post(app, path, f"number={number}", state, begun)
 
     await asyncio.gather(*(client(first) for first in range(CLIENTS)))
 

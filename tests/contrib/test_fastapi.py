@@ -1,7 +1,7 @@
 """pgmonkey.contrib.fastapi and .starlette, in the frameworks themselves, with their own test client."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from starlette.routing import Mount, Route
 from pgmonkey import CheckoutTimeout, Registry, RegistryConfigError
 from pgmonkey.contrib.fastapi import Connection, lifespan
 from tests.kit import TemporaryDatabase, eventually
+from tests.kit.asgi import post
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import aeventually
 from tests.kit.registry_dir import RegistryDirectory
@@ -74,32 +75,6 @@ def totals(database: TemporaryDatabase) -> list[int]:
     return [total for (total,) in database.execute("SELECT total FROM orders ORDER BY total")]
 
 
-async def post(
-    app: FastAPI, path: str, total: int, state: Any, begun: Callable[[int], object]
-) -> None:
-    """Add an order as a server would; `begun` gets the status when the answer begins."""
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            begun(message["status"])
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "query_string": f"total={total}".encode(),
-        "headers": [],
-        "state": dict(state),
-    }
-    await app(scope, receive, send)
-
-
 async def visible_when_answered(
     app: FastAPI, path: str, totals: range, database: TemporaryDatabase
 ) -> list[tuple[int, bool]]:
@@ -112,7 +87,9 @@ async def visible_when_answered(
             seen.append((status, row is not None))
 
         async with app.router.lifespan_context(app) as state:
-            requests = [post(app, path, one, state, partial(look, total=one)) for one in totals]
+            requests = [
+                post(app, path, f"total={one}", state, partial(look, total=one)) for one in totals
+            ]
             await asyncio.gather(*requests)
     return seen
 
@@ -278,7 +255,7 @@ async def test_a_request_that_is_cancelled_gives_its_connection_back(
 
         async def run() -> None:
             with scope:
-                await post(app, path, 1, state, codes.append)
+                await post(app, path, "total=1", state, codes.append)
 
         async def begin_and_cancel() -> asyncio.Task[None]:
             request = asyncio.create_task(run())
@@ -306,7 +283,7 @@ async def test_a_request_that_is_cancelled_gives_its_connection_back(
             request
         )  # with the traceback of asyncio, where the block of a thread is that it left alone
         await aeventually(lambda: pools("used") == 0)
-        await post(app, path, 2, state, codes.append)
+        await post(app, path, "total=2", state, codes.append)
     database.disconnect()
     assert codes[-1] == 200
     assert totals(database) in ([2], [1, 2] if in_a_thread else [2])
