@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -102,6 +104,40 @@ def test_a_smaller_pool_waits_for_what_is_out(
             with pytest.raises(CheckoutTimeout):
                 client.ask(timeout=0.3)
             assert len(database.backends()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", SIDES)
+def test_clients_that_give_up_do_not_delay_others_while_sizes_change(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
+) -> None:
+    """Half of the clients wait for milliseconds, the size changes all the time: the others get their turn."""
+    over = threading.Event()
+
+    def give_up(client: Client) -> None:
+        while not over.is_set():
+            with suppress(CheckoutTimeout):
+                client.ask(timeout=0.001)
+
+    def wait(client: Client) -> None:
+        while not over.is_set():
+            client.ask("SELECT pg_sleep(0.001)", timeout=8)
+
+    with (
+        pool_of(registry_dir, database, side, 4) as (client, resize),
+        ThreadPoolExecutor(32) as workers,
+    ):
+        jobs = [workers.submit(one, client) for one in (give_up, wait) * 16]
+        try:
+            until = time.monotonic() + 4
+            while time.monotonic() < until:
+                resize(3)
+                resize(4)
+        finally:
+            over.set()
+        for job in jobs:
+            job.result()
+        assert client.errors().keys() <= {"timeout"}
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -245,7 +245,9 @@ def let_queue(driver: SyncDriverPool[Any], clients: set[Any]) -> None:
     """Wait until the clients that are on their way into the queue of a psycopg_pool are in it.
 
     psycopg_pool looks whether it is closed before it takes the lock of its queue. A client that is
-    between the two when it is closed would wait in the queue in vain, until its timeout.
+    between the two when it is closed would wait in the queue in vain, until its timeout. Clients that
+    gave up may still be in the queue, and cannot be told from the others. So each that ever gave up
+    counts as one of them, and if that leaves a doubt, a client gets all of the time that there is.
 
     Args:
         driver: What is about to be closed; no other client may call its `getconn`.
@@ -254,7 +256,9 @@ def let_queue(driver: SyncDriverPool[Any], clients: set[Any]) -> None:
     before = [one for one in clients.copy() if one.owner != threading.get_ident()]
     deadline = time.monotonic() + _LONGEST_WAY
     while time.monotonic() < deadline:
-        if sum(one in clients for one in before) <= driver.get_stats()["requests_waiting"]:
+        stats = driver.get_stats()
+        queued = stats["requests_waiting"] - stats.get("requests_errors", 0)
+        if not (waiting := sum(one in clients for one in before)) or waiting <= queued:
             return
         time.sleep(_LOOK_AGAIN)
 
