@@ -89,6 +89,8 @@ _MOMENT: Final = 0.001
 #: Seconds for which the explanation of one timeout serves for others: of thousands of clients
 #: that time out together, the last one must not be late.
 _SAME_MOMENT: Final = 0.1
+#: Seconds after which a connection that psycopg_pool counts, and that nobody makes, is lost.
+_SETTLED: Final = 0.25
 #: How many clients that gave up may be in the queue of a psycopg_pool with nothing open. Each takes
 #: some kilobytes, and later time.
 _LONGEST_QUEUE: Final = 1000
@@ -132,6 +134,7 @@ class SyncPool:
         "_lease_at",
         "_lease_pause",
         "_longest_ping",
+        "_lost_places",
         "_made_with",
         "_no_room",
         "_offers",
@@ -234,6 +237,9 @@ class SyncPool:
         # When to ask for another user again after that failed, and how long the pause was: 0 if it
         # works.
         self._lease_at = self._lease_pause = 0.0
+        # How often psycopg_pool had connected when it counted more connections than there are, and
+        # when that was.
+        self._lost_places: tuple[int, float] | None = None
         # What the last timeout was explained with, and when.
         self._explained: tuple[float, tuple[str, str]] | None = None
         #: Whether it was reported that older connections are out for too long.
@@ -894,12 +900,27 @@ class SyncPool:
                     connection_type=self.connection_type,
                     place=place,
                 )
-        stats = self.driver.get_stats()
-        too_large = not self.pending and stats["pool_size"] > len(self.connections)
+        driver = self.driver
+        stats = driver.get_stats()
         # It takes clients that gave up out of its queue when a connection comes.
         clogged = stats["requests_waiting"] > len(self.waiting) + _LONGEST_QUEUE
-        if too_large or (clogged and not self.connections):
-            self.renew(self.driver)
+        if self._has_lost_places(stats) or (clogged and not self.connections):
+            self.renew(driver)
+
+    def _has_lost_places(self, stats: dict[str, int]) -> bool:
+        """Tell whether psycopg_pool counts connections that do not come.
+
+        It counts one before its worker begins to connect, so it takes two looks, without a connect
+        between them.
+        """
+        excess = stats["pool_size"] - len(self.connections)
+        if self.pending or excess <= 0:
+            self._lost_places = None
+            return False
+        attempts, now = stats.get("connections_num", 0), monotonic()
+        if self._lost_places is None or self._lost_places[0] != attempts:
+            self._lost_places = (attempts, now)
+        return now - self._lost_places[1] >= _SETTLED
 
     def _take_back_lost(self, connection: SyncPooledConnection) -> str:
         """Take back the connection of a lost checkout, and return who had borrowed it."""
