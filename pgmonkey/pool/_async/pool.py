@@ -574,17 +574,22 @@ class AsyncPool:
         A checkout sets itself as the holder before it looks at the version, so either it sees
         that the connection is too old, or it is seen here.
         """
-        connections = [one for one in self.connections.copy() if one.link.driver is driver]
-        for connection in connections:
-            connection.version = NO_VERSION
         # Before the first wait, which the end of its loop may cut short.
-        for connection in connections:
-            if connection.holder is None:
-                connection.hang_up()
+        self._hang_up(driver)
         await let_queue(driver, self.waiting)
         # No waiting for its worker: it may be connecting, and it may be the one that called.
         await driver.close(timeout=0)
+        # What a client got in the moment when it gave up: psycopg_pool drops it when it is closed.
+        self._hang_up(driver)
         await self.connector.let_go()
+
+    def _hang_up(self, driver: AsyncDriverPool[AsyncPooledConnection]) -> None:
+        connections = [one for one in self.connections.copy() if one.link.driver is driver]
+        for connection in connections:
+            connection.version = NO_VERSION
+        for connection in connections:
+            if connection.holder is None:
+                connection.hang_up()
 
     def hang_up(self) -> None:
         """Close at this end what no checkout holds: nothing is handed out any more."""
