@@ -814,13 +814,21 @@ class SyncPool:
         """Borrow a connection for a probe: its turn comes like that of a client.
 
         Raises:
-            PoolTimeout, PoolClosed: as psycopg_pool does.
+            PoolTimeout: none came back in time.
+            PoolClosed: the pool is closed for good.
         """
+        deadline = monotonic() + timeout
         self._borrows = True
         self._set_flags()
         try:
-            self.pass_on_recent()
-            return self.getconn(timeout)
+            while True:
+                self.pass_on_recent()
+                try:
+                    return self.getconn(deadline - monotonic())
+                except PoolClosed:  # another psycopg_pool took its place
+                    if self.ending:
+                        raise
+                    self.open()
         finally:
             self._borrows = False
             self._set_flags()
