@@ -89,7 +89,7 @@ _MOMENT: Final = 0.001
 #: Seconds for which the explanation of one timeout serves for others: of thousands of clients
 #: that time out together, the last one must not be late.
 _SAME_MOMENT: Final = 0.1
-#: Seconds after which a connection that psycopg_pool counts, and that nobody makes, is lost.
+#: Seconds after which a connection that psycopg_pool counts, and that no worker makes, is lost.
 _SETTLED: Final = 0.25
 #: How many clients that gave up may be in the queue of a psycopg_pool with nothing open. Each takes
 #: some kilobytes, and later time.
