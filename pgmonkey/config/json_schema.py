@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
+from psycopg import pq
 from pydantic import TypeAdapter
 
 from pgmonkey.config.libpq import SETTING_NAME
@@ -26,12 +27,15 @@ from pgmonkey.config.types import FALSE, OFF, TRUE
 Schema = dict[str, Any]
 
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
+#: Its identity, wherever it is published. The documentation has it as `pgmonkey.schema.json`.
+IDENTITY: Final = "urn:pgmonkey:schema:database"
 
 _NAME: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 # Every "${" is an escaped one, or begins a reference of a form that there is.
 _TEXT: Final = rf"^(?:[^$\x00]|\$(?!\{{)|\$\$\{{|\$\{{{_NAME}(?:\}}|:-|-|:\?))*$"
 _NO_DEFAULT: Final = rf"^(?:[^$\x00]|\$(?!\{{)|\$\$\{{|\$\{{{_NAME}(?:\}}|:\?))*$"
 _REFERENCE: Final = rf"\$\{{{_NAME}(?:\}}|:-|-|:\?)"
+_FORMS: Final = "${NAME}, ${NAME:-default}, ${NAME-default} or ${NAME:?message}"
 _REFERENCES: Final = {
     "from_env": "The name of an environment variable.",
     "from_file": "The path of a file, relative to this one.",
@@ -40,8 +44,8 @@ _REFERENCES: Final = {
 _ARGUMENT: Final = {"type": ["string", "number", "boolean"]}
 _ON_DEMAND: Final[Mapping[str, Mapping[str, Any]]] = {
     "from_command": {
-        "title": "{from_command: [PROGRAM, ARGUMENT]}",
-        "description": "A program whose output is the password, run when a connection is made.",
+        "$comment": "A program whose output is the password, run when a connection is made: "
+        "{from_command: [PROGRAM, ARGUMENT]}.",
         "properties": {
             "from_command": {
                 "description": "The program and its arguments; there is no shell.",
@@ -52,8 +56,8 @@ _ON_DEMAND: Final[Mapping[str, Mapping[str, Any]]] = {
         },
     },
     "from_resolver": {
-        "title": "{from_resolver: NAME, key: KEY}",
-        "description": "A function of the application, called when a connection is made.",
+        "$comment": "A function of the application, called when a connection is made: "
+        "{from_resolver: NAME, key: KEY}.",
         "properties": {
             "from_resolver": {"description": "Its name.", "type": "string", "minLength": 1},
             "key": {"description": "What it is called with.", **_ARGUMENT},
@@ -71,14 +75,27 @@ _ANY_URL: Final = "^(?![^$]*://)"
 _HIDDEN: Final = r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff]"
 _NO_WHITE_SPACE: Final = rf"^(?!{_HIDDEN})(?![\s\S]*{_HIDDEN}$)"
 _NO_PORT: Final = r"^(?![^$:/@,]*:[0-9]*(?:,|$))(?![^$/@]*[\s\[\]])"
-# What the text of a kind may not be.
-_ONLY: Final = {
-    "user": [_NO_WHITE_SPACE],
-    "dbname": [_URL, _NO_WHITE_SPACE],
-    "host": [_ANY_URL, _NO_WHITE_SPACE, _NO_PORT],
-    "url": [r"^\s*(?:postgres(?:ql)?://|\$\{|[a-z_]+\s*=)"],
+_TRIMMED: Final = {_NO_WHITE_SPACE: "no white space before or after it"}
+# The patterns of a kind of text, with what they expect.
+_ONLY: Final[Mapping[str, Mapping[str, str]]] = {
+    "user": _TRIMMED,
+    "dbname": {_URL: "the name of a database, not a URL", **_TRIMMED},
+    "host": {
+        _ANY_URL: "a host, not a URL",
+        **_TRIMMED,
+        _NO_PORT: "a host alone: the port has a key of its own, and an address no brackets",
+    },
+    "url": {
+        r"^\s*(?:postgres(?:ql)?://|\$\{|[a-z_]+\s*=)": "postgresql://... or key=value pairs",
+    },
 }
+_SECTION: Final = "keys with their values"
 _LONGEST: Final = 10 * 365 * 86400  # seconds
+
+
+def libpq() -> str:
+    """Return the line that names the libpq whose parameters the schema has."""
+    return f"Every parameter of libpq {pq.version() // 10000}, and some of psycopg."
 
 
 def schema() -> Schema:
@@ -108,6 +125,8 @@ def schema() -> Schema:
         properties[section]["properties"][KWARGS] = kwargs
     return {
         "$schema": DRAFT,
+        "$id": IDENTITY,
+        "$comment": libpq(),
         "title": "A database of pgmonkey",
         "description": inspect.getdoc(DatabaseFile),  # pydantic has it from 2.13 on
         "type": "object",
@@ -115,13 +134,14 @@ def schema() -> Schema:
         "additionalProperties": False,
         "definitions": {
             "interpolation": {
-                "title": "a text with ${NAME}, ${NAME:-default}, ${NAME-default} or ${NAME:?message}",
+                "$comment": f"A text with {_FORMS}.",
                 "type": "string",
-                "pattern": _REFERENCE,
+                **_pattern(_REFERENCE, "a reference such as ${NAME}"),
             },
             "reference": {
-                "title": "{from_env: NAME}, {from_file: PATH} or {from_file: PATH, json_key: NAME}",
-                "description": "A variable, or a file, as the whole value.",
+                # An editor shows the description of the key, not one of the form of its value.
+                "$comment": "A variable, or a file, as the whole value: {from_env: NAME}, "
+                "{from_file: PATH} or {from_file: PATH, json_key: NAME}.",
                 "type": "object",
                 "properties": {
                     kind: {"description": description, "type": "string", "minLength": 1}
@@ -139,15 +159,14 @@ def schema() -> Schema:
 def _on_demand(kind: str, found: Mapping[str, Any]) -> Schema:
     """Return the schema of a reference that is read when a connection is made."""
     times = {
-        "refresh": {
-            "description": "How long what it gives is used.",
-            **_duration(zero=False, off=False),
-        },
-        "timeout": {"description": "How long it may take.", **_duration(zero=False, off=False)},
+        key: {"description": description, **_untitled(_duration(zero=False, off=False))}
+        for key, description in (
+            ("refresh", "How long what it gives is used."),
+            ("timeout", "How long it may take."),
+        )
     }
     return {
-        "title": found["title"],
-        "description": found["description"],
+        "$comment": found["$comment"],
         "type": "object",
         "properties": {**found["properties"], **times},
         "required": [kind],
@@ -157,7 +176,7 @@ def _on_demand(kind: str, found: Mapping[str, Any]) -> Schema:
 
 def _section(found: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
     """Return the schema of a section; an empty one is null in YAML."""
-    section: Schema = {"type": ["object", "null"]}
+    section: Schema = {"title": _SECTION, "type": ["object", "null"]}
     section |= {key: found[key] for key in ("description", "examples") if key in found}
     reference = found.get("$ref", "").rpartition("/")[2]
     if reference:
@@ -167,7 +186,7 @@ def _section(found: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema
             del section["properties"][key]["default"]  # it is that of the database
         section["additionalProperties"] = False
     else:
-        section["propertyNames"] = {"pattern": f"^{SETTING_NAME}$"}
+        section["propertyNames"] = _pattern(f"^{SETTING_NAME}$", "the name of a session setting")
         section["additionalProperties"] = _value(found["additionalProperties"])
     return section
 
@@ -177,13 +196,41 @@ def _value(found: Mapping[str, Any]) -> Schema:
     shown = ("description", "default", "examples")
     value: Schema = {key: found[key] for key in shown if found.get(key) is not None}
     hint = found["anyOf"][0] if "anyOf" in found else found
+    if "examples" in value:
+        value["examples"] = [_typed(one, hint) for one in value["examples"]]
     written = _written(hint)
     value["title"] = written.pop("title")
+    if "pattern" in written and "patternErrorMessage" not in written:
+        written |= _pattern(written["pattern"], value["title"])
     alternatives = [written, {"type": "null"}, {"$ref": "#/definitions/reference"}]
     if written.get("pattern") not in (_TEXT, _NO_DEFAULT):
         alternatives.append({"$ref": "#/definitions/interpolation"})
     value["anyOf"] = alternatives
     return value
+
+
+def _typed(example: Any, hint: Mapping[str, Any]) -> Any:
+    """Return an example as YAML reads it: an editor would put quotes around the text of a number."""
+    match hint.get("kind"):
+        case "flag":
+            return {"true": True, "false": False, "1": True, "0": False}[example]
+        case "integer" | "ports" | "integer_or_duration" | "duration" if example.isdigit():
+            return int(example)
+        case _:
+            return example
+
+
+def _pattern(pattern: str, expected: str) -> Schema:
+    """Return a pattern with what an editor says of a text that does not match."""
+    return {"pattern": pattern, "patternErrorMessage": f"expected {expected}"}
+
+
+def _untitled(schema: Schema) -> Schema:
+    """Return the schema of a part of a value: the title is that of its key."""
+    title = schema.pop("title")
+    if "pattern" in schema and "patternErrorMessage" not in schema:
+        schema |= _pattern(schema["pattern"], title)
+    return schema
 
 
 def _written(hint: Mapping[str, Any]) -> Schema:
@@ -229,7 +276,7 @@ def _written(hint: Mapping[str, Any]) -> Schema:
                 **text,
                 "title": "text, or a list of texts",
                 "type": [*text["type"], "array"],
-                "items": {"anyOf": [text, {"$ref": "#/definitions/reference"}]},
+                "items": {"anyOf": [_untitled({**text}), {"$ref": "#/definitions/reference"}]},
                 "minItems": 1,
             }
         case _:
@@ -241,13 +288,17 @@ def _text(hint: Mapping[str, Any]) -> Schema:
     text: Schema = {
         "title": "the path of a file" if hint["kind"] == "file" else "text",
         "type": ["string", "number", "boolean"],
-        "pattern": _NO_DEFAULT if hint.get("sensitive") else _TEXT,
+        **(
+            _pattern(_NO_DEFAULT, "${NAME} or ${NAME:?message}; a secret has no default")
+            if hint.get("sensitive")
+            else _pattern(_TEXT, f"{_FORMS}; $${{ is a ${{ that stands for itself")
+        ),
     }
     if hint["kind"] == "file":
         text["not"] = {"pattern": r"\n|-----BEGIN"}
     if patterns := _ONLY.get(hint.get("only", "")):
         text["minLength"] = 1
-        text["allOf"] = [{"pattern": pattern} for pattern in patterns]
+        text["allOf"] = [_pattern(pattern, expected) for pattern, expected in patterns.items()]
     return text
 
 

@@ -435,7 +435,7 @@ class DatabaseFile:
     ] = None
     revision: Annotated[
         Annotated[Text, AfterValidator(mask_urls)] | None,
-        Key("The version of the secrets, to compare a fleet; not secret.", "7", "nothing"),
+        Key("The version of the secrets, to compare a fleet; not secret.", "v7", "nothing"),
     ] = None
 
 

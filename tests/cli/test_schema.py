@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,4 +165,59 @@ def test_every_value_is_described(schema_file: Path) -> None:
     assert properties["max_size"]["default"] == 10
     assert properties["autocommit"]["default"] is False
     assert properties["timeout"]["examples"] == ["5s"]
+    assert properties["max_size"]["examples"] == [10]
+    assert properties["required"]["examples"] == [False]
     assert properties["tcp_user_timeout"]["default"] == 30_000
+
+
+def parts(schema: object, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Yield each object of a document with its path."""
+    if isinstance(schema, dict):
+        yield path, schema
+    for key, found in schema.items() if isinstance(schema, dict) else ():
+        yield from parts(found, f"{path}/{key}")
+    for number, found in enumerate(schema) if isinstance(schema, list) else ():
+        yield from parts(found, f"{path}/{number}")
+
+
+def test_a_key_has_one_title(schema_file: Path) -> None:
+    """It is that of the key: an editor that shows those of the alternatives, too, has no other."""
+    schema = json.loads(schema_file.read_text())
+    titled = {path for path, found in parts(schema) if isinstance(found.get("title"), str)}
+    keys = {
+        f"{path}/{key}"
+        for path, found in parts(schema["properties"], "/properties")
+        if path.endswith("/properties")
+        for key in found
+    }
+    keys |= {f"/properties/{key}" for key in schema["properties"]}
+    others = {
+        "",
+        *(f"/properties/{side}_settings/additionalProperties" for side in ("sync", "async")),
+    }
+    assert titled == keys | others
+
+
+def test_an_editor_says_what_is_expected(schema_file: Path) -> None:
+    """Each pattern has a message in words; a pattern that forbids something has no message."""
+    schema = json.loads(schema_file.read_text())
+    for path, found in parts(schema):
+        if isinstance(found.get("pattern"), str) and not path.endswith("/not"):
+            assert found["patternErrorMessage"].startswith("expected "), path
+
+
+def test_no_example_of_a_number_is_a_text(schema_file: Path) -> None:
+    """An editor that inserts an example would put quotes around it."""
+    schema = json.loads(schema_file.read_text())
+    examples = [one for _, found in parts(schema) for one in found.get("examples", ())]
+    assert examples
+    assert not [one for one in examples if isinstance(one, str) and one.isdigit()]
+    assert {"true", "false"}.isdisjoint(one for one in examples if isinstance(one, str))
+
+
+def test_the_schema_is_published_with_its_identity(schema_file: Path) -> None:
+    """The documentation has it as a file; its `$id` does not depend on where it lies."""
+    published = json.loads((_ROOT / "docs" / "pgmonkey.schema.json").read_text())
+    schema = json.loads(schema_file.read_text())
+    assert published["$id"] == schema["$id"] == "urn:pgmonkey:schema:database"
+    assert published["properties"].keys() == schema["properties"].keys()

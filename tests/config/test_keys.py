@@ -10,11 +10,10 @@ import yaml
 
 import pgmonkey
 from pgmonkey import Registry
-from pgmonkey.config.json_schema import schema
+from pgmonkey.config.json_schema import libpq, schema
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.models import PSYCOPG_KEYS, effect_of, hints_of
 from pgmonkey.errors import ConfigError
-from tests.docs import reference_page
 from tests.docs.snippets import ROOT
 
 BASE = {"connection_settings": {"host": "db", "dbname": "orders", "user": "app"}}
@@ -118,7 +117,7 @@ def test_every_key_is_explained_in_the_documentation():
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     ours = {*hints_of(()), *hints_of(("pool_settings",)), *PSYCOPG_KEYS, "url"}
-    same_libpq = reference_page.libpq() in reference
+    same_libpq = libpq() in reference
     keys = {key.rpartition(".")[2] for key in KEYS if not key.endswith(".jit")} | {"url"}
     missing = {key for key in keys if f"`{key}`" not in page and (same_libpq or key in ours)}
     assert missing == set()

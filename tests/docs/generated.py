@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from pgmonkey.cli.output import as_json
+from pgmonkey.config.json_schema import schema
 from tests.docs import metrics_page, problems_page, reference_page
 from tests.docs.snippets import ROOT
 
@@ -12,6 +14,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference.md": reference_page.page,
     "problems.md": problems_page.page,
     "metrics.md": metrics_page.page,
+    "pgmonkey.schema.json": lambda: as_json(schema()) + "\n",
 }
 
 

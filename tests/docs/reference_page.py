@@ -6,9 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from psycopg import pq
-
-from pgmonkey.config.json_schema import schema
+from pgmonkey.config.json_schema import libpq, schema
 from pgmonkey.config.models import SECTIONS
 
 _INTRODUCTION = """\
@@ -37,11 +35,6 @@ connection_settings: {host: localhost, dbname: orders, user: app}
 def page() -> str:
     """Return the page."""
     return "\n".join(_lines(schema()))
-
-
-def libpq() -> str:
-    """Return the line that names the libpq whose parameters the page lists."""
-    return f"Every parameter of libpq {pq.version() // 10000}, and some of psycopg."
 
 
 def _lines(whole: Mapping[str, Any]) -> Iterator[str]:
