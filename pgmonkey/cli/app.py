@@ -7,7 +7,18 @@ from pathlib import Path
 
 import click
 
-from pgmonkey.cli import check, demo, options, pgconfig, reload, schema, serve, show, status
+from pgmonkey.cli import (
+    check,
+    demo,
+    diff,
+    options,
+    pgconfig,
+    reload,
+    schema,
+    serve,
+    show,
+    status,
+)
 from pgmonkey.cli import list as list_
 from pgmonkey.cli.output import run
 from pgmonkey.version import __version__
@@ -24,7 +35,7 @@ def app(env_file: Path | None) -> None:
     del env_file  # commands look it up: see `options.env_file`
 
 
-for _module in (check, demo, list_, pgconfig, reload, schema, serve, show, status):
+for _module in (*(check, demo, diff, list_, pgconfig, reload, schema, serve, show, status),):
     app.add_command(_module.command)
 
 

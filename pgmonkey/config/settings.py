@@ -156,7 +156,7 @@ class DatabaseConfig(DatabaseFile):
     @property
     def place(self) -> tuple[str, ...]:
         """Where its connections lead; other settings make other connections to the same place."""
-        return tuple(str(_clear(self.connection_settings.get(key, ""))) for key in _PLACE)
+        return tuple(str(_clear(self.connection_settings.get(key, ""))) for key in PLACE)
 
     @property
     def wants_primary(self) -> bool:
@@ -388,11 +388,11 @@ _rest: Final = attrgetter(*(key for key in _TOP if effect_of(key) == "nothing"))
 # The pool of `normal` and `async`: one connection, opened when it is needed.
 _SINGLE: Final = PoolSettings(min_size=0, max_size=1)
 #: The settings that say where connections lead.
-_PLACE: Final = ("host", "hostaddr", "port", "dbname", "service", "target_session_attrs")
+PLACE: Final = ("host", "hostaddr", "port", "dbname", "service", "target_session_attrs")
 #: The settings that identify the account of a login.
 _ACCOUNT: Final = ("host", "hostaddr", "port", "service", "user")
 #: Connection settings that errors must show.
-_NOT_SETTINGS: Final = FILES.union(_PLACE, _ACCOUNT)
+_NOT_SETTINGS: Final = FILES.union(PLACE, _ACCOUNT)
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""The client of a running service, for `pgmonkey status` and `pgmonkey reload`."""
+"""The client of a running service, for `pgmonkey status`, `reload` and `diff`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,14 @@ class ServiceClient:
     def overview(self) -> dict[str, Any]:
         """Return the body of /api/v1/databases, or raise `UnreachableError` or `RefusedError`."""
         return self._ask("GET", "/api/v1/databases", {}, _TIMEOUT)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return the effective values of a database by dotted key, with its secrets masked.
+
+        Empty if the service never had a valid configuration of it. It raises as `overview` does.
+        """
+        body = self._ask("GET", f"/api/v1/databases/{name}", {}, _TIMEOUT)
+        return {one["key"]: one["value"] for one in body["settings"]}
 
     def reload(self, token: str | None) -> dict[str, Any]:
         """Reload and return the result, or raise `UnreachableError` or `RefusedError`."""
