@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pgmonkey.cli import (
+    budget,
     check,
     demo,
     diff,
@@ -35,7 +36,9 @@ def app(env_file: Path | None) -> None:
     del env_file  # commands look it up: see `options.env_file`
 
 
-for _module in (*(check, demo, diff, list_, pgconfig, reload, schema, serve, show, status),):
+for _module in (
+    *(budget, check, demo, diff, list_, pgconfig, reload, schema, serve, show, status),
+):
     app.add_command(_module.command)
 
 

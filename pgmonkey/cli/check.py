@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -15,6 +12,7 @@ from click.core import ParameterSource
 
 from pgmonkey.cli import options
 from pgmonkey.cli.output import Answer, ExitCode, as_json, tell
+from pgmonkey.cli.servers import connected, side_by_side
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 #: Codes of problems that depend on this machine. --static leaves them out.
 _OF_THIS_MACHINE: Final = ("reference.unset", "secret.", "file.")
-_WORKERS: Final = 8
 _SUFFIXES: Final = (".yaml", ".yml")
 
 
@@ -123,51 +120,17 @@ def _selected(paths: Sequence[Path], option: Path | None) -> tuple[Path, set[str
 
 
 def _unreachable(configs: Collection[DatabaseConfig]) -> list[Problem]:
-    """Connect to each database once, a few at a time; return the failures.
-
-    The threads are daemons: Ctrl-C must not wait for a server that does not answer, as the end of
-    an executor would.
-    """
-    waiting: SimpleQueue[tuple[DatabaseConfig, Future[Problem | None]]] = SimpleQueue()
-    outcomes = []
-    for config in configs:
-        outcome: Future[Problem | None] = Future()
-        outcomes.append(outcome)
-        waiting.put((config, outcome))
-
-    def work() -> None:
-        while True:
-            try:
-                config, outcome = waiting.get_nowait()
-            except Empty:
-                return
-            try:
-                outcome.set_result(_probe(config))
-            except BaseException as error:  # noqa: BLE001 - raised where the outcome is asked for
-                outcome.set_exception(error)
-
-    threads = [
-        threading.Thread(target=work, name=f"pgmonkey-check-{number}", daemon=True)
-        for number in range(min(_WORKERS, len(outcomes)))
-    ]
-    for thread in threads:
-        thread.start()
-    problems = [outcome.result() for outcome in outcomes]
-    for thread in threads:
-        thread.join()
-    return [problem for problem in problems if problem is not None]
+    """Connect to each database once; return the failures."""
+    return [problem for problem in side_by_side(_probe, configs) if problem is not None]
 
 
 def _probe(config: DatabaseConfig) -> Problem | None:
-    # Late: checking files alone must not wait for the import of the pool.
-    from pgmonkey.config.failed_probes import failed_probe
-    from pgmonkey.pool._sync.connecting import connect
-    from pgmonkey.pool.failures import ConnectFailure
+    from pgmonkey.errors import Problem
 
-    connection = connect(config, config.connection_type)
-    if isinstance(connection, ConnectFailure):
-        return failed_probe(config, connection.error(config.name))
-    connection.close()
+    found = connected(config)
+    if isinstance(found, Problem):
+        return found
+    found.close()
     return None
 
 
