@@ -12,6 +12,7 @@ from pgmonkey.cli import (
     check,
     demo,
     diff,
+    export,
     options,
     pgconfig,
     reload,
@@ -37,7 +38,7 @@ def app(env_file: Path | None) -> None:
 
 
 for _module in (
-    *(budget, check, demo, diff, list_, pgconfig, reload, schema, serve, show, status),
+    *(budget, check, demo, diff, export, list_, pgconfig, reload, schema, serve, show, status),
 ):
     app.add_command(_module.command)
 

@@ -47,6 +47,13 @@ class Text(NamedTuple):
     defaults: Defaults | None
 
 
+class Portable(NamedTuple):
+    """Hold what another program can be told of a database, and the keys that are secret."""
+
+    settings: Mapping[str, str]
+    hidden: tuple[str, ...]
+
+
 _NONE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
 
@@ -317,6 +324,35 @@ class DatabaseConfig(DatabaseFile):
         }
         shown["connection_settings"].update(self._defaults())
         return shown
+
+    def portable(self, connection_type: ConnectionType) -> Portable:
+        """Return the settings for another program: those of libpq, in clear, without any secret.
+
+        Session settings of the type are in `options`. What only pgmonkey and psycopg know, and
+        pgmonkey's own defaults, are left out.
+        """
+        known = self.secrets
+        settings: dict[str, str] = {}
+        hidden = set(self._made)
+        for key, value in self.connection_settings.items():
+            if key in PSYCOPG_KEYS or key in hidden or value == "":
+                continue
+            text = str(_clear(value)) if key in FILES or not isinstance(value, Secret) else MASK
+            if _masked("path" if key in FILES else key, text, known) == text != MASK:
+                settings[key] = text
+            else:
+                hidden.add(key)
+        side = connection_type in ("normal", "pool")
+        section = "sync_settings" if side else "async_settings"
+        session: dict[str, str] = getattr(self, section)
+        shown = {
+            name: value for name, value in session.items() if _masked(name, value, known) == value
+        }
+        hidden |= {f"{section}.{name}" for name in session.keys() - shown.keys()}
+        if shown:
+            given = filter(None, (session_options(shown.items()), settings.get("options")))
+            settings["options"] = " ".join(given)
+        return Portable(settings, tuple(sorted(hidden)))
 
     def changed_keys(self, other: DatabaseConfig) -> dict[str, Effect]:
         """Return the dotted keys whose values differ in another config, and what a change does."""

@@ -164,6 +164,11 @@ class Sources:
         self.directories = _shared(frozenset(map(directory_of, files)))
 
     @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of the variables that the files refer to."""
+        return self._names
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """The secret files and TLS files that could be read."""
         return tuple(path for path, file in self.files.items() if file is not None)

@@ -305,6 +305,7 @@ def _completed(words: str, position: int, **env: str) -> set[str]:
     [
         ("pgmonkey s", {"schema", "serve", "show", "status"}),
         ("pgmonkey pgconfig g", {"generate-code"}),
+        ("pgmonkey export pg", {"pg_service", "pgbouncer"}),
         ("pgmonkey budget --l", {"--loops"}),
         ("pgmonkey diff --re", {"--revision"}),
         ("pgmonkey check --o", {"--output", "--online"}),

@@ -31,17 +31,25 @@ class PgBouncer(Process):
         database: What it leads to. It knows the password of the owner, and logs in with it.
         canary: Makes the password of its own console.
         settings: Lines of its `[pgbouncer]` section.
+        databases: Its section `[databases]`, instead of one with this database under its name.
     """
 
     host = "127.0.0.1"
 
     def __init__(
-        self, database: TemporaryDatabase, canary: Canary, settings: Mapping[str, object]
+        self,
+        database: TemporaryDatabase,
+        canary: Canary,
+        settings: Mapping[str, object],
+        databases: str | None = None,
     ) -> None:
         path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
         program = need(shutil.which("pgbouncer", path=path), "PgBouncer (.ci/install-servers)")
         self.port = free_port()
-        self._database = database
+        self._databases = databases or (
+            "[databases]\n"
+            f"{database.name} = host={database.host} port={database.port} dbname={database.name}"
+        )
         self._password = canary.secret()
         self._passwords = {database.user: database.password}
         self._writings = 0
@@ -102,10 +110,8 @@ class PgBouncer(Process):
 
     def _write(self) -> None:
         self._writings += 1
-        database = self._database
         lines = [
-            "[databases]",
-            f"{database.name} = host={database.host} port={database.port} dbname={database.name}",
+            self._databases,
             "[pgbouncer]",
             *(f"{name} = {value}" for name, value in self._settings.items()),
         ]
