@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from pgmonkey.telemetry.logging import LogFormat, LogLevel
 
 
+def _names(
+    _context: click.Context, _: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    if not given:
+        return None
+    names = tuple(name.strip() for one in given for name in one.split(",") if name.strip())
+    if not names:  # a variable of a script that was not set
+        raise click.BadParameter("give at least one name")
+    return names
+
+
 @click.command("serve")
 @options.directory
 @click.option(
@@ -61,6 +72,38 @@ if TYPE_CHECKING:
     default=1.0,
     help="Seconds from the 503 of /readyz to the end of answering.",
 )
+@click.option(
+    "--names",
+    metavar="NAME,...",
+    multiple=True,
+    callback=_names,
+    envvar="PGMONKEY_NAMES",
+    show_envvar=True,
+    help="Serve only these databases; their other files are not read.  [default: all]",
+)
+@click.option(
+    "--probe-interval",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=15.0,
+    envvar="PGMONKEY_PROBE_INTERVAL",
+    show_envvar=True,
+    help="Seconds between two background probes of a database.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    envvar="PGMONKEY_MAX_CONNECTIONS",
+    show_envvar=True,
+    help="Server connections that this process may have at a time; probes wait for room."
+    "  [default: no limit]",
+)
+@click.option(
+    "--no-histograms",
+    is_flag=True,
+    envvar="PGMONKEY_NO_HISTOGRAMS",
+    show_envvar=True,
+    help="Export waits, uses and connects as count and sum, without buckets.",
+)
 @options.log_format(default="auto")
 @options.log_level
 @options.allow_sensitive_defaults
@@ -75,6 +118,10 @@ def command(
     tls_cert: Path | None,
     tls_key: Path | None,
     grace: float,
+    names: tuple[str, ...] | None,
+    probe_interval: float,
+    max_connections: int | None,
+    no_histograms: bool,
     log_format: LogFormat,
     log_level: LogLevel,
     allow_sensitive_defaults: bool,
@@ -87,6 +134,7 @@ def command(
     """
     if (tls_cert is None) != (tls_key is None):
         raise click.BadParameter("one needs the other", param_hint="--tls-cert and --tls-key")
+    from pgmonkey.registry.registry import Registry
     from pgmonkey.service.auth import TokenFile
     from pgmonkey.service.runner import ServiceOptions, note_signals, serve
     from pgmonkey.service.tls import Certificate
@@ -103,7 +151,17 @@ def command(
             admin = sockets.enter_context(_listen(admin_address, "--admin-listen"))
         configure_logs(log_format, log_level)
         serve(
-            directory,
+            lambda metrics: Registry(
+                directory,
+                names,
+                allow_sensitive_defaults=allow_sensitive_defaults,
+                metrics=metrics,
+                histograms=not no_histograms,
+                probe_interval=probe_interval,
+                trust=trust,
+                env=env,
+                max_connections=max_connections,
+            ),
             listener,
             ServiceOptions(
                 admin=admin,
@@ -113,9 +171,6 @@ def command(
                 certificate=Certificate(tls_cert, tls_key) if tls_cert and tls_key else None,
             ),
             noted,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            trust=trust,
-            env=env,
         )
     return Answer()
 

@@ -16,7 +16,6 @@ from pgmonkey.demo.server import EmbeddedServer
 from pgmonkey.demo.workload import TABLES, Workload
 from pgmonkey.registry.registry import Registry
 from pgmonkey.service.runner import (
-    PROBE_INTERVAL,
     Service,
     ServiceOptions,
     collector_registry,
@@ -60,7 +59,7 @@ def run_demo(
         os.environ["PGMONKEY_DEMO_SECRETS"] = os.fspath(roles.directory)
         metrics = collector_registry()
         # Started by root, the secrets are in a directory of the server's account.
-        registry = Registry(directory, metrics=metrics, probe_interval=PROBE_INTERVAL, trust="off")
+        registry = Registry(directory, metrics=metrics, probe_interval=15.0, trust="off")
         workload = asyncio.run(
             _run(registry, listener, metrics, roles, rotate_every, duration, noted)
         )

@@ -10,26 +10,23 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import prometheus_client
 from starlette.routing import BaseRoute, Route
 
-from pgmonkey.config.trust import Trust
 from pgmonkey.registry.registry import Registry
 from pgmonkey.service.app import Readiness, application, probe_routes, status_routes
 from pgmonkey.service.auth import ReloadEndpoint, TokenFile
 from pgmonkey.service.middleware import Guard
 from pgmonkey.service.server import HttpServer, Listener, url_of
+from pgmonkey.service.systemd import notify, notify_reloading, watchdog_interval
 from pgmonkey.service.tls import Certificate
 
 #: Seconds in which /readyz says 503 while requests are still answered, before the end.
 DEFAULT_GRACE: Final = 1.0
-
-#: Seconds between two background probes of a database that was reached.
-PROBE_INTERVAL: Final = 15.0
 
 _FILES: Final = 4096  # descriptors: connections of two listening sockets, and those of the registry
 _LOOK: Final = 2.0  # seconds between two looks at the certificate's files
@@ -118,6 +115,7 @@ class Service:
     def stop(self) -> None:
         """Begin the end: not ready at once, no answers after the grace. Called on the loop."""
         self.readiness.stopping = True
+        notify("STOPPING=1")
         self._stop.set()
 
     async def run(self) -> None:
@@ -129,10 +127,16 @@ class Service:
             async with asyncio.TaskGroup() as tasks:
                 for server in self._servers:
                     tasks.create_task(server.run(self._stop_answering.wait))
-                following = tasks.create_task(self._follow_certificate())
+                beside = [
+                    tasks.create_task(self._follow_certificate()),
+                    tasks.create_task(self._feed_watchdog()),
+                ]
+                if not self._stop.is_set():  # a signal can come before
+                    notify("READY=1", f"STATUS=listening on {self.url}")
                 await self._stop.wait()
                 await asyncio.sleep(self._grace)
-                following.cancel()
+                for task in beside:
+                    task.cancel()
                 self._stop_answering.set()
         finally:
             loop.set_exception_handler(previous_handler)
@@ -142,17 +146,25 @@ class Service:
             await asyncio.sleep(_LOOK)
             await asyncio.to_thread(self._certificate.refresh)
 
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd that the loop turns and the watcher lives, as /healthz says it."""
+        interval = watchdog_interval(os.environ)
+        while interval is not None:
+            if self._registry.watching:
+                notify("WATCHDOG=1")
+            await asyncio.sleep(interval / 2)
+
     def _reload_when_asked(self) -> None:
         while self._reload_asked.wait():
             self._reload_asked.clear()
+            notify_reloading()
             report = self._registry.reload()
-            _log.info(
-                "reloaded: %d applied, %d rejected, %d unchanged, %d removed",
-                len(report.applied),
-                len(report.rejected),
-                len(report.unchanged),
-                len(report.removed),
+            result = (
+                f"reloaded: {len(report.applied)} applied, {len(report.rejected)} rejected,"
+                f" {len(report.unchanged)} unchanged, {len(report.removed)} removed"
             )
+            _log.info("%s", result)
+            notify("READY=1", f"STATUS={result}")
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -216,18 +228,15 @@ def on_signals(service: Service, stop: Callable[[], None], noted: list[int]) -> 
 
 
 def serve(
-    directory: str | os.PathLike[str],
+    open_registry: Callable[[prometheus_client.CollectorRegistry], Registry],
     listener: Listener,
     options: ServiceOptions,
     noted: list[int],
-    *,
-    allow_sensitive_defaults: bool = False,
-    trust: Trust = "strict",
-    env: Mapping[str, str] | None = None,
 ) -> None:
-    """Serve the registry of a directory until SIGTERM or SIGINT.
+    """Serve a registry until SIGTERM or SIGINT.
 
-    `noted` is the result of `note_signals`. Raises `RegistryConfigError` if a file has problems.
+    `open_registry` gets where its metrics go. `noted` is the result of `note_signals`. Raises
+    `RegistryConfigError` if a file has problems.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError):  # as many as there may be
@@ -236,14 +245,7 @@ def serve(
     with (
         listener,
         options.admin or contextlib.nullcontext(),
-        Registry(
-            directory,
-            metrics=metrics,
-            probe_interval=PROBE_INTERVAL,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            trust=trust,
-            env=env,
-        ) as registry,
+        open_registry(metrics) as registry,
     ):
         asyncio.run(_serve(registry, listener, metrics, options, noted))
     _log.info("stopped")

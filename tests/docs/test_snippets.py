@@ -24,6 +24,7 @@ _NAME = re.compile(r"^# *(?:[\w.-]+/)*(?P<name>_?[a-z][a-z0-9_-]*\.ya?ml)\b")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)|from_env: *([A-Za-z_]\w*)")
 _A_URL = "postgresql://app:tea@db.internal/orders"
 _A_DOCUMENT = b'{"username": "app", "password": "tea"}'
+_CREDENTIAL = re.compile(r"\$\{CREDENTIALS_DIRECTORY\}/([\w.-]+)")
 _SECRET_PATH = re.compile(r"/(?:run/secrets|etc/[\w-]+)/[\w./-]+")
 
 ALL = [snippet for page in pages() for snippet in snippets(page)]
@@ -80,6 +81,11 @@ def prepare(
         variable = match[1] or match[2]
         value = "5432" if variable.endswith("PORT") else "value"
         monkeypatch.setenv(variable, _A_URL if variable.endswith("_URL") else value)
+    for found in _CREDENTIAL.finditer(text):
+        credentials = directory / "credentials"
+        credentials.mkdir(exist_ok=True)
+        (credentials / found[1]).write_text("tea")
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
     for found in set(_SECRET_PATH.findall(text)):
         path = directory / "mounts" / found.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)

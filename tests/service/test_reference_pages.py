@@ -28,7 +28,7 @@ def test_the_default_of_every_key_is_on_the_page() -> None:
 
 
 def test_the_service_page_has_every_option() -> None:
-    """The table of the service's options has those that the command has."""
+    """The table of the service's options has those that the command has, and their variables."""
     from pgmonkey.cli.serve import command
 
     options = {
@@ -37,5 +37,9 @@ def test_the_service_page_has_every_option() -> None:
         for option in parameter.opts
         if option.startswith("--")
     }
-    page = {re.match(r"\S+", name)[0] for name in rows("service.md")}  # type: ignore[index]  # every row has a name
+    table = rows("service.md")
+    page = {re.match(r"\S+", name)[0] for name in table}  # type: ignore[index]  # every row has a name
     assert options <= page
+    defaults = "\n".join(cells[0] for cells in table.values())
+    variables = {parameter.envvar for parameter in command.params if parameter.envvar}
+    assert {name for name in variables if f"`${name}`" not in defaults} == set()
