@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
@@ -23,7 +23,7 @@ from pgmonkey.errors import UnknownDatabaseError
 from pgmonkey.registry.registry import Registry
 from pgmonkey.service.api import details, event_list, overview
 from pgmonkey.service.middleware import Guard
-from pgmonkey.service.page import ASSETS, POLICY, StatusPage
+from pgmonkey.service.page import ASSETS, POLICY, Choice, StatusPage
 from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 
@@ -66,8 +66,13 @@ def status_routes(registry: Registry) -> list[BaseRoute]:
     # Each runs in a thread: a registry of a thousand databases takes milliseconds to describe.
 
     def show_overview(request: Request) -> Response:
+        try:
+            choice = Choice.of(request.query_params)
+        except ValueError as error:
+            return PlainTextResponse(f"{error}\n", 400)
         status = registry.status()
-        return _html(page.overview(_root(request), overview(status), event_list(_events(status))))
+        report, recent = overview(status), event_list(_events(status))
+        return _html(page.overview(_root(request), report, recent, choice))
 
     def report_of(request: Request) -> tuple[dict[str, Any], tuple[Value, ...]]:
         name = request.path_params["name"]

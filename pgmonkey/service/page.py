@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -22,7 +23,7 @@ _HERE: Final = Path(__file__).parent
 #: The content security policy: its own style and script, and requests to its own host.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
 #: The files beside the templates, by name, with their type.
@@ -47,6 +48,50 @@ _STATES: Final = {
     "idle": "not opened in this process",
 }
 _TROUBLE: Final = ("failed", "down", "stale")
+#: Databases that the overview shows unless it is asked for all: a thousand are 750 KB, every two
+#: seconds.
+_AT_ONCE: Final = 100
+#: Databases up to which there is nothing to search, and room for large cards.
+_FEW: Final = 12
+#: The sections of a configuration that only some types use.
+_SECTIONS_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "normal": ("sync_settings",),
+    "pool": ("pool_settings", "sync_settings"),
+    "async": ("async_settings",),
+    "async_pool": ("async_pool_settings", "async_settings"),
+}
+_OF_TYPES: Final = frozenset(section for some in _SECTIONS_OF.values() for section in some)
+
+
+class Choice(NamedTuple):
+    """Say which databases the overview shows.
+
+    Args:
+        state: Only those in this state; empty: in any.
+        name: Only those with this text in their name.
+        everything: However many they are.
+    """
+
+    state: str = ""
+    name: str = ""
+    everything: bool = False
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Choice:
+        """Return the choice of a query.
+
+        Raises `ValueError` if there is no such state.
+        """
+        state = query.get("state", "")
+        if state and state not in _STATES:
+            raise ValueError(f"state is one of {', '.join(_STATES)}")
+        return cls(state, query.get("name", "").strip().lower(), bool(query.get("all")))
+
+    def address(self, root: str) -> str:
+        """Return the path and query of the page that shows it."""
+        query = {"state": self.state, "name": self.name, "all": "1" if self.everything else ""}
+        given = urlencode({key: value for key, value in query.items() if value})
+        return f"{root}/?{given}" if given else f"{root}/"
 
 
 class StatusPage:
@@ -61,7 +106,7 @@ class StatusPage:
             lstrip_blocks=True,
         )
         environment.filters.update(
-            clock=lambda at: datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S"),
+            clock=lambda at: datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S"),
             iso=lambda at: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
             seconds=format_duration,
             ago=_ago,
@@ -73,19 +118,40 @@ class StatusPage:
         self._overview = environment.get_template("overview.html")
         self._database = environment.get_template("database.html")
 
-    def overview(self, root: str, report: Mapping[str, Any], events: Mapping[str, Any]) -> str:
+    def overview(
+        self, root: str, report: Mapping[str, Any], events: Mapping[str, Any], choice: Choice
+    ) -> str:
         """Return the page of all databases, of the bodies of /api/v1/databases and /api/v1/events.
 
-        `root` is the path that the application is mounted at.
+        What needs attention comes first, the worst before the rest. `root` is the path that the
+        application is mounted at.
         """
         databases = report["databases"]
-        counts = {state: sum(one["state"] == state for one in databases) for state in _STATES}
+        named = [one for one in databases if choice.name in one["name"]]
+        found = sorted(
+            (one for one in named if choice.state in ("", one["state"])),
+            key=lambda one: (_urgency(one["state"]), one["name"]),
+        )
+        shown = found if choice.everything else found[:_AT_ONCE]
+        numbers = {state: sum(one["state"] == state for one in named) for state in _STATES}
+        counts = [
+            (state, number, choice._replace(state=state, everything=False).address(root))
+            for state, number in {"": len(named), **numbers}.items()
+            if number or state in ("", choice.state)
+        ]
         return self._overview.render(
             root=root,
             report=report,
             databases=databases,
-            counts={state: number for state, number in counts.items() if number},
-            trouble=[one for one in databases if one["state"] in _TROUBLE],
+            trouble=sum(one["state"] in _TROUBLE for one in databases),
+            choice=choice,
+            counts=counts,
+            found=found,
+            shown=shown,
+            urgent=[one for one in shown if one["state"] in _TROUBLE],
+            others=[one for one in shown if one["state"] not in _TROUBLE],
+            everything=choice._replace(everything=True).address(root),
+            few=_FEW,
             events=events["events"][:_EVENTS],
         )
 
@@ -94,17 +160,28 @@ class StatusPage:
     ) -> str:
         """Return the page of one database, of the body of /api/v1/databases/NAME and its values.
 
-        Paths below the registry's directory are shown without it.
+        Paths below the registry's directory are shown without it. Sections of types that the
+        database does not have are not shown.
         """
+        types = {report["connection_type"], *(pool["connection_type"] for pool in report["pools"])}
+        used = {section for one in types for section in _SECTIONS_OF.get(one, ())}
         sections: dict[str, list[tuple[str, str, str]]] = {}
         for value in values:
-            section, _, key = value.key.rpartition(".")
+            above, dot, below = value.key.partition(".")
+            section, key = (above, below) if dot else ("", above)
+            if section in _OF_TYPES - used:
+                continue
             sections.setdefault(section, []).append(
                 (key, format_value(value.value), str(value.source))
             )
         return self._database.render(
             root=root, registry=registry, report=report, one=report, sections=sections
         )
+
+
+def _urgency(state: str) -> int:
+    """Return where a state comes in the list: those that are well have the same place."""
+    return _TROUBLE.index(state) if state in _TROUBLE else len(_TROUBLE)
 
 
 def _ago(at: float) -> str:

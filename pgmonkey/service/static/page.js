@@ -1,11 +1,11 @@
 // Update the page: request it again and apply the differences.
 "use strict";
 (() => {
-  const EVERY = 2000, TIMEOUT = 5000; // milliseconds
+  const EVERY = 2000, TIMEOUT = 5000, TYPING = 150; // milliseconds
   const $ = (id) => document.getElementById(id);
-  let lastGood = Date.now(), lastSeen = "";
+  let lastGood = Date.now(), lastSeen = "", asking = null, typed = 0;
 
-  const clock = (at) => `${new Date(at).toISOString().slice(11, 19)} UTC`; // as in the logs
+  const clock = (at) => `${new Date(at).toISOString().slice(0, 19).replace("T", " ")} UTC`; // as in the logs
 
   function same(a, b) {
     return a.nodeType === b.nodeType && a.nodeName === b.nodeName && (a.id || "") === (b.id || "");
@@ -42,20 +42,23 @@
   const states = () =>
     new Map([...document.querySelectorAll("[data-name]")].map((e) => [e.dataset.name, e.dataset.state]));
 
+  // Only the last question counts: what is typed meanwhile asks another one.
   async function update() {
-    const ending = new AbortController();
-    const timer = setTimeout(() => ending.abort(), TIMEOUT);
+    asking?.abort();
+    const mine = asking = new AbortController();
+    const timer = setTimeout(() => mine.abort(), TIMEOUT);
     try {
-      const answer = await fetch(location.href, { cache: "no-store", signal: ending.signal });
+      const answer = await fetch(location.href, { cache: "no-store", signal: mine.signal });
       if (!answer.ok) throw new Error(`the service answered ${answer.status}`);
       const text = await answer.text();
+      if (mine !== asking) return;
       const seen = text.slice(text.indexOf("<main"));
       if (seen !== lastSeen) take(text); // no work if nothing changed
       lastSeen = seen;
       lastGood = Date.now();
       say("live");
     } catch (error) {
-      say("lost");
+      if (mine === asking) say("lost");
     } finally {
       clearTimeout(timer);
     }
@@ -63,12 +66,30 @@
 
   function take(text) {
     const next = new DOMParser().parseFromString(text, "text/html");
-    const before = states();
+    const before = states(), title = document.querySelector("h1").textContent;
     morph($("content"), next.getElementById("content"));
     document.title = next.title;
-    const news = [...states()].filter(([name, is]) => before.get(name) !== is);
+    // What comes into view by a search is no news, but the title counts databases out of view, too.
+    const news = [...states()].filter(([name, is]) => before.has(name) && before.get(name) !== is);
+    const now = document.querySelector("h1").textContent;
     if (news.length) $("news").textContent = news.map(([name, is]) => `${name} is ${is}`).join(", ");
+    else if (now !== title) $("news").textContent = now;
   }
+
+  // The service searches, so that a thousand databases need not be here.
+  function find() {
+    clearTimeout(typed);
+    const query = new URLSearchParams(new FormData($("search")));
+    for (const [key, value] of [...query]) if (!value) query.delete(key);
+    history.replaceState(null, "", `${location.pathname}${String(query) && "?"}${query}`);
+    update();
+  }
+  document.addEventListener("input", (event) => {
+    if (event.target.form !== $("search")) return;
+    clearTimeout(typed);
+    typed = setTimeout(find, TYPING);
+  });
+  document.addEventListener("submit", (event) => { event.preventDefault(); find(); });
 
   function say(contact) {
     const changed = $("contact").dataset.contact !== contact;
