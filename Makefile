@@ -120,9 +120,9 @@ bench-compare: $(VENV)/.dev ## the last benchmarks beside those before them, or 
 	@$(BIN)/python -m benchmarks --compare $(BEFORE)
 
 .PHONY: soak
-soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load, kills and forks; SOAK_FUZZ_SECONDS (60) of fuzzing; SOAK_TOKEN_SECONDS (60) of tokens; a Patroni failover
+soak: $(VENV)/.dev ## SOAK_ROTATIONS (1000) rotations under load, kills and forks; SOAK_FUZZ_SECONDS (60) of fuzzing; SOAK_TOKEN_SECONDS (60) of tokens; SOAK_FLEET_SECONDS (60) of a fleet on a small server; a Patroni failover
 	@SOAK_ROTATIONS="$${SOAK_ROTATIONS:-1000}" SOAK_FUZZ_SECONDS="$${SOAK_FUZZ_SECONDS:-60}" \
-	 SOAK_TOKEN_SECONDS="$${SOAK_TOKEN_SECONDS:-60}" $(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
+	 SOAK_TOKEN_SECONDS="$${SOAK_TOKEN_SECONDS:-60}" SOAK_FLEET_SECONDS="$${SOAK_FLEET_SECONDS:-60}" $(BIN)/python -m pytest tests/soak --timeout 0 $(ARGS)
 
 .PHONY: django-suite
 django-suite: $(VENV)/.dev ## Django's own tests of a backend through our engine: minutes; ARGS='--plain' through Django's

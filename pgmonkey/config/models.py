@@ -386,7 +386,8 @@ class DatabaseFile:
         Annotated[Pooler, one_of(get_args(Pooler))],
         Key(
             "What is between this process and the server: nothing, or PgBouncer with transaction "
-            "pooling (no prepared statements, no session settings, no options).",
+            "pooling (no session settings, no options; no prepared statements unless "
+            "prepare_threshold is set).",
             "pgbouncer",
             "reconnect",
         ),

@@ -156,12 +156,6 @@ def _sessions(tree: Mapping[str, Any], connection: Mapping[str, Any]) -> Iterato
     if pgbouncer and options:
         message = "PgBouncer refuses a connection with options"
         yield _behind_pgbouncer(("connection_settings", "options"), message, _FOR_THE_ROLE)
-    if pgbouncer and connection.get("prepare_threshold") is not None:
-        yield _behind_pgbouncer(
-            ("connection_settings", "prepare_threshold"),
-            "server-side prepared statements don't work behind PgBouncer's transaction pooling",
-            "remove it, or write null",
-        )
 
 
 _FOR_THE_ROLE: Final = "set it for the role: ALTER ROLE ... SET ..."

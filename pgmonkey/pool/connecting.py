@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 #: Seconds between two failed connects of a pool: the first pause, doubled up to the longest.
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 1.0
+#: The longest pause while the server is full, for a pool without a connection and for one that has
+#: some. So the place that one process gives up goes to one that has none.
+_LONGEST_PAUSE_WITHOUT: Final = 0.5
+_PAUSE_WITH: Final = 2.0
 #: Seconds between two tries of a login that a server refused, and the longest pause, up to which
 #: it is doubled between wrong passwords.
 _LOGIN_PAUSE: Final = 1.0
@@ -44,8 +48,13 @@ class Outage:
         # Guards the above: workers, rotations and reloads connect side by side.
         self._lock = threading.Lock()
 
-    def failed(self, failure: ConnectFailure) -> bool:
-        """Note that a connect failed, and tell whether the outage began with it."""
+    def failed(self, failure: ConnectFailure, held: int = 0) -> bool:
+        """Note that a connect failed, and tell whether the outage began with it.
+
+        Args:
+            failure: Why it failed.
+            held: How many connections the pool has.
+        """
         now = monotonic()
         with self._lock:
             first = self._since is None
@@ -53,9 +62,14 @@ class Outage:
                 self._since = now
                 self._pause = 0.0
             self.failure = failure
-            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+            full = failure.reason == "too_many_connections"
+            longest = _LONGEST_PAUSE_WITHOUT if full else _LONGEST_PAUSE
+            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), longest)
             jitter = random.uniform(0.8, 1.0)  # noqa: S311 - pools must not retry in step
-            self._next = now + self._pause * jitter
+            pause = self._pause * jitter
+            if full and held:
+                pause = _PAUSE_WITH * random.uniform(0.5, 1.0)  # noqa: S311 - as above
+            self._next = now + pause
         return first
 
     def ended(self) -> float | None:

@@ -56,6 +56,11 @@ HINTS: Final[Mapping[Reason, str]] = {
     "other": "is this the port of a PostgreSQL server? If so, see its log",
 }
 _BEHIND_PGBOUNCER: Final = "the server is behind PgBouncer, whose log says what is wrong"
+#: What to do where a pooler answers, and `pooler` does not say so.
+POOLER_FOUND: Final = (
+    "write `pooler: pgbouncer`, because the next transaction may run in another session; not if the"
+    " pooler keeps one session for each client (pool_mode = session)"
+)
 _NO_SERVER_CONNECTION: Final = (
     "the pooler got no server connection in its time: is the server up? If so, lower max_size,"
     " or raise the pool size of the pooler"

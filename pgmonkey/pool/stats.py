@@ -15,7 +15,7 @@ FOLD_AT: Final = 1024
 # another thread can take its turn and a count get lost.
 _ERRORS: Final = dict.fromkeys(("timeout", "too_many", "other"), 0)
 _EVICTED: Final = dict.fromkeys(
-    ("dead", "lifetime", "check", "used", "unclean", "standby", "rotation"), 0
+    ("dead", "lifetime", "check", "used", "unclean", "standby", "rotation", "full"), 0
 )
 _FAILURES: Final[dict[str, int]] = dict.fromkeys(get_args(Reason), 0)
 
@@ -54,7 +54,7 @@ class Stats:
         #: Checkouts that got no connection, by reason: timeout, too_many, other.
         self.errors: Counter[str] = Counter(_ERRORS)
         #: Connections that were dropped, by reason: dead, lifetime, check, used, unclean,
-        #: standby, rotation.
+        #: standby, rotation, full.
         self.evicted: Counter[str] = Counter(_EVICTED)
         #: Checkouts that had to queue.
         self.queued = 0

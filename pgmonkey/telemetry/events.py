@@ -31,6 +31,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "config.rejected": ("warning", "files cannot be used, or the probe failed"),
     "config.removed": ("info", "the file of a database was removed"),
     "database.opened": ("info", "a handle made its first connection"),
+    "database.pooler_found": ("warning", "a pooler answers where the file says that there is none"),
     "database.rotated": ("info", "new connections replaced the old ones"),
     "database.rotation_failed": ("warning", "a rotation was broken off: old connections are closed as they come back"),
     "database.drained": ("info", "the last checkout of a replaced configuration ended"),

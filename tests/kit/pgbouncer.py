@@ -1,11 +1,13 @@
-"""A real PgBouncer before a server of the tests, from the distribution's package."""
+"""A real PgBouncer before a server of the tests, from the distribution's package, or `$PGBOUNCER`."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,22 @@ from tests.kit.process import Process
 # PgBouncer refuses to run as root.
 _ACCOUNT = "nobody"
 _ADMINISTRATOR = "administrator"
+
+
+def program() -> str:
+    """Return the program of PgBouncer."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
+    found = shutil.which(os.environ.get("PGBOUNCER", "pgbouncer"), path=path)
+    return need(found, "PgBouncer (.ci/install-servers)")
+
+
+def version() -> tuple[int, int]:
+    """Return the version of PgBouncer: (1, 18)."""
+    command = [program(), "--version"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = re.match(r"PgBouncer (\d+)\.(\d+)", output)
+    assert match is not None, output
+    return int(match[1]), int(match[2])
 
 
 class PgBouncer(Process):
@@ -43,8 +61,6 @@ class PgBouncer(Process):
         settings: Mapping[str, object],
         databases: str | None = None,
     ) -> None:
-        path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
-        program = need(shutil.which("pgbouncer", path=path), "PgBouncer (.ci/install-servers)")
         self.port = free_port()
         self._databases = databases or (
             "[databases]\n"
@@ -71,7 +87,7 @@ class PgBouncer(Process):
             for its in (self._directory, *self._directory.iterdir()):
                 shutil.chown(its, _ACCOUNT)
         super().__init__(
-            [program, str(self._directory / "pgbouncer.ini")], canary=canary, **account
+            [program(), str(self._directory / "pgbouncer.ini")], canary=canary, **account
         )
         self.wait_until(self._listens, 10, "PgBouncer listens")
 

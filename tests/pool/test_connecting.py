@@ -204,6 +204,21 @@ def test_the_pauses_of_an_outage_double_from_a_tenth_of_a_second_to_one(clock: C
         assert outage.pause_left() == 0.0
 
 
+def test_on_a_full_server_who_has_no_connection_asks_more_often(clock: Clock) -> None:
+    """Up to twice a second; who has some waits a second or two, and is not thrown back by that."""
+    full = ConnectFailure("too_many_connections", "sorry, too many clients already")
+    outage = Outage()
+    for pause in (0.1, 0.2, 0.4, 0.5, 0.5):
+        outage.failed(full, 0)
+        assert 0.8 * pause <= outage.pause_left() <= pause
+        clock.now += pause
+    outage.failed(full, 1)
+    assert 1.0 <= outage.pause_left() <= 2.0
+    outage.ended()
+    outage.failed(full, 0)
+    assert outage.pause_left() <= 0.1
+
+
 def test_an_outage_begins_once_and_ends_with_its_length(clock: Clock) -> None:
     """It begins with the first failure; a connect that works ends it once."""
     outage = Outage()

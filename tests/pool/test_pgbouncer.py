@@ -15,10 +15,11 @@ from pgmonkey import CheckoutTimeout, ConnectError, ReloadReport
 from pgmonkey.config.directory import DirectoryLoader
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
-from tests.kit.pgbouncer import PgBouncer
+from tests.kit.pgbouncer import PgBouncer, version
 from tests.kit.registry_dir import RegistryDirectory
-from tests.pool.side import Client, Make, takes, works
+from tests.pool.side import Client, Make, do, takes, wait, works
 
 pytestmark = pytest.mark.pgbouncer
 
@@ -125,6 +126,63 @@ def test_a_session_setting_of_the_service_file_is_named_though_the_pooler_is_dec
     forgiving = start(ignore_startup_parameters="options")
     client = make(connection=forgiving.address | service, pooler="pgbouncer")
     assert works(client)
+
+
+def test_a_file_that_does_not_mention_pgbouncer_is_reported_at_once(
+    start: Start, make: Make, events: CapturedEvents
+) -> None:
+    """The first connection shows that a pooler answers; a server, or one that is declared, is fine."""
+    address = start().address
+    assert make(pool=ONE, watch=False).ask() == 1
+    assert make(connection=address, pooler="pgbouncer", pool=ONE, watch=False).ask() == 1
+    assert not events.named("database.pooler_found")
+    client = make(connection=address, pool=ONE)
+    assert client.ask() == 1
+    event = events.wait("database.pooler_found")
+    assert event["database"] == "orders"
+    assert event["hint"].startswith("write `pooler: pgbouncer`")
+    for _ in range(3):
+        assert client.ask() == 1
+    assert len(events.named("database.pooler_found")) == 1
+
+
+def test_statements_are_not_prepared_unless_the_file_says_so(start: Start, make: Make) -> None:
+    """Psycopg prepares none by itself: before 1.21 PgBouncer did not know in which session they are."""
+    client = make(connection=start().address, pooler="pgbouncer", pool=ONE)
+    for _ in range(10):
+        assert do(client, _select) == 1
+    assert do(client, _prepared) == 0
+
+
+def test_statements_are_prepared_with_a_pgbouncer_that_follows_them(
+    start: Start, make: Make, database: TemporaryDatabase
+) -> None:
+    """`prepare_threshold` is allowed: PgBouncer 1.21 prepares them in each session of the server."""
+    if version() < (1, 21):
+        pytest.skip("needs PgBouncer 1.21 or newer: set PGBOUNCER to its path")
+    bouncer = start(default_pool_size=SIZE, max_prepared_statements=100)
+    connection = bouncer.address | {"prepare_threshold": "1"}
+    client = make(connection=connection, pooler="pgbouncer", pool=FULL)
+    client.fill(SIZE)
+    for _ in range(30):
+        assert do(client, _select) == 1
+    assert do(client, _prepared) > 0
+    database.terminate_backends()
+    eventually(lambda: works(client), 10, "PgBouncer has connected again")
+    for _ in range(30):
+        assert do(client, _select) == 1
+
+
+async def _select(connection: Any) -> int:
+    rows = await wait(connection.execute("SELECT %s::int", [1]))
+    (number,) = await wait(rows.fetchone())
+    return int(number)
+
+
+async def _prepared(connection: Any) -> int:
+    rows = await wait(connection.execute("SELECT count(*) FROM pg_prepared_statements"))
+    (number,) = await wait(rows.fetchone())
+    return int(number)
 
 
 def test_a_full_pgbouncer_serves_with_what_there_is(start: Start, make: Make) -> None:

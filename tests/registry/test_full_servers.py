@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import psycopg
 import pytest
 
-from pgmonkey import Registry
+from pgmonkey import ConnectError, Registry
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
+from tests.kit.eventually import eventually
 from tests.kit.leaks import session_servers_key
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
@@ -138,6 +140,111 @@ def test_a_wrong_password_is_rejected_though_the_role_has_no_connection_left(
         with client.holding(size) as backends:
             assert len(set(backends)) == size
             assert {one["application_name"] for one in database.backends()} == {"app-2"}
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_pool_without_a_connection_takes_a_new_password_on_a_full_server(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
+) -> None:
+    """The old password is refused, and no slot is left to try the new one: there is nothing to lose.
+
+    Its clients wait for a slot with the new password, and do not fail with the old one.
+    """
+    declare(registry_dir, database, side, 0)
+    with (
+        Registry(registry_dir, metrics=None, watch=False) as registry,
+        closing(Client(registry)) as client,
+    ):
+        client.fill(SIZE)
+        database.rotate()
+        database.terminate_backends()
+        with pytest.raises(ConnectError, match="password authentication failed"):
+            client.ask(timeout=20)
+        with no_slot_left(database):
+            declare(registry_dir, database, side, 1)
+            assert registry.reload().applied == ("orders",)
+            answer = client.ask_soon("SHOW application_name", timeout=20)
+            eventually(
+                lambda: client.handle.status().connect_failures["too_many_connections"], 5, "asks"
+            )
+        assert answer.result(20) == "app-1"
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_rotation_goes_on_when_others_take_the_place_of_a_connection(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
+) -> None:
+    """A client of another process asks for each place that becomes free, as fast as it can.
+
+    The reload is applied in the end, and the pool has what it had.
+    """
+    declare(registry_dir, database, side, 0)
+    with (
+        Registry(registry_dir, metrics=None) as registry,
+        closing(Client(registry)) as client,
+    ):
+        client.fill(SIZE)
+        with no_slot_left(database), thief(database) as stolen:
+            declare(registry_dir, database, side, 1)
+            eventually(lambda: stolen, 20, "a place was taken")
+            eventually(lambda: client.ask("SHOW application_name") == "app-1", 30, "it has rotated")
+            assert not registry.status().databases[0].stale
+        eventually(lambda: has_all(client), 20, "it has all connections again")
+
+
+@pytest.mark.slow
+def test_pools_give_connections_up_while_the_server_is_full(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """A process that has none gets one, and no client of the pools fails; then they take them back."""
+    with ExitStack() as stack:
+        clients = []
+        for side in SIDES:
+            sizes = {"min_size": SIZE, "max_size": SIZE}
+            registry_dir.declare(
+                side, database, side, pool_settings=sizes, async_pool_settings=sizes
+            )
+        registry = stack.enter_context(Registry(registry_dir, metrics=None))
+        for side in SIDES:
+            clients.append(stack.enter_context(closing(Client(registry, side))))
+            clients[-1].fill(SIZE)
+        with no_slot_left(database), thief(database) as stolen:
+            eventually(lambda: all(map(has_given_way, clients)), 20, "both give way")
+            assert [client.ask() for client in clients] == [1, 1]
+            assert stolen
+        eventually(lambda: all(map(has_all, clients)), 20, "both have all again")
+        assert [client.errors() for client in clients] == [{}, {}]
+
+
+def has_given_way(client: Client) -> bool:
+    """Tell whether the pool has given a connection up because the server is full."""
+    return bool(client.handle.status().evicted["full"])
+
+
+def has_all(client: Client) -> bool:
+    """Tell whether the pool can lend all its connections at once."""
+    return len(set(client.fill(SIZE))) == SIZE
+
+
+@contextmanager
+def thief(database: TemporaryDatabase) -> Iterator[list[object]]:
+    """Take a free place of the server as soon as there is one, keep it for a second, and go on."""
+    stop = threading.Event()
+    taken: list[object] = []
+
+    def steal() -> None:
+        while not stop.is_set():
+            with suppress(psycopg.OperationalError), closing(database.server.connect()):
+                taken.append(None)
+                stop.wait(1.0)
+
+    thread = threading.Thread(target=steal)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -17,6 +17,7 @@ from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, connect_timeout, refused_logins
 from pgmonkey.pool.connections import Connections
 from pgmonkey.pool.failures import (
+    POOLER_FOUND,
     ConnectFailure,
     classify,
     configure_late,
@@ -295,7 +296,7 @@ class AsyncConnector:
         connection.session.may_listen = False
         connection.keep_settings()
         if not probe:
-            await self._worked(version)
+            await self._worked(connection, version)
         connection.version = version.since
         now = connection.returned_at = monotonic()
         jitter = random.uniform(0.95, 1.0)  # noqa: S311 - connections must not all end at once
@@ -311,10 +312,10 @@ class AsyncConnector:
         return failure.error(self.name)
 
     async def _note_failure(self, version: Version, failure: ConnectFailure) -> None:
-        if version is self.target and self.outage.failed(failure):
+        if version is self.target and self.outage.failed(failure, self.held()):
             await self._emit("connect.failed", reason=failure.reason, error=failure.text)
 
-    async def _worked(self, version: Version) -> None:
+    async def _worked(self, connection: AsyncPooledConnection, version: Version) -> None:
         outage = self.outage.ended()
         if outage is not None:
             await self._emit("connect.recovered", outage=round(outage, 3))
@@ -326,6 +327,8 @@ class AsyncConnector:
                 version=version.number,
                 config=version.config.redacted(),
             )
+            if version.config.pooler == "none" and await connection.is_of_a_pooler():
+                await self._emit("database.pooler_found", hint=POOLER_FOUND)
 
     async def _emit(self, name: str, **fields: object) -> None:
         await aside(partial(events.emit, name, database=self.name, **fields))
@@ -387,6 +390,10 @@ class AsyncConnector:
             for one in self.connections.copy()
             if one.link.descriptor is not None or (one.link.hung_up_at or late) < late
         ]
+
+    def held(self) -> int:
+        """Return how many connections are open, idle or handed out."""
+        return sum(one.link.hung_up_at is None for one in self.connections.copy())
 
     def older(self) -> list[AsyncPooledConnection]:
         """Return the connections of older versions that are open."""

@@ -5,7 +5,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from functools import partial
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -15,7 +20,7 @@ from psycopg import AsyncTransaction
 
 from pgmonkey.errors import OverrideError
 from pgmonkey.pool import messages
-from pgmonkey.pool._async import rotation
+from pgmonkey.pool._async import giving_way, rotation
 from pgmonkey.pool._async.checkout import AsyncCheckout
 from pgmonkey.pool._async.connection import IN_ERROR, AsyncPooledConnection
 from pgmonkey.pool._async.listening import AsyncListener, AsyncListening
@@ -383,7 +388,7 @@ class AsyncDatabase(Database):
         pools = {loop: pool for loop, pool in self.pools.copy().items() if pool.opened}
         results = call_all(
             {loop: partial(rotation.prepare, pool, version) for loop, pool in pools.items()},
-            drop=lambda loop, one: self._discard(pools, {loop: one}),
+            drop=lambda loop, one: self._discard(pools, {loop: one} if one else {}),
         )
         prepared = {
             loop: one for loop, one in results.items() if isinstance(one, rotation.Prepared)
@@ -502,6 +507,10 @@ class AsyncDatabase(Database):
                 start_in(loop, partial(pool.catch_up, self.version))
             if pool.needs_care():
                 start_in(loop, pool.care)
+            if pool.may_give_way():
+                pool.fair_share.begin()
+                with suppress(RuntimeError):  # no thread can be started
+                    release_in(loop, partial(giving_way.give_way, pool))  # it may wait
 
     def all_pools(self) -> list[Any]:
         """Return the pools of this handle, with those that are closed but have connections out."""

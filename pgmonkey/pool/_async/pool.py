@@ -52,6 +52,7 @@ from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import refused_logins
 from pgmonkey.pool.credentials import obtained_async, outdated
 from pgmonkey.pool.failures import ConnectFailure, chain, drop_frames
+from pgmonkey.pool.fair_share import FairShare
 from pgmonkey.pool.messages import Numbers
 from pgmonkey.telemetry import events
 
@@ -148,6 +149,7 @@ class AsyncPool:
         "dropped",
         "ending",
         "examined",
+        "fair_share",
         "floor",
         "getconn",
         "guarded",
@@ -199,6 +201,7 @@ class AsyncPool:
         #: Every connection, idle or handed out, until the server has closed its end.
         self.connections = self.connector.connections
         self.outage = self.connector.outage
+        self.fair_share = FairShare()
         self.loop = loop
         self.thread = threading.get_ident()
         self.single = connection_type in _SINGLE
@@ -219,8 +222,8 @@ class AsyncPool:
         self.recent: deque[AsyncPooledConnection] = deque()
         #: Connections that a client by hand has closed and dropped; psycopg_pool counts them as out.
         self.dropped: deque[AsyncPooledConnection] = deque()
-        # Whether a probe waits for a connection.
-        self._borrows = False
+        # How many wait for a connection that are no clients: a probe, or who gives one up.
+        self._borrows = 0
         #: Connects, and other work, of which psycopg_pool counts the connection already.
         self.pending: set[object] = set()
         # Connects that ask the server, until what follows a refusal is decided.
@@ -362,8 +365,8 @@ class AsyncPool:
     ) -> AsyncPooledConnection:
         """Return a connection to psycopg_pool: a spare of the rotation, or a new one.
 
-        Runs in its worker, which has other work: it waits for no limit, and after a failure a
-        second at most.
+        Runs in its worker, which has other work: it waits for no limit, and after a failure two
+        seconds at most.
 
         Args:
             driver: The psycopg_pool that asks.
@@ -812,14 +815,14 @@ class AsyncPool:
             await connection.give_back(connection)
 
     async def borrow(self, timeout: float) -> AsyncPooledConnection:
-        """Borrow a connection for a probe: its turn comes like that of a client.
+        """Borrow a connection for no client: its turn comes like that of one.
 
         Raises:
             PoolTimeout: none came back in time.
             PoolClosed: the pool is closed for good.
         """
         deadline = monotonic() + timeout
-        self._borrows = True
+        self._borrows += 1
         self._set_flags()
         try:
             while True:
@@ -831,7 +834,7 @@ class AsyncPool:
                         raise
                     await self.open()
         finally:
-            self._borrows = False
+            self._borrows -= 1
             self._set_flags()
 
     async def take_back(self, connection: AsyncPooledConnection) -> None:
@@ -1011,6 +1014,28 @@ class AsyncPool:
         finally:
             for connection in idle:
                 await connection.give_back(connection)
+
+    # What `giving_way` asks
+
+    def may_give_way(self) -> bool:
+        """Tell whether it is time to ask the server whether others need connections.
+
+        A pooler answers for the server behind it, which is not what its clients lack.
+        """
+        return self.target.config.pooler == "none" and self.fair_share.is_due(
+            len(self.connections), waiting=bool(self.waiting)
+        )
+
+    def give_up(self, connection: AsyncPooledConnection) -> None:
+        """Close a borrowed connection; psycopg_pool believes that a client has it."""
+        self.pending.add(connection)
+        self.stats.evicted["full"] += 1
+        connection.hang_up()
+
+    async def want_again(self, connection: AsyncPooledConnection) -> None:
+        """Let psycopg_pool replace a connection that was given up."""
+        await connection.give_back(connection)
+        self.pending.discard(connection)
 
     # What the rotation asks
 

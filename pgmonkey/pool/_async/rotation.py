@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
 
 #: Seconds to wait for a connection whose place a probe takes, when there is no other.
 _BORROW: Final = 5.0
-#: Seconds for which a probe tries to get the place that it has made free: others may take it.
-_STRANGERS: Final = 0.5
+#: Seconds for which a new connection tries to get the place that was made free for it: others may
+#: take it. The first pause between two tries, doubled up to the longest: all processes of a fleet
+#: may try now.
+_STRANGERS: Final = 2.0
 _TRY_AGAIN: Final = 0.01
+_LONGEST_TRY_AGAIN: Final = 0.5
 #: The longest pause between two replacements. Each costs some milliseconds of CPU, here and at the
 #: server, which clients would wait for.
 _LONGEST_PAUSE: Final = 0.05
@@ -50,11 +54,15 @@ class Prepared(NamedTuple):
     borrowed: AsyncPooledConnection | None = None
 
 
-async def prepare(pool: AsyncPool, version: Version) -> Prepared:
+async def prepare(pool: AsyncPool, version: Version) -> Prepared | None:
     """Connect once with a version, before anything is replaced.
 
     If the pool, the process or the server has no room for one more, an older connection is
     borrowed, closed, and its place used: only a login tells whether the version works.
+
+    Returns:
+        What it has connected with; `None` if there is neither room nor anything to lose, because
+        the pool has no connection, and the login that is in force is refused.
 
     Raises:
         ConnectError: it does not work; nothing has changed.
@@ -66,6 +74,9 @@ async def prepare(pool: AsyncPool, version: Version) -> Prepared:
             raise
         refused = error
     if not pool.connections:
+        failure = pool.outage.failure
+        if failure is not None and failure.lasting:
+            return None
         raise _no_room(pool, version, refused)
     try:
         borrowed: AsyncPooledConnection = await pool.borrow(_BORROW)
@@ -83,6 +94,7 @@ async def _connect_in_place(
     pool: AsyncPool, version: Version, borrowed: AsyncPooledConnection
 ) -> AsyncPooledConnection:
     deadline = monotonic() + _STRANGERS
+    pause = _TRY_AGAIN
     while True:
         try:
             return await pool.connector.make(version, probe=True, instead_of=borrowed)
@@ -91,7 +103,8 @@ async def _connect_in_place(
                 raise
             if monotonic() > deadline:
                 raise _no_room(pool, version, error) from None
-        await sleep(_TRY_AGAIN)
+        await sleep(_off_step(pause))
+        pause = min(pause * 2, _LONGEST_TRY_AGAIN)
 
 
 def _no_room(pool: AsyncPool, version: Version, refused: ConnectError) -> ConnectError:
@@ -153,7 +166,8 @@ async def _rotate(pool: AsyncPool, prepared: Prepared) -> None:
             await pool.put_back(prepared.borrowed)
         await pool.resize()
         if pool.floor < pool.version:
-            await _replace_one_by_one(pool, prepared.version, began + _LONGEST_ROTATION)
+            replace = _replace_in_place if prepared.borrowed else _replace_one_by_one
+            await replace(pool, prepared.version, began + _LONGEST_ROTATION)
     except ConnectError:
         pass  # the probe has worked: the others are replaced when they come back
     finally:
@@ -180,10 +194,58 @@ async def _rotate_late(pool: AsyncPool, version: Version) -> None:
 
 async def _replace_one_by_one(pool: AsyncPool, version: Version, deadline: float) -> None:
     pause = min(_LONGEST_PAUSE, _SPREAD / max(1, len(pool.connector.older())))
-    while pool.connector.older() and not pool.ending and pool.target is version:
+    while _goes_on(pool, version):
         if not await pool.replace_idle() and not await pool.wait_claimed(_LONGEST_WAIT):
             return
         if not pool.connector.older() or monotonic() > deadline:
             return
-        await sleep(pause)
-        pool.offer(await pool.connector.make(version, beyond=1))
+        await sleep(_off_step(pause))
+        try:
+            pool.offer(await pool.connector.make(version, beyond=1))
+        except ConnectError as error:
+            if error.reason != "too_many_connections":
+                raise
+            pool.outage.retry()  # nothing is down
+            await _replace_in_place(pool, version, deadline)
+            return
+
+
+async def _replace_in_place(pool: AsyncPool, version: Version, deadline: float) -> None:
+    """Close the older connections one after the other, and connect in the place of each.
+
+    As `_replace_one_by_one`, where there is no room for one more. A pool whose place was taken by
+    another process has a connection less until it grows again, and goes on.
+    """
+    looked_at = 0
+    while _goes_on(pool, version) and monotonic() < deadline:
+        await sleep(_off_step(_LONGEST_PAUSE))
+        try:
+            borrowed = await pool.borrow(_LONGEST_WAIT)
+        except (PoolTimeout, PoolClosed):
+            return
+        if borrowed.version >= pool.version:
+            await pool.put(borrowed)
+            looked_at += 1
+            if looked_at > len(pool.connections):
+                return
+            continue
+        looked_at = 0
+        pool.stats.evicted["rotation"] += 1
+        pool.close_for_probe(borrowed)
+        try:
+            pool.offer(await _connect_in_place(pool, version, borrowed))
+            pool.claim()
+        except ConnectError as error:
+            if error.reason != "too_many_connections":
+                raise
+        finally:
+            await pool.put_back(borrowed)
+
+
+def _goes_on(pool: AsyncPool, version: Version) -> bool:
+    return bool(pool.connector.older()) and not pool.ending and pool.target is version
+
+
+def _off_step(pause: float) -> float:
+    """Return a pause of about this length: the processes of a fleet rotate at the same time."""
+    return pause * random.uniform(0.5, 1.5)  # noqa: S311 - no secret

@@ -18,6 +18,7 @@ from pgmonkey.pool.clock import monotonic
 from pgmonkey.pool.connecting import Outage, connect_timeout, refused_logins
 from pgmonkey.pool.connections import Connections
 from pgmonkey.pool.failures import (
+    POOLER_FOUND,
     ConnectFailure,
     classify,
     configure_late,
@@ -296,7 +297,7 @@ class SyncConnector:
         connection.session.may_listen = False
         connection.keep_settings()
         if not probe:
-            self._worked(version)
+            self._worked(connection, version)
         connection.version = version.since
         now = connection.returned_at = monotonic()
         jitter = random.uniform(0.95, 1.0)  # noqa: S311 - connections must not all end at once
@@ -310,10 +311,10 @@ class SyncConnector:
         return failure.error(self.name)
 
     def _note_failure(self, version: Version, failure: ConnectFailure) -> None:
-        if version is self.target and self.outage.failed(failure):
+        if version is self.target and self.outage.failed(failure, self.held()):
             self._emit("connect.failed", reason=failure.reason, error=failure.text)
 
-    def _worked(self, version: Version) -> None:
+    def _worked(self, connection: SyncPooledConnection, version: Version) -> None:
         outage = self.outage.ended()
         if outage is not None:
             self._emit("connect.recovered", outage=round(outage, 3))
@@ -325,6 +326,8 @@ class SyncConnector:
                 version=version.number,
                 config=version.config.redacted(),
             )
+            if version.config.pooler == "none" and connection.is_of_a_pooler():
+                self._emit("database.pooler_found", hint=POOLER_FOUND)
 
     def _emit(self, name: str, **fields: object) -> None:
         aside(partial(events.emit, name, database=self.name, **fields))
@@ -386,6 +389,10 @@ class SyncConnector:
             for one in self.connections.copy()
             if one.link.descriptor is not None or (one.link.hung_up_at or late) < late
         ]
+
+    def held(self) -> int:
+        """Return how many connections are open, idle or handed out."""
+        return sum(one.link.hung_up_at is None for one in self.connections.copy())
 
     def older(self) -> list[SyncPooledConnection]:
         """Return the connections of older versions that are open."""

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 #: Seconds to wait until the server has closed its end of a connection that was closed here. A
 #: server process counts against the limits of server and role until then; it takes milliseconds.
 LONGEST_GOODBYE: Final = 0.8
-#: Seconds to wait for the answer whether a session listens.
+#: Seconds to wait for the answer whether a session listens, or which process it is.
 _LONGEST_QUESTION: Final = 2.0
+#: The highest process id of Linux.
+_HIGHEST_PID: Final = 2**22
 #: The version of a connection that belongs to no pool any more.
 NO_VERSION: Final = -1
 #: Seconds to wait for a reset. It takes long if there are many temporary tables, and as long when
@@ -266,6 +268,19 @@ class SyncPooledConnection(SyncWatchedConnection):
         statement = b"SELECT pg_catalog.pg_listening_channels() LIMIT 1"
         answer = self.ask(statement, _LONGEST_QUESTION)
         return answer is None or bool(answer.ntuples)
+
+    def is_of_a_pooler(self) -> bool:
+        """Tell whether a pooler answers for the server.
+
+        A pooler makes up the process id that libpq is told, because the backend may change. A
+        server is asked only if it has told one that no Linux process has: one round trip.
+        """
+        told = self.pgconn.backend_pid
+        if 0 < told <= _HIGHEST_PID:
+            return False
+        statement = b"SELECT pg_catalog.pg_backend_pid()"
+        answer = self.ask(statement, _LONGEST_QUESTION)
+        return answer is not None and answer.get_value(0, 0) != str(told).encode()
 
     def reported(self, parameter: bytes) -> bytes | None:
         """Return what the server said of a parameter with its last answer; `None`: nothing, ever."""

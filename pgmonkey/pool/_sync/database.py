@@ -6,7 +6,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -16,7 +21,7 @@ from psycopg import Transaction
 
 from pgmonkey.errors import OverrideError
 from pgmonkey.pool import messages
-from pgmonkey.pool._sync import rotation
+from pgmonkey.pool._sync import giving_way, rotation
 from pgmonkey.pool._sync.checkout import SyncCheckout
 from pgmonkey.pool._sync.connecting import connect as connect_plainly
 from pgmonkey.pool._sync.connection import IN_ERROR, SyncPooledConnection
@@ -381,7 +386,7 @@ class SyncDatabase(Database):
         pools = {loop: pool for loop, pool in self.pools.copy().items() if pool.opened}
         results = call_all(
             {loop: partial(rotation.prepare, pool, version) for loop, pool in pools.items()},
-            drop=lambda loop, one: self._discard(pools, {loop: one}),
+            drop=lambda loop, one: self._discard(pools, {loop: one} if one else {}),
         )
         prepared = {
             loop: one for loop, one in results.items() if isinstance(one, rotation.Prepared)
@@ -500,6 +505,10 @@ class SyncDatabase(Database):
                 start_in(loop, partial(pool.catch_up, self.version))
             if pool.needs_care():
                 start_in(loop, pool.care)
+            if pool.may_give_way():
+                pool.fair_share.begin()
+                with suppress(RuntimeError):  # no thread can be started
+                    release_in(loop, partial(giving_way.give_way, pool))  # it may wait
 
     def all_pools(self) -> list[Any]:
         """Return the pools of this handle, with those that are closed but have connections out."""

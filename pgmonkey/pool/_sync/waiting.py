@@ -171,7 +171,7 @@ start_in = soon
 
 
 def release_in(_loop: None, function: Callable[[], object]) -> bool:
-    """Run the end of a handle that was dropped, or is left at the exit of the program.
+    """Run what may wait, or the end of a handle that was dropped, or is left at the exit.
 
     The garbage collector may have interrupted a thread that holds a lock, so this takes a thread
     of its own. At the exit no thread can be started, and no other one runs.
