@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from pgmonkey.cli import options
-from pgmonkey.cli.output import Answer, formatted, table, tell
+from pgmonkey.cli.output import Answer, ExitCode, formatted, table, tell
 
 if TYPE_CHECKING:
     from pgmonkey.service.client import ServiceClient
+    from pgmonkey.telemetry.status import DatabaseState
 
 _EVERY: Final = 2.0  # seconds between two looks of --watch
 _TITLES: Final = ("NAME", "STATE", "TYPE", "USED", "WAITING", "VERSION", "LAST RELOAD", "ERROR")
@@ -23,17 +24,31 @@ _TITLES: Final = ("NAME", "STATE", "TYPE", "USED", "WAITING", "VERSION", "LAST R
 @click.command("status")
 @options.service
 @click.option("--watch", is_flag=True, help="Look again every 2 seconds, until Ctrl-C.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["down", "stale"]),
+    help="Exit code 1 if a database is in this state or in a worse one, for scripts.",
+)
 @options.output
-def command(client: ServiceClient, watch: bool, output: str) -> Answer:
+def command(
+    client: ServiceClient, watch: bool, fail_on: DatabaseState | None, output: str
+) -> Answer:
     """Show the databases of a running service.
 
     Exit code 5: the service cannot be reached.
     """
+    if watch and fail_on is not None:
+        raise click.BadParameter("it cannot be combined with --watch", param_hint="--fail-on")
     from pgmonkey.service.client import UnreachableError
 
     report = client.overview()
     if not watch:
-        return Answer(formatted(output, report, _rows(report)))
+        failures = _failures(report, fail_on)
+        return Answer(
+            formatted(output, report, _rows(report)),
+            ExitCode.PROBLEM if failures else ExitCode.OK,
+            "\n".join(failures),
+        )
     clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
     while True:
         click.echo(clear + (json.dumps(report) if output == "json" else table(_rows(report))))
@@ -44,6 +59,24 @@ def command(client: ServiceClient, watch: bool, output: str) -> Answer:
                 break
             except UnreachableError as error:
                 tell(str(error))  # it may be restarting
+
+
+def _failures(report: Mapping[str, Any], fail_on: DatabaseState | None) -> list[str]:
+    """Return a line for what is as bad as a state or worse; none without a state."""
+    from pgmonkey.errors import Problem
+    from pgmonkey.telemetry.status import STATES
+
+    if fail_on is None:
+        return []
+    bad = STATES[: STATES.index(fail_on) + 1]
+    names = {
+        state: [one["name"] for one in report["databases"] if one["state"] == state]
+        for state in bad
+    }
+    lines = [f"{state}: {', '.join(names[state])}" for state in bad if names[state]]
+    if fail_on == "stale":  # the directory itself, or its defaults
+        lines += [str(Problem(**problem)) for problem in report["registry"]["problems"]]
+    return lines
 
 
 def _rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:

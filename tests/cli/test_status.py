@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pgmonkey.errors import Problem
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import Running, invoke
 from tests.kit.ports import free_port
@@ -78,6 +79,58 @@ def test_a_service_that_is_not_there(canary: Canary) -> None:
         assert (done.code, done.err) == (5, f"no service at {url}: Connection refused\n")
     for wrong in ("127.0.0.1:9749", "ftp://x", "http://x:99999", "http://user@x"):
         assert invoke("status", "--url", wrong, canary=canary).code == 2
+
+
+class Overview(BaseHTTPRequestHandler):
+    """A service whose databases have the states that its path names."""
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing to standard error."""
+
+    def do_GET(self) -> None:
+        """Answer with one database for each part of the path, which is called like its state."""
+        problem = Problem("r", "registry.empty", "it is empty").as_dict()
+        states = self.path.removesuffix("/api/v1/databases").strip("/").split("/")
+        common = {"connection_type": None, "version": None, "last_reload": None, "error": None}
+        body = {
+            "at": 0.0,
+            "registry": {"problems": [problem] if "empty" in states else []},
+            "databases": [
+                {"name": f"a_{state}_one", "state": state, "pools": [], "problems": [], **common}
+                for state in states
+                if state != "empty"
+            ],
+        }
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+
+def test_a_script_learns_of_bad_states(canary: Canary) -> None:
+    """--fail-on gives exit code 1 for a state and for those that are worse, and names the databases."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Overview) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+
+        def status(states: str, *arguments: str) -> tuple[int, str]:
+            done = invoke("status", "--url", f"{url}/{states}", *arguments, canary=canary)
+            assert done.out.startswith(("NAME", "{"))
+            return done.code, done.err
+
+        assert status("failed/down/stale/empty") == (0, "")
+        for fail_on, states in (("down", "ready/idle/stale/empty"), ("stale", "ready/idle")):
+            assert status(states, "--fail-on", fail_on) == (0, "")
+        down = "failed: a_failed_one\ndown: a_down_one, a_down_one\n"
+        assert status("down/failed/stale/down", "--fail-on", "down") == (1, down)
+        stale = status("stale/ready", "--fail-on", "stale", "-o", "json")
+        assert stale == (1, "stale: a_stale_one\n")
+        empty = status("ready/empty", "--fail-on", "stale")
+        assert empty == (1, "r: it is empty  [registry.empty]\n")
+        server.shutdown()
+        thread.join()
+    assert invoke("status", "--fail-on", "down", "--watch", canary=canary).code == 2
+    assert invoke("status", "--fail-on", "ready", canary=canary).code == 2
 
 
 class SomethingElse(BaseHTTPRequestHandler):
