@@ -20,6 +20,7 @@ from pgmonkey.cli import (
     serve,
     show,
     status,
+    test,
 )
 from pgmonkey.cli import list as list_
 from pgmonkey.cli.output import run
@@ -38,7 +39,8 @@ def app(env_file: Path | None) -> None:
 
 
 for _module in (
-    *(budget, check, demo, diff, export, list_, pgconfig, reload, schema, serve, show, status),
+    *(budget, check, demo, diff, export, list_, pgconfig),
+    *(reload, schema, serve, show, status, test),
 ):
     app.add_command(_module.command)
 

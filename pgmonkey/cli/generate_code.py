@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from pgmonkey.cli import options
+from pgmonkey.cli.new_files import template
 from pgmonkey.cli.output import Answer, ExitCode
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ def command(
 
     The program holds no secret, only the path of the file.
     """
-    from importlib.resources import files
-
     from pgmonkey.config.interpolation import LoadOptions
     from pgmonkey.config.legacy import load_config, load_dict
     from pgmonkey.config.loader import config_or_raise
@@ -73,8 +72,9 @@ def command(
             " the type with --connection-type",
         )
     pooled = wanted.endswith("pool")
-    template = "psycopg_pool" if pooled and library == "psycopg" else library
-    program = files("pgmonkey.cli").joinpath(f"templates/{template}.py-tpl").read_text("utf-8")
+    if pooled and library == "psycopg":
+        library = "psycopg_pool"
+    program = template(f"{library}.py-tpl")
     if not wanted.startswith("async"):
         for asynchronous, synchronous in _SYNC:
             program = program.replace(asynchronous, synchronous)

@@ -20,7 +20,7 @@ directory_option: Final = click.option(
     "option",
     metavar="DIR",
     type=PATH,
-    help="The directory of the registry, like DIR.  [default: $PGMONKEY_REGISTRY, else registry.d]",
+    help="The directory of the registry.  [default: $PGMONKEY_REGISTRY, else registry.d]",
 )
 
 
@@ -36,6 +36,17 @@ def directory(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_directory
 
 
+def directory_beside_names(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command its `directory`, from --dir alone: its arguments are something else."""
+
+    @directory_option
+    @functools.wraps(command)
+    def with_directory(option: Path | None, **values: Any) -> Any:
+        return command(directory=chosen(None, option), **values)
+
+    return with_directory
+
+
 def chosen(argument: Path | None, option: Path | None) -> Path:
     """Return the directory of the registry."""
     if argument is not None and option is not None:
@@ -43,10 +54,38 @@ def chosen(argument: Path | None, option: Path | None) -> Path:
     return argument or option or Path(os.environ.get("PGMONKEY_REGISTRY") or "registry.d")
 
 
+def _declared(context: click.Context, _: click.Parameter, beginning: str) -> list[str]:
+    """Complete the name of a database: those of the files, which are not opened."""
+    given = context.params
+    directory = given.get("argument") or given.get("option")
+    try:
+        files = list(chosen(None, directory).iterdir())
+    except OSError:
+        return []
+    names = {file.stem for file in files if file.suffix in (".yaml", ".yml")}
+    taken = given.get("names") or ()
+    return sorted(
+        name
+        for name in names
+        if name.startswith(beginning) and not name.startswith(("_", ".")) and name not in taken
+    )
+
+
+name: Final = click.argument("name", shell_complete=_declared)
+names: Final = click.argument(
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=_declared
+)
+
 output: Final = click.option(
     *("-o", "--output"),
     type=click.Choice(["table", "json"]),
     default="table",
+    help="The format of the answer.",
+)
+output_of_text: Final = click.option(
+    *("-o", "--output"),
+    type=click.Choice(["text", "json"]),
+    default="text",
     help="The format of the answer.",
 )
 allow_sensitive_defaults: Final = click.option(

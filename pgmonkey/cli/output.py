@@ -102,6 +102,8 @@ def _failure(error: Exception) -> Answer | None:
     match error:
         case errors.ConfigError():
             note += f"\n{errors.summary(error.problems)}"
+        case errors.UnknownDatabaseError():
+            code = ExitCode.USAGE
         case errors.ConnectError() | errors.CheckoutTimeout():
             code = ExitCode.DATABASE_UNREACHABLE
         case UnreachableError():

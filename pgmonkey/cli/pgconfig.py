@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from pgmonkey.cli import generate_code, options
+from pgmonkey.cli.new_files import template, write_new
 from pgmonkey.cli.output import Answer, ExitCode
+from pgmonkey.cli.servers import ABOUT_SERVER, Server, described, milliseconds
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
-    from pgmonkey.pool._async.connection import AsyncPooledConnection
-    from pgmonkey.pool._sync.connection import SyncPooledConnection
 
-_QUESTION: Final = (
-    "SELECT current_setting('server_version'), current_user, current_database(), s.version, s.cipher"
-    " FROM (SELECT) AS here LEFT JOIN pg_stat_ssl AS s ON s.pid = pg_backend_pid()"
-)
 _SILENT: Final = logging.NullHandler()
 
 
@@ -46,28 +41,11 @@ def create(path: Path, kind: str) -> Answer:
     An existing file is left as it is.
     """
     del kind  # there is one
-    try:
-        _create(path)
-    except FileExistsError as error:
-        if error.filename != str(path):
-            raise  # a file is where its directory should be
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not write_new(path, template("config.yaml"), 0o600):
         return Answer(code=ExitCode.PROBLEM, note=f"{path} exists already and was left as it is")
     test = shlex.join(["pgmonkey", "pgconfig", "test", "--connconfig", str(path)])
     return Answer(f"{path} is written, and only you can read it; fill it in and try it:\n{test}")
-
-
-def _create(path: Path) -> None:
-    from importlib.resources import files
-
-    text = files("pgmonkey.cli").joinpath("templates/config.yaml").read_text("utf-8")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError:
-        path.unlink(missing_ok=True)  # a full disk leaves no half of a file
-        raise
 
 
 @command.command("test")
@@ -105,14 +83,7 @@ def test(
     if wanted.endswith("pool"):
         pool = config.pool(wanted)
         lines["pool"] = f"opened; {pool.min_size} to {pool.max_size} connections"
-    return Answer(
-        "\n".join(
-            [
-                f"{path}: a connection of type {wanted} works",
-                *(f"  {name:<14}{text}" for name, text in lines.items()),
-            ]
-        )
-    )
+    return Answer(described(f"{path}: a connection of type {wanted} works", lines))
 
 
 def _connect(
@@ -121,6 +92,8 @@ def _connect(
     """Connect once, then through a pool if one is wanted; return what the server says."""
     import asyncio
 
+    from psycopg.rows import tuple_row
+
     from pgmonkey.registry.manager import PGConnectionManager
 
     def sync() -> dict[str, str]:
@@ -128,8 +101,9 @@ def _connect(
         with PGConnectionManager(env=env) as manager:
             with manager.get_database_connection(path, "normal", **given) as connection:
                 seconds = time.monotonic() - began
-                row = connection.execute(_QUESTION).fetchone()
-                lines = _lines(connection, row, seconds)
+                with connection.cursor(row_factory=tuple_row) as cursor:
+                    row = cursor.execute(ABOUT_SERVER).fetchone()
+                lines = _lines(Server.behind(connection, row), seconds)
             manager.clear_cache()  # a server may have room for one connection only
             if wanted == "pool":
                 with manager.get_database_connection(path, wanted, **given) as connection:
@@ -141,8 +115,10 @@ def _connect(
         async with PGConnectionManager(env=env) as manager:
             async with await manager.get_database_connection(path, "async", **given) as connection:
                 seconds = time.monotonic() - began
-                cursor = await connection.execute(_QUESTION)
-                lines = _lines(connection, await cursor.fetchone(), seconds)
+                async with connection.cursor(row_factory=tuple_row) as cursor:
+                    await cursor.execute(ABOUT_SERVER)
+                    row = await cursor.fetchone()
+                lines = _lines(Server.behind(connection, row), seconds)
             await manager.clear_cache_async()
             if wanted == "async_pool":
                 pool = await manager.get_database_connection(path, wanted, **given)
@@ -153,22 +129,5 @@ def _connect(
     return asyncio.run(not_sync()) if wanted.startswith("async") else sync()
 
 
-def _lines(
-    connection: SyncPooledConnection | AsyncPooledConnection, row: Any, seconds: float
-) -> dict[str, str]:
-    version, user, database, tls_version, cipher = row
-    info = connection.info
-    address = info.host if info.host.startswith("/") else f"{info.host}:{info.port}"
-    tls = "none: the connection is not encrypted"
-    if connection.pgconn.ssl_in_use:
-        # Behind a pooler the server describes its own side, if that has TLS at all.
-        tls = f"{tls_version}, {cipher}" if tls_version else "yes"
-    elif info.host.startswith("/"):
-        tls = "none: a local socket"
-    return {
-        "server": f"PostgreSQL {version} at {address}",
-        "database": database,
-        "user": user,
-        "tls": tls,
-        "connected in": f"{seconds * 1000:.1f} ms",
-    }
+def _lines(server: Server, seconds: float) -> dict[str, str]:
+    return {**server.lines(), "connected in": milliseconds(seconds)}

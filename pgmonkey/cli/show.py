@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from pgmonkey.cli import options
-from pgmonkey.cli.output import Answer, ExitCode, formatted
+from pgmonkey.cli.output import Answer, formatted
 
 
 @click.command("show")
-@click.argument("name")
+@options.name
 @options.directory
 @click.option(
     "--source",
@@ -36,17 +36,10 @@ def command(
 
     Secrets are masked.
     """
-    from pgmonkey.config.directory import DirectoryLoader
+    from pgmonkey.cli.named import scan_named
     from pgmonkey.config.explain import explain, format_value
-    from pgmonkey.errors import UnknownDatabaseError
 
-    scan = DirectoryLoader(
-        directory, names=[name], allow_sensitive_defaults=allow_sensitive_defaults, env=env
-    ).scan()
-    if scan.directory_ok and name in scan.missing:
-        declared = DirectoryLoader(directory).scan().present
-        unknown = UnknownDatabaseError.among(declared, name, str(directory))
-        return Answer(code=ExitCode.USAGE, note=str(unknown))
+    scan = scan_named([name], directory, allow_sensitive_defaults=allow_sensitive_defaults, env=env)
     scan.raise_for_problems()
     config = scan.configs[name]
     values = explain(config)

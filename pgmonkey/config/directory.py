@@ -91,7 +91,8 @@ class Scan(NamedTuple):
                     yield replace(problem, database=name)
 
 
-_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+#: The form of the name of a database.
+NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _SUFFIXES: Final = (".yaml", ".yml")
 
 
@@ -160,7 +161,7 @@ def load_contents(
     loaded: dict[str, LoadResult] = {}
     for file, content in contents.items():
         name, suffix = os.path.splitext(file)
-        if suffix not in _SUFFIXES or _NAME.fullmatch(name) is None:
+        if suffix not in _SUFFIXES or NAME.fullmatch(name) is None:
             continue
         path = os.path.join(directory, file)
         if name in loaded:
@@ -194,7 +195,8 @@ class DirectoryLoader:
     references take variables from it instead of the environment. A database whose file, secrets or
     TLS files other accounts can change is not loaded if `trust` is `strict`; `on_untrusted` is
     called with each such file and the reason once, if it is `strict` or `warn`. All databases
-    together may have `max_connections` connections to servers.
+    together may have `max_connections` connections to servers. With `secrets_from`, `from_file` reads
+    the files of the same names in that directory, to try new secrets before they are mounted.
 
     Example:
         >>> scan = DirectoryLoader("registry.d").scan()
@@ -215,6 +217,7 @@ class DirectoryLoader:
         on_untrusted: Callable[[str, str], None] | None = None,
         max_connections: int | None = None,
         resolvers: Mapping[str, ResolverFunction] | None = None,
+        secrets_from: str | None = None,
     ) -> None:
         #: The directory, as it was given.
         self.directory = os.fspath(directory)
@@ -224,6 +227,7 @@ class DirectoryLoader:
             environ=os.environ if environ is None else environ,
             env=env,
             resolvers=resolvers,
+            secrets_from=secrets_from,
         )
         # What is believed: the databases, the defaults, the device and inode of the directory.
         self._loaded: dict[str, _LoadedFile] = {}
@@ -432,7 +436,7 @@ class DirectoryLoader:
             if name.startswith("_"):
                 if name == "_defaults" and suffix != ".yaml":
                     message = f"the defaults are read from {DEFAULTS_FILE} only"
-            elif _NAME.fullmatch(name):
+            elif NAME.fullmatch(name):
                 files.setdefault(name, []).append(entry)
             elif self._names is None:
                 message = "the name of a database must match [a-z][a-z0-9_-]{0,62}"

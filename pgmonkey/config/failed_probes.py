@@ -1,4 +1,4 @@
-"""The problem of a good file with which no connection can be made."""
+"""The problems of good files that only a server can show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from pgmonkey.config.interpolation import origin_of
 from pgmonkey.config.models import SESSION_SECTIONS
 from pgmonkey.config.yaml_reader import read_with_defaults
-from pgmonkey.errors import Problem
+from pgmonkey.errors import Problem, count
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
@@ -59,3 +59,28 @@ def _probed_keys(reason: str, text: str) -> list[tuple[str, str]]:
     # The server quotes address, role and database as well; no key has their names.
     names = [(section, name) for name in _QUOTED.findall(text) for section in SESSION_SECTIONS]
     return [*names, ("connection_settings", "options")]
+
+
+def pool_too_large(config: DatabaseConfig, allowed: int, limit: str) -> Problem | None:
+    """Return the problem of a pool that may become larger than a server allows, if it may.
+
+    Args:
+        config: One whose connection type has a pool.
+        allowed: How many connections the server allows at most.
+        limit: What sets that limit.
+    """
+    kind = config.connection_type
+    size = config.pool(kind).max_size
+    if size <= allowed:
+        return None
+    key = (f"{kind}_settings", "max_size")
+    message = f"max_size is {size}, and {limit} allows {count(allowed, 'connection')}"
+    hint = "lower max_size, or raise the limit: each process has a pool of its own"
+    for file, document in read_with_defaults(config.path):
+        if (position := document.position(key)) is not None:
+            return Problem(
+                file, "probe.max_size", message, *position, ".".join(key), hint, config.name
+            )
+    return Problem(
+        config.path, "probe.max_size", message, key=".".join(key), hint=hint, database=config.name
+    )

@@ -225,6 +225,9 @@ _FILE_HINTS: Final = {
     "secret.empty": "write the secret into it",
     "secret.json": "without json_key the whole file is the value",
 }
+_NEW_HINTS: Final = _FILE_HINTS | {
+    "secret.missing": "put every file of the new secret there: no mounted one is used in its place"
+}
 #: Where the url of a document is.
 URL: Final = ("connection_settings", "url")
 #: The hint where references are not resolved.
@@ -255,6 +258,8 @@ class LoadOptions:
     #: Where references look variables up instead; by default in the environment. Commands get it
     #: over the environment.
     env: Mapping[str, str] | None = field(default=None, repr=False)
+    #: Where `from_file` finds the files instead, by their names alone; to try new secrets.
+    secrets_from: str | None = None
     #: The variables that libpq reads and that are to be kept out, as they are set now.
     variables: frozenset[str] = field(init=False)
 
@@ -503,7 +508,12 @@ class Resolution:
     def _from_file(
         self, target: str, written: str, member: str | None, path: KeyPath
     ) -> str | _Dropped:
-        name = os.path.join(self.directory, target)
+        elsewhere = self.options.secrets_from
+        if elsewhere is None:
+            name, shown = os.path.join(self.directory, target), f"secret file {written}:"
+        else:
+            name = os.path.join(os.path.abspath(elsewhere), os.path.basename(target))
+            shown = f"secret file {written}: the file of its name in {elsewhere}"
         inside = (*path, "from_file")
         self.files.setdefault(name, None)
         if "\0" in name:
@@ -515,8 +525,8 @@ class Resolution:
             return self._drop(
                 (*path, "json_key") if error.code == "secret.json_key" else inside,
                 error.code,
-                f"secret file {written}: {error}",
-                error.hint or _FILE_HINTS.get(error.code),
+                f"{shown} {error}",
+                error.hint or (_FILE_HINTS if elsewhere is None else _NEW_HINTS).get(error.code),
                 # A path is a path. A name alone may be the secret itself.
                 quoted="" if written.startswith(("/", "./", "../", "${")) else written,
                 unquoted=f"the secret file {error} (its path is not shown: it may be a secret)",

@@ -88,6 +88,7 @@ def test_each_command_has_help(name: str, canary: Canary) -> None:
         ["list", "a", "--dir", "a"],
         ["show", "orders", "a", "--dir", "a"],
         ["show"],
+        ["test"],
         ["demo", "--port", "70000"],
         ["demo", "--rotate-every", "0"],
         ["demo", "a", "--dir", "a"],
@@ -303,6 +304,9 @@ def _completed(words: str, position: int, **env: str) -> set[str]:
 @pytest.mark.parametrize(
     "words, expected",
     [
+        ("pgmonkey show o", {"orders", "other"}),
+        ("pgmonkey test orders ''", {"events", "other"}),
+        ("pgmonkey test --dir nowhere ''", set()),
         ("pgmonkey s", {"schema", "serve", "show", "status"}),
         ("pgmonkey pgconfig g", {"generate-code"}),
         ("pgmonkey export pg", {"pg_service", "pgbouncer"}),
@@ -312,9 +316,12 @@ def _completed(words: str, position: int, **env: str) -> set[str]:
         ("pgmonkey serve --log-format ''", {"auto", "json", "console"}),
     ],
 )
-def test_bash_completes(words: str, expected: set[str]) -> None:
-    """The function that bash gets completes commands, options and the words of an option."""
-    assert _completed(words, len(words.split()) - 1) == expected
+def test_bash_completes(words: str, expected: set[str], tmp_path: Path) -> None:
+    """The function that bash gets completes commands, options, their words, and databases."""
+    for name in ("orders.yaml", "other.yml", "events.yaml", "_defaults.yaml", ".x.yaml", "o.txt"):
+        (tmp_path / name).write_text("nothing reads it: [")
+    completed = _completed(words, len(words.split()) - 1, PGMONKEY_REGISTRY=str(tmp_path))
+    assert completed == expected
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -112,6 +112,19 @@ def test_the_type_of_the_file_is_the_default(
     assert "a connection of type async_pool works" in done.out
 
 
+@pytest.mark.parametrize("connection_type", ["pool", "async"])
+def test_the_rows_of_the_application_do_not_matter(
+    connection_type: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """The answer of the server is understood, whatever `row_factory` makes of rows elsewhere."""
+    path = _write(tmp_path / "config.yaml", database, connection={"row_factory": "dict_row"})
+    arguments = ("--connection-type", connection_type)
+    done = invoke("pgconfig", "test", "--filepath", path, *arguments, canary=canary)
+    assert (done.code, done.err) == (0, "")
+    assert f"  user          {database.user}\n  tls" in done.out
+    assert "  transactions  read-write\n" in done.out
+
+
 @pytest.mark.parametrize("connection_type", TYPES)
 def test_a_wrong_password_is_exit_code_4(
     connection_type: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary

@@ -76,6 +76,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "reference.unresolved": "a reference is used where references are not resolved",
         "reference.on_demand": "from_command or from_resolver is used for another value than user and password",
         "reference.no_resolver": "neither the registry nor an installed package has the resolver",
+        "reference.no_file": "a rotation is rehearsed with new files, and the database has no from_file",
         **{f"secret.{code}": f"a secret file {what}" for code, what in _NOT_READ.items()},
         "secret.moving": "the directory of secret files is replaced again and again while it is read",
         "secret.empty": "a secret file is empty",
@@ -91,7 +92,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "file.shared": "a private key or password file is open to others, so libpq will not use it",
         "file.unlinked": "a database file, secret file or TLS file was replaced or deleted where it is mounted from",
         "file.untrusted": "other accounts can change a file, or what leads to it",
-        # The server, asked by a reload or by `pgmonkey check --online`
+        # The server, asked by a reload, `pgmonkey check --online` or `pgmonkey test`
         "probe.auth": "the server refused the login",
         "probe.hba": "no line of the server's pg_hba.conf accepts the connection",
         "probe.no_database": "the database does not exist, or the role may not connect to it",
@@ -104,6 +105,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "probe.credentials": "the command or resolver returned no credentials",
         "probe.too_many_connections": "the server, the database or the role has no connection left",
         "probe.other": "the connection failed for another reason",
+        "probe.max_size": "max_size is larger than what the server, the role or the database allows",
         # Accepted, and probably not what was meant
         "warning.byte_order_mark": "a file starts with a byte order mark, which is ignored",
         "warning.variable": "a value is `$NAME`, without the braces of a reference",

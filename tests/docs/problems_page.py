@@ -11,10 +11,11 @@ from unittest import mock
 
 import psycopg
 
+from pgmonkey.cli.test import not_rehearsed
 from pgmonkey.config.belief import Look
 from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.config.env_file import read_env_file
-from pgmonkey.config.failed_probes import failed_probe
+from pgmonkey.config.failed_probes import failed_probe, pool_too_large
 from pgmonkey.config.loader import load_file
 from pgmonkey.config.secret_files import (
     KEEP_THE_DIRECTORY,
@@ -263,8 +264,14 @@ def _probed() -> Iterator[Problem]:
             failure = classify(psycopg.OperationalError(text), config)
             assert failure.reason == reason
             yield failed_probe(config, failure.error("orders"))
+        yield not_rehearsed(config)
         failure = configure_left(_adapt, "left a transaction open")
         yield failed_probe(config, failure.error("orders"))
+        path.write_text(f"connection_type: pool\n{_FILE}pool_settings:\n  max_size: 20\n")
+        config = DirectoryLoader("registry.d", environ=environ).scan().configs["orders"]
+        too_large = pool_too_large(config, 10, "the CONNECTION LIMIT of the role")
+        assert too_large is not None
+        yield too_large
         path.write_text(_FILE.replace("${ORDERS_PASSWORD}", _COMMAND))
         path.chmod(0o644)
         config = DirectoryLoader("registry.d", environ={}).scan().configs["orders"]

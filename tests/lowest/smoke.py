@@ -149,6 +149,7 @@ def extras(commands: Commands, path: Path) -> None:
     assert ended == (0, "orders_app\n"), f"a program with an open registry: {done}"
     print("ok  a program ends while its registry is open", flush=True)
     commands.run("check", path, "--online")
+    commands.run("test", "orders", "events", "--dir", path, output="round trip")
     token = commands.directory / "token"
     token.touch(mode=0o600)
     token.write_text("smoke-token-of-at-least-32-characters")

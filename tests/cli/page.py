@@ -1,0 +1,19 @@
+"""What the page of the command line shows as output."""
+
+from __future__ import annotations
+
+import re
+
+from tests.docs.snippets import ROOT
+
+
+def shown(command: str) -> list[str]:
+    """Return the outputs that the section of a command shows, in their order."""
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {command}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```text\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+
+
+def without_numbers(text: str) -> str:
+    """Return an output without what differs each time: versions, ports, times, numbers."""
+    return re.sub(r"\d+(\.\d+)*", "0", text)
