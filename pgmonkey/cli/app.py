@@ -15,6 +15,7 @@ from pgmonkey.cli import (
     export,
     options,
     pgconfig,
+    psql,
     reload,
     schema,
     serve,
@@ -40,7 +41,7 @@ def app(env_file: Path | None) -> None:
 
 for _module in (
     *(budget, check, demo, diff, export, list_, pgconfig),
-    *(reload, schema, serve, show, status, test),
+    *(psql, reload, schema, serve, show, status, test),
 ):
     app.add_command(_module.command)
 

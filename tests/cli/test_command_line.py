@@ -89,6 +89,8 @@ def test_each_command_has_help(name: str, canary: Canary) -> None:
         ["show", "orders", "a", "--dir", "a"],
         ["show"],
         ["test"],
+        ["psql"],
+        ["psql", "orders", "-c", "SELECT 1"],
         ["demo", "--port", "70000"],
         ["demo", "--rotate-every", "0"],
         ["demo", "a", "--dir", "a"],
@@ -306,7 +308,7 @@ def _completed(words: str, position: int, **env: str) -> set[str]:
     [
         ("pgmonkey show o", {"orders", "other"}),
         ("pgmonkey test orders ''", {"events", "other"}),
-        ("pgmonkey test --dir nowhere ''", set()),
+        ("pgmonkey psql --dir nowhere ''", set()),
         ("pgmonkey s", {"schema", "serve", "show", "status"}),
         ("pgmonkey pgconfig g", {"generate-code"}),
         ("pgmonkey export pg", {"pg_service", "pgbouncer"}),

@@ -78,6 +78,8 @@ def _pgmonkey(arguments: list[str]) -> str | None:
     named = "pgmonkey"
     options = options_of(command)
     for word in arguments:
+        if word == "--":
+            break  # what follows is for another program
         if word.startswith("-") and word != "-":
             name = word.partition("=")[0]
             if name not in options:

