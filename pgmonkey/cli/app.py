@@ -13,6 +13,7 @@ from pgmonkey.cli import (
     demo,
     diff,
     export,
+    init,
     options,
     pgconfig,
     psql,
@@ -40,7 +41,7 @@ def app(env_file: Path | None) -> None:
 
 
 for _module in (
-    *(budget, check, demo, diff, export, list_, pgconfig),
+    *(budget, check, demo, diff, export, init, list_, pgconfig),
     *(psql, reload, schema, serve, show, status, test),
 ):
     app.add_command(_module.command)

@@ -91,6 +91,8 @@ def test_each_command_has_help(name: str, canary: Canary) -> None:
         ["test"],
         ["psql"],
         ["psql", "orders", "-c", "SELECT 1"],
+        ["init"],
+        ["init", "orders", "a", "--dir", "a"],
         ["demo", "--port", "70000"],
         ["demo", "--rotate-every", "0"],
         ["demo", "a", "--dir", "a"],

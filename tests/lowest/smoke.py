@@ -22,7 +22,7 @@ from pathlib import Path
 
 PATIENCE = 30.0  # seconds for any command
 PASSWORD = "smoke-Test1"
-CORE = {"check", "list", "show", "schema", "pgconfig create", "pgconfig generate-code"}
+CORE = {"check", "init", "list", "show", "schema", "pgconfig create", "pgconfig generate-code"}
 
 FILE = """\
 connection_type: {connection_type}
@@ -126,6 +126,7 @@ def core(commands: Commands, path: Path) -> None:
     shown = json.loads(commands.run("show", "orders", "--dir", path, "-o", "json"))
     assert shown["settings"]["connection_settings"]["password"] == "***REDACTED***"
     assert "properties" in json.loads(commands.run("schema"))
+    commands.run("init", "invoices", "--dir", commands.directory / "new.d")
     commands.run("pgconfig create", "--type", "pg", "--filepath", "new.yaml")
     for library in ("pgmonkey", "psycopg"):
         program = commands.run(
