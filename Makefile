@@ -105,7 +105,7 @@ docs: $(VENV)/.dev ## the documentation as a site, every warning an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: docs-reference
-docs-reference: $(VENV)/.dev ## write the generated pages of the documentation anew
+docs-reference: $(VENV)/.dev ## write the generated pages of the documentation again
 	@$(BIN)/python -m tests.docs.generated
 
 .PHONY: bench

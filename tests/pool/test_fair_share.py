@@ -158,7 +158,7 @@ def test_processes_that_come_late_get_their_part(clock: Clock) -> None:
 
 
 def test_almost_as_few_connections_as_processes(clock: Clock) -> None:
-    """20 for 12: nobody is without one for long, and there are not many connects."""
+    """20 for 12: none is without one for long, and there are not many connects."""
     fleet = Fleet(clock, 20, [random.uniform(0, 5) for _ in range(12)])
     fleet.run(120)
     assert max(one.without for one in fleet.members) < 45
@@ -168,7 +168,7 @@ def test_almost_as_few_connections_as_processes(clock: Clock) -> None:
 
 
 def test_a_server_that_is_full_and_enough_costs_little(clock: Clock) -> None:
-    """Six hold all 60, and nobody else wants any: they give up less and less often."""
+    """Six hold all 60, and no other process wants any: they give up less and less often."""
     fleet = Fleet(clock, 60, [0.0] * 6)
     fleet.run(120)
     assert min(fleet.shares()) > 0.9 * MAX_SIZE
@@ -197,7 +197,7 @@ def test_the_more_a_pool_has_the_more_it_gives_up(held: int, given_up: int) -> N
 
 
 def test_a_pool_that_was_refused_looks_again_soon(clock: Clock) -> None:
-    """Others need connections: two seconds; if nobody does, up to half a minute."""
+    """Others need connections: two seconds; if none does, up to half a minute."""
     share = FairShare()
     for number, refused in enumerate((1, 2, 3)):
         share.surplus(0, MAX_SIZE, MAX_SIZE, refused)
