@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 import psycopg
@@ -20,6 +21,7 @@ from tests.kit.server import PostgresServer
 from tests.pool.side import SIDES, Client
 
 SIZE = 3
+FULL = {"min_size": SIZE, "max_size": SIZE}
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +65,9 @@ def declare(
     database: TemporaryDatabase,
     side: str,
     number: int,
+    sizes: dict[str, int] = FULL,
     **more: str,
 ) -> None:
-    sizes = {"min_size": SIZE, "max_size": SIZE}
     registry_dir.declare(
         "orders",
         database,
@@ -171,6 +173,63 @@ def test_a_pool_without_a_connection_takes_a_new_password_on_a_full_server(
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_a_pool_whose_last_place_others_take_moves_to_a_new_password(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
+) -> None:
+    """The old password is refused, and another process takes the place that was made for the new one.
+
+    No client fails: neither while the new one is tried, nor until the server has room again.
+    """
+    with ChaosProxy(database.host, database.port) as proxy:
+        address = {"host": proxy.host, "port": str(proxy.port)}
+        sizes = {"min_size": 1, "max_size": 2}
+        declare(registry_dir, database, side, 0, sizes, **address)
+        with (
+            Registry(registry_dir, metrics=None, watch=False) as registry,
+            closing(Client(registry)) as client,
+            ThreadPoolExecutor() as threads,
+        ):
+            with client.holding():
+                database.rotate()
+                waits = client.ask_soon(timeout=20)
+                eventually(lambda: client.handle.status().connect_failures["auth"], 10, "refused")
+                proxy.set("full", says="sorry, too many clients already")
+                declare(registry_dir, database, side, 1, sizes, **address)
+                report = threads.submit(registry.reload)
+            assert waits.result() == 1
+            eventually(lambda: not proxy.connections, 10, "the last connection is given up")
+            answer = client.ask_soon("SHOW application_name", timeout=20)
+            assert report.result().applied == ("orders",)
+            proxy.set("pass")
+            assert answer.result() == "app-1"
+            assert client.errors() == {}
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_pool_without_a_connection_keeps_its_password_while_the_server_is_full(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, side: str
+) -> None:
+    """Nothing says that the old password is refused: a wrong new one is not taken on untried."""
+    with ChaosProxy(database.host, database.port) as proxy:
+        address = {"host": proxy.host, "port": str(proxy.port)}
+        declare(registry_dir, database, side, 0, **address)
+        with (
+            Registry(registry_dir, metrics=None, watch=False) as registry,
+            closing(Client(registry)) as client,
+        ):
+            client.fill(SIZE)
+            proxy.set("full", says="sorry, too many clients already")
+            proxy.kill()
+            answer = client.ask_soon("SHOW application_name", timeout=20)
+            declare(registry_dir, database, side, 1, **address, password=canary.secret())
+            (problem,) = registry.reload().rejected["orders"]
+            assert problem.code == "probe.too_many_connections"
+            proxy.set("pass")
+            assert answer.result() == "app-0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", SIDES)
 def test_a_rotation_goes_on_when_others_take_the_place_of_a_connection(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
 ) -> None:
@@ -200,10 +259,7 @@ def test_pools_give_connections_up_while_the_server_is_full(
     with ExitStack() as stack:
         clients = []
         for side in SIDES:
-            sizes = {"min_size": SIZE, "max_size": SIZE}
-            registry_dir.declare(
-                side, database, side, pool_settings=sizes, async_pool_settings=sizes
-            )
+            registry_dir.declare(side, database, side, pool_settings=FULL, async_pool_settings=FULL)
         registry = stack.enter_context(Registry(registry_dir, metrics=None))
         for side in SIDES:
             clients.append(stack.enter_context(closing(Client(registry, side))))
@@ -228,7 +284,7 @@ def has_all(client: Client) -> bool:
 
 @contextmanager
 def thief(database: TemporaryDatabase) -> Iterator[list[object]]:
-    """Take a free place of the server as soon as there is one, keep it for a second, and go on."""
+    """Take a free place of the server as soon as there is one, keep it for a moment, and go on."""
     stop = threading.Event()
     taken: list[object] = []
 
@@ -236,7 +292,7 @@ def thief(database: TemporaryDatabase) -> Iterator[list[object]]:
         while not stop.is_set():
             with suppress(psycopg.OperationalError), closing(database.server.connect()):
                 taken.append(None)
-                stop.wait(1.0)
+                stop.wait(0.3)
 
     thread = threading.Thread(target=steal)
     thread.start()

@@ -20,13 +20,13 @@ from tests.soak.fleet import LOGS_CONNECTIONS, Fleet, connects, most_per_second
 
 #: How long to compare what the processes do, before each rotation; 0 for a small fleet and one rotation.
 SECONDS: Final = float(os.environ.get("SOAK_FLEET_SECONDS", "0"))
-PROCESSES: Final = 12 if SECONDS else 6
+PROCESSES: Final = 12 if SECONDS else 3
 SIZE: Final = 10 if SECONDS else 4
 ROTATIONS: Final = 3 if SECONDS else 1
 #: How many connections the server has for all: half of what they want.
 SLOTS: Final = PROCESSES * SIZE // 2
 #: How many transactions show that a process does not starve.
-SOME: Final = 20
+SOME: Final = 5
 
 
 @pytest.fixture
@@ -73,11 +73,10 @@ def test_a_fleet_shares_a_server_that_is_too_small(
                 f"version {version}: {ended - began:.1f} s, {len(attempts)} connects,"
                 f" {most} in one second, held {held(fleet)}"
             )
-            assert most < 25 * PROCESSES
-            go_on(fleet)
-        errors = fleet.errors()
-    # A process that has no connection when the old password ends fails until it gets one.
-    assert all("too_many_connections" in error for error in errors), errors
+            assert most < SLOTS + 5 * PROCESSES
+            if SECONDS:
+                go_on(fleet)
+        assert not fleet.errors()
 
 
 def go_on(fleet: Fleet) -> None:

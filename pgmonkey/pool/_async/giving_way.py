@@ -34,10 +34,7 @@ async def give_way(pool: AsyncPool) -> None:
         await pool.put(connection)
         return
     surplus = pool.fair_share.surplus(
-        left,
-        pool.connector.held(),
-        pool.settings.max_size,
-        pool.stats.failures["too_many_connections"],
+        left, pool.connector.held(), pool.stats.failures["too_many_connections"]
     )
     if not surplus:
         await pool.put(connection)

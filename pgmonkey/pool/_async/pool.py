@@ -226,7 +226,8 @@ class AsyncPool:
         self._borrows = 0
         #: Connects, and other work, of which psycopg_pool counts the connection already.
         self.pending: set[object] = set()
-        # Connects that ask the server, until what follows a refusal is decided.
+        # What asks the server, until what follows a refusal is decided: connects, and connections
+        # that were closed for a probe.
         self._asking: set[object] = set()
         # New connections that may take the place of older ones, and those that have a place.
         self._offers: deque[AsyncPooledConnection] = deque()
@@ -1022,9 +1023,7 @@ class AsyncPool:
 
         A pooler answers for the server behind it, which is not what its clients lack.
         """
-        return self.target.config.pooler == "none" and self.fair_share.is_due(
-            len(self.connections), waiting=bool(self.waiting)
-        )
+        return self.target.config.pooler == "none" and self.fair_share.is_due(len(self.connections))
 
     def give_up(self, connection: AsyncPooledConnection) -> None:
         """Close a borrowed connection; psycopg_pool believes that a client has it."""
@@ -1055,6 +1054,7 @@ class AsyncPool:
     def close_for_probe(self, connection: AsyncPooledConnection) -> None:
         """Close a borrowed connection, and keep its place within the limits for a probe."""
         self.pending.add(connection)
+        self._asking.add(connection)
         self.connector.keep_place(connection)
 
     async def put_back(self, connection: AsyncPooledConnection) -> None:
@@ -1062,6 +1062,8 @@ class AsyncPool:
         self.connector.give_place(connection)
         await connection.give_back(connection)
         self.pending.discard(connection)
+        self._asking.discard(connection)
+        self._answered.set()
 
     async def replace_idle(self) -> bool:
         """Give the place of an idle older connection to the offer; tell whether that was done."""

@@ -61,8 +61,8 @@ async def prepare(pool: AsyncPool, version: Version) -> Prepared | None:
     borrowed, closed, and its place used: only a login tells whether the version works.
 
     Returns:
-        What it has connected with; `None` if there is neither room nor anything to lose, because
-        the pool has no connection, and the login that is in force is refused.
+        What it has connected with; `None` if the server is full, and the pool has nothing to lose:
+        it has no connection, and the login that is in force was refused.
 
     Raises:
         ConnectError: it does not work; nothing has changed.
@@ -73,15 +73,23 @@ async def prepare(pool: AsyncPool, version: Version) -> Prepared | None:
         if error.reason != "too_many_connections":
             raise
         refused = error
-    if not pool.connections:
-        failure = pool.outage.failure
-        if failure is not None and failure.lasting:
-            return None
-        raise _no_room(pool, version, refused)
-    try:
-        borrowed: AsyncPooledConnection = await pool.borrow(_BORROW)
-    except (PoolTimeout, PoolClosed):
-        raise _no_room(pool, version, refused) from None
+    if pool.connections:
+        try:
+            return await _prepare_in_place(pool, version)
+        except (PoolTimeout, PoolClosed):
+            pass
+        except ConnectError as error:
+            if error.reason != "too_many_connections":
+                raise
+            refused = error
+    failure = pool.outage.failure
+    if not pool.connections and failure is not None and failure.lasting:
+        return None
+    raise _no_room(pool, version, refused)
+
+
+async def _prepare_in_place(pool: AsyncPool, version: Version) -> Prepared:
+    borrowed: AsyncPooledConnection = await pool.borrow(_BORROW)
     pool.close_for_probe(borrowed)
     try:
         return Prepared(version, await _connect_in_place(pool, version, borrowed), borrowed)
@@ -99,10 +107,8 @@ async def _connect_in_place(
         try:
             return await pool.connector.make(version, probe=True, instead_of=borrowed)
         except ConnectError as error:
-            if error.reason != "too_many_connections":
+            if error.reason != "too_many_connections" or monotonic() > deadline:
                 raise
-            if monotonic() > deadline:
-                raise _no_room(pool, version, error) from None
         await sleep(_off_step(pause))
         pause = min(pause * 2, _LONGEST_TRY_AGAIN)
 

@@ -35,10 +35,7 @@ def give_way(pool: SyncPool) -> None:
         pool.put(connection)
         return
     surplus = pool.fair_share.surplus(
-        left,
-        pool.connector.held(),
-        pool.settings.max_size,
-        pool.stats.failures["too_many_connections"],
+        left, pool.connector.held(), pool.stats.failures["too_many_connections"]
     )
     if not surplus:
         pool.put(connection)

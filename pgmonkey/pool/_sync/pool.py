@@ -227,7 +227,8 @@ class SyncPool:
         self._borrows = 0
         #: Connects, and other work, of which psycopg_pool counts the connection already.
         self.pending: set[object] = set()
-        # Connects that ask the server, until what follows a refusal is decided.
+        # What asks the server, until what follows a refusal is decided: connects, and connections
+        # that were closed for a probe.
         self._asking: set[object] = set()
         # New connections that may take the place of older ones, and those that have a place.
         self._offers: deque[SyncPooledConnection] = deque()
@@ -1021,9 +1022,7 @@ class SyncPool:
 
         A pooler answers for the server behind it, which is not what its clients lack.
         """
-        return self.target.config.pooler == "none" and self.fair_share.is_due(
-            len(self.connections), waiting=bool(self.waiting)
-        )
+        return self.target.config.pooler == "none" and self.fair_share.is_due(len(self.connections))
 
     def give_up(self, connection: SyncPooledConnection) -> None:
         """Close a borrowed connection; psycopg_pool believes that a client has it."""
@@ -1054,6 +1053,7 @@ class SyncPool:
     def close_for_probe(self, connection: SyncPooledConnection) -> None:
         """Close a borrowed connection, and keep its place within the limits for a probe."""
         self.pending.add(connection)
+        self._asking.add(connection)
         self.connector.keep_place(connection)
 
     def put_back(self, connection: SyncPooledConnection) -> None:
@@ -1061,6 +1061,8 @@ class SyncPool:
         self.connector.give_place(connection)
         connection.give_back(connection)
         self.pending.discard(connection)
+        self._asking.discard(connection)
+        self._answered.set()
 
     def replace_idle(self) -> bool:
         """Give the place of an idle older connection to the offer; tell whether that was done."""

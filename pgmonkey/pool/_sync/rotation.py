@@ -62,8 +62,8 @@ def prepare(pool: SyncPool, version: Version) -> Prepared | None:
     borrowed, closed, and its place used: only a login tells whether the version works.
 
     Returns:
-        What it has connected with; `None` if there is neither room nor anything to lose, because
-        the pool has no connection, and the login that is in force is refused.
+        What it has connected with; `None` if the server is full, and the pool has nothing to lose:
+        it has no connection, and the login that is in force was refused.
 
     Raises:
         ConnectError: it does not work; nothing has changed.
@@ -74,15 +74,23 @@ def prepare(pool: SyncPool, version: Version) -> Prepared | None:
         if error.reason != "too_many_connections":
             raise
         refused = error
-    if not pool.connections:
-        failure = pool.outage.failure
-        if failure is not None and failure.lasting:
-            return None
-        raise _no_room(pool, version, refused)
-    try:
-        borrowed: SyncPooledConnection = pool.borrow(_BORROW)
-    except (PoolTimeout, PoolClosed):
-        raise _no_room(pool, version, refused) from None
+    if pool.connections:
+        try:
+            return _prepare_in_place(pool, version)
+        except (PoolTimeout, PoolClosed):
+            pass
+        except ConnectError as error:
+            if error.reason != "too_many_connections":
+                raise
+            refused = error
+    failure = pool.outage.failure
+    if not pool.connections and failure is not None and failure.lasting:
+        return None
+    raise _no_room(pool, version, refused)
+
+
+def _prepare_in_place(pool: SyncPool, version: Version) -> Prepared:
+    borrowed: SyncPooledConnection = pool.borrow(_BORROW)
     pool.close_for_probe(borrowed)
     try:
         return Prepared(version, _connect_in_place(pool, version, borrowed), borrowed)
@@ -100,10 +108,8 @@ def _connect_in_place(
         try:
             return pool.connector.make(version, probe=True, instead_of=borrowed)
         except ConnectError as error:
-            if error.reason != "too_many_connections":
+            if error.reason != "too_many_connections" or monotonic() > deadline:
                 raise
-            if monotonic() > deadline:
-                raise _no_room(pool, version, error) from None
         sleep(_off_step(pause))
         pause = min(pause * 2, _LONGEST_TRY_AGAIN)
 
