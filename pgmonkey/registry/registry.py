@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from inspect import iscoroutinefunction
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -64,8 +65,8 @@ class Registry:
         removal_delay: Seconds for which the file of a database, a secret file or `_defaults.yaml`
             must be missing until that is believed; an explicit `reload` believes it at once.
         metrics: The `prometheus_client` registry that gets the metrics, or `None`.
-        histograms: Export waits, uses and connects as histograms with 9 buckets; else as summaries
-            with count and sum only.
+        histograms: Export waits, uses, connects and reloads as histograms with 9 buckets; else as
+            summaries with count and sum only.
         probe_interval: Seconds between two background probes of a database, for `pgmonkey_up`.
             Each makes one connection and closes it. A changed configuration is then probed before
             it counts even if no pool is open. Default: no probes.
@@ -118,9 +119,10 @@ class Registry:
     ) -> None:
         if env is not None:
             env = Variables(env)  # the frames of an error must not show values
-        if probe_interval is not None and probe_interval <= 0:
+        # NaN is neither more nor less than a number.
+        if probe_interval is not None and not 0 < probe_interval < inf:
             raise ValueError(f"probe_interval must be more than 0 seconds, not {probe_interval!r}")
-        if removal_delay < 0:
+        if not removal_delay >= 0:
             raise ValueError(f"removal_delay must be 0 seconds or more, not {removal_delay!r}")
         greenlets.check()
         #: The directory. Absolute: whatever the program does to its working directory, it stays the

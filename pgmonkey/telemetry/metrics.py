@@ -40,7 +40,7 @@ class Row(Generic[Status]):
 
     Args:
         name: The name in a scrape.
-        kind: What Prometheus calls it; `histograms=False` makes a summary of a pool's histogram.
+        kind: What Prometheus calls it; `histograms=False` makes a summary of a histogram.
         help: One line for people.
         read: Returns its value, given a status record; `None`: it has no series now.
         label: Its own label, beside those of its part of the table.
@@ -233,7 +233,7 @@ class RegistryCollector(Collector):
             labels = {key: dict(zip(scope, key, strict=True)) for key, _ in series}
             for row in rows:
                 kind: str = row.kind
-                if kind == "histogram" and scope and not self._histograms:
+                if kind == "histogram" and not self._histograms:
                     kind = "summary"
                 metric = Metric(row.name.removesuffix("_total"), row.help, kind)
                 for key, reading in _readings(row, series).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 import re
 import sys
 import threading
@@ -253,7 +254,7 @@ def test_without_histograms_a_duration_is_a_count_and_a_sum(
     database: TemporaryDatabase,
     numbers: prometheus_client.CollectorRegistry,
 ) -> None:
-    """`histograms=False` exports waits, uses and connects as summaries."""
+    """`histograms=False` exports waits, uses, connects and reloads as summaries."""
     registry_dir.declare("orders", database)
     with Registry(registry_dir, metrics=numbers, watch=False, histograms=False) as registry:
         with registry.get("orders"):
@@ -262,8 +263,8 @@ def test_without_histograms_a_duration_is_a_count_and_a_sum(
             metric.name: (metric.type, [sample.name for sample in metric.samples])
             for metric in numbers.collect()
         }
-    for what in ("wait", "use", "connect"):
-        name = f"pgmonkey_pool_{what}_seconds"
+    pools = [f"pgmonkey_pool_{what}_seconds" for what in ("wait", "use", "connect")]
+    for name in (*pools, "pgmonkey_reload_duration_seconds"):
         assert shown[name] == ("summary", [f"{name}_count", f"{name}_sum"])
 
 
@@ -485,10 +486,13 @@ def test_probes_without_the_service(
         assert numbers.get_sample_value("pgmonkey_cache_size", {"type": "pool"}) == 0
 
 
-def test_a_probe_interval_of_nothing_is_refused(registry_dir: RegistryDirectory) -> None:
+@pytest.mark.parametrize("seconds", [0, math.nan, math.inf])
+def test_a_probe_interval_that_is_no_time_is_refused(
+    seconds: float, registry_dir: RegistryDirectory
+) -> None:
     """Probes without a pause between them would be a load of their own."""
     with pytest.raises(ValueError, match="more than 0"):
-        Registry(registry_dir, metrics=None, probe_interval=0)
+        Registry(registry_dir, metrics=None, probe_interval=seconds)
 
 
 def test_a_registry_that_is_dropped_stops_its_probes(
