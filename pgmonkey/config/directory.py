@@ -56,6 +56,7 @@ class Scan(NamedTuple):
     kept: Mapping[str, DatabaseConfig] = MappingProxyType({})
     present: frozenset[str] = frozenset()  # the names that have a file, good or bad
     missing: frozenset[str] = frozenset()  # the names that were asked for and have no file
+    declared: frozenset[str] = frozenset()  # the names that have a file, asked for or not
     #: When another look may believe what this one did not, on the clock of the look.
     due: float | None = None
     #: The directories that may be searched but not listed, with the files that are read there.
@@ -79,7 +80,7 @@ class Scan(NamedTuple):
         for name in self.missing:
             path = os.path.join(self.directory, f"{name}.yaml")
             message = f'no file declares the database "{name}"'
-            hint = did_you_mean(name, self.present)
+            hint = did_you_mean(name, self.declared)
             yield Problem(path, "registry.no_such_database", message, hint=hint, database=name)
         for name, problems in self.problems.items():
             for problem in problems:
@@ -233,6 +234,7 @@ class DirectoryLoader:
         self._loaded: dict[str, _LoadedFile] = {}
         self._defaults = _Defaults()
         self._identity: tuple[int, int] | None = None
+        self._declared = frozenset[str]()
         self._general: tuple[Problem, ...] = ()
         # What is not believed yet; of databases, what their files would mean.
         self._doubts: dict[str, Doubt] = {}
@@ -276,6 +278,7 @@ class DirectoryLoader:
             if code := untrusted_absence(believed, place, look):
                 return self._keep(self._no_files(code, believed, place), look, last_good)
         self._identity = place.identity
+        self._declared = place.names
         doubts = Doubts(look, self._doubts)
         self._read_defaults(has_defaults, snapshot, doubts)
         self._look_at_environment()
@@ -343,6 +346,7 @@ class DirectoryLoader:
             kept=kept,
             present=present,
             missing=missing,
+            declared=self._declared,
             due=doubts.due,
             unlisted=self._unlisted(watched, kept),
         )

@@ -170,10 +170,12 @@ def test_only_the_names_that_are_asked_for_are_opened(directory):
 
 def test_a_name_without_a_file_is_missing(directory):
     """Asked for and not declared: a problem with the nearest name."""
+    put(directory / "orders.yaml", "not: read\n")
     scan = DirectoryLoader(directory, names=["ordres", "events"]).scan()
     assert scan.missing == {"ordres"}
-    with pytest.raises(RegistryConfigError, match=r"no file declares"):
+    with pytest.raises(RegistryConfigError, match=r"no file declares") as caught:
         scan.raise_for_problems()
+    assert [one.hint for one in caught.value.problems] == ['did you mean "orders"?']
 
 
 # Defaults
