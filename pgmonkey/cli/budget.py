@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +10,8 @@ import click
 
 from pgmonkey.cli import options
 from pgmonkey.cli.output import Answer, ExitCode, formatted
-from pgmonkey.cli.servers import connected, side_by_side
+from pgmonkey.cli.registry_files import scan
+from pgmonkey.cli.servers import Found, find, side_by_side
 
 if TYPE_CHECKING:
     from pgmonkey.config.budget import Demand, Fleet, Limits, Sum
@@ -19,25 +20,6 @@ if TYPE_CHECKING:
 
 _TITLES: Final = ("SERVER", "LIMIT OF", "OPEN", "ROTATING", "ALLOWED", "LEFT", "DATABASES")
 _COUNT: Final = click.IntRange(min=1)
-# What a login may use of a server. Superusers have the reserved connections too, and no limit of a
-# role or database counts for them; since PostgreSQL 16 a role can share `reserved_connections`.
-_LIMITS: Final = """
-SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'),
-       current_setting('max_connections')::int
-         - CASE WHEN r.rolsuper THEN 0
-           ELSE current_setting('superuser_reserved_connections')::int
-             + CASE WHEN EXISTS (SELECT FROM pg_roles u
-                                 WHERE u.rolname = 'pg_use_reserved_connections'
-                                   AND pg_has_role(r.oid, u.oid, 'USAGE'))
-               THEN 0 ELSE coalesce(current_setting('reserved_connections', true)::int, 0) END
-           END,
-       r.rolname::text,
-       CASE WHEN r.rolconnlimit >= 0 AND NOT r.rolsuper THEN r.rolconnlimit END,
-       d.datname::text,
-       CASE WHEN d.datconnlimit >= 0 AND NOT r.rolsuper THEN d.datconnlimit END
-FROM pg_roles r, pg_database d
-WHERE r.rolname = session_user AND d.datname = current_database()
-"""
 
 
 @click.command("budget")
@@ -51,8 +33,7 @@ WHERE r.rolname = session_user AND d.datname = current_database()
 )
 @click.option("--offline", is_flag=True, help="Connect to nothing, and know no limit.")
 @options.output
-@options.allow_sensitive_defaults
-@options.env_file
+@options.references
 def command(
     directory: Path,
     replicas: int,
@@ -60,8 +41,7 @@ def command(
     loops: int,
     offline: bool,
     output: str,
-    allow_sensitive_defaults: bool,
-    env: Mapping[str, str] | None,
+    references: options.References,
 ) -> Answer:
     """Count the connections that a fleet can open.
 
@@ -69,15 +49,12 @@ def command(
     little. 4: some server could not be asked.
     """
     from pgmonkey.config.budget import Fleet, budget, demand_of
-    from pgmonkey.config.directory import DirectoryLoader
 
-    scan = DirectoryLoader(
-        directory, allow_sensitive_defaults=allow_sensitive_defaults, env=env
-    ).scan()
-    scan.raise_for_problems()
-    limits, failures = _ask([] if offline else scan.configs.values())
+    found = scan(directory, references)
+    found.raise_for_problems()
+    limits, failures = _ask([] if offline else found.configs.values())
     fleet = Fleet(replicas, workers, loops)
-    demands = [demand_of(config, loops) for config in scan.configs.values()]
+    demands = [demand_of(config, loops) for config in found.configs.values()]
     return answer(output, fleet, demands, budget(demands, fleet, limits), failures)
 
 
@@ -136,36 +113,7 @@ def _notes(sums: Sequence[Sum], failures: Sequence[Problem]) -> Iterator[str]:
 
 def _ask(configs: Collection[DatabaseConfig]) -> tuple[dict[str, Limits], list[Problem]]:
     """Ask each server what it allows, with the login of each database."""
-    from pgmonkey.config.budget import Limits
-
     asked = [config for config in configs if config.pooler == "none"]
-    answers = dict(zip((one.name for one in asked), side_by_side(_ask_one, asked), strict=True))
-    limits = {name: one for name, one in answers.items() if isinstance(one, Limits)}
-    return limits, [one for one in answers.values() if not isinstance(one, Limits)]
-
-
-def _ask_one(config: DatabaseConfig) -> Limits | Problem:
-    from psycopg import Error
-    from psycopg.rows import tuple_row
-
-    from pgmonkey.config.budget import Limits
-    from pgmonkey.config.failed_probes import failed_probe
-    from pgmonkey.config.redaction import scrub
-    from pgmonkey.errors import Problem
-    from pgmonkey.pool.failures import classify
-
-    connection = connected(config)
-    if isinstance(connection, Problem):
-        return connection
-    try:
-        # The row factory of the file is for its application.
-        with connection.cursor(row_factory=tuple_row) as cursor:
-            (row,) = cursor.execute(_LIMITS)
-    except Error as error:
-        return failed_probe(config, classify(error, config).error(config.name))
-    finally:
-        connection.close()
-    found = Limits(*row)
-    return found._replace(
-        role=scrub(found.role, config.secrets), dbname=scrub(found.dbname, config.secrets)
-    )
+    answers = dict(zip((one.name for one in asked), side_by_side(find, asked), strict=True))
+    limits = {name: one.limits for name, one in answers.items() if isinstance(one, Found)}
+    return limits, [one for one in answers.values() if not isinstance(one, Found)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -40,8 +40,7 @@ _SUFFIXES: Final = (".yaml", ".yml")
 )
 @click.option("--online", is_flag=True, help="Also connect to each database once.")
 @options.trust(default="off")
-@options.allow_sensitive_defaults
-@options.env_file
+@options.references
 def command(
     paths: tuple[Path, ...],
     option: Path | None,
@@ -49,8 +48,7 @@ def command(
     static: bool,
     online: bool,
     trust: Trust,
-    allow_sensitive_defaults: bool,
-    env: Mapping[str, str] | None,
+    references: options.References,
 ) -> Answer:
     """Check the files of a registry.
 
@@ -65,6 +63,8 @@ def command(
     own = click.get_current_context().get_parameter_source("env")
     if static and own is ParameterSource.COMMANDLINE:
         raise click.BadParameter("it cannot be combined with --static", param_hint="--env-file")
+    if static:
+        references["env"] = None
     from pgmonkey.config.directory import DirectoryLoader
     from pgmonkey.config.warnings import find_warnings
     from pgmonkey.errors import count, sorted_problems, summary
@@ -73,11 +73,10 @@ def command(
     scan = DirectoryLoader(
         directory,
         names=names,
-        allow_sensitive_defaults=allow_sensitive_defaults,
         environ={} if static else None,
-        env=None if static else env,
         trust=trust,
         on_untrusted=(lambda _, reason: tell(reason)) if trust == "warn" else None,
+        **references,
     ).scan()
     problems = scan.all_problems()
     if static:

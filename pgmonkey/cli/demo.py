@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     default=9749,
     help="The port of the service; 0: any free one.",
 )
-@click.option(
+@options.duration(
     "--rotate-every",
-    type=click.FloatRange(min=0.1),
-    default=20.0,
-    help="Seconds between two rotations of a password.",
+    least=0.1,
+    default="20s",
+    help="The time between two rotations of a password.",
 )
-@click.option("--duration", type=click.FloatRange(min=0.0), help="Stop after this many seconds.")
+@options.duration("--duration", help="Stop after this time.")
 @options.log_format(default="console")
 @options.log_level
 def command(

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from pgmonkey.cli import options
 from pgmonkey.cli.output import Answer, ExitCode, formatted
+from pgmonkey.cli.registry_files import scan
 
 if TYPE_CHECKING:
     from pgmonkey.config.diff import DatabaseChange
@@ -37,16 +38,14 @@ _TITLES: Final = ("NAME", "KEY", "BEFORE", "AFTER", "EFFECT")
 )
 @options.service
 @options.output
-@options.allow_sensitive_defaults
-@options.env_file
+@options.references
 def command(
     directory: Path,
     against: Path | None,
     revision: str | None,
     client: ServiceClient,
     output: str,
-    allow_sensitive_defaults: bool,
-    env: Mapping[str, str] | None,
+    references: options.References,
 ) -> Answer:
     """Show what a reload would change.
 
@@ -55,24 +54,14 @@ def command(
     """
     _check_usage(against, revision)
     from pgmonkey.config.diff import of_registry
-    from pgmonkey.config.directory import DirectoryLoader
     from pgmonkey.errors import summary
 
-    def scan(path: Path) -> Scan:
-        found = DirectoryLoader(
-            path, allow_sensitive_defaults=allow_sensitive_defaults, env=env
-        ).scan()
-        if not found.directory_ok:
-            found.raise_for_problems()
-        return found
-
-    files = scan(directory)
+    files = scan(directory, references)
     after = _configs(files)
     if against is not None:
-        changes = list(of_registry(_configs(scan(against)), after))
+        changes = list(of_registry(_configs(scan(against, references)), after))
     elif revision is not None:
-        before = _of_revision(directory, revision, env, allow=allow_sensitive_defaults)
-        changes = list(of_registry(before, after))
+        changes = list(of_registry(_of_revision(directory, revision, references), after))
     else:
         changes = list(_from_service(client, after))
     problems = files.all_problems()
@@ -105,8 +94,10 @@ def _check_usage(against: Path | None, revision: str | None) -> None:
         raise click.BadParameter("expected a revision, such as HEAD", param_hint="--revision")
 
 
-def _configs(scan: Scan) -> dict[str, DatabaseConfig | None]:
-    return {name: scan.configs.get(name) for name in scan.present}
+def _configs(files: Scan) -> dict[str, DatabaseConfig | None]:
+    if not files.directory_ok:
+        files.raise_for_problems()
+    return {name: files.configs.get(name) for name in files.present}
 
 
 def _from_service(
@@ -130,16 +121,14 @@ def _from_service(
 
 
 def _of_revision(
-    directory: Path, revision: str, env: Mapping[str, str] | None, *, allow: bool
+    directory: Path, revision: str, references: options.References
 ) -> dict[str, DatabaseConfig | None]:
     """Return the databases of a revision. Their references are resolved as they are now."""
     from pgmonkey.config.directory import load_contents
     from pgmonkey.config.interpolation import LoadOptions
 
     contents = dict(_contents(directory, revision))
-    loaded = load_contents(
-        os.fspath(directory), contents, LoadOptions(allow_sensitive_defaults=allow, env=env)
-    )
+    loaded = load_contents(os.fspath(directory), contents, LoadOptions(**references))
     return {name: result.config for name, result in loaded.items()}
 
 

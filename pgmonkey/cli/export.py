@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from pgmonkey.cli import options
-from pgmonkey.cli.output import Answer, ExitCode
+from pgmonkey.cli.output import Answer
+from pgmonkey.cli.registry_files import scan
 
 if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
@@ -30,14 +31,12 @@ if TYPE_CHECKING:
     multiple=True,
     help="Only this database; may be given several times. env takes one.",
 )
-@options.allow_sensitive_defaults
-@options.env_file
+@options.references
 def command(
     form: str,
     directory: Path,
     names: tuple[str, ...],
-    allow_sensitive_defaults: bool,
-    env: Mapping[str, str] | None,
+    references: options.References,
 ) -> Answer:
     """Print a file for another program.
 
@@ -45,23 +44,11 @@ def command(
     for one database. compose: what a service of Docker Compose needs for the registry. Secrets are
     left out; a comment says where they belong.
     """
-    from pgmonkey.config.directory import DirectoryLoader
-    from pgmonkey.errors import UnknownDatabaseError
-
-    scan = DirectoryLoader(
-        directory,
-        names=names or None,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        env=env,
-    ).scan()
-    if scan.directory_ok and scan.missing:
-        declared = DirectoryLoader(directory).scan().present
-        unknown = UnknownDatabaseError.among(declared, min(scan.missing), str(directory))
-        return Answer(code=ExitCode.USAGE, note=str(unknown))
-    scan.raise_for_problems()
-    if form == "env" and len(scan.configs) != 1:
+    found = scan(directory, references, names)
+    found.raise_for_problems()
+    if form == "env" and len(found.configs) != 1:
         raise click.UsageError("env is for one database: give its --name")
-    return Answer("\n".join(_lines(form, directory, scan.configs)))
+    return Answer("\n".join(_lines(form, directory, found.configs)))
 
 
 def _lines(form: str, directory: Path, configs: Mapping[str, DatabaseConfig]) -> list[str]:

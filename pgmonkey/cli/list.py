@@ -10,6 +10,7 @@ import click
 
 from pgmonkey.cli import options
 from pgmonkey.cli.output import Answer, ExitCode, formatted
+from pgmonkey.cli.registry_files import scan
 
 if TYPE_CHECKING:
     from pgmonkey.config.directory import Scan
@@ -20,35 +21,28 @@ _TITLES: Final = ("NAME", "TYPE", "SERVER", "DATABASE", "DESCRIPTION")
 @click.command("list")
 @options.directory
 @options.output
-@options.allow_sensitive_defaults
-@options.env_file
-def command(
-    directory: Path, output: str, allow_sensitive_defaults: bool, env: Mapping[str, str] | None
-) -> Answer:
+@options.references
+def command(directory: Path, output: str, references: options.References) -> Answer:
     """List the databases that a registry declares.
 
     Exit code 1: some of the files have problems.
     """
-    from pgmonkey.config.directory import DirectoryLoader
-
-    scan = DirectoryLoader(
-        directory, allow_sensitive_defaults=allow_sensitive_defaults, env=env
-    ).scan()
-    if not scan.directory_ok:
-        scan.raise_for_problems()
-    databases = [_database(scan, name) for name in sorted(scan.present)]
+    found = scan(directory, references)
+    if not found.directory_ok:
+        found.raise_for_problems()
+    databases = [_database(found, name) for name in sorted(found.present)]
     return Answer(
         formatted(output, {"databases": databases}, [_TITLES, *map(_row, databases)]),
-        ExitCode.PROBLEM if scan.all_problems() else ExitCode.OK,
+        ExitCode.PROBLEM if found.all_problems() else ExitCode.OK,
     )
 
 
-def _database(scan: Scan, name: str) -> dict[str, Any]:
+def _database(found: Scan, name: str) -> dict[str, Any]:
     from pgmonkey.config.redaction import scrub
 
-    config = scan.configs.get(name)
+    config = found.configs.get(name)
     if config is None:
-        problems = scan.problems.get(name) or scan.general
+        problems = found.problems.get(name) or found.general
         return {"name": name, "path": problems[0].path, "problems": len(problems)}
     connection = config.redacted()["connection_settings"]
     return {

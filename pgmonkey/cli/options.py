@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import click
 
@@ -88,6 +88,37 @@ output_of_text: Final = click.option(
     default="text",
     help="The format of the answer.",
 )
+
+
+def duration(*names: str, least: float = 0.0, **attributes: Any) -> Callable[..., Any]:
+    """Return an option that is a time, written as in a file; the command gets its seconds."""
+
+    def seconds(_context: click.Context, _: click.Parameter, text: str | None) -> float | None:
+        from pgmonkey.config.durations import DurationError, parse_duration
+
+        if text is None:
+            return None
+        try:
+            found = parse_duration(text)
+        except DurationError as error:
+            raise click.BadParameter(str(error)) from None
+        if found < least:
+            raise click.BadParameter(f"the least is {least:g} s")
+        return found
+
+    return click.option(*names, metavar="DURATION", callback=seconds, **attributes)
+
+
+# How references are resolved
+
+
+class References(TypedDict):
+    """What `references` gives a command, for `DirectoryLoader` and `Registry`."""
+
+    allow_sensitive_defaults: bool
+    env: Mapping[str, str] | None
+
+
 allow_sensitive_defaults: Final = click.option(
     "--allow-sensitive-defaults",
     is_flag=True,
@@ -115,6 +146,23 @@ env_file: Final = click.option(
     callback=_env,
     help=f"{_ENV_FILE}  [default: that of pgmonkey --env-file]",
 )
+
+
+def references(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command its `references`, from the two options above."""
+
+    @allow_sensitive_defaults
+    @env_file
+    @functools.wraps(command)
+    def with_references(
+        allow_sensitive_defaults: bool, env: Mapping[str, str] | None, **values: Any
+    ) -> Any:
+        found = References(allow_sensitive_defaults=allow_sensitive_defaults, env=env)
+        return command(references=found, **values)
+
+    return with_references
+
+
 #: The same before the command: commands that read no variables take no notice.
 env_file_of_all: Final = click.option(
     "--env-file",

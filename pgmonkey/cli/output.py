@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -65,6 +65,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def described(title: str, lines: Mapping[str, str]) -> str:
+    """Return a title, and below it what has a name and a text."""
+    return "\n".join([title, *(f"  {name:<14}{text}" for name, text in lines.items())])
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time for people."""
+    return f"{seconds * 1000:.1f} ms"
 
 
 def run(app: click.Command, arguments: Sequence[str]) -> int:

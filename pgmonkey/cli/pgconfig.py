@@ -13,8 +13,8 @@ import click
 
 from pgmonkey.cli import generate_code, options
 from pgmonkey.cli.new_files import template, write_new
-from pgmonkey.cli.output import Answer, ExitCode
-from pgmonkey.cli.servers import ABOUT_SERVER, Server, described, milliseconds
+from pgmonkey.cli.output import Answer, ExitCode, described, milliseconds
+from pgmonkey.cli.servers import ABOUT_SERVER, Server
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType

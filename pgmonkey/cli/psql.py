@@ -15,6 +15,7 @@ import click
 
 from pgmonkey.cli import options
 from pgmonkey.cli.output import Answer, ExitCode, tell
+from pgmonkey.cli.registry_files import scan
 
 if TYPE_CHECKING:
     from pgmonkey.config.redaction import Secret
@@ -29,14 +30,12 @@ _OF_THE_WRAPPER: Final = "PGCLUSTER"
 @options.name
 @click.argument("arguments", metavar="[-- ARGUMENT...]", nargs=-1, type=click.UNPROCESSED)
 @options.directory_beside_names
-@options.allow_sensitive_defaults
-@options.env_file
+@options.references
 def command(
     name: str,
     arguments: tuple[str, ...],
     directory: Path,
-    allow_sensitive_defaults: bool,
-    env: Mapping[str, str] | None,
+    references: options.References,
 ) -> Answer:
     """Run psql, connected as an application would be.
 
@@ -49,11 +48,9 @@ def command(
             "psql is not installed, or not in PATH\n  hint: it is in the package postgresql-client"
         )
         return Answer(code=ExitCode.PROBLEM, note=note)
-    from pgmonkey.cli.named import scan_named
-
-    scan = scan_named([name], directory, allow_sensitive_defaults=allow_sensitive_defaults, env=env)
-    scan.raise_for_problems()
-    environment = _environment(scan.configs[name])
+    found = scan(directory, references, [name])
+    found.raise_for_problems()
+    environment = _environment(found.configs[name])
     if isinstance(environment, dict):
         sys.stderr.flush()
         # Python ignores these, and psql would do so, too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,11 +65,10 @@ def _names(
 @click.option(
     "--tls-key", metavar="FILE", type=options.PATH, help="The private key of --tls-cert (PEM)."
 )
-@click.option(
+@options.duration(
     "--grace",
-    type=click.FloatRange(min=0.0),
-    default=1.0,
-    help="Seconds from the 503 of /readyz to the end of answering.",
+    default="1s",
+    help="The time from the 503 of /readyz to the end of answering.",
 )
 @click.option(
     "--names",
@@ -81,13 +79,13 @@ def _names(
     show_envvar=True,
     help="Serve only these databases; their other files are not read.  [default: all]",
 )
-@click.option(
+@options.duration(
     "--probe-interval",
-    type=click.FloatRange(min=0.0, min_open=True),
-    default=15.0,
+    least=0.1,
+    default="15s",
     envvar="PGMONKEY_PROBE_INTERVAL",
     show_envvar=True,
-    help="Seconds between two background probes of a database.",
+    help="The time between two background probes of a database.",
 )
 @click.option(
     "--max-connections",
@@ -102,12 +100,11 @@ def _names(
     is_flag=True,
     envvar="PGMONKEY_NO_HISTOGRAMS",
     show_envvar=True,
-    help="Export waits, uses and connects as count and sum, without buckets.",
+    help="Export the times of reloads and pools as count and sum, without buckets.",
 )
 @options.log_format(default="auto")
 @options.log_level
-@options.allow_sensitive_defaults
-@options.env_file
+@options.references
 @options.trust(default="strict")
 def command(
     directory: Path,
@@ -124,9 +121,8 @@ def command(
     no_histograms: bool,
     log_format: LogFormat,
     log_level: LogLevel,
-    allow_sensitive_defaults: bool,
+    references: options.References,
     trust: Trust,
-    env: Mapping[str, str] | None,
 ) -> Answer:
     """Serve the status page, metrics and health of a registry.
 
@@ -154,13 +150,12 @@ def command(
             lambda metrics: Registry(
                 directory,
                 names,
-                allow_sensitive_defaults=allow_sensitive_defaults,
                 metrics=metrics,
                 histograms=not no_histograms,
                 probe_interval=probe_interval,
                 trust=trust,
-                env=env,
                 max_connections=max_connections,
+                **references,
             ),
             listener,
             ServiceOptions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 if TYPE_CHECKING:
     import psycopg
 
+    from pgmonkey.config.budget import Limits
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.errors import Problem
     from pgmonkey.pool._sync.connection import SyncPooledConnection
@@ -28,12 +29,15 @@ ABOUT_SERVER: Final = (
 )
 #: What makes a `Limits`. There are reserved connections for roles since PostgreSQL 16.
 _ABOUT_LIMITS: Final = (
-    "SELECT current_setting('max_connections')::int,"
+    "SELECT pg_postmaster_start_time()::text || ' ' || current_setting('port'),"
+    " current_setting('max_connections')::int,"
     " current_setting('superuser_reserved_connections')::int,"
     " coalesce(current_setting('reserved_connections', true)::int, 0),"
     " coalesce((SELECT pg_has_role(session_user, oid, 'USAGE') FROM pg_roles"
     " WHERE rolname = 'pg_use_reserved_connections'), false),"
-    " r.rolsuper, nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1),"
+    " r.rolsuper,"
+    " r.rolname::text, CASE WHEN r.rolconnlimit >= 0 AND NOT r.rolsuper THEN r.rolconnlimit END,"
+    " d.datname::text, CASE WHEN d.datconnlimit >= 0 AND NOT r.rolsuper THEN d.datconnlimit END,"
     " (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL AND usesysid IS NOT NULL)"
     " FROM pg_roles AS r, pg_database AS d"
     " WHERE r.rolname = session_user AND d.datname = current_database()"
@@ -159,63 +163,6 @@ class Server(NamedTuple):
         }
 
 
-class Limits(NamedTuple):
-    """Hold how many connections a server allows to a role, and what sets the limits."""
-
-    max_connections: int
-    superuser_reserved_connections: int
-    reserved_connections: int
-    #: Whether the role may use those.
-    may_use_reserved: bool
-    superuser: bool
-    #: The CONNECTION LIMIT of the role; `None` for any number.
-    role: int | None
-    #: The CONNECTION LIMIT of the database; `None` for any number.
-    database: int | None
-    #: How many there are at this moment, of all roles.
-    in_use: int
-
-    @property
-    def reserved(self) -> int:
-        """How many connections are kept for others."""
-        if self.superuser:
-            return 0
-        for_roles = 0 if self.may_use_reserved else self.reserved_connections
-        return self.superuser_reserved_connections + for_roles
-
-    def allowed(self) -> tuple[int, str]:
-        """Return how many connections there may be for the role, and what sets the limit.
-
-        Example:
-            >>> Limits(100, 3, 0, False, False, 5, None, 7).allowed()
-            (5, 'the CONNECTION LIMIT of the role')
-            >>> Limits(100, 3, 0, False, True, 5, None, 7).allowed()  # a superuser
-            (100, 'max_connections of the server')
-        """
-        found = [(self.max_connections - self.reserved, "max_connections of the server")]
-        if not self.superuser:
-            limits = {"role": self.role, "database": self.database}
-            found += [
-                (limit, f"the CONNECTION LIMIT of the {whose}")
-                for whose, limit in limits.items()
-                if limit is not None
-            ]
-        return min(found)
-
-    def line(self) -> str:
-        """Return it for people."""
-        allowed, limit = self.allowed()
-        reserved = f"{self.reserved} reserved, " if self.reserved else ""
-        return (
-            f"{allowed} allowed by {limit}; {self.max_connections} in all, {reserved}"
-            f"{self.in_use} in use"
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as a plain dictionary, for JSON."""
-        return {**self._asdict(), "allowed": self.allowed()[0]}
-
-
 class Found(NamedTuple):
     """What one connection has shown. Times are in seconds."""
 
@@ -230,6 +177,7 @@ def find(config: DatabaseConfig) -> Found | Problem:
     import psycopg
     from psycopg.rows import tuple_row
 
+    from pgmonkey.config.budget import Limits
     from pgmonkey.config.failed_probes import failed_probe
     from pgmonkey.config.redaction import scrub
     from pgmonkey.errors import Problem
@@ -244,14 +192,8 @@ def find(config: DatabaseConfig) -> Found | Problem:
         # The row factory of the file is for its application.
         with connection.cursor(row_factory=tuple_row) as cursor:
             server = Server.behind(connection, cursor.execute(ABOUT_SERVER).fetchone())
-            # What was written in the wrong place may be a secret.
-            server = server._replace(
-                host=scrub(server.host, config.secrets),
-                database=scrub(server.database, config.secrets),
-                user=scrub(server.user, config.secrets),
-                role=scrub(server.role, config.secrets),
-            )
             (row,) = cursor.execute(_ABOUT_LIMITS)
+            limits = Limits(*row)
             trips = []
             for _ in range(_TRIPS):
                 began = time.monotonic()
@@ -261,14 +203,18 @@ def find(config: DatabaseConfig) -> Found | Problem:
         return failed_probe(config, classify(error, config).error(config.name))
     finally:
         connection.close()
-    return Found(server, Limits(*row), seconds, min(trips))
 
+    def shown(text: str) -> str:
+        return scrub(text, config.secrets)  # one that was written in the wrong place
 
-def milliseconds(seconds: float) -> str:
-    """Return a time for people."""
-    return f"{seconds * 1000:.1f} ms"
-
-
-def described(title: str, lines: Mapping[str, str]) -> str:
-    """Return a title, and below it what has a name and a text."""
-    return "\n".join([title, *(f"  {name:<14}{text}" for name, text in lines.items())])
+    return Found(
+        server._replace(
+            host=shown(server.host),
+            database=shown(server.database),
+            user=shown(server.user),
+            role=shown(server.role),
+        ),
+        limits._replace(role=shown(limits.role), database=shown(limits.database)),
+        seconds,
+        min(trips),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from pgmonkey.cli import options
 from pgmonkey.cli.output import Answer, formatted
+from pgmonkey.cli.registry_files import scan
 
 
 @click.command("show")
@@ -22,26 +22,23 @@ from pgmonkey.cli.output import Answer, formatted
     help="Also show where each value comes from: file and line, variable, secret file, default.",
 )
 @options.output
-@options.allow_sensitive_defaults
-@options.env_file
+@options.references
 def command(
     name: str,
     directory: Path,
     sources: bool,
     output: str,
-    allow_sensitive_defaults: bool,
-    env: Mapping[str, str] | None,
+    references: options.References,
 ) -> Answer:
     """Show the effective configuration of a database.
 
     Secrets are masked.
     """
-    from pgmonkey.cli.named import scan_named
     from pgmonkey.config.explain import explain, format_value
 
-    scan = scan_named([name], directory, allow_sensitive_defaults=allow_sensitive_defaults, env=env)
-    scan.raise_for_problems()
-    config = scan.configs[name]
+    found = scan(directory, references, [name])
+    found.raise_for_problems()
+    config = found.configs[name]
     values = explain(config)
     data: dict[str, Any] = {"name": name, "path": config.path, "settings": {}}
     for value in values:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from pgmonkey.cli import options
-from pgmonkey.cli.output import Answer, ExitCode, as_json
-from pgmonkey.cli.servers import Found, described, find, milliseconds, side_by_side
+from pgmonkey.cli.output import Answer, ExitCode, as_json, described, milliseconds
+from pgmonkey.cli.registry_files import scan
+from pgmonkey.cli.servers import Found, find, side_by_side
 
 if TYPE_CHECKING:
+    from pgmonkey.config.budget import Limits
     from pgmonkey.config.settings import DatabaseConfig
     from pgmonkey.errors import Problem
 
@@ -30,15 +31,13 @@ if TYPE_CHECKING:
     help="Rehearse a rotation: from_file reads the files of the same names in this directory.",
 )
 @options.output_of_text
-@options.allow_sensitive_defaults
-@options.env_file
+@options.references
 def command(
     names: tuple[str, ...],
     directory: Path,
     credentials_from: Path | None,
     output: str,
-    allow_sensitive_defaults: bool,
-    env: Mapping[str, str] | None,
+    references: options.References,
 ) -> Answer:
     """Connect to databases as their application would.
 
@@ -46,21 +45,14 @@ def command(
     the application has them. Exit code 4: a database cannot be reached, or refuses. 1: there is
     another problem.
     """
-    from pgmonkey.cli.named import scan_named
     from pgmonkey.errors import sorted_problems, summary
 
     names = tuple(dict.fromkeys(names))
-    scan = scan_named(
-        names,
-        directory,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        env=env,
-        secrets_from=credentials_from and str(credentials_from),
-    )
-    tries = side_by_side(partial(_try, credentials_from), scan.configs.values())
-    tried = dict(zip(scan.configs, tries, strict=True))
+    found = scan(directory, references, names, secrets_from=credentials_from)
+    tries = side_by_side(partial(_try, credentials_from), found.configs.values())
+    tried = dict(zip(found.configs, tries, strict=True))
     problems = sorted_problems(
-        [*scan.all_problems(), *(problem for one in tries for problem in one.problems)]
+        [*found.all_problems(), *(problem for one in tries for problem in one.problems)]
     )
     code = ExitCode.PROBLEM if problems else ExitCode.OK
     if any(one.refused for one in tries):
@@ -99,7 +91,7 @@ class _Tried(NamedTuple):
             **found.server.lines(),
             "connected in": milliseconds(found.connect),
             "round trip": milliseconds(found.round_trip),
-            "connections": found.limits.line(),
+            "connections": connections(found.limits),
         }
         if kind.endswith("pool"):
             pool = self.config.pool(kind)
@@ -107,6 +99,25 @@ class _Tried(NamedTuple):
         if self.secret_files:
             lines["secrets"] = ", ".join(self.secret_files)
         return described(f"{self.config.name}: a connection of type {kind} works", lines)
+
+
+def connections(limits: Limits) -> str:
+    """Return the limits for people."""
+    allowed, limit = limits.allowed()
+    reserved = f"{limits.reserved} reserved, " if limits.reserved else ""
+    return (
+        f"{allowed} allowed by {limit}; {limits.max_connections} in all, {reserved}"
+        f"{limits.in_use} in use"
+    )
+
+
+def _limits_as_dict(limits: Limits) -> dict[str, Any]:
+    values = limits._asdict()
+    of_server = ("identity", "role", "database")
+    return {
+        **{key: value for key, value in values.items() if key not in of_server},
+        "allowed": limits.allowed()[0],
+    }
 
 
 def _try(credentials_from: Path | None, config: DatabaseConfig) -> _Tried:
@@ -163,7 +174,7 @@ def _as_dict(name: str, tried: _Tried | None) -> dict[str, Any]:
         "server": found and found.server.as_dict(),
         "connect_seconds": found and round(found.connect, 6),
         "round_trip_seconds": found and round(found.round_trip, 6),
-        "limits": found and found.limits.as_dict(),
+        "limits": found and _limits_as_dict(found.limits),
         "pool": pool,
         "secret_files": tried.secret_files if tried is not None else [],
     }

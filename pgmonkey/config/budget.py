@@ -62,19 +62,59 @@ class Limits(NamedTuple):
 
     Args:
         identity: Equal for two names of one server.
-        connections: Of all roles that are no superusers, the reserved ones taken off.
+        max_connections: That of the server.
+        superuser_reserved_connections: How many of them are for superusers alone.
+        reserved_connections: How many are for them and for the roles that may use these.
+        may_use_reserved: Whether this login is such a role.
+        superuser: Whether it is a superuser. No limit of a role or a database counts for one.
         role: The role that logs in.
-        of_role: How many connections this role may have.
-        dbname: The database on the server.
-        of_database: How many connections this database may have.
+        role_limit: How many connections the role may have.
+        database: The database on the server.
+        database_limit: How many connections the database may have.
+        in_use: How many connections there are at this moment, of all roles.
     """
 
     identity: str
-    connections: int
+    max_connections: int
+    superuser_reserved_connections: int
+    reserved_connections: int
+    may_use_reserved: bool
+    superuser: bool
     role: str
-    of_role: int | None
-    dbname: str
-    of_database: int | None
+    role_limit: int | None
+    database: str
+    database_limit: int | None
+    in_use: int
+
+    @property
+    def reserved(self) -> int:
+        """How many connections are kept for others."""
+        if self.superuser:
+            return 0
+        for_roles = 0 if self.may_use_reserved else self.reserved_connections
+        return self.superuser_reserved_connections + for_roles
+
+    @property
+    def not_reserved(self) -> int:
+        """How many connections the server has for this login, if no other one has any."""
+        return self.max_connections - self.reserved
+
+    def allowed(self) -> tuple[int, str]:
+        """Return how many connections there may be, and what sets the limit.
+
+        Example:
+            >>> limits = Limits("", 100, 3, 0, False, False, "app", 5, "orders", None, 7)
+            >>> limits.allowed()
+            (5, 'the CONNECTION LIMIT of the role')
+            >>> limits._replace(role_limit=None).allowed()
+            (97, 'max_connections of the server')
+        """
+        found = [
+            (self.not_reserved, "max_connections of the server"),
+            (self.role_limit, "the CONNECTION LIMIT of the role"),
+            (self.database_limit, "the CONNECTION LIMIT of the database"),
+        ]
+        return min((limit, whose) for limit, whose in found if limit is not None)
 
 
 Scope = Literal["server", "role", "database", "pgbouncer"]
@@ -194,14 +234,14 @@ def _sums(
         yield total("pgbouncer", "", there, None)
         return
     seen = {one.name: limits[one.name] for one in there if one.name in limits}
-    least = min((found.connections for found in seen.values()), default=None)
+    least = min((found.not_reserved for found in seen.values()), default=None)
     yield total("server", "", there, least)
-    for role, limit in sorted(_limits((one.role, one.of_role) for one in seen.values())):
+    for role, limit in sorted(_limits((one.role, one.role_limit) for one in seen.values())):
         its = [one for one in there if one.name in seen and seen[one.name].role == role]
         yield total("role", role, its, limit)
-    for dbname, limit in sorted(_limits((one.dbname, one.of_database) for one in seen.values())):
-        its = [one for one in there if one.name in seen and seen[one.name].dbname == dbname]
-        yield total("database", dbname, its, limit)
+    for name, limit in sorted(_limits((one.database, one.database_limit) for one in seen.values())):
+        its = [one for one in there if one.name in seen and seen[one.name].database == name]
+        yield total("database", name, its, limit)
 
 
 def _limits(found: Iterable[tuple[str, int | None]]) -> set[tuple[str, int]]:

@@ -153,7 +153,19 @@ def test_the_table_of_the_page() -> None:
         Demand("reports", "db-1.internal:5432"),
     ]
     limits = {
-        one.name: Limits("1", 97, f"{one.name}_app", 80 if one.name == "orders" else None, "", None)
+        one.name: Limits(
+            "1",
+            100,
+            3,
+            0,
+            False,
+            False,
+            f"{one.name}_app",
+            80 if one.name == "orders" else None,
+            one.name,
+            None,
+            0,
+        )
         for one in demands
     }
     fleet = Fleet(replicas=3, workers=4)

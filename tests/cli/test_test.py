@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pgmonkey.cli.servers import Limits, Server
+from pgmonkey.cli.servers import Server
+from pgmonkey.cli.test import connections
+from pgmonkey.config.budget import Limits
 from tests.cli.page import shown, without_numbers
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
 from tests.kit.command import invoke
 from tests.kit.secret_volume import SecretVolume
 
-FREE = Limits(100, 3, 2, False, False, None, None, 7)
+FREE = Limits("1", 100, 3, 2, False, False, "app", None, "orders", None, 7)
 PLAIN = Server("db", 5432, "18.6", "orders", "app", "app", False, False, False, None, None)
 
 
@@ -71,8 +73,8 @@ def test_as_json_everything_has_a_type(
             "reserved_connections": 0,
             "may_use_reserved": False,
             "superuser": False,
-            "role": None,
-            "database": None,
+            "role_limit": None,
+            "database_limit": None,
             "allowed": 197,
         },
         "pool": {"min_size": 1, "max_size": 10},
@@ -153,16 +155,19 @@ def test_a_pool_that_is_larger_than_a_limit_is_a_problem(
     [
         (FREE, (95, "max_connections of the server")),
         (FREE._replace(may_use_reserved=True), (97, "max_connections of the server")),
-        (FREE._replace(superuser=True, role=1), (100, "max_connections of the server")),
-        (FREE._replace(role=5, database=9), (5, "the CONNECTION LIMIT of the role")),
-        (FREE._replace(role=9, database=0), (0, "the CONNECTION LIMIT of the database")),
-        (FREE._replace(role=96), (95, "max_connections of the server")),
+        (FREE._replace(superuser=True), (100, "max_connections of the server")),
+        (FREE._replace(role_limit=5, database_limit=9), (5, "the CONNECTION LIMIT of the role")),
+        (
+            FREE._replace(role_limit=9, database_limit=0),
+            (0, "the CONNECTION LIMIT of the database"),
+        ),
+        (FREE._replace(role_limit=96), (95, "max_connections of the server")),
     ],
 )
 def test_the_smallest_limit_counts(limits: Limits, allowed: tuple[int, str]) -> None:
     """Those of the server without its reserves, of the role, and of the database."""
     assert limits.allowed() == allowed
-    assert limits.line().startswith(f"{allowed[0]} allowed by {allowed[1]}; 100 in all, ")
+    assert connections(limits).startswith(f"{allowed[0]} allowed by {allowed[1]}; 100 in all, ")
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ SETTINGS = "connection_settings: {host: db, dbname: orders, user: app}\n"
 def limits(**more) -> Limits:
     """Return what a server without limits of roles and databases allows."""
     given = {
-        "identity": "1", "connections": 97, "role": "app", "of_role": None, "dbname": "orders",
-        "of_database": None,
+        "identity": "1", "max_connections": 100, "superuser_reserved_connections": 3,
+        "reserved_connections": 0, "may_use_reserved": False, "superuser": False, "role": "app",
+        "role_limit": None, "database": "orders", "database_limit": None, "in_use": 7,
     }  # fmt: skip
     return Limits(**{**given, **more})
 
@@ -80,8 +81,8 @@ def test_each_limit_has_its_sum():
         demands,
         Fleet(2),
         {
-            "a": limits(role="one", of_role=10, of_database=30),
-            "b": limits(role="two", connections=100, of_database=30),
+            "a": limits(role="one", role_limit=10, database_limit=30),
+            "b": limits(role="two", may_use_reserved=True, superuser=True, database_limit=30),
         },
     )
     assert [(one.scope, one.name, one.rotating, one.limit, one.over) for one in found] == [
@@ -89,7 +90,7 @@ def test_each_limit_has_its_sum():
         ("role", "one", 10, 10, False),
         ("database", "orders", 30, 30, False),
     ]
-    (*_, last) = budget(demands, Fleet(3), {"a": limits(of_database=30), "b": limits()})
+    (*_, last) = budget(demands, Fleet(3), {"a": limits(database_limit=30), "b": limits()})
     assert (last.scope, last.rotating, last.left, last.over) == ("database", 45, -15, True)
 
 

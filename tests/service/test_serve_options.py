@@ -9,7 +9,7 @@ import prometheus_client
 import pytest
 from prometheus_client import generate_latest
 
-from pgmonkey import Registry
+from pgmonkey import Registry, RegistryConfigError
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import invoke
 from tests.service.serving import Serve
@@ -40,7 +40,7 @@ def test_the_registry_is_opened_as_the_options_say(
     registry_dir.write("broken", "nothing: valid\n")  # not read: it is not one of the names
     given = {
         "--names": "orders, events",
-        "--probe-interval": "600",
+        "--probe-interval": "10min",
         "--max-connections": "1",
         "--no-histograms": "1",
     }
@@ -62,7 +62,8 @@ def test_the_registry_is_opened_as_the_options_say(
             pytest.fail("there was room for two connections")
         text = generate_latest(metrics).decode()
     assert "# TYPE pgmonkey_pool_wait_seconds summary" in text
-    assert "pgmonkey_pool_wait_seconds_bucket" not in text
+    assert "# TYPE pgmonkey_reload_duration_seconds summary" in text
+    assert "_seconds_bucket" not in text
 
 
 def test_without_the_options_everything_is_served(
@@ -86,6 +87,10 @@ def test_without_the_options_everything_is_served(
     [
         ["--probe-interval", "0"],
         ["--probe-interval", "soon"],
+        ["--probe-interval", "nan"],
+        ["--probe-interval", "inf"],
+        ["--probe-interval", "5m"],
+        ["--grace", "-1s"],
         ["--max-connections", "0"],
         ["--names", " ,"],
     ],
@@ -101,10 +106,13 @@ def test_a_value_that_cannot_work_is_wrong_usage(words: list[str], canary: Canar
 def test_a_name_that_no_file_declares_is_a_problem(
     registry_dir: RegistryDirectory, orders: TemporaryDatabase, canary: Canary
 ) -> None:
-    """A misspelt name ends the service at its start: it would serve less than was asked for."""
+    """A misspelt name ends the service at its start, with the nearest one that there is."""
     opens = opened(canary, registry_dir, "--names", "ordesr")
-    with pytest.raises(Exception, match='no file declares the database "ordesr"'):
+    with pytest.raises(
+        RegistryConfigError, match='no file declares the database "ordesr"'
+    ) as caught:
         opens(prometheus_client.CollectorRegistry())
+    assert [one.hint for one in caught.value.problems] == ['did you mean "orders"?']
 
 
 def test_an_outage_is_seen_as_soon_as_is_asked_for(
