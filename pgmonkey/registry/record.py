@@ -147,6 +147,8 @@ class Record:
         self._probe_error: ConnectError | None = None
         self._probe_at: float | None = 0.0
         self._probe_pause = 0.0
+        #: Since when probes fail, if an event told it.
+        self._down_since: float | None = None
         self._renew_locks()
 
     def _renew_locks(self) -> None:
@@ -758,12 +760,21 @@ class Record:
         """
         with self._lock:
             config = None if self._removed else self.config
-            self._probe_at = None
+            if interval is not None:  # else the background probes go on as they are due
+                self._probe_at = None
         began = monotonic()
         error = None if config is None else probe_failure(config, self._shared.limits)
         now = monotonic()
+        tells = error is not None and not self._is_open()  # an open pool tells it by itself
+        outage = None
         with self._lock:
             up = config is not None and error is None
+            if self._down_since is None:
+                self._down_since = now if tells else None
+            else:
+                tells = False
+                if up:
+                    outage, self._down_since = now - self._down_since, None
             self._probe = ProbeStatus(up, now - began if config else 0.0)
             if config is not None:
                 self._probe_error = error
@@ -775,6 +786,10 @@ class Record:
                     self._probe_pause = min(max(self._probe_pause * 2, _FIRST_PAUSE), interval)
                 pause = interval if up else self._probe_pause
                 self._probe_at = now + pause * random.uniform(0.8, 1.2)  # noqa: S311 - as above
+        if error is not None and tells:
+            events.emit("connect.failed", database=self.name, reason=error.reason, error=error.text)
+        if outage is not None:
+            events.emit("connect.recovered", database=self.name, outage=round(outage, 3))
 
     def postpone_probe(self) -> None:
         """Note that a background probe could not begin."""

@@ -29,6 +29,7 @@ from pgmonkey.telemetry.metrics import export
 from pgmonkey.telemetry.status import PoolStatus
 from tests.kit import Canary, ChaosProxy
 from tests.kit.database import TemporaryDatabase
+from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.prometheus import check_metrics
 from tests.kit.registry_dir import RegistryDirectory
@@ -471,19 +472,28 @@ def test_probes_without_the_service(
     database: TemporaryDatabase,
     proxy: Any,
     numbers: prometheus_client.CollectorRegistry,
+    events: CapturedEvents,
 ) -> None:
-    """With `probe_interval` a registry says whether its databases are up, used or not."""
+    """With `probe_interval` a registry says whether its databases are up, used or not.
+
+    An outage is one event when it begins and one when it ends.
+    """
     registry_dir.declare("orders", database, connection={"port": proxy.port})
     with Registry(registry_dir, metrics=numbers, watch=False):
         assert numbers.get_sample_value("pgmonkey_up", ORDERS) is None
-    with Registry(registry_dir, metrics=numbers, watch=False, probe_interval=0.1):
+    with Registry(registry_dir, metrics=numbers, watch=False, probe_interval=0.1) as registry:
         eventually(lambda: numbers.get_sample_value("pgmonkey_up", ORDERS) == 1)
         assert (numbers.get_sample_value("pgmonkey_probe_duration_seconds", ORDERS) or 0) > 0
         proxy.set("refuse")
         eventually(lambda: numbers.get_sample_value("pgmonkey_up", ORDERS) == 0)
+        registry.probe("orders")
         proxy.set("pass")
         eventually(lambda: numbers.get_sample_value("pgmonkey_up", ORDERS) == 1)
         assert numbers.get_sample_value("pgmonkey_cache_size", {"type": "pool"}) == 0
+        events.wait("connect.recovered")
+        (failed,) = events.named("connect.failed")
+        assert (failed["database"], failed["reason"]) == ("orders", "refused")
+        assert len(events.named("connect.recovered")) == 1
 
 
 @pytest.mark.parametrize("seconds", [0, math.nan, math.inf])
