@@ -69,7 +69,9 @@ def command(
     if problems:
         notes.append(summary(problems))
     elif not any(change.differs for change in changes):
-        notes.append("a reload would change nothing")
+        masked = any(change.masked for change in changes)
+        what = "none of the values that are compared" if masked else "nothing"
+        notes.append(f"a reload would change {what}")
     notes += _notes(changes)
     code = ExitCode.PROBLEM if problems else ExitCode.OK
     data = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,8 +130,6 @@ def _try(credentials_from: Path | None, config: DatabaseConfig) -> _Tried:
             return _Tried(config, files, None, [not_rehearsed(config)])
     found = find(config)
     if isinstance(found, Problem):
-        if credentials_from is not None:
-            found = replace(found, message=f"{found.message}; with the files in {credentials_from}")
         return _Tried(config, files, None, [found])
     problems: list[Problem] = []
     # Behind PgBouncer, its own limits count.

@@ -42,7 +42,8 @@ def failed_probe(config: DatabaseConfig, error: ConnectError) -> Problem:
     for file, document in read_with_defaults(path):
         for key in keys:
             if (position := document.position(key)) is not None:
-                origin = origin_of(document.value[key[0]][key[1]], config.sources.lookup.get)
+                written, sources = document.value[key[0]][key[1]], config.sources
+                origin = origin_of(written, sources.lookup.get, sources.secrets_from)
                 if origin is not None:
                     hint = f"{hint}; the value comes from {origin}" if hint else f"see {origin}"
                 return Problem(file, code, message, *position, ".".join(key), hint, name)

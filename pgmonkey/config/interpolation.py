@@ -106,12 +106,14 @@ def variables(template: Template) -> Iterator[Variable]:
             yield from variables(part.default or ())
 
 
-def origin_of(value: Any, lookup: Lookup) -> str | None:
+def origin_of(value: Any, lookup: Lookup, secrets_from: str | None = None) -> str | None:
     """Return where the value behind a reference comes from; `None` if it is in the file itself."""
     match value:
         case {"from_env": str(name)}:
             return f"the variable {name}"
         case {"from_file": str(path)}:
+            if secrets_from is not None:
+                path = os.path.join(secrets_from, os.path.basename(path))
             return f"the file {path}"
         case {"from_command": [str(program), *_]}:
             return f"the command {program}"
@@ -341,7 +343,7 @@ class Resolution:
     def origins(self) -> dict[KeyPath, str]:
         """Return where the values came from that are not in the document itself, by path."""
         found = {
-            path: origin_of(written, self.variables.get)
+            path: origin_of(written, self.variables.get, self.options.secrets_from)
             for path, written in self.references.items()
         }
         return {path: origin for path, origin in found.items() if origin is not None}

@@ -200,7 +200,14 @@ def build_config(
     ]
     model = _validated(resolved, resolution, url, problems)
     files = {**resolution.files, **named.files}
-    sources = Sources(file, files, resolution.variables, options.lookup, resolution.modified)
+    sources = Sources(
+        file,
+        files,
+        resolution.variables,
+        options.lookup,
+        resolution.modified,
+        options.secrets_from,
+    )
     if model is None or problems:
         origins = resolution.origins()
         found = [lifted.located(with_origin(url.located(problem), origins)) for problem in problems]

@@ -144,7 +144,10 @@ class Sources:
     `modified` is the newest modification of the secret files, in unix seconds.
     """
 
-    __slots__ = ("_file", "_names", "_values", "directories", "files", "lookup", "modified")
+    __slots__ = (
+        *("_file", "_names", "_values", "directories", "files", "lookup", "modified"),
+        "secrets_from",
+    )
 
     def __init__(
         self,
@@ -153,6 +156,7 @@ class Sources:
         variables: Mapping[str, str | None],
         lookup: Mapping[str, str],
         modified: float | None = None,
+        secrets_from: str | None = None,
     ) -> None:
         self._file = file
         #: The secret files and TLS files, by path.
@@ -161,6 +165,8 @@ class Sources:
         self._names = tuple(variables)
         self._values = _digest(variables.values()) if variables else b""
         self.modified = modified
+        #: Where the secret files were read, instead of where the file says.
+        self.secrets_from = secrets_from
         self.directories = _shared(frozenset(map(directory_of, files)))
 
     @property

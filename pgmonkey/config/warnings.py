@@ -96,7 +96,8 @@ def _at(config: DatabaseConfig, name: str, mistake: Mistake) -> Problem:
     )
     for path, document in read_with_defaults(config.path):
         if (position := document.position(key)) is not None:
-            origin = origin_of(document.value[key[0]][key[1]], config.sources.lookup.get)
+            written, sources = document.value[key[0]][key[1]], config.sources
+            origin = origin_of(written, sources.lookup.get, sources.secrets_from)
             more = f"; the value comes from {origin}" if origin else ""
             return replace(
                 problem,

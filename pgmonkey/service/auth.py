@@ -80,15 +80,25 @@ class ReloadEndpoint:
 
     def _denial(self, request: Request) -> _Denial | None:
         if self._token is None:
-            return _Denial(403, "disabled", "reload over HTTP is disabled", "--reload-token-file")
+            return _Denial(
+                403,
+                "disabled",
+                "reload over HTTP is disabled",
+                "serve --reload-token-file FILE allows it",
+            )
         # A foreign page in the browser of a person who can reach the service.
         if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
             return _Denial(
-                403, "cross_site", "browsers may not ask for a reload", "pgmonkey reload does"
+                403, "cross_site", "browsers may not ask for a reload", "use pgmonkey reload"
             )
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not given:
-            return _Denial(401, "no_token", "a token is needed", "Authorization: Bearer TOKEN")
+            return _Denial(
+                401,
+                "no_token",
+                "a token is needed",
+                "pgmonkey reload --token-file FILE sends it: Authorization: Bearer TOKEN",
+            )
         try:
             expected = self._token.read()
         except TokenError:
@@ -96,5 +106,10 @@ class ReloadEndpoint:
                 403, "no_token_file", "the token file cannot be read", "see the service's log"
             )
         if not hmac.compare_digest(given.strip().encode("latin-1"), expected.strip().encode()):
-            return _Denial(401, "wrong_token", "the token is wrong", "see --reload-token-file")
+            return _Denial(
+                401,
+                "wrong_token",
+                "the token is wrong",
+                "it must be the one of the service's --reload-token-file",
+            )
         return None

@@ -158,6 +158,9 @@ def test_a_service_is_compared(
         ]
         assert done.err == "the service masks 1 value, not compared; -o json names the keys\n"
         env = {"PGMONKEY_URL": service.url}
+        done = invoke("diff", registry_dir, canary=canary, env=env)
+        assert (done.code, done.out) == (0, "")
+        assert done.err.startswith("a reload would change none of the values that are compared\n")
         done = invoke("diff", registry_dir, "-o", "json", canary=canary, env=env)
         report = json.loads(done.out)
         assert (report["databases"], report["unchanged"]) == ([], ["gone", "orders"])

@@ -213,7 +213,8 @@ def test_a_rotation_is_rehearsed_with_new_files(
     rehearse = ("test", "orders", "--dir", registry_dir, "--credentials-from", "new")
     done = invoke(*rehearse, canary=canary, cwd=tmp_path)
     assert (done.code, done.err) == (4, "1 problem in 1 file\n")
-    assert "; with the files in new  [probe.auth]" in done.out
+    assert "[probe.auth]" in done.out
+    assert "the value comes from the file new/password" in done.out
     database.server.set_password(database.user, password)
     done = invoke(*rehearse, canary=canary, cwd=tmp_path)
     assert (done.code, done.err) == (0, "")

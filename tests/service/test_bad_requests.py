@@ -129,7 +129,10 @@ def test_a_reload_while_it_is_disabled(serve: Serve, orders: TemporaryDatabase) 
     """Without a token file every reload over HTTP gets 403, and a hint how to allow it."""
     assert reload(serve(), TOKEN) == (
         403,
-        {"error": "reload over HTTP is disabled", "hint": "--reload-token-file"},
+        {
+            "error": "reload over HTTP is disabled",
+            "hint": "serve --reload-token-file FILE allows it",
+        },
     )
 
 
