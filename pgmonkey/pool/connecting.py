@@ -22,6 +22,9 @@ _LONGEST_PAUSE: Final = 1.0
 #: some. So the place that one process gives up goes to one that has none.
 _LONGEST_PAUSE_WITHOUT: Final = 0.5
 _PAUSE_WITH: Final = 2.0
+#: Seconds for which it is not reported again that the server is full: while processes share it, each
+#: is refused again and again.
+_TELL_FULL_AGAIN: Final = 60.0
 #: Seconds between two tries of a login that a server refused, and the longest pause, up to which
 #: it is doubled between wrong passwords.
 _LOGIN_PAUSE: Final = 1.0
@@ -43,13 +46,15 @@ class Outage:
         self._since: float | None = None
         self._pause = 0.0
         self._next = 0.0
+        self._told = False
+        self._told_full_until = 0.0
         #: Why the last connect failed; `None` if it worked.
         self.failure: ConnectFailure | None = None
         # Guards the above: workers, rotations and reloads connect side by side.
         self._lock = threading.Lock()
 
     def failed(self, failure: ConnectFailure, held: int = 0) -> bool:
-        """Note that a connect failed, and tell whether the outage began with it.
+        """Note that a connect failed, and tell whether this is to be reported: once per outage.
 
         Args:
             failure: Why it failed.
@@ -57,12 +62,16 @@ class Outage:
         """
         now = monotonic()
         with self._lock:
-            first = self._since is None
-            if first:
+            full = failure.reason == "too_many_connections"
+            if self._since is None:
                 self._since = now
                 self._pause = 0.0
+                self._told = False
             self.failure = failure
-            full = failure.reason == "too_many_connections"
+            tells = not self._told and (not full or now >= self._told_full_until)
+            if tells:
+                self._told = True
+                self._told_full_until = now + _TELL_FULL_AGAIN if full else 0.0
             longest = _LONGEST_PAUSE_WITHOUT if full else _LONGEST_PAUSE
             self._pause = min(max(self._pause * 2, _FIRST_PAUSE), longest)
             jitter = random.uniform(0.8, 1.0)  # noqa: S311 - pools must not retry in step
@@ -70,14 +79,14 @@ class Outage:
             if full and held:
                 pause = _PAUSE_WITH * random.uniform(0.5, 1.0)  # noqa: S311 - as above
             self._next = now + pause
-        return first
+        return tells
 
     def ended(self) -> float | None:
-        """Note that a connect worked, and return the seconds of the outage, if there was one."""
+        """Note that a connect worked; return the seconds of the outage, if one was reported."""
         with self._lock:
             since, self._since = self._since, None
             self.failure = None
-        return None if since is None else monotonic() - since
+        return None if since is None or not self._told else monotonic() - since
 
     def retry(self) -> None:
         """Try again at once: the configuration has changed."""

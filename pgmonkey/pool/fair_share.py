@@ -63,8 +63,10 @@ class FairShare:
             held: How many the pool has.
             refused: How many connects the server has refused so far because it is full.
         """
-        taken, self._refused = refused > self._refused, refused
-        self._plan(_LOOK_SOON if taken else _LOOK if left < held else _LOOK_LATER)
+        taken, room = refused > self._refused, left >= held
+        self._plan(_LOOK_LATER if room else _LOOK_SOON if taken else _LOOK)
+        if left <= 0 or room:  # else another pool may be the one that gives way at this moment
+            self._refused = refused
         if left > 0 or held < 2:
             return 0
         return held // 2 if taken else 1

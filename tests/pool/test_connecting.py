@@ -233,6 +233,26 @@ def test_an_outage_begins_once_and_ends_with_its_length(clock: Clock) -> None:
     assert outage.pause_left() == 0.0
 
 
+def test_a_full_server_is_reported_once_a_minute_and_another_failure_at_once(clock: Clock) -> None:
+    """Processes that share a server are refused again and again; what is no news is not reported."""
+    full = ConnectFailure("too_many_connections", "sorry, too many clients already")
+    outage = Outage()
+    assert outage.failed(full)
+    assert outage.ended() is not None
+    assert not outage.failed(full)
+    assert outage.ended() is None
+    assert not outage.failed(full)
+    assert outage.failed(ConnectFailure("refused", "connection refused"))
+    assert outage.ended() is not None
+    assert outage.failed(full)
+    assert outage.ended() is not None
+    clock.now += 59
+    assert not outage.failed(full)
+    clock.now += 1
+    assert outage.failed(full)
+    assert outage.ended() == 1
+
+
 def test_a_changed_configuration_is_tried_at_once(clock: Clock) -> None:
     """The pause and the reason are of the old one; the outage goes on until a connect works."""
     outage = Outage()

@@ -196,6 +196,15 @@ def test_one_is_given_up_and_half_if_it_was_taken(held: int, given_up: int) -> N
     assert share.surplus(0, held, 1) == 1
 
 
+def test_a_refusal_counts_until_the_server_is_full_or_has_room() -> None:
+    """That there are some left for a moment may mean that another pool gives way."""
+    share = FairShare()
+    assert share.surplus(1, MAX_SIZE, 1) == 0
+    assert share.surplus(0, MAX_SIZE, 1) == MAX_SIZE // 2
+    assert share.surplus(MAX_SIZE, MAX_SIZE, 2) == 0
+    assert share.surplus(0, MAX_SIZE, 2) == 1
+
+
 @pytest.mark.parametrize(
     "left, refused, pause", [(0, 1, 2), (0, 0, 5), (MAX_SIZE - 1, 0, 5), (MAX_SIZE, 0, 15)]
 )
