@@ -35,7 +35,8 @@ class Snippet:
     - `skip REASON`: neither run nor validated;
     - `invalid CODE`: a database file that must be refused with a problem of this code;
     - `raises ERROR`: Python that ends with this exception;
-    - `run`: a shell snippet that is run, and must end with 0; `run exit=1` with 1.
+    - `run`: a shell snippet that is run, and must end with 0; `run exit=1` with 1;
+    - `walk`: the same, in the course of the story that its page tells.
     """
 
     page: str

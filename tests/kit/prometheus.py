@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import yaml
+
 from tests.kit.components import need
 from tests.kit.ports import free_port
 from tests.kit.process import Process
+
+DOCKER = Path(__file__).parents[2] / "docker"
+DASHBOARD = json.loads((DOCKER / "grafana" / "dashboards" / "pgmonkey.json").read_text())
 
 
 def promtool(*arguments: str | os.PathLike[str], stdin: str = "", cwd: Path | None = None) -> str:
@@ -44,6 +51,33 @@ def check_metrics(exposition: str) -> None:
     """Let promtool judge the output of a scrape, in Prometheus' text format."""
     said = promtool("check", "metrics", stdin=exposition)
     assert not said, said
+
+
+def configuration(directory: Path, ports: Sequence[int], *, minute: str = "1m") -> Path:
+    """Write our own configuration of Prometheus, for other targets, and return its path.
+
+    Args:
+        directory: Where to write it.
+        ports: Of the targets on 127.0.0.1.
+        minute: How long a minute of the rules is. Once a second is scraped, five times if a minute
+            is shorter than a second.
+    """
+    config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    interval = "200ms" if minute.endswith("ms") else "1s"
+    config["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
+    for name in config["rule_files"]:
+        rules = (DOCKER / "prometheus" / name).read_text()
+        (directory / name).write_text(re.sub(r"\b(\d+)m\b", partial(_scaled, minute), rules))
+    (job,) = config["scrape_configs"]
+    job["static_configs"] = [{"targets": [f"127.0.0.1:{port}" for port in ports]}]
+    path = directory / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def _scaled(minute: str, minutes: re.Match[str]) -> str:
+    number, unit = re.split(r"(?<=\d)(?=\D)", minute)
+    return f"{int(minutes[1]) * int(number)}{unit}"
 
 
 class Prometheus(Process):
@@ -109,6 +143,52 @@ class Prometheus(Process):
             )
             for row in data["result"]
         }
+
+    def firing(self) -> set[str]:
+        """Return the alerts that fire now."""
+        return {
+            one["labels"]["alertname"]
+            for one in self.api("alerts")["alerts"]
+            if one["state"] == "firing"
+        }
+
+    def check_rules(self) -> None:
+        """Fail unless every rule could be evaluated on what was scraped."""
+        (group,) = self.api("rules")["groups"]
+        assert {rule["health"] for rule in group["rules"]} == {"ok"}, group
+
+    def check_dashboard(self, began: float) -> None:
+        """Fail unless each query of the dashboard has data since then.
+
+        Args:
+            began: Unix time.
+        """
+        now = time.time()
+        queries = [
+            (panel["title"], target["expr"])
+            for panel in DASHBOARD["panels"]
+            for target in panel.get("targets", ())
+        ]
+        queries += [(one["name"], one["expr"]) for one in DASHBOARD["annotations"]["list"]]
+        assert len(queries) > 25
+        for title, expression in queries:
+            for variable, text in (
+                ("$__rate_interval", "5s"),
+                ("$job", ".*"),
+                ("$instance", ".*"),
+                ("$database", ".*"),
+            ):
+                expression = expression.replace(variable, text)  # noqa: PLW2901 - step by step
+            assert "$" not in expression, expression
+            data = self.api("query_range", query=expression, start=began, end=now, step=1)
+            numbers = [float(value) for series in data["result"] for _, value in series["values"]]
+            assert any(number == number for number in numbers), f"{title}: no data for {expression}"  # noqa: PLR0124 - NaN is none
+        for variable in DASHBOARD["templating"]["list"]:
+            if variable["type"] == "query":
+                query = variable["definition"].removeprefix("label_values(").removesuffix(")")
+                selector, _, label = query.rpartition(", ")
+                selector = selector.replace("$job", ".*").replace("$instance", ".*")
+                assert self.query(f"count by ({label}) ({selector})"), variable["name"]
 
     def scrapes(self, number: int) -> None:
         """Wait until that many scrapes that began from now on have been kept.

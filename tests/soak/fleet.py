@@ -169,11 +169,16 @@ class Fleet(Process):
         """Return what failed, with how many workers met it."""
         return Counter(text for one in self.reports().values() for text in set(one.errors))
 
-    def metrics(self, name: str) -> list[Any]:
-        """Scrape, and return the values of `pgmonkey_config_...` for `orders`."""
+    @property
+    def port(self) -> int:
+        """Where it listens."""
         match = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.text)
         assert match is not None, self.text
-        connection = http.client.HTTPConnection("127.0.0.1", int(match[1]), timeout=30)
+        return int(match[1])
+
+    def metrics(self, name: str) -> list[Any]:
+        """Scrape, and return the values of `pgmonkey_config_...` for `orders`."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", "/metrics")
             text = connection.getresponse().read().decode()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.leaks import session_servers_key
+from tests.kit.prometheus import Prometheus, configuration
 from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
 from tests.kit.server import PostgresServer
@@ -49,34 +52,56 @@ def test_a_fleet_shares_a_server_that_is_too_small(
     database: TemporaryDatabase,
     volume: SecretVolume,
     canary: Canary,
+    tmp_path: Path,
 ) -> None:
     """Nobody starves before, while and after all rotate, and no second sees a storm of connects."""
     sizes = {"min_size": SIZE, "max_size": SIZE}
     registry_dir.declare("orders", database, volume=volume, pool_settings=sizes)
-    with Fleet(registry_dir, canary, workers=PROCESSES, threads=2 * SIZE, seconds=0.1) as fleet:
+    with ExitStack() as stack:
+        fleet = stack.enter_context(
+            Fleet(registry_dir, canary, workers=PROCESSES, threads=2 * SIZE, seconds=0.1)
+        )
         began = time.time()
         go_on(fleet)
         print(f"each has done something after {time.time() - began:.1f} s")
+        if SECONDS:
+            config = configuration(tmp_path, [fleet.port], minute="1s")
+            prometheus = stack.enter_context(Prometheus(tmp_path, config))
         for version in range(2, 2 + ROTATIONS):
             if SECONDS:
                 print(shares(fleet, database, SECONDS))
-            began = time.time()
-            database.rotate()
-            write_credentials(volume, database)
-            fleet.wait_until(partial(is_on, fleet, version), 60, f"all are on version {version}")
-            ended = time.time()
-            fleet.wait_until(lambda: fleet.metrics("stale") == [0], 10, "the metrics show it")
-            assert fleet.metrics("version") == [version]
-            attempts = connects(database.server, began, ended + 1)
-            most = most_per_second(attempts)
-            print(
-                f"version {version}: {ended - began:.1f} s, {len(attempts)} connects,"
-                f" {most} in one second, held {held(fleet)}"
-            )
-            assert most < SLOTS + 5 * PROCESSES
+            rotate(fleet, database, volume, version)
             if SECONDS:
                 go_on(fleet)
         assert not fleet.errors()
+        if SECONDS:
+            check(prometheus)
+
+
+def rotate(fleet: Fleet, database: TemporaryDatabase, volume: SecretVolume, version: int) -> None:
+    """Rotate the password of all at once, and say how long that takes and how many connects."""
+    began = time.time()
+    database.rotate()
+    write_credentials(volume, database)
+    fleet.wait_until(partial(is_on, fleet, version), 60, f"all are on version {version}")
+    ended = time.time()
+    fleet.wait_until(lambda: fleet.metrics("stale") == [0], 10, "the metrics show it")
+    assert fleet.metrics("version") == [version]
+    attempts = connects(database.server, began, ended + 1)
+    most = most_per_second(attempts)
+    print(
+        f"version {version}: {ended - began:.1f} s, {len(attempts)} connects,"
+        f" {most} in one second, held {held(fleet)}"
+    )
+    assert most < SLOTS + 5 * PROCESSES
+
+
+def check(prometheus: Prometheus) -> None:
+    """Ask what Prometheus has seen of all processes: only that the server is too small."""
+    prometheus.check_rules()
+    assert prometheus.value("sum(pgmonkey_pool_connections_max)") == PROCESSES * SIZE
+    assert prometheus.value("max(pgmonkey_config_version)") == 1 + ROTATIONS
+    assert prometheus.firing() == {"PgmonkeyServerFull"}
 
 
 def go_on(fleet: Fleet) -> None:

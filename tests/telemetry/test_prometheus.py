@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,18 +10,15 @@ from typing import Any
 
 import prometheus_client
 import pytest
-import yaml
 
 from pgmonkey import PgmonkeyError, Registry
 from pgmonkey.telemetry.metrics import RegistryCollector
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
-from tests.kit.prometheus import Prometheus, check_metrics
+from tests.kit.prometheus import Prometheus, check_metrics, configuration
 from tests.kit.registry_dir import write_credentials
 from tests.kit.secret_volume import SecretVolume
 from tests.telemetry.load import Load
 
-DOCKER = Path(__file__).parents[2] / "docker"
-DASHBOARD = json.loads((DOCKER / "grafana" / "dashboards" / "pgmonkey.json").read_text())
 SECONDS = 60  # of load
 SLOT = 6  # seconds between two things that happen
 ORDERS = '{database="orders", type="pool"}'
@@ -45,18 +41,6 @@ def exposed(numbers: prometheus_client.CollectorRegistry) -> Iterator[int]:
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-def configured(directory: Path, port: int) -> Path:
-    """Return our own configuration of Prometheus, for this one target and a look each second."""
-    config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(DOCKER / "prometheus" / name) for name in config["rule_files"]]
-    (job,) = config["scrape_configs"]
-    job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
-    path = directory / "prometheus.yml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 @dataclass
@@ -155,7 +139,7 @@ def test_what_prometheus_sees_is_what_happened(
     )
     with Registry(registry_dir, metrics=numbers, probe_interval=1) as registry:
         orders, events = registry.get("orders"), registry.get("events")
-        with Prometheus(tmp_path, configured(tmp_path, exposed)) as prometheus:
+        with Prometheus(tmp_path, configuration(tmp_path, [exposed])) as prometheus:
             story = Story(registry, registry_dir, database, volume, proxy, prometheus)
             began = time.time()
             with Load(orders, events, clients=5, pause=0.04) as load:
@@ -194,7 +178,7 @@ def test_what_prometheus_sees_is_what_happened(
             check_sums(prometheus, load)
             check_story(prometheus, story, began)
             check_rules(prometheus)
-            check_dashboard(prometheus, began)
+            prometheus.check_dashboard(began)
         text = prometheus_client.generate_latest(numbers).decode()
         canary.check(text, "a scrape")
         check_metrics(text)
@@ -218,7 +202,7 @@ def test_a_login_that_was_wrong_from_the_start_is_seen(
     failures = f'pgmonkey_pool_connect_failures_total{ORDERS[:-1]}, reason="auth"}}'
     with (
         Registry(registry_dir, metrics=numbers, watch=False) as registry,
-        Prometheus(tmp_path, configured(tmp_path, exposed)) as prometheus,
+        Prometheus(tmp_path, configuration(tmp_path, [exposed])) as prometheus,
     ):
         with pytest.raises(PgmonkeyError, match="auth"), registry.get("orders"):
             pass
@@ -246,7 +230,7 @@ def test_increase_sees_the_reload_that_changes_the_type_of_a_database(
     registry_dir.declare("orders", database, "pool")
     with (
         Registry(registry_dir, metrics=numbers, watch=False) as registry,
-        Prometheus(tmp_path, configured(tmp_path, exposed)) as prometheus,
+        Prometheus(tmp_path, configuration(tmp_path, [exposed])) as prometheus,
     ):
         prometheus.scrapes(2)
         registry_dir.declare("orders", database, "normal")
@@ -357,37 +341,5 @@ def check_story(prometheus: Prometheus, story: Story, began: float) -> None:
 
 def check_rules(prometheus: Prometheus) -> None:
     """Every rule that ships can be evaluated on real data; the leak fires at once."""
-    (group,) = prometheus.api("rules")["groups"]
-    assert {rule["health"] for rule in group["rules"]} == {"ok"}, group
-    firing = prometheus.query('ALERTS{alertstate="firing"}')
-    assert {dict(labels)["alertname"] for labels in firing} == {"PgmonkeyLeak"}
-
-
-def check_dashboard(prometheus: Prometheus, began: float) -> None:
-    """Every query of the dashboard returns data for the minute that was."""
-    now = time.time()
-    queries = [
-        (panel["title"], target["expr"])
-        for panel in DASHBOARD["panels"]
-        for target in panel.get("targets", ())
-    ]
-    queries += [(one["name"], one["expr"]) for one in DASHBOARD["annotations"]["list"]]
-    assert len(queries) > 25
-    for title, expression in queries:
-        for variable, text in (
-            ("$__rate_interval", "5s"),
-            ("$job", ".*"),
-            ("$instance", ".*"),
-            ("$database", ".*"),
-        ):
-            expression = expression.replace(variable, text)  # noqa: PLW2901 - step by step
-        assert "$" not in expression, expression
-        data = prometheus.api("query_range", query=expression, start=began, end=now, step=1)
-        numbers = [float(value) for series in data["result"] for _, value in series["values"]]
-        assert any(number == number for number in numbers), f"{title}: no data for {expression}"  # noqa: PLR0124 - NaN is none
-    for variable in DASHBOARD["templating"]["list"]:
-        if variable["type"] == "query":
-            query = variable["definition"].removeprefix("label_values(").removesuffix(")")
-            selector, _, label = query.rpartition(", ")
-            selector = selector.replace("$job", ".*").replace("$instance", ".*")
-            assert prometheus.query(f"count by ({label}) ({selector})"), variable["name"]
+    prometheus.check_rules()
+    assert prometheus.firing() == {"PgmonkeyLeak"}
