@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ GRACE = 3.0  # seconds for what was told to end
 #: Servers that outlive the test which started them.
 session_servers_key = pytest.StashKey[list[PostgresServer]]()
 
+T = TypeVar("T")
 
 #: What Linux says of the threads of this process.
 _THREADS = Path("/proc/self/task")
@@ -51,9 +53,19 @@ class LeakPlugin:
         self._config = config
         config.stash[session_servers_key] = []
         self._threads: set[threading.Thread] = set()
+        self._lasting: set[threading.Thread] = set()
         # The children that no test left behind, or that were reported already. Known from one test to
         # the next, as each look takes milliseconds.
         self._processes = _children()
+
+    @contextmanager
+    def shared(self, context: AbstractContextManager[T]) -> Iterator[T]:
+        """Enter a context; its threads and child processes may outlive the test that enters it."""
+        threads, processes = set(threading.enumerate()), _children()
+        with context as entered:
+            self._lasting |= set(threading.enumerate()) - threads
+            self._processes |= _children() - processes
+            yield entered
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
@@ -77,7 +89,8 @@ class LeakPlugin:
             pytest.fail(f"the test left {', '.join(left)} behind", pytrace=False)
 
     def _new_threads(self) -> list[str]:
-        return [t.name for t in threading.enumerate() if t not in self._threads and t.is_alive()]
+        known = self._threads | self._lasting
+        return [t.name for t in threading.enumerate() if t not in known and t.is_alive()]
 
     def _new_processes(self) -> set[int]:
         expected = self._processes
