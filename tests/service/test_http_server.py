@@ -26,9 +26,11 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from pgmonkey import Registry
+from pgmonkey.service import server
 from pgmonkey.service.app import Readiness, application, probe_routes
 from pgmonkey.service.server import HttpServer, listen, url_of
 from pgmonkey.service.tls import Certificate
+from tests.docs.snippets import ROOT
 from tests.kit import RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.certificates import Authority
 from tests.service.mounted import answering
@@ -39,6 +41,18 @@ PIECES = 150
 
 #: Seconds after which every connection that does nothing for us is gone.
 GONE = 20
+#: Part of the real limits that is tried here; tests/service/test_bad_requests.py has real ones.
+PART = 0.4
+LIMITS = ("_HEAD_TIMEOUT", "_READ_TIMEOUT", "_IDLE_TIMEOUT", "_FINISH")
+
+
+@pytest.fixture(autouse=True)
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits that do not take the time of a person who waits for the tests."""
+    for name in LIMITS:
+        monkeypatch.setattr(server, name, PART * getattr(server, name))
+    for name in ("keep_alive_timeout", "ssl_handshake_timeout", "graceful_timeout"):
+        monkeypatch.setattr(server._Config, name, PART * getattr(server._Config, name))
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,6 +144,7 @@ def test_a_client_that_reads_nothing_is_ended() -> None:
 @pytest.mark.slow
 def test_a_slow_reader_gets_the_whole_answer() -> None:
     """A large answer on a slow line is sent for longer than any limit, as long as it is read."""
+    longer = server._IDLE_TIMEOUT + 1
     with answering(app) as url:
 
         def take(path: str) -> int:
@@ -138,9 +153,9 @@ def test_a_slow_reader_gets_the_whole_answer() -> None:
                 began, size = time.monotonic(), 0
                 while piece := client.recv(8192):
                     size += len(piece)
-                    if time.monotonic() - began < 17:
+                    if time.monotonic() - began < longer:
                         time.sleep(0.02)  # its pace
-                assert time.monotonic() - began > 17
+                assert time.monotonic() - began > longer
                 return size
 
         with ThreadPoolExecutor() as threads:
@@ -150,7 +165,7 @@ def test_a_slow_reader_gets_the_whole_answer() -> None:
 
 @pytest.mark.slow
 def test_a_request_has_to_come_in_time() -> None:
-    """No head, half a head and no second request: each connection is ended after 5 s."""
+    """No head, half a head and no second request: each connection is ended after a time."""
     with answering(app) as url:
 
         def wait(sent: bytes) -> None:
@@ -158,7 +173,7 @@ def test_a_request_has_to_come_in_time() -> None:
                 client.sendall(sent)
                 began = time.monotonic()
                 answer = read(client)
-                assert 4 < time.monotonic() - began < 15
+                assert 0.8 * server._HEAD_TIMEOUT < time.monotonic() - began < 15
                 assert answer.status == (200 if sent.endswith(b"\r\n\r\n") else 0)
 
         with ThreadPoolExecutor() as threads:
@@ -304,7 +319,7 @@ async def test_a_request_in_progress_is_answered_at_the_stop() -> None:
 
 
 async def test_a_request_that_does_not_end_is_ended_at_the_stop() -> None:
-    """Applications that never answer, and clients that do not read, delay the end for 3 s only."""
+    """Applications that never answer, and clients that do not read, delay the end by a bounded time."""
     began = asyncio.Event()
 
     async def stuck(scope: Scope, receive: Receive, send: Send) -> None:
@@ -323,7 +338,7 @@ async def test_a_request_that_does_not_end_is_ended_at_the_stop() -> None:
             stop.set()
             before = time.monotonic()
             await asyncio.wait_for(serving, 10)
-            assert time.monotonic() - before < 5
+            assert time.monotonic() - before < server._FINISH + 2
             assert (await asyncio.to_thread(read, waiting)).status == 0
 
 
@@ -363,3 +378,14 @@ def test_scrapes_delay_nothing_else(
             slow.go_on.set()
             assert {read(client).status for client in clients} == {200}
         assert slow.collections <= 3
+
+
+def test_the_page_has_the_limits() -> None:
+    """The page of the service says what the limits are."""
+    head, read, idle, finish = (f"{getattr(server, name) / PART:g} s" for name in LIMITS)
+    page = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    assert f"| {head} after the connect" in page
+    assert f"| {read} for each {server._PIECE // 1024} KiB |" in page
+    assert f"| a connection without a request | {idle}," in page
+    assert f"| connections | {server._MAX_CONNECTIONS:,} for each" in page
+    assert f"have {finish.removesuffix(' s')} seconds to finish" in page
