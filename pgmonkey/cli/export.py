@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     "names",
     metavar="NAME",
     multiple=True,
+    shell_complete=options.declared,
     help="Only this database; may be given several times. env takes one.",
 )
 @options.references

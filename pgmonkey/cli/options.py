@@ -54,7 +54,7 @@ def chosen(argument: Path | None, option: Path | None) -> Path:
     return argument or option or Path(os.environ.get("PGMONKEY_REGISTRY") or "registry.d")
 
 
-def _declared(context: click.Context, _: click.Parameter, beginning: str) -> list[str]:
+def declared(context: click.Context, _: click.Parameter, beginning: str) -> list[str]:
     """Complete the name of a database: those of the files, which are not opened."""
     given = context.params
     directory = given.get("argument") or given.get("option")
@@ -71,9 +71,9 @@ def _declared(context: click.Context, _: click.Parameter, beginning: str) -> lis
     )
 
 
-name: Final = click.argument("name", shell_complete=_declared)
+name: Final = click.argument("name", shell_complete=declared)
 names: Final = click.argument(
-    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=_declared
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=declared
 )
 
 output: Final = click.option(

@@ -1,4 +1,4 @@
-"""What the page of the command line shows as output."""
+"""What the page of the command line shows as output is what the commands print."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ import re
 from tests.docs.snippets import ROOT
 
 
+def _page() -> str:
+    return (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+
+
+def is_documented(output: str) -> None:
+    """Fail unless the page has this output, whole, in a fence."""
+    assert f"\n```text\n{output}```\n" in _page(), output
+
+
 def shown(command: str) -> list[str]:
     """Return the outputs that the section of a command shows, in their order."""
-    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    section = page.partition(f"\n## {command}\n")[2].partition("\n## ")[0]
+    section = _page().partition(f"\n## {command}\n")[2].partition("\n## ")[0]
     return re.findall(r"^```text\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pgmonkey.cli.budget import answer
 from pgmonkey.config.budget import Demand, Fleet, Limits, budget
-from tests.cli.documented import is_documented
+from tests.cli.page import is_documented
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import environment, invoke
 from tests.kit.ports import free_port

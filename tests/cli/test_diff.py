@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.documented import is_documented
+from tests.cli.page import is_documented
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
 from tests.kit.command import environment, invoke
 from tests.kit.ports import free_port

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.cli.documented import is_documented
+from tests.cli.page import is_documented
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, need
 from tests.kit.command import environment, invoke
 from tests.kit.pgbouncer import PgBouncer
