@@ -32,6 +32,9 @@ REST: Final = 1.2
 _LOOK_SOON: Final = 2.0
 _LOOK: Final = 5.0
 _LOOK_LATER: Final = 15.0
+#: Seconds until the next look if this one gets no answer: some servers that speak PostgreSQL's protocol
+#: cannot say how many are left.
+_NO_ANSWER: Final = 60.0
 
 
 class FairShare:
@@ -52,8 +55,12 @@ class FairShare:
         return held > 1 and monotonic() >= self._due
 
     def begin(self) -> None:
-        """Note that a look begins. If it does not end, the next one comes late."""
-        self._plan(2 * _LOOK_LATER)
+        """Note that a look begins."""
+        self._plan(_NO_ANSWER)
+
+    def postpone(self) -> None:
+        """Note that there was no connection to ask with: the pool is busy."""
+        self._plan(_LOOK)
 
     def surplus(self, left: int, held: int, refused: int) -> int:
         """Return how many connections to give up, and plan the next look.

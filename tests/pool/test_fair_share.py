@@ -206,7 +206,8 @@ def test_a_refusal_counts_until_the_server_is_full_or_has_room() -> None:
 
 
 @pytest.mark.parametrize(
-    "left, refused, pause", [(0, 1, 2), (0, 0, 5), (MAX_SIZE - 1, 0, 5), (MAX_SIZE, 0, 15)]
+    "left, refused, pause",
+    [(0, 1, 2), (0, 0, 5), (MAX_SIZE - 1, 0, 5), (MAX_SIZE, 0, 15)],
 )
 def test_the_fuller_the_server_the_sooner_the_next_look(
     clock: Clock, left: int, refused: int, pause: float
@@ -217,4 +218,15 @@ def test_the_fuller_the_server_the_sooner_the_next_look(
     clock.now += 0.7 * pause
     assert not share.is_due(MAX_SIZE)
     clock.now += 0.6 * pause
+    assert share.is_due(MAX_SIZE)
+
+
+def test_a_busy_pool_looks_again_soon(clock: Clock) -> None:
+    """No connection came back in time to ask with; a look that gets no answer is not repeated soon."""
+    share = FairShare()
+    share.begin()
+    clock.now += 45
+    assert not share.is_due(MAX_SIZE)
+    share.postpone()
+    clock.now += 6.1
     assert share.is_due(MAX_SIZE)

@@ -210,7 +210,7 @@ def test_a_pgbouncer_without_a_server_connection_says_so(
     other.execute("SELECT 1")
     client = make(connection=bouncer.address, pooler="pgbouncer", pool=ONE)
     with pytest.raises(CheckoutTimeout, match="query_wait_timeout") as caught:
-        client.ask(timeout=4)
+        client.ask(timeout=3)
     assert caught.value.reason == "too_many_connections"
     assert caught.value.hint.startswith("the pooler got no server connection")
     other.close()
@@ -225,8 +225,8 @@ def test_a_server_that_is_down_behind_pgbouncer_is_waited_for(
     bouncer = start(server_login_retry=1)
     client = make(connection=bouncer.address | {"connect_timeout": 2}, pooler="pgbouncer", pool=ONE)
     database.server.stop()
-    with takes(4), pytest.raises(CheckoutTimeout) as caught:
-        client.ask(timeout=4)
+    with takes(3), pytest.raises(CheckoutTimeout) as caught:
+        client.ask(timeout=3)
     assert caught.value.reason == "timeout"
     assert "whether PgBouncer gets a connection to its server" in caught.value.hint
     database.server.start()

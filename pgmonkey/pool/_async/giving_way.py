@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from pgmonkey.pool._async.connection import AsyncPooledConnection
     from pgmonkey.pool._async.pool import AsyncPool
 
-#: Seconds to queue for the connection that asks, and for each one that is given up.
-_BORROW: Final = 2.0
+#: Seconds to queue for the connection that asks, as a client of a busy pool does, and for each of the
+#: others that are given up.
+_BORROW: Final = 30.0
+_BORROW_ANOTHER: Final = 2.0
 #: Seconds for the answer.
 _LONGEST_ANSWER: Final = 1.0
 
@@ -26,8 +28,9 @@ async def give_way(pool: AsyncPool) -> None:
 
     Each is borrowed as a client would do it, so no block loses one.
     """
-    connection = await _borrow(pool)
+    connection = await _borrow(pool, _BORROW)
     if connection is None:
+        pool.fair_share.postpone()
         return
     left = await _slots_left(connection)
     if left is None:
@@ -43,7 +46,9 @@ async def give_way(pool: AsyncPool) -> None:
     try:
         pool.give_up(connection)
         given.append(connection)
-        while len(given) < surplus and (another := await _borrow(pool)) is not None:
+        while (
+            len(given) < surplus and (another := await _borrow(pool, _BORROW_ANOTHER)) is not None
+        ):
             pool.give_up(another)
             given.append(another)
         await pool.connector.let_go()
@@ -53,9 +58,9 @@ async def give_way(pool: AsyncPool) -> None:
             await pool.want_again(one)
 
 
-async def _borrow(pool: AsyncPool) -> AsyncPooledConnection | None:
+async def _borrow(pool: AsyncPool, timeout: float) -> AsyncPooledConnection | None:
     try:
-        return await pool.borrow(_BORROW)
+        return await pool.borrow(timeout)
     except (PoolTimeout, PoolClosed) as error:
         drop_frames(error)
         return None

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from pgmonkey.pool._sync.connection import SyncPooledConnection
     from pgmonkey.pool._sync.pool import SyncPool
 
-#: Seconds to queue for the connection that asks, and for each one that is given up.
-_BORROW: Final = 2.0
+#: Seconds to queue for the connection that asks, as a client of a busy pool does, and for each of the
+#: others that are given up.
+_BORROW: Final = 30.0
+_BORROW_ANOTHER: Final = 2.0
 #: Seconds for the answer.
 _LONGEST_ANSWER: Final = 1.0
 
@@ -27,8 +29,9 @@ def give_way(pool: SyncPool) -> None:
 
     Each is borrowed as a client would do it, so no block loses one.
     """
-    connection = _borrow(pool)
+    connection = _borrow(pool, _BORROW)
     if connection is None:
+        pool.fair_share.postpone()
         return
     left = _slots_left(connection)
     if left is None:
@@ -44,7 +47,7 @@ def give_way(pool: SyncPool) -> None:
     try:
         pool.give_up(connection)
         given.append(connection)
-        while len(given) < surplus and (another := _borrow(pool)) is not None:
+        while len(given) < surplus and (another := _borrow(pool, _BORROW_ANOTHER)) is not None:
             pool.give_up(another)
             given.append(another)
         pool.connector.let_go()
@@ -54,9 +57,9 @@ def give_way(pool: SyncPool) -> None:
             pool.want_again(one)
 
 
-def _borrow(pool: SyncPool) -> SyncPooledConnection | None:
+def _borrow(pool: SyncPool, timeout: float) -> SyncPooledConnection | None:
     try:
-        return pool.borrow(_BORROW)
+        return pool.borrow(timeout)
     except (PoolTimeout, PoolClosed) as error:
         drop_frames(error)
         return None
