@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pgmonkey.pool import connecting, fair_share
+from pgmonkey.pool._async.rotation import pause_between
 from pgmonkey.pool.connecting import Outage
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.fair_share import REST, FairShare
@@ -230,3 +231,9 @@ def test_a_busy_pool_looks_again_soon(clock: Clock) -> None:
     share.postpone()
     clock.now += 6.1
     assert share.is_due(MAX_SIZE)
+
+
+@pytest.mark.parametrize("connections, pause", [(1, 0.05), (10, 0.05), (20, 0.025), (200, 0.02)])
+def test_a_rotation_makes_at_most_fifty_connects_a_second(connections: int, pause: float) -> None:
+    """All processes rotate at the same time: half a second for most pools, more for very large ones."""
+    assert pause_between(connections) == pause

@@ -29,10 +29,11 @@ _BORROW: Final = 5.0
 _STRANGERS: Final = 2.0
 _TRY_AGAIN: Final = 0.01
 _LONGEST_TRY_AGAIN: Final = 0.5
-#: The longest pause between two replacements. Each costs some milliseconds of CPU, here and at the
-#: server, which clients would wait for.
+#: The pause between two replacements. Each costs some milliseconds of CPU, here and at the server,
+#: which clients would wait for; and all processes of a fleet rotate at the same time.
+_SHORTEST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 0.05
-#: Seconds over which the replacements of a pool are spread.
+#: Seconds over which the replacements of a pool are spread, within these bounds.
 _SPREAD: Final = 0.5
 #: Seconds to wait for a client to come back. What is still out then is replaced at its return.
 _LONGEST_WAIT: Final = 1.0
@@ -200,7 +201,7 @@ def _rotate_late(pool: SyncPool, version: Version) -> None:
 
 
 def _replace_one_by_one(pool: SyncPool, version: Version, deadline: float) -> None:
-    pause = min(_LONGEST_PAUSE, _SPREAD / max(1, len(pool.connector.older())))
+    pause = pause_between(len(pool.connector.older()))
     while _goes_on(pool, version):
         if not pool.replace_idle() and not pool.wait_claimed(_LONGEST_WAIT):
             return
@@ -247,6 +248,11 @@ def _replace_in_place(pool: SyncPool, version: Version, deadline: float) -> None
                 raise
         finally:
             pool.put_back(borrowed)
+
+
+def pause_between(replacements: int) -> float:
+    """Return the seconds between two of so many replacements."""
+    return min(max(_SPREAD / max(1, replacements), _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
 
 def _goes_on(pool: SyncPool, version: Version) -> bool:
