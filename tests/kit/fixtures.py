@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pytest
 import structlog
@@ -13,11 +15,28 @@ import structlog
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
-from tests.kit.leaks import session_servers_key
+from tests.kit.leaks import LeakPlugin, session_servers_key
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.secret_volume import SecretVolume
 from tests.kit.server import PostgresServer
+
+T = TypeVar("T")
+
+
+class Share(Protocol):
+    """Make a context whose threads and child processes may outlive the test that enters it."""
+
+    def __call__(self, make: Callable[[], AbstractContextManager[T]]) -> AbstractContextManager[T]:
+        """Return the context, to be entered."""
+
+
+@pytest.fixture(scope="session")
+def share(pytestconfig: pytest.Config) -> Share:
+    """What a fixture of a module or a session enters its browser or its service with."""
+    plugin = pytestconfig.pluginmanager.get_plugin("pgmonkey-leaks")
+    assert isinstance(plugin, LeakPlugin)
+    return plugin.shared
 
 
 @pytest.fixture(scope="session")

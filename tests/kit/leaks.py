@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -59,10 +59,10 @@ class LeakPlugin:
         self._processes = _children()
 
     @contextmanager
-    def shared(self, context: AbstractContextManager[T]) -> Iterator[T]:
+    def shared(self, make: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
         """Enter a context; its threads and child processes may outlive the test that enters it."""
         threads, processes = set(threading.enumerate()), _children()
-        with context as entered:
+        with make() as entered:
             self._lasting |= set(threading.enumerate()) - threads
             self._processes |= _children() - processes
             yield entered

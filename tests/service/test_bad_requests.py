@@ -10,7 +10,9 @@ import socket
 import ssl
 import statistics
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,10 +21,26 @@ import pytest
 
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.certificates import Authority
+from tests.kit.fixtures import Share
 from tests.service.raw import connect, read, request, send
 from tests.service.serving import Serve, Serving
 
 TOKEN = "a token of the operators"
+
+
+@pytest.fixture(scope="module")
+def service(
+    share: Share,
+    module_database: TemporaryDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
+    canary: Canary,
+) -> Iterator[Serving]:
+    """A service without further options, for all tests of this file that leave it as it is."""
+    registry_dir = RegistryDirectory(tmp_path_factory.mktemp("service") / "registry.d")
+    registry_dir.declare("orders", module_database)
+    words = ("serve", registry_dir, "--listen", "127.0.0.1:0", "--grace", "0.2")
+    with share(partial(Serving, *words, canary=canary)) as service:
+        yield service
 
 
 @pytest.fixture
@@ -48,17 +66,15 @@ NOWHERE = (
 )  # fmt: skip
 
 
-def test_a_path_that_is_not_there(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_a_path_that_is_not_there(service: Serving) -> None:
     """404, always with the same body: no file is read by its path, and no name is repeated."""
-    service = serve()
     for path in NOWHERE:
         answer = send(service.url, request(f"GET {path} HTTP/1.1", "Connection: close"))
         assert (path, answer.status, answer.body) == (path, 404, b"Not Found")
 
 
-def test_a_method_that_is_not_allowed(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_a_method_that_is_not_allowed(service: Serving) -> None:
     """405 with the methods that are, for every path; reading never has another method than GET."""
-    service = serve()
     methods = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")
     paths = ("/", "/metrics", "/databases/orders", "/api/v1/databases", "/assets/page.css")
     for method, path in itertools.product(methods, paths):
@@ -125,9 +141,9 @@ def test_a_reload_needs_the_token(
     assert TOKEN not in service.text
 
 
-def test_a_reload_while_it_is_disabled(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_a_reload_while_it_is_disabled(service: Serving) -> None:
     """Without a token file every reload over HTTP gets 403, and a hint how to allow it."""
-    assert reload(serve(), TOKEN) == (
+    assert reload(service, TOKEN) == (
         403,
         {
             "error": "reload over HTTP is disabled",
@@ -162,9 +178,8 @@ BODIES = {
 }
 
 
-def test_a_body_that_is_wrong(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_a_body_that_is_wrong(service: Serving) -> None:
     """Bodies are bounded and say how long they are; after anything else the connection ends."""
-    service = serve()
     for what, (headers, body, status) in BODIES.items():
         answer = send(service.url, request("POST /-/reload HTTP/1.1", *headers) + body)
         assert (what, answer.status, answer.headers["connection"]) == (what, status, "close")
@@ -183,26 +198,23 @@ HEADS = {
 }
 
 
-def test_a_head_that_is_wrong(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_a_head_that_is_wrong(service: Serving) -> None:
     """Heads are bounded, with one Host and no control characters; after anything else the end."""
-    service = serve()
     for what, (data, status) in HEADS.items():
         answer = send(service.url, data)
         assert (what, answer.status, answer.headers["connection"]) == (what, status, "close")
 
 
-def test_a_head_that_never_ends(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_a_head_that_never_ends(service: Serving) -> None:
     """A head beyond its limit is refused though it is not complete: nothing is kept of it."""
-    service = serve()
     with connect(service.url) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nX-Long: " + b"x" * 20_000)
         assert read(client).status == 431
 
 
 @pytest.mark.slow
-def test_slow_and_idle_clients_are_ended(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_slow_and_idle_clients_are_ended(service: Serving) -> None:
     """Who sends a byte at a time, nothing, or no second request is ended after 5 s, not later."""
-    service = serve()
     began = time.monotonic()
     with connect(service.url) as slow, connect(service.url) as silent, connect(service.url) as kept:
         kept.sendall(request("GET /healthz HTTP/1.1"))
@@ -228,11 +240,8 @@ def test_slow_and_idle_clients_are_ended(serve: Serve, orders: TemporaryDatabase
 
 
 @pytest.mark.timing
-def test_hundreds_of_connections_do_not_keep_healthz_waiting(
-    serve: Serve, orders: TemporaryDatabase
-) -> None:
+def test_hundreds_of_connections_do_not_keep_healthz_waiting(service: Serving) -> None:
     """With 400 idle and half-sent requests open, /healthz answers as fast as before, in 100 ms."""
-    service = serve()
 
     def healthz() -> float:
         began = time.monotonic()
@@ -249,9 +258,8 @@ def test_hundreds_of_connections_do_not_keep_healthz_waiting(
         eventually(lambda: files(service) < 40, 20)
 
 
-def test_scrapes_at_once_are_all_answered(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_scrapes_at_once_are_all_answered(service: Serving) -> None:
     """200 scrapes at once: each gets its answer, none is reset, and /healthz answers meanwhile."""
-    service = serve()
     assert service.get("/healthz").status == 200
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(service.url, 30)) for _ in range(200)]
@@ -264,11 +272,8 @@ def test_scrapes_at_once_are_all_answered(serve: Serve, orders: TemporaryDatabas
 
 
 @pytest.mark.slow
-def test_clients_that_send_a_byte_of_body_after_their_answer(
-    serve: Serve, orders: TemporaryDatabase
-) -> None:
+def test_clients_that_send_a_byte_of_body_after_their_answer(service: Serving) -> None:
     """64 of them are ended within 20 s, and others get answers meanwhile."""
-    service = serve()
     assert service.get("/healthz").status == 200
     before = files(service)
     with ExitStack() as stack:
@@ -297,9 +302,8 @@ def test_http2_is_answered_and_refused_alike(serve: Serve, orders: TemporaryData
 
 
 @pytest.mark.slow
-def test_connections_are_bounded(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_connections_are_bounded(service: Serving) -> None:
     """Of 1,200 silent clients 1,024 are kept, for 5 s; the others are closed at once."""
-    service = serve()
     assert service.get("/healthz").status == 200
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
@@ -490,9 +494,8 @@ def test_a_certificate_needs_its_key(
     assert "one needs the other" in done.err
 
 
-def test_a_socket_that_is_closed_at_once(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_a_socket_that_is_closed_at_once(service: Serving) -> None:
     """Connections that end before they begin leave nothing behind and nothing in the log."""
-    service = serve()
     assert service.get("/healthz").status == 200
     before = files(service)
     for _ in range(100):

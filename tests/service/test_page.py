@@ -18,6 +18,7 @@ from pgmonkey.service import status_app
 from pgmonkey.telemetry import events
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase
 from tests.kit.browser import browser as start_browser
+from tests.kit.fixtures import Share
 from tests.service.accessibility import serious
 from tests.service.mounted import answering
 
@@ -57,11 +58,9 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
+def browser(share: Share) -> Iterator[Browser]:
     """A browser, in which each test has windows of its own."""
-    leaks = request.config.pluginmanager.get_plugin("pgmonkey-leaks")
-    assert leaks is not None
-    with leaks.shared(start_browser()) as browser:
+    with share(start_browser) as browser:
         yield browser
 
 

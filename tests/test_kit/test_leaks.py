@@ -56,6 +56,39 @@ def test_what_is_left_behind_fails_the_test(pytester, kit):
         result.stdout.fnmatch_lines(line)
 
 
+def test_what_is_shared_outlives_a_test(pytester, kit):
+    """A process that a fixture of a module shares is left to the next test; another one is not."""
+    kit()
+    pytester.makepyfile(
+        '''
+        import subprocess, sys
+        import pytest
+        from functools import partial
+
+        start = partial(subprocess.Popen, [sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+        @pytest.fixture(scope="module")
+        def kept(share):
+            with share(start) as process:
+                yield process
+
+        def test_one(kept):
+            """d"""
+
+        def test_two(kept):
+            """d"""
+            kept.other = start()
+
+        def test_three(kept):
+            """d"""
+            kept.other.communicate()
+        '''
+    )
+    result = pytester.runpytest_subprocess("-p", "no:randomly")
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines("ERROR *::test_two*")
+
+
 def test_a_connection_left_open_fails_the_test(pytester, kit):
     """A server connection that outlives its test is an error."""
     kit()
