@@ -59,11 +59,11 @@ def configuration(directory: Path, ports: Sequence[int], *, minute: str = "1m") 
     Args:
         directory: Where to write it.
         ports: Of the targets on 127.0.0.1.
-        minute: How long a minute of the rules is. Once a second is scraped, five times if a minute
-            is shorter than a second.
+        minute: How long a minute of the rules is. It is scraped once a second, and once in each
+            minute that is shorter than a second.
     """
     config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
-    interval = "200ms" if minute.endswith("ms") else "1s"
+    interval = minute if minute.endswith("ms") else "1s"
     config["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
     for name in config["rule_files"]:
         rules = (DOCKER / "prometheus" / name).read_text()
