@@ -144,9 +144,9 @@ def _the_same_each_time() -> None:
 def test_nobody_starves_at_a_server_with_half_of_what_all_want(clock: Clock) -> None:
     """60 connections for 12 processes that want 10 each: all have some soon, none has most of them."""
     fleet = Fleet(clock, 60, [random.uniform(0, 5) for _ in range(12)])
-    fleet.run(60)
+    fleet.run(300)
     assert max(one.without for one in fleet.members) < 20
-    assert max(fleet.shares()) < 5 * min(fleet.shares())
+    assert max(fleet.shares()) < 4 * min(fleet.shares())
     assert sum(fleet.shares()) > 0.9 * 60
 
 
