@@ -12,6 +12,7 @@ import pytest
 from psycopg import sql
 
 from pgmonkey import CheckoutTimeout, ConnectError, ReloadReport
+from pgmonkey.config.budget import Fleet, budget, demand_of
 from pgmonkey.config.directory import DirectoryLoader
 from tests.kit.canary import Canary
 from tests.kit.database import TemporaryDatabase
@@ -291,6 +292,25 @@ def test_a_full_pgbouncer_takes_a_new_password(
                 assert client.ask("SHOW application_name") == name
         queries.go_on()
     assert queries.errors == []
+
+
+def test_the_budget_of_a_pgbouncer_is_enough_for_a_rotation(
+    start: Start, make: Make, declare: Declare, registry_dir: RegistryDirectory
+) -> None:
+    """`max_client_conn` is what `pgmonkey budget` says: no connect is refused while all are replaced."""
+    bouncer = start(max_client_conn=SIZE + 1)
+    client = make(connection=bouncer.address, pooler="pgbouncer", pool=FULL)
+    client.fill(SIZE)
+    configs = DirectoryLoader(registry_dir).scan().configs.values()
+    (total,) = budget([demand_of(config, loops=1) for config in configs], Fleet())
+    assert (total.scope, total.rotating) == ("pgbouncer", SIZE + 1)
+    with Queries(client) as queries:
+        assert declare(client, bouncer, application_name="app-1").rejected == {}
+        queries.go_on()
+    assert queries.errors == []
+    assert client.handle.status().connect_failures["too_many_connections"] == 0
+    for _ in range(2 * SIZE):
+        assert client.ask("SHOW application_name") == "app-1"
 
 
 class Queries:
