@@ -15,7 +15,7 @@ from tests.docs.snippets import ROOT
 from tests.kit.command import environment
 
 SCHEMA = ROOT / "docs" / "pgmonkey.schema.json"
-FIRST_LINE = f"# yaml-language-server: $schema={SCHEMA}\n"
+FIRST_LINE = "# yaml-language-server: $schema=pgmonkey.schema.json\n"  # as the page has it
 
 
 class Editor:
@@ -112,10 +112,11 @@ class Editor:
 
 @pytest.fixture
 def editor(tmp_path: Path) -> Iterator[Editor]:
-    """An editor with the language server."""
+    """An editor with the language server, in a directory that has the schema."""
     program = shutil.which("yaml-language-server")
     if program is None:
         pytest.skip("needs yaml-language-server (.ci/install-servers)")
+    shutil.copy(SCHEMA, tmp_path)
     editor = Editor(program, tmp_path)
     yield editor
     editor.close()
