@@ -93,7 +93,7 @@ def rotate(fleet: Fleet, database: TemporaryDatabase, volume: SecretVolume, vers
         f"version {version}: {ended - began:.1f} s, {len(attempts)} connects,"
         f" {most} in one second, held {held(fleet)}"
     )
-    assert most < SLOTS + 5 * PROCESSES
+    assert most < SLOTS + 8 * PROCESSES
 
 
 def check(prometheus: Prometheus) -> None:
