@@ -11,9 +11,9 @@ def _page() -> str:
     return (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 
 
-def is_documented(output: str) -> None:
+def is_documented(output: str, language: str = "text") -> None:
     """Fail unless the page has this output, whole, in a fence."""
-    assert f"\n```text\n{output}```\n" in _page(), output
+    assert f"\n```{language}\n{output}```\n" in _page(), output
 
 
 def shown(command: str) -> list[str]:

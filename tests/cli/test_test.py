@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from pgmonkey.cli.test import connections
 from pgmonkey.config.budget import Limits
 from tests.cli.page import shown, without_numbers
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
+from tests.kit.certificates import Authority
 from tests.kit.command import invoke
 from tests.kit.secret_volume import SecretVolume
+from tests.kit.secure_server import secure_server
 
 FREE = Limits("1", 100, 3, 2, False, False, "app", None, "orders", None, 7)
 PLAIN = Server("db", 5432, "18.6", "orders", "app", "app", False, False, False, None, None)
@@ -81,6 +84,25 @@ def test_as_json_everything_has_a_type(
         "secret_files": [],
     }
     assert last["pool"] is None
+
+
+@pytest.mark.tls
+def test_over_tls_it_says_how_it_is_encrypted(
+    registry_dir: RegistryDirectory, tmp_path: Path, canary: Canary
+) -> None:
+    """The version and the cipher that the server reports, for people and for programs."""
+    authority = Authority("pgmonkey tests")
+    (tmp_path / "ca.crt").write_text(authority.pem)
+    with secure_server(authority, tmp_path / "certificates") as secure:
+        database = TemporaryDatabase.create(secure.server, canary)
+        settings = {"sslmode": "verify-full", "sslrootcert": str(tmp_path / "ca.crt")}
+        registry_dir.declare("orders", database, connection=settings)
+        done = invoke("test", "orders", "--dir", registry_dir, canary=canary)
+        assert (done.code, done.err) == (0, "")
+        assert re.search(r"^  tls           TLSv1\.3, TLS_\w+$", done.out, re.MULTILINE)
+        done = invoke("test", "orders", "--dir", registry_dir, "-o", "json", canary=canary)
+        (orders,) = json.loads(done.out)["databases"]
+        assert orders["server"]["tls"]["version"] == "TLSv1.3"
 
 
 def test_all_problems_of_all_names_are_reported_at_once(

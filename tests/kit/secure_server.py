@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kit.certificates import Authority
+from tests.kit.components import postgres_with_tls
+from tests.kit.eventually import eventually
 from tests.kit.server import PostgresServer
 
 
@@ -41,3 +45,28 @@ class SecureServer:
             shutil.chown(temporary, owner.st_uid, owner.st_gid)
             temporary.replace(target)
         self.server.reload()
+
+
+@contextmanager
+def secure_server(authority: Authority, directory: Path) -> Iterator[SecureServer]:
+    """Run a server whose certificate, and those of its clients, are of an authority.
+
+    Args:
+        authority: The authority.
+        directory: Where certificates are made.
+    """
+    directory.mkdir()
+    with PostgresServer(binaries=postgres_with_tls()) as server:
+        secure = SecureServer(server, directory)
+        secure.present(authority)
+        secure.trust(authority)
+        for setting, value in (
+            ("ssl_cert_file", "server.crt"),
+            ("ssl_key_file", "server.key"),
+            ("ssl_ca_file", "clients.crt"),
+            ("ssl", "on"),
+        ):
+            server.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
+        server.reload()
+        eventually(lambda: server.execute("SHOW ssl") == [("on",)], 5, "TLS is on")
+        yield secure

@@ -14,13 +14,11 @@ from cryptography import x509
 from pgmonkey import Registry
 from tests.kit.canary import Canary
 from tests.kit.certificates import Authority
-from tests.kit.components import postgres_with_tls
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
-from tests.kit.secure_server import SecureServer
-from tests.kit.server import PostgresServer
+from tests.kit.secure_server import SecureServer, secure_server
 from tests.pool.side import SIDES, Client
 
 pytestmark = pytest.mark.tls
@@ -35,22 +33,7 @@ def authority() -> Authority:
 @pytest.fixture
 def secure(tmp_path: Path, authority: Authority) -> Iterator[SecureServer]:
     """A running server with TLS."""
-    binaries = postgres_with_tls()
-    directory = tmp_path / "certificates"
-    directory.mkdir()
-    with PostgresServer(binaries=binaries) as server:
-        secure = SecureServer(server, directory)
-        secure.present(authority)
-        secure.trust(authority)
-        for setting, value in (
-            ("ssl_cert_file", "server.crt"),
-            ("ssl_key_file", "server.key"),
-            ("ssl_ca_file", "clients.crt"),
-            ("ssl", "on"),
-        ):
-            server.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
-        server.reload()
-        eventually(lambda: server.execute("SHOW ssl") == [("on",)], 5, "TLS is on")
+    with secure_server(authority, tmp_path / "certificates") as secure:
         yield secure
 
 
