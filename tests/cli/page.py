@@ -16,10 +16,10 @@ def is_documented(output: str, language: str = "text") -> None:
     assert f"\n```{language}\n{output}```\n" in _page(), output
 
 
-def shown(command: str) -> list[str]:
+def shown(command: str, language: str = "text") -> list[str]:
     """Return the outputs that the section of a command shows, in their order."""
     section = _page().partition(f"\n## {command}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```text\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 
 def without_numbers(text: str) -> str:

@@ -53,6 +53,11 @@ def test_as_json_everything_has_a_type(
     assert (report["directory"], report["credentials_from"]) == (str(registry_dir), None)
     assert [one["name"] for one in report["databases"]] == names
     first, *_, last = report["databases"]
+    documented = json.loads(shown("pgmonkey test", "json")[0])
+    assert documented.keys() == report.keys()
+    for part in ("server", "limits", "pool"):
+        assert documented["databases"][0][part].keys() == first[part].keys()
+    assert documented["databases"][0].keys() == first.keys()
     assert first.pop("connect_seconds") > first.pop("round_trip_seconds") > 0
     assert first["server"].pop("version").startswith("1")
     assert first["limits"].pop("in_use") >= 1
