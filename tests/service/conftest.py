@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
+from tests.kit.fixtures import Share
 from tests.service.serving import Serve, Serving
 
 
@@ -32,3 +34,18 @@ def orders(registry_dir: RegistryDirectory, database: TemporaryDatabase) -> Temp
     """A registry with one database that is there."""
     registry_dir.declare("orders", database)
     return database
+
+
+@pytest.fixture(scope="module")
+def service(
+    share: Share,
+    module_database: TemporaryDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
+    canary: Canary,
+) -> Iterator[Serving]:
+    """A service without further options, for all tests of a module that leave it as it is."""
+    registry_dir = RegistryDirectory(tmp_path_factory.mktemp("service") / "registry.d")
+    registry_dir.declare("orders", module_database)
+    words = ("serve", registry_dir, "--listen", "127.0.0.1:0", "--grace", "0.2")
+    with share(partial(Serving, *words, canary=canary)) as service:
+        yield service

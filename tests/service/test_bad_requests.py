@@ -10,9 +10,7 @@ import socket
 import ssl
 import statistics
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,26 +19,10 @@ import pytest
 
 from tests.kit import Canary, ChaosProxy, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.certificates import Authority
-from tests.kit.fixtures import Share
 from tests.service.raw import connect, read, request, send
 from tests.service.serving import Serve, Serving
 
 TOKEN = "a token of the operators"
-
-
-@pytest.fixture(scope="module")
-def service(
-    share: Share,
-    module_database: TemporaryDatabase,
-    tmp_path_factory: pytest.TempPathFactory,
-    canary: Canary,
-) -> Iterator[Serving]:
-    """A service without further options, for all tests of this file that leave it as it is."""
-    registry_dir = RegistryDirectory(tmp_path_factory.mktemp("service") / "registry.d")
-    registry_dir.declare("orders", module_database)
-    words = ("serve", registry_dir, "--listen", "127.0.0.1:0", "--grace", "0.2")
-    with share(partial(Serving, *words, canary=canary)) as service:
-        yield service
 
 
 @pytest.fixture

@@ -23,9 +23,8 @@ from tests.service.serving import Serve, Serving
 PATIENCE = 20
 
 
-def test_metrics_are_plain_text_or_openmetrics(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_metrics_are_plain_text_or_openmetrics(service: Serving) -> None:
     """/metrics answers in the format that the client asks for."""
-    service = serve()
     plain = service.get("/metrics")
     assert plain.status == 200
     assert plain.headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -36,9 +35,8 @@ def test_metrics_are_plain_text_or_openmetrics(serve: Serve, orders: TemporaryDa
     assert modern.text.endswith("# EOF\n")
 
 
-def test_a_probe_is_exported(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_a_probe_is_exported(service: Serving) -> None:
     """Whether the last background probe reached a database, and how long it took, are metrics."""
-    service = serve()
     eventually(lambda: service.sample("pgmonkey_up") == 1.0, PATIENCE)
     duration = service.sample("pgmonkey_probe_duration_seconds")
     assert duration is not None
@@ -236,9 +234,8 @@ def test_other_hosts_are_refused(serve: Serve, orders: TemporaryDatabase) -> Non
     assert {host: service.get("/healthz", Host=host).status for host in expected} == expected
 
 
-def test_only_what_is_there_is_answered(serve: Serve, orders: TemporaryDatabase) -> None:
+def test_only_what_is_there_is_answered(service: Serving) -> None:
     """Unknown paths are 404, unknown methods 405 with what is allowed, all with safe headers."""
-    service = serve()
     expected = {
         ("GET", "/nope"): 404,
         ("GET", "/metrics/"): 404,
@@ -259,15 +256,6 @@ def test_only_what_is_there_is_answered(serve: Serve, orders: TemporaryDatabase)
         assert "Server" not in answer.headers
         if status == 405:
             assert "GET" in answer.headers["Allow"]
-
-
-@pytest.mark.parametrize("hosts", ["", "Host: localhost\r\nHost: evil.example\r\n"])
-def test_one_host_is_needed(hosts: str, serve: Serve, orders: TemporaryDatabase) -> None:
-    """A request of HTTP/1.1 without a Host, or with two, is a bad request."""
-    parts = urlsplit(serve().url)
-    with socket.create_connection((str(parts.hostname), parts.port or 0), 5) as client:
-        client.sendall(f"GET /healthz HTTP/1.1\r\n{hosts}\r\n".encode())
-        assert client.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
 def test_bad_files_are_all_said_at_once(
