@@ -162,6 +162,11 @@ class RefusedLogins:
             return None
         return refused.failure if monotonic() < known.until_when(refused) else None
 
+    def is_refused(self, config: DatabaseConfig) -> bool:
+        """Tell whether the server refused a login when it last judged it; a full one does not."""
+        known = self._accounts.get(config.account)
+        return known is not None and config.connect_digest in known.logins
+
     def refused(self, config: DatabaseConfig, failure: ConnectFailure) -> None:
         """Note a refusal that waiting does not change."""
         now = monotonic()

@@ -13,6 +13,7 @@ from pgmonkey.pool import messages
 from pgmonkey.pool._sync.connecting import NoRoomError
 from pgmonkey.pool._sync.waiting import sleep
 from pgmonkey.pool.clock import monotonic
+from pgmonkey.pool.connecting import refused_logins
 from pgmonkey.pool.failures import classify
 from pgmonkey.telemetry import events
 
@@ -84,8 +85,7 @@ def prepare(pool: SyncPool, version: Version) -> Prepared | None:
             if error.reason != "too_many_connections":
                 raise
             refused = error
-    failure = pool.outage.failure
-    if not pool.connections and failure is not None and failure.lasting:
+    if not pool.connections and refused_logins.is_refused(pool.target.config):
         return None
     raise _no_room(pool, version, refused)
 
