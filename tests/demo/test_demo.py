@@ -226,10 +226,10 @@ def test_a_broken_registry_is_an_error(registry: Path, canary: Canary) -> None:
 
 
 def test_a_registry_without_its_databases_is_an_error(registry: Path, canary: Canary) -> None:
-    """A registry without one of the three databases is an error that names it, and code 1."""
+    """A registry without one of the three databases is the wrong one: the error names it, code 2."""
     (registry / "reports.yaml").unlink()
     done = run("demo", registry, "--port", "0", canary=canary)
-    assert done.code == 1
+    assert done.code == 2
     assert 'no database "reports" in ' in done.err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tests.kit import Canary
@@ -145,7 +146,8 @@ say("equal")
 say("closed")
 """
     registry_dir.declare("ledger", database, "normal", connection={"port": 1})
-    run(program, registry_dir, database, canary, tmp_path)
+    logged = r"event='connect.failed' database='ledger' reason='refused' .*\n"  # by the probe
+    run(program, registry_dir, database, canary, tmp_path, logged)
 
 
 def run(
@@ -154,6 +156,7 @@ def run(
     database: TemporaryDatabase,
     canary: Canary,
     tmp_path: Path,
+    logged: str = "",
 ) -> None:
     registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 2})
     files = tmp_path / "files"
@@ -168,4 +171,4 @@ def run(
     ) as program:
         program.wait_for("closed")
         assert program.code() == 0
-        assert program.text == ""
+        assert re.fullmatch(logged, program.text)
