@@ -165,6 +165,25 @@ def test_credentials_made_on_demand(
     assert "[credentials]" in done.err
 
 
+def test_a_service_has_to_say_what_no_variable_says(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, tmp_path: Path, canary: Canary
+) -> None:
+    """The service file is the user's own, so psql runs without the rest, and a note says so."""
+    services = tmp_path / "services.conf"
+    services.write_text(f"[shop]\nhost={database.host}\nport={database.port}\n")
+    settings = {"host": None, "port": None, "service": "shop", "keepalives_idle": 45}
+    registry_dir.declare("orders", database, connection=settings)
+    done = psql(
+        *("orders", "--dir", registry_dir, "--", *_QUIET, "-c", "SELECT current_user"),
+        canary=canary,
+        env={"PGSERVICEFILE": str(services)},
+    )
+    assert (done.code, done.out) == (0, f"{database.user}\n")
+    assert done.err == (
+        "orders: psql runs without keepalives_idle: only its service shop can set that\n"
+    )
+
+
 def test_what_is_wrong_before_psql_runs(
     registry_dir: RegistryDirectory, tmp_path: Path, canary: Canary
 ) -> None:

@@ -705,7 +705,7 @@ def hostile_password(project: Project, canary: Canary) -> Iterator[str]:
 def test_the_shell_gets_what_the_file_says_and_no_password_in_its_arguments(
     project, hostile_password, tmp_path, monkeypatch, source
 ):
-    """`dbshell` runs psql. Only a file has the password, and that is gone afterwards."""
+    """`dbshell` runs psql. Only a file without a name has the password, or the password file."""
     psql = tmp_path / "psql"
     psql.write_text(PSQL)
     psql.chmod(0o755)
@@ -732,11 +732,13 @@ def test_the_shell_gets_what_the_file_says_and_no_password_in_its_arguments(
     assert hostile_password not in text
     environment = dict(line.split("=", 1) for line in text.split("\0") if line.startswith("PG"))
     assert "PGPASSWORD" not in environment
-    assert Path(environment["PGPASSFILE"]).exists() == (source == "a password file")
+    in_memory = environment["PGPASSFILE"].startswith("/dev/fd/")
+    assert in_memory == (source != "a password file")
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.delenv("PGPASSWORD")
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "passfile"))
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "servicefile"))
     with psycopg.connect() as conn:
         assert conn.info.user == project.database.user
         assert conn.info.dbname == project.database.name
@@ -749,6 +751,7 @@ umask 077
 printf '%s\\n' "$@" >arguments
 env -0 >environment
 cat "$PGPASSFILE" >passfile
+cat "$PGSERVICEFILE" >servicefile
 """
 
 
@@ -757,6 +760,16 @@ def test_the_shell_of_an_unknown_database_is_a_problem_of_the_settings(project):
     project.settings(NAME="order", REGISTRY_NAME="order")
 
     with pytest.raises(ImproperlyConfigured, match='did you mean "orders"'):
+        call_command("dbshell")
+
+
+def test_the_shell_without_credentials_is_a_problem_of_the_settings(project, tmp_path):
+    """`dbshell` does not start psql if the command that makes the password fails."""
+    command = {"from_command": ["cat", str(tmp_path / "missing")]}
+    project.declare(connection={"password": command})
+    project.registry.reload()
+
+    with pytest.raises(ImproperlyConfigured, match=r"\[credentials\]"):
         call_command("dbshell")
 
 
