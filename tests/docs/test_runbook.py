@@ -1,7 +1,7 @@
 """The runbook, walked through: two processes of an application, a real server, a real Prometheus.
 
 Each command of the page runs as it is written. The alerts that the page names fire and are over when
-it says so; their minutes are half a second long.
+it says so; their minutes are half a second long, and they fire as soon as their condition holds.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def work():
     while True:
         try:
             with registry.get("orders") as connection:
-                connection.execute("SELECT pg_sleep(0.02)")
+                connection.execute("SELECT pg_sleep(0.1)")
         except Exception:
             time.sleep(0.1)
 
@@ -209,7 +209,7 @@ def walk(
         for pod in pods:
             pod.start()
             stack.enter_context(pod)
-        config = configuration(tmp_path, [pod.port for pod in pods], minute=MINUTE)
+        config = configuration(tmp_path, [pod.port for pod in pods], minute=MINUTE, at_once=True)
         walk.prometheus = stack.enter_context(Prometheus(tmp_path, config))
         for pod in pods:
             pod.wait_until(lambda pod=pod: "Running on" in pod.text, 30, "it listens")
