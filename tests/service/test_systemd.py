@@ -27,6 +27,7 @@ from pgmonkey.service.server import listen
 from pgmonkey.service.systemd import notify, watchdog_interval
 from tests.docs.commands import complaint
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
+from tests.kit.components import need
 from tests.kit.process import Process
 from tests.service.serving import Serving
 
@@ -256,9 +257,7 @@ def test_the_unit_file() -> None:
 
 def test_systemd_understands_the_unit_file(tmp_path: Path) -> None:
     """`systemd-analyze verify` has no complaint; before 253 it does not know the type."""
-    program = shutil.which("systemd-analyze")
-    if program is None:
-        pytest.skip("needs systemd-analyze")
+    program = need(shutil.which("systemd-analyze"), "systemd-analyze (.ci/install-servers)")
     text = UNIT.read_text(encoding="utf-8").replace("notify-reload", "notify")
     text = text.replace(shlex.split(unit()["ExecStart"][0])[0], sys.executable)
     (tmp_path / UNIT.name).write_text(text)
