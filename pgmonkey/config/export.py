@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pgmonkey.config.libpq import keywords
+from pgmonkey.config.libpq import keywords, passfile_line
 from pgmonkey.config.redaction import scrub
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ def _pgbouncer(entry: Entry) -> tuple[str | None, list[str]]:
         comments.append(f'its user in auth_file is "{quoted}"')
     if left_out := [key for key in settings if key not in (*_OF_PGBOUNCER, "user")]:
         comments.append(
-            f"not of a database, but of PgBouncer or its clients: {', '.join(left_out)}"
+            f"set in PgBouncer or its clients, not in [databases]: {', '.join(left_out)}"
         )
     if "," in host:
         comments.append("PgBouncer takes the hosts in turn, whichever is the primary")
     given = {"host": host, "port": ports.pop(), "dbname": settings.get("dbname", entry.name)}
     written = {key: pgbouncer_value(value) for key, value in given.items()}
     if None in written.values():
-        return None, ["one of host and dbname has no form in this file"]
+        return None, ["its host or dbname is empty or has a line break"]
     values = " ".join(f"{key}={value}" for key, value in written.items())
     return f"{entry.name} = {values}", comments
 
@@ -146,7 +146,11 @@ def pg_service(entries: Iterable[Entry]) -> Iterator[str]:
                 yield _comment("#", f"it is a service already: psql service={value}")
                 continue
             line = service_line(key, value)
-            yield _comment("#", f"the value of {key} has no form here") if line is None else line
+            yield (
+                _comment("#", f"a service file cannot hold the value of {key}")
+                if line is None
+                else line
+            )
         if "password" in entry.hidden:
             yield _comment("#", f"password: a line in ~/.pgpass: {_pgpass(entry.settings)}")
         yield from _left_out("#", entry.hidden)
@@ -156,8 +160,10 @@ def _pgpass(settings: Mapping[str, str]) -> str:
     """Return the line of a password file for the password of a database."""
     given = {key: settings.get(key, "*") for key in ("host", "port", "dbname", "user")}
     # It has one host a line, and another word for a directory of sockets.
-    values = ("*" if re.search(r",|\A/", value) else value for value in given.values())
-    return ":".join([re.sub(r"([\\:])", r"\\\1", value) for value in values] + ["PASSWORD"])
+    host, port, dbname, user = (
+        "*" if re.search(r",|\A/", value) else value for value in given.values()
+    )
+    return passfile_line(host, port, dbname, user, "PASSWORD")
 
 
 def _left_out(mark: str, hidden: Iterable[str]) -> Iterator[str]:
@@ -205,7 +211,9 @@ def env(entry: Entry) -> Iterator[str]:
             continue
         written = env_value(value)
         if written is None:
-            yield _comment("#", f"{variable}: programs read its value differently")
+            yield _comment(
+                "#", f"{variable} is left out: programs would read its value differently"
+            )
         else:
             yield f"{variable}={written}"
     if "password" in entry.hidden:

@@ -263,6 +263,17 @@ def session_options(settings: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"-c {name}={_ESCAPED.sub(_WITH_BACKSLASH, value)}" for name, value in settings)
 
 
+def passfile_line(host: str, port: str, dbname: str, user: str, password: str) -> str:
+    r"""Return a line of libpq's password file; `*` stands for any value, except as the password.
+
+    Example:
+        >>> print(passfile_line("::1", "5432", "*", "app", "PASSWORD"))
+        \:\:1:5432:*:app:PASSWORD
+    """
+    fields = (host, port, dbname, user, password)
+    return ":".join(re.sub(r"([\\:])", r"\\\1", field) for field in fields)
+
+
 def _plain(word: str) -> str:
     """Return the start of a word without its escapes; no name of a setting is longer."""
     start = word[:256]

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pgmonkey.config.libpq import NO_FILE, isolation, keywords, libpq_variables, session_options
+from pgmonkey.config.libpq import (
+    NO_FILE,
+    isolation,
+    keywords,
+    libpq_variables,
+    passfile_line,
+    session_options,
+)
 from pgmonkey.errors import PgmonkeyError
 from pgmonkey.pool.credentials import obtained
 from pgmonkey.pool.failures import ConnectFailure
@@ -146,11 +153,7 @@ def _password_lines(environment: Mapping[str, str], password: Secret) -> Iterato
     for host, port in zip(hosts, ports, strict=True):
         # libpq calls one directory of sockets, which it was built with, by this name.
         for name in (host, "localhost") if host.startswith("/") else (host,):
-            fields = (name, port or "*", "*", user, password.reveal())
-            yield ":".join(
-                one if one == "*" else one.replace("\\", "\\\\").replace(":", "\\:")
-                for one in fields
-            )
+            yield passfile_line(name, port or "*", "*", user, password.reveal())
 
 
 @contextmanager

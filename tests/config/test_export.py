@@ -144,7 +144,7 @@ def test_a_service_file_has_what_it_can():
         Entry("b", {"service": "other", "host": "x,y"}, ("password",)),
     ]
     text = "\n".join(pg_service(entries))
-    assert "[a]\nhost=h:1\n# the value of dbname has no form here\nuser=u\n" in text
+    assert "[a]\nhost=h:1\n# a service file cannot hold the value of dbname\nuser=u\n" in text
     assert "# password: a line in ~/.pgpass: h\\:1:*:d :u:PASSWORD\n" in text
     assert "# left out because it is secret: sslpassword\n" in text
     assert "[b]\n# it is a service already: psql service=other\n" in text
@@ -156,7 +156,7 @@ def test_variables_are_those_of_libpq():
     entry = Entry("a", {"host": "db", "options": "-c a=${b}", "keepalives": "1"}, ("password",))
     lines = list(env(entry))
     assert [line for line in lines if not line.startswith("#")] == ["PGHOST=db"]
-    assert "# PGOPTIONS: programs read its value differently" in lines
+    assert "# PGOPTIONS is left out: programs would read its value differently" in lines
     assert "# libpq has no variable for keepalives" in lines
 
 
