@@ -515,7 +515,8 @@ class Resolution:
             name, shown = os.path.join(self.directory, target), f"secret file {written}:"
         else:
             name = os.path.join(os.path.abspath(elsewhere), os.path.basename(target))
-            shown = f"secret file {written}: the file of its name in {elsewhere}"
+            new = os.path.join(elsewhere, os.path.basename(target))
+            shown = f"secret file {written}: {new}, which is read in its place,"
         inside = (*path, "from_file")
         self.files.setdefault(name, None)
         if "\0" in name:

@@ -48,7 +48,7 @@ _STATES: Final = {
     "idle": "not opened in this process",
 }
 _TROUBLE: Final = ("failed", "down", "stale")
-#: Databases that the overview shows unless it is asked for all: a thousand are 750 KB, every two
+#: Databases that the overview shows unless it is asked for all: a thousand are 710 KB, every two
 #: seconds.
 _AT_ONCE: Final = 100
 #: Databases up to which there is nothing to search, and room for large cards.

@@ -292,8 +292,8 @@ def test_a_rehearsal_uses_no_mounted_file(
     assert (done.code, done.err) == (1, "2 problems in 2 files\n")
     missing, hint, none, _ = done.out.splitlines()
     assert missing.endswith(
-        f"secret file {os.fspath(volume.path('password'))}: the file of its name in . does not exist"
-        "  [secret.missing]"
+        f"secret file {os.fspath(volume.path('password'))}: ./password, which is read in its place,"
+        " does not exist  [secret.missing]"
     )
     assert hint.startswith("  hint: put every file of the new secret there")
     assert none.endswith("[reference.no_file]")

@@ -222,7 +222,7 @@ class AsyncPool:
         self.recent: deque[AsyncPooledConnection] = deque()
         #: Connections that a client by hand has closed and dropped; psycopg_pool counts them as out.
         self.dropped: deque[AsyncPooledConnection] = deque()
-        # How many wait for a connection that are no clients: a probe, or who gives one up.
+        # How many waits for a connection are of the pool itself: for a probe, or to give one up.
         self._borrows = 0
         #: Connects, and other work, of which psycopg_pool counts the connection already.
         self.pending: set[object] = set()
@@ -816,7 +816,7 @@ class AsyncPool:
             await connection.give_back(connection)
 
     async def borrow(self, timeout: float) -> AsyncPooledConnection:
-        """Borrow a connection for no client: its turn comes like that of one.
+        """Borrow a connection for work of the pool: it queues as a client does.
 
         Raises:
             PoolTimeout: none came back in time.
