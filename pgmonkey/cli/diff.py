@@ -130,8 +130,7 @@ def _of_revision(
     from pgmonkey.config.interpolation import LoadOptions
 
     contents = dict(_contents(directory, revision))
-    loaded = load_contents(os.fspath(directory), contents, LoadOptions(**references))
-    return {name: result.config for name, result in loaded.items()}
+    return load_contents(os.fspath(directory), contents, LoadOptions(**references))
 
 
 def _contents(directory: Path, revision: str) -> Iterator[tuple[str, bytes]]:
@@ -204,4 +203,4 @@ def _notes(changes: Iterable[DatabaseChange]) -> Iterator[str]:
         if change.outcome == "unknown":
             yield f"{change.name}: the other files have problems, so nothing is compared"
     if masked:
-        yield f"the service masks {count(masked, 'value')}, not compared; -o json names the keys"
+        yield f"not compared: {count(masked, 'value')} that the service masks; -o json names the keys"

@@ -21,7 +21,7 @@ from pgmonkey.config.belief import (
     untrusted_absence,
 )
 from pgmonkey.config.interpolation import LoadOptions
-from pgmonkey.config.loader import LoadResult, load_bytes
+from pgmonkey.config.loader import load_bytes
 from pgmonkey.config.on_demand import ResolverFunction
 from pgmonkey.config.rules import shortfalls
 from pgmonkey.config.secret_files import (
@@ -143,10 +143,11 @@ class _Defaults(NamedTuple):
 
 def load_contents(
     directory: str, contents: Mapping[str, bytes], options: LoadOptions
-) -> Mapping[str, LoadResult]:
+) -> dict[str, DatabaseConfig | None]:
     """Load the databases of files that are no longer, or not yet, in a directory.
 
-    References, and the paths in them, are resolved as if the files were there now.
+    References, and the paths in them, are resolved as if the files were there now. `None` is a
+    database with problems.
 
     Args:
         directory: The directory of the registry.
@@ -154,26 +155,23 @@ def load_contents(
         options: How files are read.
     """
     defaults: Defaults | None = None
-    of_defaults: tuple[Problem, ...] = ()
+    usable = True
     if (content := contents.get(DEFAULTS_FILE)) is not None:
         path = os.path.join(directory, DEFAULTS_FILE)
-        document, of_defaults = parse(content, path)
+        document, problems = parse(content, path)
         defaults = None if document is None else Defaults(path, document)
-    loaded: dict[str, LoadResult] = {}
+        usable = not problems
+    loaded: dict[str, DatabaseConfig | None] = {}
     for file, content in contents.items():
         name, suffix = os.path.splitext(file)
         if suffix not in _SUFFIXES or NAME.fullmatch(name) is None:
             continue
+        if name in loaded or not usable:  # two files of one name are a problem, too
+            loaded[name] = None
+            continue
         path = os.path.join(directory, file)
-        if name in loaded:
-            twice = Problem(path, "config.declared_twice", f'the database "{name}" has two files')
-            loaded[name] = LoadResult(problems=(twice,))
-        elif of_defaults:
-            loaded[name] = LoadResult(problems=of_defaults)
-        else:
-            loaded[name] = load_bytes(
-                content, name=name, path=path, options=options, defaults=defaults
-            )
+        result = load_bytes(content, name=name, path=path, options=options, defaults=defaults)
+        loaded[name] = result.config
     return loaded
 
 

@@ -121,7 +121,9 @@ class Registry:
             env = Variables(env)  # the frames of an error must not show values
         # NaN is neither more nor less than a number.
         if probe_interval is not None and not 0 < probe_interval < inf:
-            raise ValueError(f"probe_interval must be more than 0 seconds, not {probe_interval!r}")
+            raise ValueError(
+                f"probe_interval must be a finite number of seconds above 0, not {probe_interval!r}"
+            )
         if not removal_delay >= 0:
             raise ValueError(f"removal_delay must be 0 seconds or more, not {removal_delay!r}")
         greenlets.check()

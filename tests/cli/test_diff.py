@@ -124,6 +124,24 @@ def test_a_revision_of_git_is_compared(shop: Path, canary: Canary) -> None:
     ]  # fmt: skip
 
 
+def test_a_revision_with_problems(shop: Path, canary: Canary) -> None:
+    """Two files of one name, and defaults that cannot be read: there is nothing to compare with."""
+    registry = shop / "registry.d"
+    git(shop, "init")
+    for name, text, unknown in (
+        ("orders.yml", EVENTS % "db", ["orders"]),
+        ("_defaults.yaml", "hots: db\n{", ["audit", "events", "orders", "stock"]),
+    ):
+        (registry / name).write_text(text)
+        git(shop, "add", "registry.d")
+        git(shop, "commit", "-m", "tea")
+        (registry / name).unlink()
+        done = invoke("diff", "--revision", "HEAD", canary=canary, cwd=shop)
+        assert done.code == 0
+        rows = [line.split() for line in done.out.splitlines()[1:]]
+        assert rows == [[one, "-", "-", "-", "unknown"] for one in unknown]
+
+
 def test_a_revision_that_is_not_there(shop: Path, canary: Canary) -> None:
     """What git says, in one line, and code 1: no revision, no repository."""
     done = invoke("diff", "--revision", "HEAD", canary=canary, cwd=shop)
@@ -156,7 +174,7 @@ def test_a_service_is_compared(
             ["orders", "description", "-", "tea", "nothing"],
             ["orders", "pool_settings.max_size", "10", "4", "new", "pool"],
         ]
-        assert done.err == "the service masks 1 value, not compared; -o json names the keys\n"
+        assert done.err == "not compared: 1 value that the service masks; -o json names the keys\n"
         env = {"PGMONKEY_URL": service.url}
         done = invoke("diff", registry_dir, canary=canary, env=env)
         assert (done.code, done.out) == (0, "")
