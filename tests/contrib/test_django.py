@@ -755,6 +755,22 @@ cat "$PGSERVICEFILE" >servicefile
 """
 
 
+def test_the_shell_of_a_test_database_leads_there(project, tmp_path, monkeypatch):
+    """`dbshell` connects to the database that NAME is while tests run, with all else of the file."""
+    psql = tmp_path / "psql"
+    psql.write_text(PSQL)
+    psql.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    project.settings(NAME="test_orders")
+
+    call_command("dbshell")
+
+    variables = (tmp_path / "environment").read_text().split("\0")
+    assert "PGDATABASE=test_orders" in variables
+    assert f"PGUSER={project.database.user}" in variables
+
+
 def test_the_shell_of_an_unknown_database_is_a_problem_of_the_settings(project):
     """`dbshell` says what is wrong, as every command does."""
     project.settings(NAME="order", REGISTRY_NAME="order")
