@@ -22,7 +22,10 @@ from pathlib import Path
 
 PATIENCE = 30.0  # seconds for any command
 PASSWORD = "smoke-Test1"
-CORE = {"check", "init", "list", "show", "schema", "pgconfig create", "pgconfig generate-code"}
+CORE = {
+    "budget", "check", "diff", "export", "init", "list", "show", "schema",
+    "pgconfig create", "pgconfig generate-code",
+}  # fmt: skip
 
 FILE = """\
 connection_type: {connection_type}
@@ -128,6 +131,9 @@ def core(commands: Commands, path: Path) -> None:
     assert "properties" in json.loads(commands.run("schema"))
     commands.run("init", "invoices", "--dir", commands.directory / "new.d")
     commands.run("pgconfig create", "--type", "pg", "--filepath", "new.yaml")
+    commands.run("budget", path, "--offline", output="events, orders")
+    commands.run("diff", path, "--against", path)
+    commands.run("export", "pgbouncer", path, output="orders = ")
     for library in ("pgmonkey", "psycopg"):
         program = commands.run(
             "pgconfig generate-code",
