@@ -204,6 +204,11 @@ class Record:
             return Rejection((*problems, *failed.problems), failed.reason)
         return Rejection(problems) if problems else None
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the files say something that is neither in force nor rejected yet."""
+        return self._wanted is not None
+
     def rejected(self) -> str:
         """Return the first problem of the rejected files in one line; empty if there is none."""
         rejection = self.rejection

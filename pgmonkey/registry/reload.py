@@ -81,9 +81,11 @@ class Reloader:
         self.unlisted: Mapping[str, frozenset[str]] = {}
         #: When the files must be read again to believe what was seen, on the monotonic clock.
         self.due = float("inf")
-        #: When everything that the files said was last in force, in unix time.
+        #: When the files that are in force were read, in unix time. What was written later is not in
+        #: them, even if they came into force later: a rotation takes half a second.
         self.last_success_at: float | None = None
         self._looked_at = 0.0
+        self._read_at = time.time()
         self._closed_by: str | None = None
         self._workers = Workers("pgmonkey-reload", _PARALLEL)
         self._begin()
@@ -101,6 +103,7 @@ class Reloader:
         Raises `RegistryConfigError` with every problem of every file; unless `strict`, only if the
         directory cannot be read.
         """
+        self._read_at = time.time()
         scan = self._loader.scan()
         if strict:
             scan.raise_for_problems()
@@ -193,6 +196,7 @@ class Reloader:
 
     def _scan(self, *, asked: bool, moved: frozenset[str]) -> Scan:
         look = Look(monotonic(), self._removal_delay, asked, moved)
+        self._read_at = time.time()
         scan = self._loader.scan(look, self._last_good)
         self.directories, self.unlisted = scan.watched_directories, scan.unlisted
         self.due = float("inf") if scan.due is None else scan.due
@@ -264,8 +268,8 @@ class Reloader:
         self._note_success()
 
     def _note_success(self) -> None:
-        if self.successful:
-            self.last_success_at = time.time()
+        if self.successful and not any(record.is_behind for record in self._all()):
+            self.last_success_at = self._read_at
 
     def durations(self) -> Durations:
         """Return how long reloads took, from the change that was seen to its end."""

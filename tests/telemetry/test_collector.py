@@ -32,7 +32,7 @@ from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
 from tests.kit.eventually import eventually
 from tests.kit.prometheus import check_metrics
-from tests.kit.registry_dir import RegistryDirectory
+from tests.kit.registry_dir import RegistryDirectory, write_credentials
 from tests.kit.secret_volume import SecretVolume
 from tests.pool.interruption import at_each_line
 
@@ -607,6 +607,32 @@ def test_a_secret_that_the_server_does_not_take_is_newer_than_what_runs(
         database.server.set_password(database.user, password)
         eventually(lambda: registry.reload().applied == ("orders",), 10)
         assert not newer()
+
+
+def test_a_secret_that_comes_during_a_rotation_is_newer_than_what_runs(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    numbers: prometheus_client.CollectorRegistry,
+) -> None:
+    """The time of a reload is that of its files: a secret that they did not have yet is later."""
+    registry_dir.declare("orders", database, volume=volume)
+    with Registry(registry_dir, metrics=numbers, watch=False) as registry:
+        registry.get("orders").open()
+        database.rotate()
+        write_credentials(volume, database)
+
+        def spoil(_connection: object) -> None:
+            volume.write({"username": database.user, "password": f"{database.password}x"})
+
+        registry.configure("orders", spoil)
+        assert registry.reload().applied == ("orders",)
+        assert set(registry.reload().rejected) == {"orders"}
+        modified = numbers.get_sample_value("pgmonkey_secret_modified_timestamp_seconds", ORDERS)
+        applied = numbers.get_sample_value("pgmonkey_config_last_reload_success_timestamp_seconds")
+        assert modified is not None
+        assert applied is not None
+        assert modified > applied
 
 
 def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(registry: Registry) -> None:
