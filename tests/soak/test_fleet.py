@@ -85,8 +85,12 @@ def rotate(fleet: Fleet, database: TemporaryDatabase, volume: SecretVolume, vers
     write_credentials(volume, database)
     fleet.wait_until(partial(is_on, fleet, version), 60, f"all are on version {version}")
     ended = time.time()
-    fleet.wait_until(lambda: fleet.metrics("stale") == [0], 10, "the metrics show it")
-    assert fleet.metrics("version") == [version]
+    shown = [version], [0]
+    fleet.wait_until(
+        lambda: (fleet.metrics("version"), fleet.metrics("stale")) == shown,
+        10,
+        "the metrics show it",
+    )
     attempts = connects(database.server, began, ended + 1)
     most = most_per_second(attempts)
     print(

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ref
@@ -86,6 +87,7 @@ class Link:
     """The socket of one connection, and its place within the limits."""
 
     __slots__ = (
+        "closing",
         "connector",
         "descriptor",
         "driver",
@@ -112,6 +114,8 @@ class Link:
         self.listener: ReferenceType[Any] | None = None
         #: The user that was made on demand for it; `None` if the file names the user.
         self.user: str | None = None
+        #: Guards the two below: the pool that ends and the worker that connected may close it at once.
+        self.closing = threading.Lock()
         #: When it was closed at this end, on the monotonic clock.
         self.hung_up_at: float | None = None
         #: A duplicate, from the close at this end to the close at the server's.
@@ -403,14 +407,15 @@ class SyncPooledConnection(SyncWatchedConnection):
             own.shutdown(socket.SHUT_RDWR)
 
     def _keep_descriptor(self) -> None:
-        if self.link.hung_up_at is not None:
-            return
-        self.link.hung_up_at = monotonic()
-        if self.link.connector is not None and self.pgconn.status != _BAD:
-            try:
-                self.link.descriptor = os.dup(self.pgconn.socket)
-            except (OSError, psycopg.Error):
-                self.link.descriptor = None  # none is left: its place is free a little early
+        with self.link.closing:
+            if self.link.hung_up_at is not None:
+                return
+            self.link.hung_up_at = monotonic()
+            if self.link.connector is not None and self.pgconn.status != _BAD:
+                try:
+                    self.link.descriptor = os.dup(self.pgconn.socket)
+                except (OSError, psycopg.Error):
+                    self.link.descriptor = None  # none is left: its place is free a little early
 
     def wait_closed(self) -> None:
         """Wait until the server has closed its end, and give its place back."""
