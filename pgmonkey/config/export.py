@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pgmonkey.config.libpq import keywords, passfile_line
+from pgmonkey.config.libpq import keywords, passfile_line, service_line
 from pgmonkey.config.redaction import scrub
 
 if TYPE_CHECKING:
@@ -119,19 +119,6 @@ def _pgbouncer(entry: Entry) -> tuple[str | None, list[str]]:
 
 
 # ---- libpq's service file
-
-_LONGEST_LINE: Final = 1000  # bytes, of the 1,023 that libpq reads of a line
-
-
-def service_line(key: str, value: str) -> str | None:
-    """Return a line of a service file; `None` if the value cannot be written.
-
-    libpq takes the value as it is and has no quotes. It drops white space at the end of a line.
-    """
-    line = f"{key}={value}"
-    if re.search(r"[\n\0]|[ \t\n\v\f\r]\Z", line) or len(line.encode()) > _LONGEST_LINE:
-        return None
-    return line
 
 
 def pg_service(entries: Iterable[Entry]) -> Iterator[str]:

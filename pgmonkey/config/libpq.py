@@ -263,6 +263,20 @@ def session_options(settings: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"-c {name}={_ESCAPED.sub(_WITH_BACKSLASH, value)}" for name, value in settings)
 
 
+_LONGEST_LINE: Final = 1000  # bytes, of the 1,023 that libpq reads of a line of a service file
+
+
+def service_line(key: str, value: str) -> str | None:
+    """Return a line of a service file; `None` if the value cannot be written.
+
+    libpq takes the value as it is and has no quotes. It drops white space at the end of a line.
+    """
+    line = f"{key}={value}"
+    if re.search(r"[\n\0]|[ \t\n\v\f\r]\Z", line) or len(line.encode()) > _LONGEST_LINE:
+        return None
+    return line
+
+
 def passfile_line(host: str, port: str, dbname: str, user: str, password: str) -> str:
     r"""Return a line of libpq's password file; `*` stands for any value, except as the password.
 

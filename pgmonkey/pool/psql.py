@@ -14,15 +14,16 @@ from pgmonkey.config.libpq import (
     keywords,
     libpq_variables,
     passfile_line,
+    service_line,
     session_options,
 )
+from pgmonkey.config.redaction import MASK, Secret, scrub
 from pgmonkey.errors import PgmonkeyError
 from pgmonkey.pool.credentials import obtained
 from pgmonkey.pool.failures import ConnectFailure
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
-    from pgmonkey.config.redaction import Secret
     from pgmonkey.config.settings import DatabaseConfig
 
 #: What Debian's wrapper of psql reads.
@@ -56,23 +57,27 @@ def psql_login(config: DatabaseConfig, connection_type: ConnectionType) -> Itera
 
     Raises:
         ConnectError: there are no credentials, which are made on demand.
-        PgmonkeyError: a value has a line break, which no file of libpq can hold.
+        PgmonkeyError: no file of libpq can hold a value, such as one with a line break.
     """
-    settings, password = _settings(config, connection_type)
+    password, user = _credentials(config)
+    settings, rest = _settings(config, connection_type)
+    if user is not None:
+        settings["PGUSER"] = user
     outside = libpq_variables(os.environ) | {_OF_THE_WRAPPER}
     environment = {name: text for name, text in os.environ.items() if name not in outside}
-    rest: dict[str, str] = {}
-    for name, text in settings.items():
-        variable = keywords()[name].variable
-        if variable is None:
-            rest[name] = text
-        else:
-            environment[variable] = text
+    environment |= settings
     if "PGHOSTADDR" in environment:  # the wrapper looks for PGHOST alone
         environment.setdefault("PGHOST", environment["PGHOSTADDR"])
-    for name, value in {"password": password, **rest}.items():
-        if value is not None and _has_line_break(value):
-            raise PgmonkeyError(f"{config.name}: psql cannot get a {name} with a line break in it")
+    impossible = [
+        name for name, value in rest.items() if service_line(name, value.reveal()) is None
+    ]
+    if password is not None and not {"\n", "\r"}.isdisjoint(password.reveal()):
+        impossible.append("password")
+    if impossible:
+        what = ", ".join(impossible)
+        raise PgmonkeyError(
+            f"{config.name}: psql cannot get its {what}: no file of libpq can hold the value"
+        )
     note = ""
     with ExitStack() as open_files:
         descriptors: list[int] = []
@@ -83,29 +88,38 @@ def psql_login(config: DatabaseConfig, connection_type: ConnectionType) -> Itera
 
         if password:
             environment["PGPASSFILE"] = path_of(_password_lines(environment, password))
-        elif "service" not in settings:
+        elif "PGSERVICE" not in settings:
             environment.setdefault("PGPASSFILE", NO_FILE)
-        if rest and "service" in settings:
+        if rest and "PGSERVICE" in settings:
             note = (
                 f"{config.name}: psql runs without {', '.join(rest)}: only its service"
-                f" {settings['service']} can set that"
+                f" {settings['PGSERVICE']} can set that"
             )
         elif rest:
             environment["PGSERVICE"] = config.name
-            lines = [f"[{config.name}]", *(f"{name}={text}" for name, text in rest.items())]
-            environment["PGSERVICEFILE"] = path_of(lines)
+            environment["PGSERVICEFILE"] = path_of(_service_lines(config.name, rest))
         yield Login(environment, tuple(descriptors), note)
+
+
+def _credentials(config: DatabaseConfig) -> tuple[Secret | None, str | None]:
+    """Return the password, and the user if it is not that of the file."""
+    if config.on_demand is None:
+        return config.connection_settings.get("password"), None
+    given = obtained(config)
+    if isinstance(given, ConnectFailure):
+        raise given.error(config.name)
+    return given.password, given.user
 
 
 def _settings(
     config: DatabaseConfig, connection_type: ConnectionType
-) -> tuple[dict[str, str], Secret | None]:
-    """Return the parameters of libpq that a connection has, and its password, which is not in them.
+) -> tuple[dict[str, str], dict[str, Secret]]:
+    """Return the parameters of a connection: those of variables, by variable, and the rest, by name.
 
     What only keeps the environment out is left out: the environment of psql has none of it, and
-    its libpq may be older, and not know it.
+    its libpq may be older, and not know it. The rest has no variable, or holds a secret.
     """
-    settings = {
+    parameters = {
         name: str(value)
         for name, value in config.connect_kwargs(connection_type).items()
         if name in keywords() and name != "password" and value != isolation().get(name)
@@ -113,16 +127,18 @@ def _settings(
     # PgBouncer takes no options.
     transactions = _of_transactions(config.psycopg_settings) if config.pooler == "none" else {}
     if transactions:
-        added = session_options(transactions.items())
-        settings["options"] = f"{added} {settings.get('options', '')}"
-    if config.on_demand is None:
-        return settings, config.connection_settings.get("password")
-    given = obtained(config)
-    if isinstance(given, ConnectFailure):
-        raise given.error(config.name)
-    if given.user is not None:
-        settings["user"] = given.user
-    return settings, given.password
+        given = filter(None, (session_options(transactions.items()), parameters.get("options")))
+        parameters["options"] = " ".join(given)
+    settings: dict[str, str] = {}
+    rest: dict[str, Secret] = {}
+    for name, text in parameters.items():
+        variable = keywords()[name].variable
+        # A session setting can be secret, too.
+        if variable is None or (name == "options" and MASK in scrub(text, config.secrets)):
+            rest[name] = Secret(text)
+        else:
+            settings[variable] = text
+    return settings, rest
 
 
 def _of_transactions(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -136,8 +152,10 @@ def _of_transactions(settings: Mapping[str, Any]) -> dict[str, str]:
     return flags if level is None else {"default_transaction_isolation": level, **flags}
 
 
-def _has_line_break(value: str | Secret) -> bool:
-    return not {"\n", "\r"}.isdisjoint(value if isinstance(value, str) else value.reveal())
+def _service_lines(name: str, settings: Mapping[str, Secret]) -> Iterator[str]:
+    """Yield the lines of a service file with one service."""
+    yield f"[{name}]"
+    yield from (f"{key}={value.reveal()}" for key, value in settings.items())
 
 
 def _password_lines(environment: Mapping[str, str], password: Secret) -> Iterator[str]:

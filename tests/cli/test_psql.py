@@ -92,6 +92,23 @@ def test_it_connects_as_the_application(
     assert list(temporary.iterdir()) == []
 
 
+def test_a_secret_setting_is_in_no_variable(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """It comes with the file that has no name, so the canary sees it nowhere, and it is in force."""
+    secret = canary.secret(hostile=True)
+    settings = {"app.token": secret.replace("${", "$${"), "jit": "off"}
+    registry_dir.declare("orders", database, sync_settings=settings)
+    done = psql(
+        *("orders", "--dir", registry_dir, "--", *_QUIET),
+        *("-c", "SELECT length(current_setting('app.token')), current_setting('jit')"),
+        *("-c", r"\! tr '\0' '\n' < /proc/$PPID/cmdline; tr '\0' '\n' < /proc/$PPID/environ"),
+        canary=canary,
+    )
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"{len(secret)}|off\n")
+
+
 def test_another_server_does_not_get_the_password(orders: Path, canary: Canary) -> None:
     r"""Where `\connect` leads to another host, psql has none, and psql's exit code is the command's."""
     done = psql(
@@ -187,10 +204,12 @@ def test_a_service_has_to_say_what_no_variable_says(
 def test_what_is_wrong_before_psql_runs(
     registry_dir: RegistryDirectory, tmp_path: Path, canary: Canary
 ) -> None:
-    """An unknown name, a bad file, a password that no file can hold, and a machine without psql."""
+    """An unknown name, a bad file, secrets that no file can hold, and a machine without psql."""
     settings = {"host": "db", "dbname": "orders", "user": "app"}
     secret = f"{canary.secret()}\ntea"
     registry_dir.write("orders", {"connection_settings": settings | {"password": secret}})
+    where_ends = settings | {"sslpassword": f"{canary.secret()} "}
+    registry_dir.write("events", {"connection_settings": where_ends})
     registry_dir.write("bad", {"connection_settings": settings | {"pasword": "x"}})
     where = ("--dir", registry_dir)
     need(shutil.which("psql"), "psql (.ci/install-servers)")
@@ -202,7 +221,12 @@ def test_what_is_wrong_before_psql_runs(
     assert 'unknown key "pasword"' in done.err
     done = invoke("psql", "orders", *where, canary=canary)
     assert (done.code, done.out) == (1, "")
-    assert done.err == "orders: psql cannot get a password with a line break in it\n"
+    assert done.err == "orders: psql cannot get its password: no file of libpq can hold the value\n"
+    done = invoke("psql", "events", *where, canary=canary)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        "events: psql cannot get its sslpassword: no file of libpq can hold the value\n"
+    )
     done = invoke("psql", "orders", *where, canary=canary, env={"PATH": str(tmp_path)})
     assert done.code == 1
     assert re.match(r"psql is not installed, or not in PATH\n  hint: ", done.err)

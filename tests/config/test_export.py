@@ -23,8 +23,8 @@ from pgmonkey.config.export import (
     pg_service,
     pgbouncer,
     pgbouncer_value,
-    service_line,
 )
+from pgmonkey.config.libpq import service_line
 from pgmonkey.config.loader import load_file
 from tests.kit import Canary
 
