@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pgmonkey.service.client import ServiceClient
 
 _TITLES: Final = ("NAME", "KEY", "BEFORE", "AFTER", "EFFECT")
+#: With these, git takes the directory where it runs for the top of a repository.
+_OF_A_HOOK: Final = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR"})
 
 
 @click.command("diff")
@@ -153,8 +155,9 @@ def _git(directory: Path, *arguments: str, text: bytes = b"") -> bytes:
     import subprocess
 
     words = ["git", "-C", os.fspath(directory), *arguments]
+    env = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
     try:
-        done = subprocess.run(words, input=text, capture_output=True, check=False)
+        done = subprocess.run(words, input=text, env=env, capture_output=True, check=False)
     except FileNotFoundError:
         raise click.ClickException("git is not installed") from None
     if done.returncode:

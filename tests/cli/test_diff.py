@@ -124,6 +124,18 @@ def test_a_revision_of_git_is_compared(shop: Path, canary: Canary) -> None:
     ]  # fmt: skip
 
 
+def test_the_repository_is_that_of_the_directory(shop: Path, canary: Canary) -> None:
+    """In a hook of git, too, whose variables name a repository for the program that git runs."""
+    git(shop, "init")
+    git(shop, "add", "registry.d")
+    git(shop, "commit", "-m", "tea")
+    (shop / "registry.d" / "stock.yaml").unlink()
+    hook = {"GIT_DIR": str(shop / ".git"), "GIT_INDEX_FILE": str(shop / ".git" / "index")}
+    done = invoke("diff", "--revision", "HEAD", canary=canary, cwd=shop, env=hook)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[1].split() == ["stock", "-", "-", "-", "remove"]
+
+
 def test_a_revision_with_problems(shop: Path, canary: Canary) -> None:
     """Two files of one name, and defaults that cannot be read: there is nothing to compare with."""
     registry = shop / "registry.d"
