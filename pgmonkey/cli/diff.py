@@ -59,14 +59,17 @@ def command(
     from pgmonkey.errors import summary
 
     files = scan(directory, references)
-    after = _configs(files)
+    after, problems = _configs(files), files.all_problems()
     if against is not None:
         changes = list(of_registry(_configs(scan(against, references)), after))
     elif revision is not None:
         changes = list(of_registry(_of_revision(directory, revision, references), after))
     else:
-        changes = list(_from_service(client, after))
-    problems = files.all_problems()
+        overview = client.overview()
+        if (only := overview["registry"]["only"]) is not None:
+            after = {name: config for name, config in after.items() if name in only}
+            problems = tuple(one for one in problems if one.database in (None, *only))
+        changes = list(_from_service(client, overview, after))
     notes = [str(problem) for problem in problems]
     if problems:
         notes.append(summary(problems))
@@ -105,13 +108,15 @@ def _configs(files: Scan) -> dict[str, DatabaseConfig | None]:
 
 
 def _from_service(
-    client: ServiceClient, after: Mapping[str, DatabaseConfig | None]
+    client: ServiceClient,
+    overview: Mapping[str, Any],
+    after: Mapping[str, DatabaseConfig | None],
 ) -> Iterator[DatabaseChange]:
     """Yield what a reload changes of what a running service uses, one request a database."""
     from pgmonkey.config.diff import DatabaseChange, between_values, one_sided
     from pgmonkey.config.explain import explain
 
-    names = [one["name"] for one in client.overview()["databases"]]
+    names = [one["name"] for one in overview["databases"]]
     # One that it never had a valid configuration of has no settings: it would come.
     before = {name: values for name in names if (values := client.settings(name))}
     for name in sorted(before.keys() | after.keys()):

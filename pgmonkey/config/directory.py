@@ -220,7 +220,8 @@ class DirectoryLoader:
     ) -> None:
         #: The directory, as it was given.
         self.directory = os.fspath(directory)
-        self._names = None if names is None else frozenset(names)
+        #: The only databases that are read; `None`: all.
+        self.only = None if names is None else frozenset(names)
         self._options = LoadOptions(
             allow_sensitive_defaults=allow_sensitive_defaults,
             environ=os.environ if environ is None else environ,
@@ -281,7 +282,7 @@ class DirectoryLoader:
         self._read_defaults(has_defaults, snapshot, doubts)
         self._look_at_environment()
         statuses: Statuses = {}
-        names = files.keys() if self._names is None else files.keys() & self._names
+        names = files.keys() if self.only is None else files.keys() & self.only
         doubted: dict[str, _LoadedFile] = {}
         for name in names | self._loaded.keys():
             known = self._loaded.get(name)
@@ -333,7 +334,7 @@ class DirectoryLoader:
         self._refuses_unlinked = True
         short = shortfalls(configs.values(), self._max_connections, self.directory)
         present = frozenset(self._loaded)
-        missing = self._names - present if self._names and directory_ok else frozenset[str]()
+        missing = self.only - present if self.only and directory_ok else frozenset[str]()
         return Scan(
             self.directory,
             frozenset(watched),
@@ -440,7 +441,7 @@ class DirectoryLoader:
                     message = f"the defaults are read from {DEFAULTS_FILE} only"
             elif NAME.fullmatch(name):
                 files.setdefault(name, []).append(entry)
-            elif self._names is None:
+            elif self.only is None:
                 message = "the name of a database must match [a-z][a-z0-9_-]{0,62}"
             if message is not None:
                 path = entry.path if entry.path.isprintable() else ascii(entry.path)[1:-1]

@@ -539,6 +539,7 @@ class Registry:
             ['events', 'orders', 'reports']
         """
         records = sorted(self._records.items())
+        only = self._loader.only
         return RegistryStatus(
             path=str(self.path),
             databases=tuple(record.status() for _, record in records),
@@ -550,6 +551,7 @@ class Registry:
             last_reload_successful=self._reloader.successful,
             last_reload_success_at=self._reloader.last_success_at,
             reload_durations=self._reloader.durations(),
+            only=None if only is None else tuple(sorted(only)),
         )
 
     def config(self, name: str) -> DatabaseConfig | None:

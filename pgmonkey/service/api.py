@@ -34,6 +34,7 @@ def overview(status: RegistryStatus) -> dict[str, Any]:
         "pgmonkey": __version__,
         "registry": {
             "path": status.path,
+            "only": status.only,
             "watching": status.watching,
             "polling": status.polling,
             "last_reload_successful": status.last_reload_successful,

@@ -179,6 +179,8 @@ class RegistryStatus(NamedTuple):
     last_reload_successful: bool
     last_reload_success_at: float | None
     reload_durations: Durations
+    #: The only databases whose files it reads; `None`: all.
+    only: tuple[str, ...] | None
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: a table with a row for each database."""

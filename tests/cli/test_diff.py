@@ -197,6 +197,24 @@ def test_a_service_is_compared(
         assert report["not_compared"]["orders"] == ["connection_settings.password"]
 
 
+def test_a_service_of_some_databases(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, tmp_path: Path
+) -> None:
+    """Files that it does not read change nothing of it, good or bad."""
+    for name in ("gone", "orders"):
+        registry_dir.declare(name, database)
+    other = RegistryDirectory(tmp_path / "other.d")
+    for name in ("events", "orders"):
+        other.declare(name, database)
+    other.write("wrong", "connection_settings: {}\n")
+    arguments = ("--listen", "127.0.0.1:0", "--grace", "0", "--names", "gone,orders")
+    with Serving("serve", registry_dir, *arguments, canary=canary) as service:
+        done = invoke("diff", other, "--url", service.url, canary=canary)
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines()[1:]]
+    assert rows == [["gone", "-", "-", "-", "remove"]]
+
+
 def test_a_service_that_is_not_there(shop: Path, canary: Canary) -> None:
     """Exit code 5, as for every command that asks it."""
     url = f"http://127.0.0.1:{free_port()}"
