@@ -55,7 +55,7 @@ def command(
 def _lines(form: str, directory: Path, configs: Mapping[str, DatabaseConfig]) -> list[str]:
     from pgmonkey.config import export
 
-    entries = [export.entry_of(config) for _, config in sorted(configs.items())]
+    entries = [config.portable() for _, config in sorted(configs.items())]
     match form:
         case "pgbouncer":
             return list(export.pgbouncer(entries))

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from pgmonkey.config.interpolation import Template, Variable, has_reference, parse_template
 from pgmonkey.config.models import INHERITED, NULLABLE, SECTIONS
 from pgmonkey.config.redaction import mask_urls, scrub
 from pgmonkey.config.settings import DatabaseConfig
 from pgmonkey.config.yaml_reader import YamlDocument, read_with_defaults
-
-#: Connection settings in the order in which people say where a database is; others follow.
-_FIRST: Final = ("service", "host", "hostaddr", "port", "dbname", "user", "password")
 
 Steps = tuple[str, ...]
 Documents = list[tuple[str, YamlDocument]]
@@ -48,11 +45,6 @@ def explain(config: DatabaseConfig, *, sources: bool = True) -> tuple[Value, ...
     Reads its file and the defaults for the sources; without, all values look like defaults.
     """
     documents = list(read_with_defaults(config.path)) if sources else []
-    shown = config.redacted()
-    connection = shown["connection_settings"]
-    shown["connection_settings"] = dict.fromkeys(key for key in _FIRST if key in connection) | dict(
-        connection
-    )
     return tuple(
         # Scrubbed once more: control characters must not reach a terminal.
         Value(
@@ -60,7 +52,7 @@ def explain(config: DatabaseConfig, *, sources: bool = True) -> tuple[Value, ...
             scrub(value, config.secrets) if isinstance(value, str) else value,
             _source(documents, config.written_as(path), config.sources.lookup),
         )
-        for path, value in _leaves(shown)
+        for path, value in _leaves(config.redacted())
     )
 
 

@@ -9,41 +9,15 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from pgmonkey.config.libpq import keywords, passfile_line, service_line
 from pgmonkey.config.redaction import scrub
 
 if TYPE_CHECKING:
-    from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.config.settings import Portable
 
 
-class Entry(NamedTuple):
-    """What other programs can be told of one database.
-
-    Args:
-        name: The database.
-        settings: libpq's keywords with their values.
-        hidden: The keys that are left out because they are secret.
-        through_pgbouncer: Whether it leads to PgBouncer already.
-    """
-
-    name: str
-    settings: Mapping[str, str]
-    hidden: tuple[str, ...] = ()
-    through_pgbouncer: bool = False
-
-
-def entry_of(config: DatabaseConfig) -> Entry:
-    """Return what other programs can be told of a database."""
-    portable = config.portable(config.connection_type)
-    settings = {key: portable.settings[key] for key in _FIRST if key in portable.settings}
-    settings |= portable.settings
-    return Entry(config.name, settings, portable.hidden, config.pooler == "pgbouncer")
-
-
-#: The keys that people look for first, in their order.
-_FIRST: Final = ("host", "hostaddr", "port", "dbname", "user")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -73,7 +47,7 @@ def pgbouncer_value(text: str) -> str | None:
     return "'" + text.replace("'", "''") + "'"
 
 
-def pgbouncer(entries: Iterable[Entry]) -> Iterator[str]:
+def pgbouncer(entries: Iterable[Portable]) -> Iterator[str]:
     """Yield the lines of a section [databases] for PgBouncer."""
     yield "; The databases of the registry, for pgbouncer.ini (or a file that it includes)."
     yield "; Passwords are not here. PgBouncer logs in with those of its auth_file: a line for each"
@@ -86,7 +60,7 @@ def pgbouncer(entries: Iterable[Entry]) -> Iterator[str]:
             yield line
 
 
-def _pgbouncer(entry: Entry) -> tuple[str | None, list[str]]:
+def _pgbouncer(entry: Portable) -> tuple[str | None, list[str]]:
     settings = entry.settings
     if entry.through_pgbouncer:
         return None, [f"its file leads to PgBouncer already, at {settings.get('host')}"]
@@ -121,7 +95,7 @@ def _pgbouncer(entry: Entry) -> tuple[str | None, list[str]]:
 # ---- libpq's service file
 
 
-def pg_service(entries: Iterable[Entry]) -> Iterator[str]:
+def pg_service(entries: Iterable[Portable]) -> Iterator[str]:
     """Yield the lines of a service file of libpq, for `psql service=NAME`."""
     yield "# The databases of the registry, for ~/.pg_service.conf or the file of PGSERVICEFILE."
     yield "# Passwords are not here: libpq finds them in ~/.pgpass, or in the file of passfile."
@@ -185,7 +159,7 @@ def env_value(text: str) -> str | None:
     return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
-def env(entry: Entry) -> Iterator[str]:
+def env(entry: Portable) -> Iterator[str]:
     """Yield the lines of a file with the variables of libpq for one database."""
     yield f"# The database {entry.name} of the registry, in the variables of libpq."
     yield "# For a shell, systemd, Docker Compose and python-dotenv. docker run --env-file takes"

@@ -48,10 +48,19 @@ class Text(NamedTuple):
 
 
 class Portable(NamedTuple):
-    """Hold what another program can be told of a database, and the keys that are secret."""
+    """Hold what other programs can be told of one database.
 
+    Args:
+        name: The database.
+        settings: libpq's keywords with their values.
+        hidden: The keys that are left out because they are secret.
+        through_pgbouncer: Whether it leads to PgBouncer already.
+    """
+
+    name: str
     settings: Mapping[str, str]
-    hidden: tuple[str, ...]
+    hidden: tuple[str, ...] = ()
+    through_pgbouncer: bool = False
 
 
 _NONE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
@@ -325,16 +334,16 @@ class DatabaseConfig(DatabaseFile):
         shown["connection_settings"].update(self._defaults())
         return shown
 
-    def portable(self, connection_type: ConnectionType) -> Portable:
-        """Return the settings for another program: those of libpq, in clear, without any secret.
+    def portable(self) -> Portable:
+        """Return the settings for other programs: those of libpq, in clear, without any secret.
 
-        Session settings of the type are in `options`. What only pgmonkey and psycopg know, and
-        pgmonkey's own defaults, are left out.
+        Session settings are in `options`. What only pgmonkey and psycopg know, and pgmonkey's own
+        defaults, are left out.
         """
         known = self.secrets
         settings: dict[str, str] = {}
         hidden = set(self._made)
-        for key, value in self.connection_settings.items():
+        for key, value in _in_order(self.connection_settings).items():
             if key in PSYCOPG_KEYS or key in hidden or value == "":
                 continue
             text = str(_clear(value)) if key in FILES or not isinstance(value, Secret) else MASK
@@ -342,7 +351,7 @@ class DatabaseConfig(DatabaseFile):
                 settings[key] = text
             else:
                 hidden.add(key)
-        side = connection_type in ("normal", "pool")
+        side = self.connection_type in ("normal", "pool")
         section = "sync_settings" if side else "async_settings"
         session: dict[str, str] = getattr(self, section)
         shown = {
@@ -352,7 +361,8 @@ class DatabaseConfig(DatabaseFile):
         if shown:
             given = filter(None, (session_options(shown.items()), settings.get("options")))
             settings["options"] = " ".join(given)
-        return Portable(settings, tuple(sorted(hidden)))
+        through_pgbouncer = self.pooler == "pgbouncer"
+        return Portable(self.name, settings, tuple(sorted(hidden)), through_pgbouncer)
 
     def changed_keys(self, other: DatabaseConfig) -> dict[str, Effect]:
         """Return the dotted keys whose values differ in another config, and what a change does."""
@@ -377,12 +387,14 @@ class DatabaseConfig(DatabaseFile):
             if isinstance(value, PoolSettings):
                 value = {name: getattr(value, name) for name in POOL_KEYS}
             elif key == "connection_settings":
-                value = {
-                    **value,
-                    **dict.fromkeys(self._made, self.on_demand and self.on_demand.source),
-                    "autocommit": self.autocommit,
-                    "prepare_threshold": self.prepare_threshold,
-                }
+                value = _in_order(
+                    {
+                        **value,
+                        **dict.fromkeys(self._made, self.on_demand and self.on_demand.source),
+                        "autocommit": self.autocommit,
+                        "prepare_threshold": self.prepare_threshold,
+                    }
+                )
             yield key, value
 
     @property
@@ -423,6 +435,8 @@ _connect: Final = attrgetter(*(key for key in _TOP if effect_of(key) != "nothing
 _rest: Final = attrgetter(*(key for key in _TOP if effect_of(key) == "nothing"))
 # The pool of `normal` and `async`: one connection, opened when it is needed.
 _SINGLE: Final = PoolSettings(min_size=0, max_size=1)
+#: The settings that people look for first, in their order.
+_FIRST: Final = ("service", "host", "hostaddr", "port", "dbname", "user", "password")
 #: The settings that say where connections lead.
 PLACE: Final = ("host", "hostaddr", "port", "dbname", "service", "target_session_attrs")
 #: The settings that identify the account of a login.
@@ -435,6 +449,11 @@ _NOT_SETTINGS: Final = FILES.union(PLACE, _ACCOUNT)
 def written(settings: PoolSettings) -> str:
     """Return the settings as text, for digests."""
     return repr(settings)
+
+
+def _in_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return connection settings in the order in which people say where a database is."""
+    return {**{key: settings[key] for key in _FIRST if key in settings}, **settings}
 
 
 def _clear(value: Any) -> Any:

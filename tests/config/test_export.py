@@ -14,10 +14,8 @@ from psycopg import pq
 
 from pgmonkey.config.env_file import parse_env
 from pgmonkey.config.export import (
-    Entry,
     compose,
     compose_text,
-    entry_of,
     env,
     env_value,
     pg_service,
@@ -26,6 +24,7 @@ from pgmonkey.config.export import (
 )
 from pgmonkey.config.libpq import service_line
 from pgmonkey.config.loader import load_file
+from pgmonkey.config.settings import Portable
 from tests.kit import Canary
 
 # Encodable text without NUL, as every setting of libpq is; with what formats stumble over.
@@ -114,15 +113,15 @@ def test_what_pgbouncer_cannot_have_is_a_comment():
     """Several ports, a service of libpq, its own name, a file that leads to it already."""
     base = {"host": "db", "port": "5432", "dbname": "d", "user": 'a"b'}
     entries = [
-        Entry("a-b", base),
-        Entry("ports", base | {"host": "x,y", "port": "1,2"}),
-        Entry("hosts", base | {"host": "x,y", "sslmode": "require"}),
-        Entry("pgbouncer", base),
-        Entry("there", base, through_pgbouncer=True),
-        Entry("service", {"service": "s"}),
-        Entry("hidden", {"dbname": "d"}, ("host",)),
-        Entry("lines", base | {"dbname": "a\nb"}),
-        Entry("address", base | {"hostaddr": "10.0.0.5"}),
+        Portable("a-b", base),
+        Portable("ports", base | {"host": "x,y", "port": "1,2"}),
+        Portable("hosts", base | {"host": "x,y", "sslmode": "require"}),
+        Portable("pgbouncer", base),
+        Portable("there", base, through_pgbouncer=True),
+        Portable("service", {"service": "s"}),
+        Portable("hidden", {"dbname": "d"}, ("host",)),
+        Portable("lines", base | {"dbname": "a\nb"}),
+        Portable("address", base | {"hostaddr": "10.0.0.5"}),
     ]
     lines = list(pgbouncer(entries))
     assert [line for line in lines if not line.startswith(";")] == [
@@ -140,8 +139,8 @@ def test_what_pgbouncer_cannot_have_is_a_comment():
 def test_a_service_file_has_what_it_can():
     """A value without a form, and a service, are comments; a password has its line elsewhere."""
     entries = [
-        Entry("a", {"host": "h:1", "dbname": "d ", "user": "u"}, ("password", "sslpassword")),
-        Entry("b", {"service": "other", "host": "x,y"}, ("password",)),
+        Portable("a", {"host": "h:1", "dbname": "d ", "user": "u"}, ("password", "sslpassword")),
+        Portable("b", {"service": "other", "host": "x,y"}, ("password",)),
     ]
     text = "\n".join(pg_service(entries))
     assert "[a]\nhost=h:1\n# a service file cannot hold the value of dbname\nuser=u\n" in text
@@ -153,7 +152,7 @@ def test_a_service_file_has_what_it_can():
 
 def test_variables_are_those_of_libpq():
     """A keyword without a variable, and a value without a common form, are comments."""
-    entry = Entry("a", {"host": "db", "options": "-c a=${b}", "keepalives": "1"}, ("password",))
+    entry = Portable("a", {"host": "db", "options": "-c a=${b}", "keepalives": "1"}, ("password",))
     lines = list(env(entry))
     assert [line for line in lines if not line.startswith("#")] == ["PGHOST=db"]
     assert "# PGOPTIONS is left out: programs would read its value differently" in lines
@@ -176,9 +175,9 @@ def test_no_secret_is_portable(tmp_path: Path, canary: Canary):
     (tmp_path / "orders.yaml").write_text(
         "connection_type: pool\n"
         "connection_settings:\n"
-        "  host: db\n"
-        "  dbname: orders\n"
         "  user: app\n"
+        "  dbname: orders\n"
+        "  host: db\n"
         f"  password: {canary.secret()}\n"
         f"  options: -c app.token={canary.secret()}\n"
         "  application_name: ''\n"
@@ -187,7 +186,7 @@ def test_no_secret_is_portable(tmp_path: Path, canary: Canary):
         f"sync_settings: {{search_path: 'a, b', app.password: {canary.secret()}}}\n"
         "async_settings: {jit: off}\n"
     )
-    entry = entry_of(load_file(tmp_path / "orders.yaml"))
+    entry = load_file(tmp_path / "orders.yaml").portable()
     assert list(entry.settings) == ["host", "dbname", "user", "sslrootcert", "options"]
     assert entry.settings["options"] == "-c search_path=a,\\ b"
     assert entry.settings["sslrootcert"] == str(tmp_path / "ca.crt")

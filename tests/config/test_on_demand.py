@@ -99,13 +99,16 @@ def test_a_check_without_a_server_calls_nothing(
 def test_what_is_made_on_demand_is_shown_as_that(
     write: Callable[..., Path], canary: Canary
 ) -> None:
-    """With its place, and where it comes from; the password as a mask."""
+    """Where people look for it, with its place and where it comes from; the password as a mask."""
     config = load_file(write(FROM_VAULT, user=FROM_VAULT))
     found = {one.key: (one.value, str(one.source)) for one in explain(config)}
     value, source = found["connection_settings.user"]
     assert (value, source.endswith(", resolver vault")) == ("made on demand", True)
     value, source = found["connection_settings.password"]
     assert (value, source.endswith(", resolver vault")) == ("***REDACTED***", True)
+    shown = [key for key in found if key.startswith("connection_settings.")]
+    names = ["host", "dbname", "user", "password"]
+    assert shown[: len(names)] == [f"connection_settings.{name}" for name in names]
     assert "db/orders" not in repr(config.on_demand)
 
 
