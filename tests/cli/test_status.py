@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pgmonkey.errors import Problem
+from tests.cli.stand_in import stand_in
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import Running, invoke
 from tests.kit.ports import free_port
@@ -81,37 +81,25 @@ def test_a_service_that_is_not_there(canary: Canary) -> None:
         assert invoke("status", "--url", wrong, canary=canary).code == 2
 
 
-class Overview(BaseHTTPRequestHandler):
-    """A service whose databases have the states that its path names."""
-
-    def log_message(self, *_: object) -> None:
-        """Write nothing to standard error."""
-
-    def do_GET(self) -> None:
-        """Answer with one database for each part of the path, which is called like its state."""
-        problem = Problem("r", "registry.empty", "it is empty").as_dict()
-        states = self.path.removesuffix("/api/v1/databases").strip("/").split("/")
-        common = {"connection_type": None, "version": None, "last_reload": None, "error": None}
-        body = {
-            "at": 0.0,
-            "registry": {"problems": [problem] if "empty" in states else []},
-            "databases": [
-                {"name": f"a_{state}_one", "state": state, "pools": [], "problems": [], **common}
-                for state in states
-                if state != "empty"
-            ],
-        }
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+def overview(path: str) -> Any:
+    """Return what a service says whose databases have the states that its path names."""
+    problem = Problem("r", "registry.empty", "it is empty").as_dict()
+    states = path.removesuffix("/api/v1/databases").strip("/").split("/")
+    common = {"connection_type": None, "version": None, "last_reload": None, "error": None}
+    return {
+        "at": 0.0,
+        "registry": {"problems": [problem] if "empty" in states else []},
+        "databases": [
+            {"name": f"a_{state}_one", "state": state, "pools": [], "problems": [], **common}
+            for state in states
+            if state != "empty"
+        ],
+    }
 
 
 def test_a_script_learns_of_bad_states(canary: Canary) -> None:
     """--fail-on gives exit code 1 for a state and for those that are worse, and names the databases."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Overview) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with stand_in(overview) as url:
 
         def status(states: str, *arguments: str) -> tuple[int, str]:
             done = invoke("status", "--url", f"{url}/{states}", *arguments, canary=canary)
@@ -127,30 +115,16 @@ def test_a_script_learns_of_bad_states(canary: Canary) -> None:
         assert stale == (1, "stale: a_stale_one\n")
         empty = status("ready/empty", "--fail-on", "stale")
         assert empty == (1, "r: it is empty  [registry.empty]\n")
-        server.shutdown()
-        thread.join()
     assert invoke("status", "--fail-on", "down", "--watch", canary=canary).code == 2
     assert invoke("status", "--fail-on", "ready", canary=canary).code == 2
 
 
-class SomethingElse(BaseHTTPRequestHandler):
-    """A server that knows no request, and says nothing about them."""
-
-    def log_message(self, *_: object) -> None:
-        """Write nothing to standard error."""
-
-
 def test_something_else_answers(canary: Canary) -> None:
     """An answer that is not of a service is reported with its status, and the code is 1."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), SomethingElse) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}/elsewhere"
-        done = invoke("status", "--url", url, canary=canary)
-        server.shutdown()
-        thread.join()
+    with stand_in(lambda _: None) as url:
+        done = invoke("status", "--url", f"{url}/elsewhere", canary=canary)
     assert done.code == 1
-    assert done.err == f"{url}/api/v1/databases answered 501\n"
+    assert done.err == f"{url}/elsewhere/api/v1/databases answered 501\n"
 
 
 def test_a_reload_reports_its_result(

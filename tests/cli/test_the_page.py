@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.page import is_documented, shown, without_numbers
+from tests.cli.stand_in import stand_in
 from tests.docs.snippets import ROOT
 from tests.kit import Canary, TemporaryDatabase
 from tests.kit.command import invoke
@@ -117,36 +116,12 @@ OVERVIEW = {
 RELOADED = {"applied": ["orders"], "removed": [], "unchanged": ["reports"], "rejected": [PROBLEM]}
 
 
-class Service(BaseHTTPRequestHandler):
-    """A service in the state that the page shows."""
-
-    def log_message(self, *_: object) -> None:
-        """Write nothing to standard error."""
-
-    def do_GET(self) -> None:
-        """Answer with all databases."""
-        self._answer(OVERVIEW)
-
-    def do_POST(self) -> None:
-        """Answer with the result of a reload."""
-        self._answer(RELOADED)
-
-    def _answer(self, body: Any) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
-
-
 def test_status_and_reload(canary: Canary) -> None:
     """A table of the states; the names by what the reload did, and the problem of the other one."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        env = {"PGMONKEY_URL": f"http://127.0.0.1:{server.server_port}"}
+    with stand_in({"/api/v1/databases": OVERVIEW, "/-/reload": RELOADED}.get) as url:
+        env = {"PGMONKEY_URL": url}
         status = invoke("status", canary=canary, env=env)
         reload = invoke("reload", canary=canary, env=env)
-        server.shutdown()
-        thread.join()
     assert (status.code, status.err) == (0, "")
     is_documented(status.out)
     assert reload.code == 1
