@@ -47,7 +47,8 @@ def command(name: str, directory: Path, secrets: Path | None) -> Answer:
         if os.path.lexists(known):
             return Answer(code=ExitCode.PROBLEM, note=_left(known))
     if secrets is None:
-        secrets = directory.parent / "secrets" / name
+        # The `parent` of "." is "." itself.
+        secrets = Path(os.path.normpath(directory / ".." / "secrets" / name))
     directory.mkdir(0o755, parents=True, exist_ok=True)
     secrets.parent.mkdir(0o755, parents=True, exist_ok=True)
     if not secrets.is_dir():

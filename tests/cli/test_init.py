@@ -63,6 +63,17 @@ def test_a_file_is_never_overwritten(there: str, tmp_path: Path, canary: Canary)
     assert [*tmp_path.rglob("*")] == [registry, registry / there]
 
 
+def test_secrets_are_beside_the_registry_that_it_runs_in(tmp_path: Path, canary: Canary) -> None:
+    """Also where the directory of the registry is the current one: no secret is among its files."""
+    registry = tmp_path / "registry.d"
+    registry.mkdir()
+    done = invoke("init", "orders", ".", canary=canary, cwd=registry)
+    assert (done.code, done.err) == (0, "")
+    assert [one.name for one in registry.iterdir()] == ["orders.yaml"]
+    assert (tmp_path / "secrets" / "orders" / "password").exists()
+    assert "from_file: ../secrets/orders/password\n" in (registry / "orders.yaml").read_text()
+
+
 def test_secrets_that_are_there_stay(tmp_path: Path, canary: Canary) -> None:
     """A directory that somebody made keeps its mode and its files; only what is missing is made."""
     secrets = tmp_path / "run" / "orders secrets"
