@@ -186,6 +186,8 @@ def _unnamed(lines: Iterable[str]) -> Iterator[int]:
     try:
         with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
             file.write("".join(f"{line}\n" for line in lines))
+        # Elsewhere than on Linux, to open /dev/fd/N goes on where this one stands.
+        os.lseek(descriptor, 0, os.SEEK_SET)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -147,7 +147,10 @@ def test_nothing_is_left_when_it_is_killed(
 
 
 def test_a_system_without_files_in_memory(orders: Path, tmp_path: Path, canary: Canary) -> None:
-    """The files are in the directory for temporary files then, and have no name there either."""
+    """The files are in the directory for temporary files then, and have no name there either.
+
+    They stand at their beginning: elsewhere than on Linux, what opens /dev/fd reads on from there.
+    """
     need(shutil.which("psql"), "psql (.ci/install-servers)")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -157,12 +160,14 @@ def test_a_system_without_files_in_memory(orders: Path, tmp_path: Path, canary: 
     )
     arguments = ["psql", "orders", "--dir", str(orders.parent), "--", *_QUIET]
     arguments += ["-c", "SELECT 1", "-c", r"\! ls -A $TMPDIR"]
+    for variable in ("PGPASSFILE", "PGSERVICEFILE"):
+        arguments += ["-c", rf"\! grep pos: /proc/$PPID/fdinfo/${{{variable}##*/}}"]
     done = run(
         canary=canary,
         program=[sys.executable, "-c", program, *arguments],
         env={"TMPDIR": str(temporary)},
     )
-    assert (done.code, done.out, done.err) == (0, "1\n", "")
+    assert (done.code, done.out, done.err) == (0, "1\npos:\t0\npos:\t0\n", "")
 
 
 def test_credentials_made_on_demand(
