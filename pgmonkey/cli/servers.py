@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -50,37 +49,22 @@ R = TypeVar("R")
 def side_by_side(function: Callable[[T], R], items: Collection[T]) -> list[R]:
     """Call a function with each item, a few at a time, and return the results in their order.
 
-    The threads are daemons: Ctrl-C must not wait for a server that does not answer, as the end of
-    an executor would.
+    Ctrl-C does not wait for a server that does not answer.
     """
-    waiting: SimpleQueue[tuple[T, Future[R]]] = SimpleQueue()
-    outcomes = []
-    for item in items:
-        outcome: Future[R] = Future()
-        outcomes.append(outcome)
-        waiting.put((item, outcome))
+    from pgmonkey.registry.workers import Workers
 
-    def work() -> None:
-        while True:
-            try:
-                item, outcome = waiting.get_nowait()
-            except Empty:
-                return
-            try:
-                outcome.set_result(function(item))
-            except BaseException as error:  # noqa: BLE001 - raised where the outcome is asked for
-                outcome.set_exception(error)
+    workers = Workers("pgmonkey-connect", _WORKERS)
+    outcomes: list[Future[R]] = [Future() for _ in items]
 
-    threads = [
-        threading.Thread(target=work, name=f"pgmonkey-connect-{number}", daemon=True)
-        for number in range(min(_WORKERS, len(outcomes)))
-    ]
-    for thread in threads:
-        thread.start()
-    results = [outcome.result() for outcome in outcomes]
-    for thread in threads:
-        thread.join()
-    return results
+    def work(item: T, outcome: Future[R]) -> None:
+        try:
+            outcome.set_result(function(item))
+        except BaseException as error:  # noqa: BLE001 - raised where the outcome is asked for
+            outcome.set_exception(error)
+
+    for item, outcome in zip(items, outcomes, strict=True):
+        workers.submit(partial(work, item, outcome))
+    return [outcome.result() for outcome in outcomes]
 
 
 def connected(config: DatabaseConfig) -> SyncPooledConnection | Problem:
