@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pgmonkey.config.interpolation import origin_of
@@ -39,16 +41,9 @@ def failed_probe(config: DatabaseConfig, error: ConnectError) -> Problem:
     code, message = f"probe.{error.reason}", f"cannot connect to {name}: {text}"
     hint = error.hint or None
     keys = [config.written_as(key) for key in _probed_keys(error.reason, error.text)]
-    for file, document in read_with_defaults(path):
-        for key in keys:
-            if (position := document.position(key)) is not None:
-                written, sources = document.value[key[0]][key[1]], config.sources
-                origin = origin_of(written, sources.lookup.get, sources.secrets_from)
-                if origin is not None:
-                    hint = f"{hint}; the value comes from {origin}" if hint else f"see {origin}"
-                return Problem(file, code, message, *position, ".".join(key), hint, name)
     key_path = ".".join(keys[0]) if error.reason in _PROBED_KEYS else None
-    return Problem(path, code, message, key=key_path, hint=hint, database=name)
+    problem = Problem(path, code, message, key=key_path, hint=hint, database=name)
+    return _where_written(config, problem, keys)
 
 
 def _probed_keys(reason: str, text: str) -> list[tuple[str, str]]:
@@ -77,11 +72,26 @@ def pool_too_large(config: DatabaseConfig, allowed: int, limit: str) -> Problem 
     key = (f"{kind}_settings", "max_size")
     message = f"max_size is {size}, and {limit} allows {count(allowed, 'connection')}"
     hint = "lower max_size, or raise the limit: each process has a pool of its own"
-    for file, document in read_with_defaults(config.path):
-        if (position := document.position(key)) is not None:
-            return Problem(
-                file, "probe.max_size", message, *position, ".".join(key), hint, config.name
-            )
-    return Problem(
+    problem = Problem(
         config.path, "probe.max_size", message, key=".".join(key), hint=hint, database=config.name
     )
+    return _where_written(config, problem, [key])
+
+
+def _where_written(
+    config: DatabaseConfig, problem: Problem, keys: Iterable[tuple[str, ...]]
+) -> Problem:
+    """Return a problem at the first of its keys that is written, with the origin of the value."""
+    for file, document in read_with_defaults(config.path):
+        for key in keys:
+            if (position := document.position(key)) is None:
+                continue
+            written, sources, hint = document.value[key[0]][key[1]], config.sources, problem.hint
+            origin = origin_of(written, sources.lookup.get, sources.secrets_from)
+            if origin is not None:
+                hint = f"{hint}; the value comes from {origin}" if hint else f"see {origin}"
+            line, column = position
+            return replace(
+                problem, path=file, line=line, column=column, key=".".join(key), hint=hint
+            )
+    return problem

@@ -158,17 +158,19 @@ def test_a_missing_directory_is_a_problem(tmp_path: Path, canary: Canary) -> Non
 def test_a_pool_that_is_larger_than_a_limit_is_a_problem(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """It names the limit and the line of max_size; the limits of PgBouncer are its own."""
+    """It names the limit, the line of max_size and its variable; those of PgBouncer are its own."""
     database.connection_limit(4)
-    path = registry_dir.declare("orders", database, pool_settings={"max_size": 5})
+    size = {"from_env": "SIZE"}
+    path = registry_dir.declare("orders", database, pool_settings={"max_size": size})
     registry_dir.declare("events", database, "async_pool")
     registry_dir.declare(
         "fits", database, async_pool_settings={"max_size": 9}, pool_settings={"max_size": 4}
     )
     registry_dir.declare("behind", database, pooler="pgbouncer")
     names = ("orders", "events", "fits", "behind")
-    done = invoke("test", *names, "--dir", registry_dir, canary=canary)
+    done = invoke("test", *names, "--dir", registry_dir, canary=canary, env={"SIZE": "5"})
     assert (done.code, done.err) == (1, "2 problems in 2 files\n")
+    assert done.out.count("; the value comes from the variable SIZE\n") == 1
     assert done.out.count("4 allowed by the CONNECTION LIMIT of the role; 200 in all") == 4
     events, orders = [line for line in done.out.splitlines() if "probe.max_size" in line]
     what = "and the CONNECTION LIMIT of the role allows 4 connections  [probe.max_size]"
