@@ -229,8 +229,9 @@ class Database(ABC):
         self.keeps_stacks = version.config.leak_stack
         #: Checkouts entered by calling `__enter__` by hand, which have no `__exit__` yet.
         self.loose: list[Checkout] = []
-        # Guards `gone`, the pools, and who gives a connection back by hand. Never held while waiting.
-        self._lock = threading.Lock()
+        # Guards `gone`, the pools, and who gives a connection back by hand. Reentrant, because a
+        # signal handler may close the registry. Never held while waiting.
+        self._lock = threading.RLock()
         self._force_due = False
         #: What the adapters of its connections begin with; default: psycopg's.
         self.context = context

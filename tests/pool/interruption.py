@@ -6,8 +6,9 @@ import asyncio
 import gc
 import linecache
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -87,8 +88,12 @@ class Interruption:
             if self._left == 0:
                 path = Path(frame.f_code.co_filename)
                 self.at = f"{path.parent.name}/{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
-                raise self._error
+                self.interrupt()
         return self._trace
+
+    def interrupt(self) -> None:
+        """Do what the signal handler does."""
+        raise self._error
 
 
 @contextmanager
@@ -119,10 +124,19 @@ def in_a_thread(work: Callable[[], T]) -> T:
     """Run something in a thread of its own, and return what it returns.
 
     Python may keep an exception whose handler was interrupted for the rest of the life of a thread:
-    as the context of all that is raised there later, in other tests, too.
+    as the context of all that is raised there later, in other tests, too. A thread that hangs is left
+    behind when the test has its timeout.
     """
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(work).result()
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 @cache

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -238,6 +238,56 @@ def test_what_an_interrupted_close_has_left_open_is_closed_by_the_watcher(
                 handle.patrol(now + 6)
                 eventually(lambda: database.backends() == [], 5, f"closed: {interruption.at}")
                 assert registry.wait_drained(timeout=5), interruption.at
+        return number
+
+    assert in_a_thread(main) > 10, "there was something to interrupt"
+
+
+class Closing(Interruption):
+    """Close a registry at one line of a block, as a signal handler does that raises nothing."""
+
+    def __init__(self, number: int, registry: Registry) -> None:
+        # psycopg_pool holds a lock at some of its lines, and takes it again to close.
+        super().__init__(number, Stop, __file__, everywhere=False)
+        self._registry = registry
+
+    def interrupt(self) -> None:
+        self._registry.close()
+
+
+def evict(handle: Any, connection: Any) -> None:
+    """Let a checkout find a connection dead."""
+    connection.pgconn.finish()
+    connection.returned_at = 0.0
+    with handle:
+        pass
+
+
+def close(handle: Any, _connection: Any) -> None:
+    handle.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", [evict, close])
+def test_a_signal_handler_closes_the_registry_at_any_line(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, act: Callable[[Any, Any], None]
+) -> None:
+    """Wherever it comes, it does not wait for the code that it has interrupted, and all is closed."""
+    registry_dir.declare("orders", database, pool_settings={"min_size": 1, "max_size": 1})
+
+    def main() -> int:
+        for number in range(1, 1000):
+            registry = Registry(registry_dir, metrics=None, watch=False)
+            handle = registry.get("orders")
+            with handle as connection:
+                pass
+            closing = Closing(number, registry)
+            with suppress(HandleClosedError), closing:
+                act(handle, connection)
+            registry.close()
+            assert database.backends() == [], closing.at
+            if not closing.at:
+                break  # that was the last line
         return number
 
     assert in_a_thread(main) > 10, "there was something to interrupt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -12,6 +12,7 @@ from contextlib import (
     suppress,
 )
 from functools import partial
+from itertools import repeat
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from weakref import ref
@@ -337,7 +338,9 @@ class AsyncDatabase(Database):
             if gone is not None:
                 self.gone = gone
             pools = self.pools.copy()
-            self._closed_pools.extend(map(self.pools.pop, pools))  # one step for an interrupt
+            pop: Callable[..., AsyncPool | None] = self.pools.pop
+            # One step for an interrupt. A signal handler may have taken some meanwhile.
+            self._closed_pools.extend(filter(None, map(pop, pools, repeat(None))))
         return pools
 
     def shut(self, gone: PgmonkeyError) -> None:
@@ -527,7 +530,7 @@ class AsyncDatabase(Database):
         self.pools.clear()
         self.listening.clear()
         self._closed_pools = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.loose.clear()
         self.stats = self._new_stats()
 

@@ -115,7 +115,8 @@ class Link:
         #: The user that was made on demand for it; `None` if the file names the user.
         self.user: str | None = None
         #: Guards the two below: the pool that ends and the worker that connected may close it at once.
-        self.closing = threading.Lock()
+        #: Reentrant, because a signal handler may close the registry. Never held while waiting.
+        self.closing = threading.RLock()
         #: When it was closed at this end, on the monotonic clock.
         self.hung_up_at: float | None = None
         #: A duplicate, from the close at this end to the close at the server's.
