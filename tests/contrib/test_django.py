@@ -789,6 +789,16 @@ def test_the_shell_without_credentials_is_a_problem_of_the_settings(project, tmp
         call_command("dbshell")
 
 
+def test_the_shell_cannot_get_a_secret_that_no_file_holds(project, canary):
+    """`dbshell` names it, and no local variable of the error shows it or another secret."""
+    secret = {"password": f"{canary.secret()}\ntea", "sslpassword": canary.secret()}
+    project.declare(connection=secret, sync_settings={"app.token": canary.secret()})
+    project.registry.reload()
+
+    with pytest.raises(ImproperlyConfigured, match="psql cannot get its password: "):
+        call_command("dbshell")
+
+
 # Tests of the project
 
 
