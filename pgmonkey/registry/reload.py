@@ -85,7 +85,8 @@ class Reloader:
         #: them, even if they came into force later: a rotation takes half a second.
         self.last_success_at: float | None = None
         self._looked_at = 0.0
-        self._read_at = time.time()
+        #: When the files were read of which every record knows what they say, in unix time.
+        self._read_at = 0.0
         self._closed_by: str | None = None
         self._workers = Workers("pgmonkey-reload", _PARALLEL)
         self._begin()
@@ -185,18 +186,17 @@ class Reloader:
                     return found
                 time.sleep(max(0.0, self._looked_at + _BETWEEN_REFUSALS - monotonic()))
             self._looked_at = monotonic()
-            scan = self._scan(asked=asked, moved=moved)
+            read_at, scan = time.time(), self._scan(asked=asked, moved=moved)
             while wait and self._is_settling():
                 time.sleep(max(0.0, self.due - monotonic()))
-                scan = self._scan(asked=asked, moved=moved)
-            gone = self._compare(scan, found, again=again)
+                read_at, scan = time.time(), self._scan(asked=asked, moved=moved)
+            gone = self._compare(scan, found, again=again, read_at=read_at)
         for record in gone:
             record.shut_handles()
         return found
 
     def _scan(self, *, asked: bool, moved: frozenset[str]) -> Scan:
         look = Look(monotonic(), self._removal_delay, asked, moved)
-        self._read_at = time.time()
         scan = self._loader.scan(look, self._last_good)
         self.directories, self.unlisted = scan.watched_directories, scan.unlisted
         self.due = float("inf") if scan.due is None else scan.due
@@ -206,7 +206,7 @@ class Reloader:
         now = monotonic()
         return self.due <= now + SETTLE and now < self._looked_at + _LONGEST_SETTLING
 
-    def _compare(self, scan: Scan, found: _Found, *, again: bool) -> list[Record]:
+    def _compare(self, scan: Scan, found: _Found, *, again: bool, read_at: float) -> list[Record]:
         """Compare the files with the records, and return those that may not be used any more."""
         gone = []
         for name in scan.present:
@@ -228,6 +228,7 @@ class Reloader:
         if scan.general and scan.general != self.problems:
             emit_rejected(None, scan.general)
         self.problems = scan.general
+        self._read_at = read_at  # not before: a reload that ends meanwhile is one of older files
         for record in found.changed:
             if (begun := self.start(record)) is not None:
                 found.begun.append(begun)
@@ -268,8 +269,9 @@ class Reloader:
         self._note_success()
 
     def _note_success(self) -> None:
+        read_at = self._read_at  # before the check: a look that ends meanwhile has read them later
         if self.successful and not any(record.is_behind for record in self._all()):
-            self.last_success_at = self._read_at
+            self.last_success_at = read_at
 
     def durations(self) -> Durations:
         """Return how long reloads took, from the change that was seen to its end."""

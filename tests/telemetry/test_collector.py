@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +24,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pgmonkey import PgmonkeyError, Registry
+from pgmonkey.config.directory import DirectoryLoader
 from pgmonkey.errors import Reason
 from pgmonkey.pool._sync.checkout import SyncCheckout
 from pgmonkey.telemetry.metrics import export
@@ -587,15 +589,7 @@ def test_a_secret_that_the_server_does_not_take_is_newer_than_what_runs(
     with Registry(registry_dir, metrics=numbers, watch=False) as registry:
 
         def newer() -> bool:
-            modified = numbers.get_sample_value(
-                "pgmonkey_secret_modified_timestamp_seconds", ORDERS
-            )
-            reloaded = numbers.get_sample_value(
-                "pgmonkey_config_last_reload_success_timestamp_seconds"
-            )
-            assert modified is not None
-            assert reloaded is not None
-            return modified > reloaded
+            return secret_modified(numbers) > reload_success(numbers)
 
         registry.get("orders").open()
         assert not newer()
@@ -628,11 +622,59 @@ def test_a_secret_that_comes_during_a_rotation_is_newer_than_what_runs(
         registry.configure("orders", spoil)
         assert registry.reload().applied == ("orders",)
         assert set(registry.reload().rejected) == {"orders"}
-        modified = numbers.get_sample_value("pgmonkey_secret_modified_timestamp_seconds", ORDERS)
-        applied = numbers.get_sample_value("pgmonkey_config_last_reload_success_timestamp_seconds")
-        assert modified is not None
-        assert applied is not None
-        assert modified > applied
+        assert secret_modified(numbers) > reload_success(numbers)
+
+
+def test_a_secret_that_is_being_read_when_a_rotation_ends_is_newer_than_what_runs(
+    registry_dir: RegistryDirectory,
+    database: TemporaryDatabase,
+    volume: SecretVolume,
+    numbers: prometheus_client.CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look at the files that is not over says nothing of what is in force."""
+    registry_dir.declare("orders", database, volume=volume)
+    scan, reads, applied = DirectoryLoader.scan, threading.Event(), threading.Event()
+
+    def slow_scan(*arguments: Any) -> Any:
+        found = scan(*arguments)
+        reads.set()
+        assert applied.wait(10)
+        return found
+
+    with (
+        Registry(registry_dir, metrics=numbers, watch=False) as registry,
+        ThreadPoolExecutor() as threads,
+    ):
+        registry.get("orders").open()
+        database.rotate()
+        write_credentials(volume, database)
+        later: list[Future[Any]] = []
+
+        def spoil(_connection: object) -> None:
+            if not later:
+                volume.write({"username": database.user, "password": f"{database.password}x"})
+                monkeypatch.setattr(DirectoryLoader, "scan", slow_scan)
+                later.append(threads.submit(registry.reload))
+                assert reads.wait(10)
+
+        registry.configure("orders", spoil)
+        assert registry.reload().applied == ("orders",)
+        applied.set()
+        assert set(later[0].result().rejected) == {"orders"}
+        assert secret_modified(numbers) > reload_success(numbers)
+
+
+def secret_modified(numbers: prometheus_client.CollectorRegistry) -> float:
+    value = numbers.get_sample_value("pgmonkey_secret_modified_timestamp_seconds", ORDERS)
+    assert value is not None
+    return value
+
+
+def reload_success(numbers: prometheus_client.CollectorRegistry) -> float:
+    value = numbers.get_sample_value("pgmonkey_config_last_reload_success_timestamp_seconds")
+    assert value is not None
+    return value
 
 
 def test_a_checkout_that_is_just_ending_is_neither_lost_nor_waiting(registry: Registry) -> None:
