@@ -1,4 +1,4 @@
-"""The fixtures of the tests about failing servers and networks."""
+"""The fixtures of the tests about failing servers and networks, and about time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pgmonkey import Registry
+from pgmonkey.pool import connecting, fair_share
 from tests.kit.canary import Canary
 from tests.kit.certificates import Authority
 from tests.kit.components import postgres_with_tls
@@ -21,6 +22,25 @@ from tests.kit.server import PostgresServer
 from tests.pool.side import SIDES, Client, Make
 
 AUTHORITY = Authority("the authority that clients trust")
+
+
+class Clock:
+    """Tell the time that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What decides when to connect, or to give way, goes by this clock."""
+    clock = Clock()
+    monkeypatch.setattr(connecting, "monotonic", clock)
+    monkeypatch.setattr(fair_share, "monotonic", clock)
+    return clock
 
 
 @pytest.fixture(params=SIDES)

@@ -15,34 +15,17 @@ import psycopg
 import pytest
 
 from pgmonkey import Registry
-from pgmonkey.pool import connecting
 from pgmonkey.pool.connecting import Outage, RefusedLogins
 from pgmonkey.pool.failures import ConnectFailure
 from tests.kit.database import TemporaryDatabase
 from tests.kit.dictionaries import config_from_dict
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
+from tests.pool.conftest import Clock
 
 WRONG = ConnectFailure("auth", "password authentication failed", wrong_password=True)
 NO_LOGIN = ConnectFailure("auth", "role is not permitted to log in")
 NO_DATABASE = ConnectFailure("no_database", "database does not exist")
-
-
-class Clock:
-    """Tell the time that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(connecting, "monotonic", clock)
-    return clock
 
 
 def login(password: str = "tea", *, user: str = "app", dbname: str = "orders"):

@@ -9,35 +9,17 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pgmonkey.pool import connecting, fair_share
 from pgmonkey.pool._async.rotation import pause_between
 from pgmonkey.pool.connecting import Outage
 from pgmonkey.pool.failures import ConnectFailure
 from pgmonkey.pool.fair_share import REST, FairShare
+from tests.pool.conftest import Clock
 
 FULL = ConnectFailure("too_many_connections", "sorry, too many clients already")
 MAX_SIZE = 10
 #: Seconds of a login, and between two ticks of the thread of a registry.
 LOGIN = 0.006
 TICK = 0.5
-
-
-class Clock:
-    """Tell the time that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(connecting, "monotonic", clock)
-    monkeypatch.setattr(fair_share, "monotonic", clock)
-    return clock
 
 
 @dataclass
