@@ -7,7 +7,7 @@ import gc
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from tests.kit.process import interrupted_after
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 from tests.pool.interruption import Interruption, in_a_thread
+from tests.pool.side import SIDES, Client, refuses
 
 
 class Stop(BaseException):
@@ -161,6 +162,25 @@ def test_without_a_watcher_the_client_that_waits_in_vain_takes_it_back(
             assert events.names.count("checkout.abandoned") == 1
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_a_place_that_psycopg_pool_has_lost_costs_one_client_its_timeout(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase, side: str
+) -> None:
+    """It counts a connection that is gone; the watcher sees that it is not on its way, and mends it."""
+    sizes = {"min_size": 0, "max_size": 1}
+    registry_dir.declare("orders", database, side, pool_settings=sizes, async_pool_settings=sizes)
+    with (
+        Registry(registry_dir, metrics=None) as registry,
+        closing(Client(registry)) as client,
+    ):
+        assert client.ask() == 1
+        (pool,) = client.handle.pools.values()
+        lost = client.on(pool.driver.getconn)
+        client.on(lost.close)
+        refuses(client, timeout=0.1)
+        assert client.ask(timeout=5) == 1
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_interrupt_while_the_first_connection_is_begun_is_no_end(
     registry_dir: RegistryDirectory,
@@ -281,12 +301,12 @@ def test_a_signal_handler_closes_the_registry_at_any_line(
             handle = registry.get("orders")
             with handle as connection:
                 pass
-            closing = Closing(number, registry)
-            with suppress(HandleClosedError), closing:
+            handler = Closing(number, registry)
+            with suppress(HandleClosedError), handler:
                 act(handle, connection)
             registry.close()
-            assert database.backends() == [], closing.at
-            if not closing.at:
+            assert database.backends() == [], handler.at
+            if not handler.at:
                 break  # that was the last line
         return number
 

@@ -963,6 +963,7 @@ class SyncPool:
             (failure is not None and not self.connections and not self.pending)
             or self.is_short()
             or bool(self.dropped)
+            or self._lost_places is not None
             or self._has_users_to_replace()
             or any(
                 (one.version < self.floor and one.holder is None)
