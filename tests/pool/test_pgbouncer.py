@@ -147,6 +147,21 @@ def test_a_file_that_does_not_mention_pgbouncer_is_reported_at_once(
     assert len(events.named("database.pooler_found")) == 1
 
 
+@pytest.mark.slow
+def test_a_pgbouncer_without_a_free_session_is_known_too(
+    start: Start, make: Make, events: CapturedEvents
+) -> None:
+    """It accepts a login, and the first answer waits for a session: no block is said to be at fault."""
+    address = start(default_pool_size=1).address
+    holder = make(connection=address, pooler="pgbouncer", pool=ONE, watch=False)
+    client = make(connection=address, pool=ONE)
+    with holder.holding():
+        answer = client.ask_soon(timeout=20)
+        events.wait("database.pooler_found")
+    assert answer.result(20) == 1
+    assert not events.named("checkout.used_after_return")
+
+
 def test_statements_are_not_prepared_unless_the_file_says_so(start: Start, make: Make) -> None:
     """Psycopg prepares none by itself: before 1.21 PgBouncer did not know in which session they are."""
     client = make(connection=start().address, pooler="pgbouncer", pool=ONE)

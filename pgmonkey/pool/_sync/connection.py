@@ -278,13 +278,17 @@ class SyncPooledConnection(SyncWatchedConnection):
         """Tell whether a pooler answers for the server.
 
         A pooler makes up the process id that libpq is told, because the backend may change. A
-        server is asked only if it has told one that no Linux process has: one round trip.
+        server is asked only if it has told one that no Linux process has: one round trip. A pooler
+        without a free session gives no answer in time; then the connection is closed.
         """
         told = self.pgconn.backend_pid
         if 0 < told <= _HIGHEST_PID:
             return False
         statement = b"SELECT pg_catalog.pg_backend_pid()"
         answer = self.ask(statement, _LONGEST_QUESTION)
+        if answer is None and self.pgconn.transaction_status:  # the answer is still to come
+            self.hang_up()
+            return True
         return answer is not None and answer.get_value(0, 0) != str(told).encode()
 
     def reported(self, parameter: bytes) -> bytes | None:
