@@ -111,7 +111,7 @@ def test_a_choice_that_finds_nothing_is_answered(url: str) -> None:
     """The page says what there is none of, as text; a state that does not exist is a bad request."""
     page = httpx.get(f"{url}/", params={"name": "<b>x", "state": "ready"}).text
     assert shown(page) == []
-    assert 'No database is ready with "&lt;b&gt;x" in its name' in page
+    assert 'No database with "&lt;b&gt;x" in its name is ready' in page
     assert links(page)["0 ready"] == "/ops/?state=ready&name=%3Cb%3Ex"
     answer = httpx.get(f"{url}/?state=broken")
     assert (answer.status_code, answer.text) == (
