@@ -11,14 +11,11 @@ from pgmonkey import Registry
 from pgmonkey.pool import connecting, fair_share
 from tests.kit.canary import Canary
 from tests.kit.certificates import Authority
-from tests.kit.components import postgres_with_tls
 from tests.kit.database import TemporaryDatabase
-from tests.kit.eventually import eventually
 from tests.kit.leaks import session_servers_key
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
-from tests.kit.secure_server import SecureServer
-from tests.kit.server import PostgresServer
+from tests.kit.secure_server import SecureServer, secure_server
 from tests.pool.side import SIDES, Client, Make
 
 AUTHORITY = Authority("the authority that clients trust")
@@ -88,20 +85,10 @@ def secure(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[SecureServer]:
     """A server with TLS, for the tests of one module."""
-    with PostgresServer(binaries=postgres_with_tls()) as server:
-        pytestconfig.stash[session_servers_key].append(server)
-        secure = SecureServer(server, tmp_path_factory.mktemp("certificates"))
-        secure.present(AUTHORITY)
-        for setting, value in (
-            ("ssl_cert_file", "server.crt"),
-            ("ssl_key_file", "server.key"),
-            ("ssl", "on"),
-        ):
-            server.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
-        server.reload()
-        eventually(lambda: server.execute("SHOW ssl") == [("on",)], 5, "TLS is on")
+    with secure_server(AUTHORITY, tmp_path_factory.mktemp("secure") / "certificates") as secure:
+        pytestconfig.stash[session_servers_key].append(secure.server)
         yield secure
-        pytestconfig.stash[session_servers_key].remove(server)
+        pytestconfig.stash[session_servers_key].remove(secure.server)
 
 
 @pytest.fixture
