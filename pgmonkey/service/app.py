@@ -28,8 +28,8 @@ from pgmonkey.telemetry import events
 from pgmonkey.telemetry.status import DatabaseStatus, RegistryStatus
 
 _NUMBER: Final = 18  # digits
-#: Bytes up to which an answer is not compressed. A page of a thousand databases shrinks to a
-#: fortieth, in two milliseconds.
+#: Bytes up to which an answer is not compressed. The page of a thousand databases shrinks to less
+#: than a tenth, in a millisecond.
 _SMALL: Final = 8 * 1024
 
 
