@@ -66,8 +66,8 @@ for _ in range({clients}):
 """
 
 
-class Pod(Process):
-    """One process of the application, behind hypercorn, with files and secrets of its own."""
+class Pod:
+    """The place of one process of the application, with files and secrets of its own."""
 
     def __init__(self, directory: Path, canary: Canary) -> None:
         self.registry_dir = RegistryDirectory(directory / "registry.d")
@@ -76,10 +76,10 @@ class Pod(Process):
         self._directory = directory
         self._canary = canary
 
-    def start(self) -> None:
-        """Start it; its files are there."""
+    def start(self) -> Process:
+        """Start the process, behind hypercorn; its files are there."""
         (self._directory / "application.py").write_text(_APPLICATION.format(clients=CLIENTS))
-        super().__init__(
+        return Process(
             [*_SERVER, f"--bind=127.0.0.1:{self.port}", "application:app"],
             canary=self._canary,
             cwd=self._directory,
@@ -206,13 +206,13 @@ def walk(
         walk.write()
         walk.publish()
         walk.publish_secret()
-        for pod in pods:
-            pod.start()
-            stack.enter_context(pod)
+        processes = [stack.enter_context(pod.start()) for pod in pods]
         config = configuration(tmp_path, [pod.port for pod in pods], minute=MINUTE, at_once=True)
         walk.prometheus = stack.enter_context(Prometheus(tmp_path, config))
-        for pod in pods:
-            pod.wait_until(lambda pod=pod: "Running on" in pod.text, 30, "it listens")
+        for process in processes:
+            process.wait_until(
+                lambda process=process: "Running on" in process.text, 30, "it listens"
+            )
         yield walk
 
 
