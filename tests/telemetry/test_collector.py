@@ -29,6 +29,7 @@ from pgmonkey.errors import Reason
 from pgmonkey.pool._sync.checkout import SyncCheckout
 from pgmonkey.telemetry.metrics import export
 from pgmonkey.telemetry.status import PoolStatus
+from tests.docs.snippets import ROOT
 from tests.kit import Canary, ChaosProxy
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
@@ -269,6 +270,33 @@ def test_without_histograms_a_duration_is_a_count_and_a_sum(
     pools = [f"pgmonkey_pool_{what}_seconds" for what in ("wait", "use", "connect")]
     for name in (*pools, "pgmonkey_reload_duration_seconds"):
         assert shown[name] == ("summary", [f"{name}_count", f"{name}_sum"])
+
+
+def test_the_page_says_how_many_series_a_database_has(
+    registry_dir: RegistryDirectory, database: TemporaryDatabase
+) -> None:
+    """docs/metrics.md has their number with histograms and without, for one database and a hundred."""
+    registry_dir.declare("orders", database)
+    series = []
+    for histograms in (False, True):
+        numbers = prometheus_client.CollectorRegistry()
+        with Registry(
+            registry_dir, metrics=numbers, watch=False, histograms=histograms
+        ) as registry:
+            with registry.get("orders"):
+                pass
+            series.append(
+                sum(
+                    "database" in one.labels
+                    for metric in numbers.collect()
+                    for one in metric.samples
+                )
+            )
+    without, with_them = series
+    page = " ".join((ROOT / "docs" / "metrics.md").read_text().split())
+    assert f"{without} instead of {with_them} series for each database in use" in page
+    assert f"{100 * with_them:,} series" in page
+    assert f"without histograms {100 * without:,} series" in page
 
 
 def test_the_reloads_of_a_database_are_one_series_whatever_its_type(
