@@ -36,7 +36,8 @@ _READ_TIMEOUT: Final = 10.0
 #: Seconds after which a connection without a request is ended, whatever Hypercorn waits for.
 _IDLE_TIMEOUT: Final = _HEAD_TIMEOUT + _READ_TIMEOUT
 #: Connections of one listening socket. More are closed at once: without descriptors the registry
-#: could not read its files.
+#: could not read its files. As many may wait to be accepted: the system lets others try again after
+#: 1, 3 and 7 s, and who connected before them runs into `_HEAD_TIMEOUT` if it waits for all.
 _MAX_CONNECTIONS: Final = 1024
 
 _PIECE: Final = 64 * 1024  # bytes of an answer that are sent at once
@@ -124,7 +125,7 @@ def listen(address: str) -> Listener:
         family, _, _, _, where = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return Listener(socket.create_server(where[:2], family=family, backlog=128))
+        return Listener(socket.create_server(where[:2], family=family, backlog=_MAX_CONNECTIONS))
     except OSError as error:
         # The errno's own text: Python and the resolver add to it what `address` says already.
         known = isinstance(error.errno, int) and error.errno > 0
@@ -250,6 +251,7 @@ class _Config(Config):
     include_server_header = False
     keep_alive_timeout = _HEAD_TIMEOUT
     h11_max_incomplete_size = LARGEST_HEAD
+    backlog = _MAX_CONNECTIONS
     # A handshake is not yet a request, so it needs its own deadline.
     ssl_handshake_timeout = _HEAD_TIMEOUT
     graceful_timeout = 2 * _FINISH  # ours is over before
