@@ -16,6 +16,7 @@ from pgmonkey.cli import (
     init,
     options,
     pgconfig,
+    pgserverconfig,
     psql,
     reload,
     schema,
@@ -42,7 +43,7 @@ def app(env_file: Path | None) -> None:
 
 for _module in (
     *(budget, check, demo, diff, export, init, list_, pgconfig),
-    *(psql, reload, schema, serve, show, status, test),
+    *(pgserverconfig, psql, reload, schema, serve, show, status, test),
 ):
     app.add_command(_module.command)
 

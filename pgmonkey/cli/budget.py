@@ -19,26 +19,17 @@ if TYPE_CHECKING:
     from pgmonkey.errors import Problem
 
 _TITLES: Final = ("SERVER", "LIMIT OF", "OPEN", "ROTATING", "ALLOWED", "LEFT", "DATABASES")
-_COUNT: Final = click.IntRange(min=1)
 
 
 @click.command("budget")
 @options.directory
-@click.option("--replicas", metavar="N", type=_COUNT, default=1, help="How many replicas run.")
-@click.option(
-    "--workers", metavar="N", type=_COUNT, default=1, help="How many processes each of them has."
-)
-@click.option(
-    "--loops", metavar="N", type=_COUNT, default=1, help="How many event loops each process has."
-)
+@options.fleet
 @click.option("--offline", is_flag=True, help="Connect to nothing, and know no limit.")
 @options.output
 @options.references
 def command(
     directory: Path,
-    replicas: int,
-    workers: int,
-    loops: int,
+    fleet: Fleet,
     offline: bool,
     output: str,
     references: options.References,
@@ -48,13 +39,12 @@ def command(
     They are compared with what each server, role and database allows. Exit code 1: it is too
     little. 4: some server could not be asked.
     """
-    from pgmonkey.config.budget import Fleet, budget, demand_of
+    from pgmonkey.config.budget import budget, demand_of
 
     found = scan(directory, references)
     found.raise_for_problems()
     limits, failures = _ask([] if offline else found.configs.values())
-    fleet = Fleet(replicas, workers, loops)
-    demands = [demand_of(config, loops) for config in found.configs.values()]
+    demands = [demand_of(config, fleet.loops) for config in found.configs.values()]
     return answer(output, fleet, demands, budget(demands, fleet, limits), failures)
 
 

@@ -109,6 +109,26 @@ def duration(*names: str, least: float = 0.0, **attributes: Any) -> Callable[...
     return click.option(*names, metavar="DURATION", callback=seconds, **attributes)
 
 
+def fleet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command its `fleet`, from three options."""
+    count = click.IntRange(min=1)
+
+    @click.option("--replicas", metavar="N", type=count, default=1, help="How many replicas run.")
+    @click.option(
+        "--workers", metavar="N", type=count, default=1, help="How many processes each of them has."
+    )
+    @click.option(
+        "--loops", metavar="N", type=count, default=1, help="How many event loops each process has."
+    )
+    @functools.wraps(command)
+    def with_fleet(replicas: int, workers: int, loops: int, **values: Any) -> Any:
+        from pgmonkey.config.budget import Fleet
+
+        return command(fleet=Fleet(replicas, workers, loops), **values)
+
+    return with_fleet
+
+
 # How references are resolved
 
 

@@ -161,7 +161,6 @@ def find(config: DatabaseConfig) -> Found | Problem:
     import psycopg
     from psycopg.rows import tuple_row
 
-    from pgmonkey.config.budget import Limits
     from pgmonkey.config.failed_probes import failed_probe
     from pgmonkey.config.redaction import scrub
     from pgmonkey.errors import Problem
@@ -176,8 +175,7 @@ def find(config: DatabaseConfig) -> Found | Problem:
         # The row factory of the file is for its application.
         with connection.cursor(row_factory=tuple_row) as cursor:
             server = Server.behind(connection, cursor.execute(ABOUT_SERVER).fetchone())
-            (row,) = cursor.execute(_ABOUT_LIMITS)
-            limits = Limits(*row)
+            limits = limits_of(cursor, config)
             trips = []
             for _ in range(_TRIPS):
                 began = time.monotonic()
@@ -198,7 +196,19 @@ def find(config: DatabaseConfig) -> Found | Problem:
             user=shown(server.user),
             role=shown(server.role),
         ),
-        limits._replace(role=shown(limits.role), database=shown(limits.database)),
+        limits,
         seconds,
         min(trips),
+    )
+
+
+def limits_of(cursor: psycopg.Cursor[tuple[Any, ...]], config: DatabaseConfig) -> Limits:
+    """Ask a server what it allows to the login of a database."""
+    from pgmonkey.config.budget import Limits
+    from pgmonkey.config.redaction import scrub
+
+    (row,) = cursor.execute(_ABOUT_LIMITS)
+    found = Limits(*row)
+    return found._replace(
+        role=scrub(found.role, config.secrets), database=scrub(found.database, config.secrets)
     )

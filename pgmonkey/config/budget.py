@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from pgmonkey.config.models import ConnectionType
     from pgmonkey.config.settings import DatabaseConfig
 
 
@@ -152,9 +153,15 @@ class Sum(NamedTuple):
         return self.left is not None and self.left < 0
 
 
-def demand_of(config: DatabaseConfig, loops: int) -> Demand:
-    """Return what one process with so many event loops can open for a database."""
-    kind = config.connection_type
+def demand_of(config: DatabaseConfig, loops: int, kind: ConnectionType | None = None) -> Demand:
+    """Return what one process with so many event loops can open for a database.
+
+    Args:
+        config: The database.
+        loops: How many event loops it has.
+        kind: The connection type; that of the file if there is none.
+    """
+    kind = kind or config.connection_type
     return Demand(
         config.name,
         config.server,

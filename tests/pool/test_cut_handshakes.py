@@ -17,8 +17,7 @@ from tests.kit.dictionaries import config_from_dict
 from tests.kit.eventually import eventually
 from tests.kit.proxy import ChaosProxy, End
 from tests.kit.registry_dir import RegistryDirectory
-from tests.kit.secure_server import SecureServer
-from tests.pool.conftest import AUTHORITY
+from tests.kit.secure_server import AUTHORITY, SecureServer
 from tests.pool.side import Client, takes, works
 
 pytestmark = pytest.mark.tls

@@ -1,0 +1,285 @@
+"""Compare what a server has with what its clients need: pure functions of rows of its views.
+
+Where they do not tell, the verdict says so, with the reason.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from pgmonkey.config.budget import Fleet, Limits, budget
+from pgmonkey.config.server_needs import SAMENET, Client, Line, Needs, Setting
+
+Status: TypeAlias = Literal["ok", "mismatch", "cannot tell"]
+_Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Rule(NamedTuple):
+    """A row of pg_hba_file_rules."""
+
+    place: str
+    kind: str
+    databases: tuple[str, ...]
+    users: tuple[str, ...]
+    address: str
+    netmask: str
+    method: str
+    options: tuple[str, ...] = ()
+    error: str = ""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Rule:
+        """Return a row as any version of PostgreSQL has it."""
+        file = str(row.get("file_name") or "pg_hba.conf").rpartition("/")[2]
+        return cls(
+            f"{file}:{row.get('line_number')}",
+            row.get("type") or "",
+            tuple(row.get("database") or ()),
+            tuple(row.get("user_name") or ()),
+            row.get("address") or "",
+            row.get("netmask") or "",
+            row.get("auth_method") or "",
+            tuple(row.get("options") or ()),
+            row.get("error") or "",
+        )
+
+    def __str__(self) -> str:
+        address = self.address
+        if self.netmask:
+            address = str(ipaddress.ip_network(f"{address}/{_prefix(self.netmask)}", strict=False))
+        fields = (self.kind, ",".join(self.databases), ",".join(self.users), address, self.method)
+        return " ".join(filter(None, (*fields, *self.options)))
+
+
+class Facts(NamedTuple):
+    """What one connection of a client found at its server.
+
+    Args:
+        user: Who logged in.
+        database: The database there.
+        came_from: The address that the server sees; empty for a local socket.
+        server_address: Its own address for this connection.
+        encrypted: Whether the connection is.
+        roles: The roles that the user is a member of, itself included.
+        settings: What pg_settings shows to the user.
+        rules: pg_hba_file_rules, or why it cannot be read.
+        limits: How many connections are allowed.
+    """
+
+    user: str
+    database: str
+    came_from: str
+    server_address: str
+    encrypted: bool
+    roles: frozenset[str]
+    settings: Mapping[str, str]
+    rules: tuple[Rule, ...] | str
+    limits: Limits
+
+
+class Verdict(NamedTuple):
+    """What is true of one need: a line of pg_hba.conf, a setting, or a limit of connections."""
+
+    what: str
+    needed: str
+    found: str
+    status: Status
+    reason: str = ""
+
+
+def audit(
+    needed: Needs,
+    facts: Mapping[str, Facts | str],
+    fleet: Fleet,
+    addresses: Sequence[str] = (),
+) -> tuple[Verdict, ...]:
+    """Compare what one server has with what it needs.
+
+    Args:
+        needed: What it needs.
+        facts: What a connection of each client found, by the name of the database; a text says why
+            there is no connection.
+        fleet: How many processes there are.
+        addresses: Where clients run; without any, where the connections came from.
+    """
+    found = {name: one for name, one in facts.items() if isinstance(one, Facts)}
+    why = next((one for one in facts.values() if isinstance(one, str)), "")
+    first = next(iter(found.values()), None)
+    verdicts: dict[Verdict, None] = {}
+    for client in needed.clients:
+        verdicts |= dict.fromkeys(_lines(client, facts[client.name], addresses))
+    verdicts |= dict.fromkeys(_connections(needed, found, fleet, why))
+    for setting in needed.settings:
+        if setting.name != "max_connections":
+            shown = first.settings.get(setting.name) if first else None
+            verdicts[_setting(setting, shown, why if first is None else _HIDDEN)] = None
+    return tuple(verdicts)
+
+
+_HIDDEN: Final = "pg_settings does not show it to this role"
+
+
+def _setting(setting: Setting, shown: str | None, why: str) -> Verdict:
+    """Judge a setting. Those of files can have any name."""
+    needed = "on" if setting.value == "on" else "a file"
+    if shown is None:
+        return Verdict(setting.name, needed, "", "cannot tell", why)
+    good = shown == "on" if needed == "on" else shown != ""
+    status: Status = "ok" if good else "mismatch"
+    return Verdict(setting.name, needed, shown or "none", status, "" if good else setting.why)
+
+
+def _connections(
+    needed: Needs, found: Mapping[str, Facts], fleet: Fleet, why: str
+) -> Iterator[Verdict]:
+    """Judge the limits of the server, and those of its roles and databases."""
+    limits = {name: one.limits for name, one in found.items()}
+    if not limits:
+        yield Verdict("max_connections", str(needed.open), "", "cannot tell", why)
+        return
+    for one in budget(
+        [demand for client in needed.clients for demand in client.demands], fleet, limits
+    ):
+        whose = f"CONNECTION LIMIT of {one.scope} {one.name}" if one.name else "max_connections"
+        reason = "less those that are reserved" if one.scope == "server" else ""
+        yield Verdict(
+            whose, str(one.rotating), str(one.limit), "mismatch" if one.over else "ok", reason
+        )
+
+
+def _lines(client: Client, facts: Facts | str, addresses: Sequence[str]) -> Iterator[Verdict]:
+    """Judge the lines of pg_hba.conf that a client needs."""
+    if isinstance(facts, str):
+        for line in client.lines(addresses or (SAMENET,)):
+            yield Verdict("pg_hba.conf", str(line), "", "cannot tell", facts)
+        return
+    came_from = [str(ipaddress.ip_network(facts.came_from))] if facts.came_from else [SAMENET]
+    if not addresses and not client.is_local and facts.came_from:
+        # Where this connection came from is known, even on the server's own machine.
+        client = client._replace(hostaddr=client.hostaddr or facts.server_address)
+    known = client._replace(
+        user=client.user or facts.user,
+        database=client.database or facts.database,
+        tls=facts.encrypted if client.tls is None else client.tls,
+    )
+    for line in client.lines(addresses or came_from):
+        yield _line(line, known, facts)
+
+
+def _line(line: Line, client: Client, facts: Facts) -> Verdict:
+    """Judge a line that a client needs, as PostgreSQL does it: by the first rule that matches."""
+    needed = str(line)
+    if isinstance(facts.rules, str):
+        return Verdict("pg_hba.conf", needed, "", "cannot tell", facts.rules)
+    for rule in facts.rules:
+        if rule.error:
+            reason = f"{rule.place} has an error, so the server keeps older rules: {rule.error}"
+            return Verdict("pg_hba.conf", needed, "", "cannot tell", reason)
+    for rule in facts.rules:
+        matches = _matches(rule, line, client, facts)
+        found = f"{rule.place}: {rule}"
+        if matches is False:
+            continue
+        if matches is not True:
+            return Verdict("pg_hba.conf", needed, found, "cannot tell", matches)
+        accepted = client.accepts(rule.method)
+        if "clientcert=verify-" in " ".join(rule.options) and not client.has_certificate:
+            reason = "it asks for a client certificate, and the file has no sslcert"
+            return Verdict("pg_hba.conf", needed, found, "mismatch", reason)
+        if accepted is None:
+            reason = f"{rule.method} depends on more than the file says"
+            return Verdict("pg_hba.conf", needed, found, "cannot tell", reason)
+        reason = "" if accepted else f"the client cannot log in by {rule.method}"
+        return Verdict("pg_hba.conf", needed, found, "ok" if accepted else "mismatch", reason)
+    return Verdict("pg_hba.conf", needed, "", "mismatch", "no line lets this client in")
+
+
+def _matches(rule: Rule, line: Line, client: Client, facts: Facts) -> bool | str:
+    """Tell whether a rule is the one for a client; a text says why that cannot be told."""
+    tests = (
+        _matches_kind(rule.kind, client),
+        _matches_names(rule.databases, client.database or "", client.user or "", facts.roles, ""),
+        _matches_names(rule.users, client.user or "", "", facts.roles, "+"),
+        True if client.is_local else _matches_address(rule, line.address, facts),
+    )
+    if False in tests:
+        return False
+    return next((test for test in tests if isinstance(test, str)), True)
+
+
+def _matches_kind(kind: str, client: Client) -> bool:
+    if client.is_local or kind == "local":
+        return client.is_local and kind == "local"
+    if kind in ("hostssl", "hostnossl"):
+        return client.tls is (kind == "hostssl")
+    return kind != "hostgssenc"  # nothing here encrypts with GSSAPI
+
+
+def _matches_names(
+    given: Sequence[str], name: str, same: str, roles: frozenset[str], mark: str
+) -> bool | str:
+    """Tell whether a name is in a list of databases, or of users, where `+` marks a role."""
+    unclear = ""
+    for one in given:
+        if one in ("all", name):
+            return True
+        if mark and one.startswith(mark):
+            if one.removeprefix(mark) in roles:
+                return True
+        elif not mark and one == "sameuser":
+            if name == same:
+                return True
+        elif not mark and one in ("samerole", "samegroup"):
+            if name in roles:
+                return True
+        elif one.startswith("/"):
+            unclear = f"{one} is a regular expression of PostgreSQL"
+    return unclear or False
+
+
+def _matches_address(rule: Rule, address: str, facts: Facts) -> bool | str:
+    if rule.address == "all":
+        return True
+    client = _network(address)
+    if client is None:  # a keyword
+        if rule.address == address:
+            return True
+        return "where the clients are is not known: --client names it"
+    if rule.address in ("samehost", "samenet"):
+        here = _network(facts.server_address)
+        if here is not None and (client == here or client.network_address.is_loopback):
+            return True
+        return f"{rule.address} depends on the networks of the server"
+    if not rule.netmask:
+        return f"{rule.address} is looked up by the server"
+    wanted = _network(f"{rule.address}/{_prefix(rule.netmask)}")
+    if wanted is None or wanted.version != client.version:
+        return False
+    if not wanted.overlaps(client):
+        return False
+    if isinstance(client, ipaddress.IPv4Network) and isinstance(wanted, ipaddress.IPv4Network):
+        inside = client.subnet_of(wanted)
+    else:
+        assert isinstance(client, ipaddress.IPv6Network)
+        assert isinstance(wanted, ipaddress.IPv6Network)
+        inside = client.subnet_of(wanted)
+    return inside or f"only a part of {client} is in {wanted}"
+
+
+def _network(text: str) -> _Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def _prefix(netmask: str) -> int:
+    """Return how many bits a netmask has.
+
+    Example:
+        >>> _prefix("255.255.255.0"), _prefix("ffff::")
+        (24, 16)
+    """
+    return int(ipaddress.ip_address(netmask)).bit_count()

@@ -1,0 +1,301 @@
+"""What a server needs so that the clients of some files can log in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pgmonkey.config.budget import Fleet, Limits
+from pgmonkey.config.loader import load_file
+from pgmonkey.config.server_audit import Facts, Rule, audit
+from pgmonkey.config.server_needs import Client, clients_of, needs
+
+AFTER = {"host": "db.example", "dbname": "shop", "user": "app", "password": "x"}
+
+
+@pytest.fixture
+def clients(tmp_path: Path):
+    """Return the clients of a file with these connection settings."""
+
+    def clients(connection: dict, kinds=(), **more) -> tuple[Client, ...] | str:
+        for name in ("ca.crt", "app.crt", "app.key"):
+            (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----\n")
+            (tmp_path / name).chmod(0o600)
+        settings = {
+            key: str(tmp_path / value) if str(value).endswith((".crt", ".key")) else value
+            for key, value in (AFTER | connection).items()
+            if value is not None
+        }
+        path = tmp_path / "shop.yaml"
+        path.write_text(yaml.safe_dump({"connection_settings": settings, **more}))
+        return clients_of(load_file(path), 1, kinds)
+
+    return clients
+
+
+def lines(found: tuple[Client, ...], *addresses: str) -> list[str]:
+    """Return the lines of pg_hba.conf, of all servers."""
+    return [
+        str(line) for one in needs(found, Fleet(), addresses or ("samenet",)) for line in one.lines
+    ]
+
+
+@pytest.mark.parametrize(
+    "connection, expected",
+    [
+        ({}, ["host shop app samenet scram-sha-256"]),
+        ({"sslmode": "disable"}, ["host shop app samenet scram-sha-256"]),
+        ({"sslmode": "prefer"}, ["host shop app samenet scram-sha-256"]),
+        ({"sslmode": "require"}, ["hostssl shop app samenet scram-sha-256"]),
+        (
+            {"sslmode": "verify-full", "sslrootcert": "ca.crt"},
+            ["hostssl shop app samenet scram-sha-256"],
+        ),
+        ({"channel_binding": "require"}, ["hostssl shop app samenet scram-sha-256"]),
+        (
+            {"sslmode": "require", "sslcert": "app.crt", "sslkey": "app.key"},
+            ["hostssl shop app samenet scram-sha-256 clientcert=verify-ca"],
+        ),
+        (
+            {"sslmode": "require", "sslcert": "app.crt", "sslkey": "app.key", "password": None},
+            ["hostssl shop app samenet cert"],
+        ),
+        ({"require_auth": "md5"}, ["host shop app samenet md5"]),
+        ({"require_auth": "!password"}, ["host shop app samenet scram-sha-256"]),
+        ({"host": "/run/postgresql"}, ["local shop app scram-sha-256"]),
+        ({"host": "/run/postgresql", "password": None}, ["local shop app peer"]),
+        (
+            {"host": "localhost"},
+            [f"host shop app {one} scram-sha-256" for one in ("127.0.0.1/32", "::1/128")],
+        ),
+        ({"host": "::1"}, ["host shop app ::1/128 scram-sha-256"]),
+        ({"host": "db", "hostaddr": "127.0.0.1"}, ["host shop app 127.0.0.1/32 scram-sha-256"]),
+        ({"host": "fd00::5"}, ["host shop app samenet scram-sha-256"]),
+        ({"host": "a,b"}, ["host shop app samenet scram-sha-256"] * 2),
+        ({"dbname": "all", "user": "Ann Lee"}, ['host "all" "Ann Lee" samenet scram-sha-256']),
+        ({"dbname": 'of "Ann"'}, ['host "of ""Ann""" app samenet scram-sha-256']),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_file_needs_these_lines(connection: dict, expected: list[str], clients):
+    """By TLS mode, client certificate, kind of host, and what the client accepts."""
+    assert lines(clients(connection)) == expected
+
+
+def test_the_address_of_a_line_is_that_of_the_clients(clients):
+    """Networks are as given, IPv6 too; only those of the server's own machine are known."""
+    given = ("10.0.0.0/8", "fd00::/8")
+    assert lines(clients({"host": "192.0.2.7"}), *given) == [
+        "host shop app 10.0.0.0/8 scram-sha-256",
+        "host shop app fd00::/8 scram-sha-256",
+    ]
+    assert lines(clients({"host": "::1"}), *given) == ["host shop app ::1/128 scram-sha-256"]
+
+
+def test_each_host_carries_all(clients):
+    """Every one of several hosts needs the lines, and room for all connections."""
+    found = clients({"host": "a,b", "port": "5432,5433"}, connection_type="pool")
+    assert [(one.server, one.open) for one in needs(found, Fleet(2, 3))] == [
+        ("a:5432", 66),
+        ("b:5433", 66),
+    ]
+
+
+def test_pools_are_added_up(clients):
+    """What a program uses of one file counts together; no answer lowers PostgreSQL's own default."""
+    pools = {"pool_settings": {"max_size": 20}, "async_pool_settings": {"max_size": 5}}
+    (few,) = needs(clients({}, ("pool", "async_pool"), **pools), Fleet())
+    (setting,) = few.settings
+    assert (few.open, str(setting)) == (27, "max_connections = 100")
+    (many,) = needs(clients({}, ("pool", "async_pool"), **pools), Fleet(5, 4))
+    assert (many.open, str(many.settings[0])) == (540, "max_connections = 543")
+
+
+@pytest.mark.parametrize(
+    "connection, expected",
+    [
+        ({"sslmode": "prefer"}, []),
+        ({"sslmode": "require"}, ["ssl", "ssl_cert_file", "ssl_key_file"]),
+        ({"sslmode": "require", "host": "/tmp"}, []),
+        (
+            {"sslmode": "require", "sslcert": "app.crt", "sslkey": "app.key"},
+            ["ssl", "ssl_cert_file", "ssl_key_file", "ssl_ca_file"],
+        ),
+    ],
+)
+def test_settings_of_tls_are_needed_where_tls_is(connection: dict, expected: list[str], clients):
+    """Where a client insists on it; an authority for clients only if one shows a certificate."""
+    (one,) = needs(clients(connection), Fleet())
+    assert [setting.name for setting in one.settings[1:]] == expected
+
+
+def test_what_is_not_known_is_said(clients):
+    """PgBouncer has files of its own, and a service hides the host."""
+    assert "PgBouncer" in clients({}, pooler="pgbouncer")
+    assert "service" in clients({"host": None, "service": "shop"})
+
+
+# ---- with what a server has
+
+LIMITS = Limits("1", 100, 3, 0, False, False, "app", None, "shop", None, 1)
+ALL = {"databases": ("all",), "users": ("all",)}
+IPV4, IPV6 = ("0.0.0.0", "0.0.0.0"), ("::", "::")
+
+
+def rule(kind="host", address=IPV4, method="scram-sha-256", *options, **names) -> Rule:
+    """Return a line of a server."""
+    databases, users = (names.get(key, ("all",)) for key in ("databases", "users"))
+    place = names.get("place", "pg_hba.conf:1")
+    return Rule(place, kind, databases, users, *address, method, options, names.get("error", ""))
+
+
+def facts(rules, came_from="10.0.0.9", **more) -> Facts:
+    """Return what a connection found."""
+    given = {
+        "user": "app", "database": "shop", "came_from": came_from, "server_address": "10.0.0.1",
+        "encrypted": False, "roles": frozenset({"app", "staff"}),
+        "settings": {"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key"},
+        "rules": rules, "limits": LIMITS,
+    }  # fmt: skip
+    return Facts(**(given | more))
+
+
+def judged(client: Client, found: Facts | str, *addresses: str):
+    """Return what an audit says of pg_hba.conf."""
+    (one,) = needs([client], Fleet(), addresses or ("samenet",))
+    verdicts = audit(one, {client.name: found}, Fleet(), addresses)
+    return [(one.status, one.reason) for one in verdicts if one.what == "pg_hba.conf"]
+
+
+CLIENT = Client("shop", "db", "5432", database="shop", user="app", has_password=True)
+
+
+@pytest.mark.parametrize(
+    "rules, status, says",
+    [
+        ([rule()], "ok", ""),
+        ([rule("local", ("", "")), rule()], "ok", ""),
+        ([rule("hostssl"), rule(method="reject")], "mismatch", "cannot log in by reject"),
+        ([rule("hostnossl")], "ok", ""),
+        ([rule("hostgssenc")], "mismatch", "no line lets this client in"),
+        ([rule("hostnogssenc")], "ok", ""),
+        ([rule(address=("10.0.0.0", "255.255.255.0"))], "ok", ""),
+        ([rule(address=("10.1.0.0", "255.255.0.0"))], "mismatch", "no line"),
+        ([rule(address=IPV6)], "mismatch", "no line"),
+        ([rule(address=("all", ""))], "ok", ""),
+        ([rule(address=("samenet", ""))], "cannot tell", "networks of the server"),
+        ([rule(address=("app.example", ""))], "cannot tell", "looked up by the server"),
+        ([rule(users=("+staff",))], "ok", ""),
+        ([rule(users=("+admins",))], "mismatch", "no line"),
+        ([rule(users=("/^a",))], "cannot tell", "regular expression"),
+        ([rule(users=("/^a", "app"))], "ok", ""),
+        ([rule(databases=("sameuser",))], "mismatch", "no line"),
+        ([rule(databases=("samerole",))], "mismatch", "no line"),
+        ([rule(databases=("replication", "other"))], "mismatch", "no line"),
+        ([rule("host", IPV4, "cert")], "mismatch", "cannot log in by cert"),
+        ([rule("host", IPV4, "gss")], "cannot tell", "depends on more"),
+        ([rule("host", IPV4, "md5", "clientcert=verify-ca")], "mismatch", "no sslcert"),
+        ([rule(), rule(error="bad", place="pg_hba.conf:7")], "cannot tell", "pg_hba.conf:7"),
+        ([], "mismatch", "no line"),
+        ("permission denied", "cannot tell", "permission denied"),
+    ],
+)
+def test_the_first_line_that_matches_decides(rules, status: str, says: str):
+    """As PostgreSQL reads the file; what needs more than the view shows is not guessed."""
+    ((found, reason),) = judged(CLIENT, facts(rules))
+    assert (found, says in reason) == (status, True), reason
+
+
+def test_the_clients_of_a_network_must_all_be_let_in():
+    """A line that covers a part of the network decides nothing."""
+    half = [rule(address=("10.0.0.0", "255.128.0.0"))]
+    assert judged(CLIENT, facts(half), "10.0.0.0/9") == [("ok", "")]
+    ((status, reason),) = judged(CLIENT, facts(half), "10.0.0.0/8")
+    assert (status, reason) == ("cannot tell", "only a part of 10.0.0.0/8 is in 10.0.0.0/9")
+    assert judged(CLIENT, facts([rule(address=IPV6)]), "fd00::/8") == [("ok", "")]
+
+
+@pytest.mark.parametrize(
+    "accepts, method, status",
+    [
+        ("scram-sha-256", "scram-sha-256", "ok"),
+        ("scram-sha-256", "md5", "ok"),
+        ("scram-sha-256", "password", "mismatch"),
+        ("scram-sha-256", "trust", "mismatch"),
+        ("!password", "scram-sha-256", "ok"),
+        ("!password", "ldap", "mismatch"),
+        ("none", "trust", "ok"),
+    ],
+)
+def test_a_client_may_accept_less(accepts: str, method: str, status: str):
+    """With `require_auth` libpq refuses what the server would be content with."""
+    client = CLIENT._replace(require_auth=accepts)
+    ((found, _),) = judged(client, facts([rule(method=method)]))
+    assert found == status
+
+
+def test_a_connection_says_what_the_file_leaves_open():
+    """Whether `prefer` ended with TLS, and who logged in with what was made on demand."""
+    rules = [rule("hostssl"), rule(method="reject")]
+    assert judged(CLIENT, facts(rules, encrypted=True)) == [("ok", "")]
+    made = CLIENT._replace(user=None, database=None)
+    assert judged(made, facts([rule(users=("app",))])) == [("ok", "")]
+
+
+def test_a_local_socket_is_judged_by_local_lines():
+    """An address is not looked at; `peer` depends on the account of the process."""
+    client = CLIENT._replace(host="/tmp")
+    found = facts([rule(), rule("local", ("", ""), "peer")], "", server_address="")
+    ((status, reason),) = judged(client, found)
+    assert (status, reason) == ("cannot tell", "peer depends on more than the file says")
+
+
+@pytest.mark.parametrize(
+    "limits, expected",
+    [
+        (LIMITS, [("max_connections", "11", "97", "ok")]),
+        (LIMITS._replace(max_connections=13), [("max_connections", "11", "10", "mismatch")]),
+        (
+            LIMITS._replace(role_limit=5),
+            [
+                ("max_connections", "11", "97", "ok"),
+                ("CONNECTION LIMIT of role app", "11", "5", "mismatch"),
+            ],
+        ),
+    ],
+)
+def test_limits_are_those_of_budget(limits: Limits, expected: list, clients):
+    """Of the server, its roles and its databases."""
+    (one,) = needs(clients({}, connection_type="pool"), Fleet())
+    verdicts = audit(one, {"shop": facts([rule()], limits=limits)}, Fleet())
+    assert [
+        verdict[:4] for verdict in verdicts if "onnection" in verdict.what or "CONN" in verdict.what
+    ] == expected
+
+
+def test_settings_of_tls_are_compared(clients):
+    """Any file will do for a certificate; one that a role may not see is not judged."""
+    connection = {"sslmode": "require", "sslcert": "app.crt", "sslkey": "app.key"}
+    (one,) = needs(clients(connection), Fleet())
+    shown = {"ssl": "off", "ssl_cert_file": "/etc/db.pem", "ssl_ca_file": ""}
+    verdicts = audit(one, {"shop": facts([rule()], settings=shown)}, Fleet())
+    assert {
+        verdict.what: verdict.status for verdict in verdicts if verdict.what.startswith("ssl")
+    } == {
+        "ssl": "mismatch",
+        "ssl_cert_file": "ok",
+        "ssl_key_file": "cannot tell",
+        "ssl_ca_file": "mismatch",
+    }
+
+
+def test_without_a_connection_nothing_is_judged(clients):
+    """Each verdict has the reason why there is none."""
+    (one,) = needs(clients({"sslmode": "require"}), Fleet())
+    verdicts = audit(one, {"shop": "cannot connect to shop: refused"}, Fleet())
+    assert {(verdict.status, verdict.reason) for verdict in verdicts} == {
+        ("cannot tell", "cannot connect to shop: refused")
+    }
+    assert [verdict.what for verdict in verdicts][:2] == ["pg_hba.conf", "max_connections"]
