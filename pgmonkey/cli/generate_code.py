@@ -1,7 +1,11 @@
-"""`pgmonkey pgconfig generate-code`: a program that connects as a config file says."""
+"""`pgmonkey pgconfig generate-code`: a program that connects as a config file says.
+
+The programs are in `templates/programs`, and run as they are; what a caller chooses is in their constants.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,21 +18,7 @@ from pgmonkey.cli.output import Answer, ExitCode
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
 
-# A program is written once, for asyncio, in `templates`; these replacements, in this order, make it
-# synchronous.
-_SYNC: Final = (
-    ("import asyncio\n\n", ""),
-    (" and asyncio", ""),
-    ("asyncio.run(main())", "main()"),
-    ("    await manager.clear_cache_async()\n", ""),  # the end of the program closes it
-    ("await psycopg.AsyncConnection.connect", "psycopg.connect"),
-    ("await ", ""),
-    ("async def", "def"),
-    ("async with", "with"),
-    ('"async_settings"', '"sync_settings"'),
-    ('"async_pool_settings"', '"pool_settings"'),
-    ("AsyncConnection", "Connection"),
-)
+_PROGRAMS: Final = {"pgmonkey": "registry", "pgmonkey-4.0": "manager", "psycopg": "driver"}
 
 
 @click.command("generate-code")
@@ -36,9 +26,9 @@ _SYNC: Final = (
 @options.connection_type
 @click.option(
     "--library",
-    type=click.Choice(["pgmonkey", "psycopg"]),
+    type=click.Choice([*_PROGRAMS]),
     default="pgmonkey",
-    help="The library that the program uses.",
+    help="What the program uses: Registry, the API of pgmonkey 4.0, or the driver alone.",
 )
 @options.resolve_env
 @options.allow_sensitive_defaults
@@ -51,40 +41,58 @@ def command(
 ) -> Answer:
     """Print a program that connects as a config file says.
 
-    The program holds no secret, only the path of the file.
+    The program holds no secret, only the path of the file. With pgmonkey it uses a registry, which
+    resolves references anyway.
     """
+    from pgmonkey.config.directory import NAME
+
+    wanted = connection_type or _declared(path, resolve=resolve_env or library == "pgmonkey")
+    if wanted is None:
+        return Answer(
+            code=ExitCode.PROBLEM,
+            note=f"{path}: connection_type is a reference: resolve it with --resolve-env, or name"
+            " the type with --connection-type",
+        )
+    if library == "pgmonkey" and not (
+        NAME.fullmatch(path.stem) and path.suffix in (".yaml", ".yml")
+    ):
+        return Answer(
+            code=ExitCode.PROBLEM,
+            note=f"{path}: in a registry a file is called NAME.yaml, and its name matches"
+            f" {NAME.pattern}: rename it, or use --library pgmonkey-4.0",
+        )
+    pooled = "_pool" if library == "psycopg" and wanted.endswith("pool") else ""
+    waits = "_async" if wanted.startswith("async") else ""
+    program = template(f"programs/{_PROGRAMS[library]}{pooled}{waits}.py")
+    constants = {
+        "REGISTRY": str(path.parent),
+        "DATABASE": path.stem,
+        "CONFIG": str(path),
+        "CONNECTION_TYPE": wanted,
+        "RESOLVE_ENV": resolve_env,
+        "ALLOW_SENSITIVE_DEFAULTS": allow_sensitive_defaults,
+    }
+
+    def given(found: re.Match[str]) -> str:
+        return f"{found['name']}: Final = {constants[found['name']]!r}"
+
+    program = re.sub(
+        r"^(?P<name>[A-Z_]+): Final = (\w+|\".*?\")", given, program, flags=re.MULTILINE
+    )
+    return Answer(program.rstrip("\n"))
+
+
+def _declared(path: Path, *, resolve: bool) -> ConnectionType | None:
+    """Return the type that a file declares; `None` if that is a reference."""
     from pgmonkey.config.interpolation import LoadOptions
     from pgmonkey.config.legacy import load_config, load_dict
     from pgmonkey.config.loader import config_or_raise
     from pgmonkey.config.models import CONNECTION_TYPES
 
     declared: Any = load_config(path).get("connection_type", "normal")
-    if resolve_env and connection_type is None:
+    if resolve:
         # Only the type: the secrets may be missing where a program is made.
         only = {"connection_type": declared, "connection_settings": {}}
         loaded = load_dict(only, LoadOptions(isolate=False), name=str(path))
-        declared = config_or_raise(loaded, isolate=False).connection_type
-    wanted = connection_type or declared
-    if wanted not in CONNECTION_TYPES:
-        return Answer(
-            code=ExitCode.PROBLEM,
-            note=f"{path}: connection_type is a reference: resolve it with --resolve-env, or name"
-            " the type with --connection-type",
-        )
-    pooled = wanted.endswith("pool")
-    if pooled and library == "psycopg":
-        library = "psycopg_pool"
-    program = template(f"{library}.py-tpl")
-    if not wanted.startswith("async"):
-        for asynchronous, synchronous in _SYNC:
-            program = program.replace(asynchronous, synchronous)
-    arguments = ", resolve_env=True" if resolve_env else ""
-    arguments += ", allow_sensitive_defaults=True" if allow_sensitive_defaults else ""
-    for place, text in {
-        "{options}": arguments,
-        "{reuse}": " Each block borrows a connection." if pooled else "",
-        "{type}": repr(wanted),
-        "{path}": repr(str(path)),  # the last one: a path may hold the others
-    }.items():
-        program = program.replace(place, text)
-    return Answer(program.rstrip("\n"))
+        return config_or_raise(loaded, isolate=False).connection_type
+    return next((kind for kind in CONNECTION_TYPES if kind == declared), None)

@@ -21,6 +21,7 @@ from tests.kit.command import Finished, in_this_process, invoke, run
 from tests.kit.server import PostgresServer
 
 TYPES = ["normal", "pool", "async", "async_pool"]
+LIBRARIES = ["pgmonkey", "pgmonkey-4.0", "psycopg"]
 
 
 def _write(path: Path, database: TemporaryDatabase, **more: Any) -> Path:
@@ -300,7 +301,7 @@ def test_a_default_for_a_password_must_be_allowed(
 
 
 @pytest.mark.parametrize("resolve", [False, True], ids=["plain", "resolve-env"])
-@pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("connection_type", TYPES)
 def test_generated_programs_run_as_they_are(
     connection_type: str,
@@ -326,7 +327,7 @@ def test_generated_programs_run_as_they_are(
     assert str(version) in ended.out
 
 
-@pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("connection_type", ["pool", "async_pool"])
 def test_a_generated_program_ends_by_itself(
     connection_type: str, library: str, tmp_path: Path, config: Path, canary: Canary
@@ -348,7 +349,7 @@ def test_a_generated_program_ends_by_itself(
     assert ended.out.startswith("('PostgreSQL ")
 
 
-@pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_a_generated_program_may_accept_sensitive_defaults(
     library: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
@@ -377,12 +378,16 @@ def test_a_generated_program_is_of_the_type_that_a_reference_gives(
     path.write_text(
         "connection_type: ${CT:-normal}\nconnection_settings: {host: db, password: '${UNSET_PW}'}\n"
     )
-    generate = ("pgconfig", "generate-code", "--connconfig", path)
+    generate = ("pgconfig", "generate-code", "--library", "pgmonkey-4.0", "--connconfig", path)
     made = invoke(*generate, "--resolve-env", canary=canary)
     assert (made.code, made.err) == (0, "")
-    assert "(CONFIG, 'normal', resolve_env=True)" in made.out
+    assert "CONNECTION_TYPE: Final = 'normal'\n" in made.out
     made = invoke(*generate, "--resolve-env", canary=canary, env={"CT": "async_pool"})
-    assert "(CONFIG, 'async_pool', resolve_env=True)" in made.out
+    assert "CONNECTION_TYPE: Final = 'async_pool'\n" in made.out
+    assert "RESOLVE_ENV: Final = True\n" in made.out
+    # A registry resolves references anyway.
+    made = invoke(*generate[:-1], path, "--library", "pgmonkey", canary=canary)
+    assert "CONNECTION_TYPE: Final = 'normal'\n" in made.out
     made = invoke(*generate, "--resolve-env", canary=canary, env={"CT": "poool"})
     assert (made.code, made.out) == (1, "")
     assert "connection_type" in made.err
@@ -395,12 +400,13 @@ def test_generated_code_names_no_value(
     config: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
     """A generated program holds the path of the file and nothing that is in it."""
-    for library in ("pgmonkey", "psycopg"):
+    for library in LIBRARIES:
         made = invoke(
             "pgconfig", "generate-code", "--connconfig", config, "--library", library,
             canary=canary,
         )  # fmt: skip
-        assert repr(str(config)) in made.out
+        assert (repr(str(config)) in made.out) == (library != "pgmonkey")
+        assert (f"REGISTRY: Final = {str(config.parent)!r}" in made.out) == (library == "pgmonkey")
         assert database.name not in made.out
 
 
@@ -416,6 +422,17 @@ def test_generated_psycopg_pool_applies_session_settings(
     program = made.out.replace("SELECT version()", "SHOW statement_timeout")
     done = execute(program, tmp_path / "program.py", canary=canary, env=env)
     assert done.out == "('7s',)\n"
+
+
+def test_a_file_that_cannot_be_in_a_registry(tmp_path: Path, canary: Canary) -> None:
+    """Its name says so, and so does the error: the API of 4.0 takes every name."""
+    path = tmp_path / "My Config.yaml"
+    path.write_text("connection_type: pool\nconnection_settings: {host: db}\n")
+    made = invoke("pgconfig", "generate-code", "--connconfig", path, canary=canary)
+    assert (made.code, made.out) == (1, "")
+    assert "--library pgmonkey-4.0" in made.err
+    generate = ("pgconfig", "generate-code", "--connconfig", path, "--library", "pgmonkey-4.0")
+    assert f"CONFIG: Final = {str(path)!r}\n" in invoke(*generate, canary=canary).out
 
 
 def test_generate_code_for_a_broken_file(tmp_path: Path, canary: Canary) -> None:

@@ -132,7 +132,7 @@ def core(commands: Commands, path: Path) -> None:
     commands.run("init", "invoices", "--dir", commands.directory / "new.d")
     commands.run("pgconfig create", "--type", "pg", "--filepath", "new.yaml")
     commands.run("pgserverconfig", path, "--client", "10.0.0.0/8", output="scram-sha-256")
-    for library in ("pgmonkey", "psycopg"):
+    for library in ("pgmonkey", "pgmonkey-4.0", "psycopg"):
         program = commands.run(
             "pgconfig generate-code",
             "--connconfig", path / "orders.yaml", "--library", library, "--resolve-env",
