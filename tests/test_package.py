@@ -150,7 +150,7 @@ def test_the_wheel_says_what_it_needs(wheel):
     assert path.name == f"pgmonkey-{pgmonkey.__version__}-py3-none-any.whl"
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
-    assert set(metadata.get_all("Provides-Extra")) == {"serve", "demo"}
+    assert set(metadata.get_all("Provides-Extra")) == {"serve", "demo", "test"}
     entry_points = archive.read(f"{info}/entry_points.txt").decode()
     assert "pgmonkey = pgmonkey.cli.app:main" in entry_points
     assert "[pytest11]\npgmonkey = pgmonkey.contrib.pytest" in entry_points

@@ -23,6 +23,7 @@ _COMMITS: Final = (
 )
 _CONNECTS: Final = "{await}handle.open() connects now, and raises why it cannot"
 _IS_THE_POOL: Final = "the handle is the pool, and handle.status() has its numbers"
+_IN_THE_FILE: Final = "load_config(file) returns what a file has"
 _FETCHES: Final = "borrow a connection: `{with} handle as conn:`, and use conn.execute(...)"
 
 #: By the name of an attribute. What is in braces is filled in.
@@ -45,6 +46,7 @@ _OF_A_HANDLE: Final[Mapping[str, str]] = {
     "acquire": _FETCHES,
     "begin": "`{with} handle.transaction() as conn:` borrows a connection with a transaction open",
     "check_on_checkout": "it is a key of the file",
+    "config": _IN_THE_FILE,
     "fetch": _FETCHES,
     "fetchrow": _FETCHES,
     "fetchval": _FETCHES,
@@ -54,6 +56,14 @@ _OF_A_HANDLE: Final[Mapping[str, str]] = {
     "resize": "write min_size and max_size in the file",
     "test_connection": _CONNECTS,
     "wait": _CONNECTS,
+}
+#: What the connection of a block had in pgmonkey 4.0, where it was the handle.
+_OF_A_BORROWED_ONE: Final[Mapping[str, str]] = {
+    "config": _IN_THE_FILE,
+    "connection_type": "the handle has it: handle.connection_type",
+    "disconnect": "the end of its block gives it back, and handle.close() closes all",
+    "pool": "the handle is the pool: `with handle as conn:` borrows from it",
+    "test_connection": "a block begins with a connection that works, or raises why there is none",
 }
 
 
@@ -73,6 +83,9 @@ class _Hint:
     def __get__(self, instance: Any, owner: type) -> NoReturn:
         if instance is None:
             raise AttributeError(f"{owner.__name__} has no {self._name}")
+        raise AttributeError(self._message(instance))
+
+    def _message(self, instance: Any) -> str:
         handle = getattr(instance, "handle", instance)
         is_sync = handle.connection_type in ("normal", "pool")
         block = getattr(instance, "block", "")
@@ -84,13 +97,23 @@ class _Hint:
             "name": self._name,
         }
         advice = self._advice.format(**words)
-        raise AttributeError(f"{handle.name}: {self._noun} has no {self._name}; {advice}")
+        return f"{handle.name}: {self._noun} has no {self._name}; {advice}"
 
 
-def _hinted(noun: str, advice: Mapping[str, str]) -> Callable[[C], C]:
+class _HintOfConnection(_Hint):
+    """The same for a connection, which does not know its handle."""
+
+    __slots__ = ()
+
+    def _message(self, instance: Any) -> str:
+        del instance
+        return f"{self._noun} has no {self._name}; {self._advice}"
+
+
+def _hinted(noun: str, advice: Mapping[str, str], kind: type[_Hint] = _Hint) -> Callable[[C], C]:
     def add(cls: C) -> C:
         for name, text in advice.items():
-            setattr(cls, name, _Hint(name, noun, text))
+            setattr(cls, name, kind(name, noun, text))
         return cls
 
     return add
@@ -106,3 +129,5 @@ hinted_block: Final = _hinted(
         "write `{with} handle.{block}:`, and use {borrowed}.{name}",
     ),
 )
+#: Decorates the classes of what a block borrows.
+hinted_connection: Final = _hinted("a connection", _OF_A_BORROWED_ONE, _HintOfConnection)

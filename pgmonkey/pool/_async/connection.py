@@ -24,6 +24,7 @@ from pgmonkey.pool._async.waiting import (
 )
 from pgmonkey.pool.checkout import ROLLED_BACK
 from pgmonkey.pool.clock import monotonic
+from pgmonkey.pool.hints import hinted_connection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -122,6 +123,7 @@ class Link:
         self.descriptor: int | None = None
 
 
+@hinted_connection
 class AsyncPooledConnection(AsyncWatchedConnection):
     """A `psycopg.AsyncConnection` that knows its version and its holder."""
 

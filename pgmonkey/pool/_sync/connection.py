@@ -25,6 +25,7 @@ from pgmonkey.pool._sync.waiting import (
 )
 from pgmonkey.pool.checkout import ROLLED_BACK
 from pgmonkey.pool.clock import monotonic
+from pgmonkey.pool.hints import hinted_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,6 +124,7 @@ class Link:
         self.descriptor: int | None = None
 
 
+@hinted_connection
 class SyncPooledConnection(SyncWatchedConnection):
     """A `psycopg.Connection` that knows its version and its holder."""
 

@@ -1,0 +1,3 @@
+"""Where pgmonkey 4.0 had its managers: see `pgmonkey.common`."""
+
+import pgmonkey.common as _  # noqa: F401 - makes the modules below this one
