@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,12 @@ _SUFFIXES: Final = (".yaml", ".yml")
     is_flag=True,
     help="Check the files alone: variables, secret files and TLS files may be missing.",
 )
+@click.option(
+    "--from-4.0",
+    "older",
+    is_flag=True,
+    help="FILEs are of pgmonkey 4.0: also say what they mean otherwise now.",
+)
 @click.option("--online", is_flag=True, help="Also connect to each database once.")
 @options.trust(default="off")
 @options.references
@@ -46,6 +53,7 @@ def command(
     option: Path | None,
     output: str,
     static: bool,
+    older: bool,
     online: bool,
     trust: Trust,
     references: options.References,
@@ -69,26 +77,33 @@ def command(
     from pgmonkey.config.warnings import find_warnings
     from pgmonkey.errors import count, sorted_problems, summary
 
-    directory, names = _selected(paths, option)
-    scan = DirectoryLoader(
-        directory,
-        names=names,
-        environ={} if static else None,
-        trust=trust,
-        on_untrusted=(lambda _, reason: tell(reason)) if trust == "warn" else None,
-        **references,
-    ).scan()
-    problems = scan.all_problems()
+    environ: Mapping[str, str] = {} if static else os.environ
+    if older:
+        if option is not None or trust != "off" or not paths:
+            raise click.UsageError("--from-4.0 takes files, without --dir and --trust")
+        directory, databases = None, len(paths)
+        configs, problems, changes = _older(paths, environ, references)
+    else:
+        directory, names = _selected(paths, option)
+        scan = DirectoryLoader(
+            directory,
+            names=names,
+            environ=environ,
+            trust=trust,
+            on_untrusted=(lambda _, reason: tell(reason)) if trust == "warn" else None,
+            **references,
+        ).scan()
+        databases, configs, changes = len(scan.present), [*scan.configs.values()], []
+        problems = scan.all_problems()
     if static:
         problems = tuple(one for one in problems if not one.code.startswith(_OF_THIS_MACHINE))
     if online:
-        problems = sorted_problems((*problems, *_unreachable(scan.configs.values())))
-    warnings = sorted_problems(find_warnings(scan.configs.values()))
+        problems = sorted_problems((*problems, *_unreachable(configs)))
+    warnings = sorted_problems([*find_warnings(configs), *changes])
     lines = [str(problem) for problem in (*problems, *warnings)]
-    databases = len(scan.present)
     if output == "json":
         report = {
-            "directory": str(directory),
+            "directory": directory and str(directory),
             "databases": databases,
             "problems": [problem.as_dict() for problem in problems],
             "warnings": [warning.as_dict() for warning in warnings],
@@ -103,6 +118,33 @@ def command(
     if problems and output == "text":
         note = summary(problems)
     return Answer("\n".join(lines), ExitCode.PROBLEM if problems else ExitCode.OK, note)
+
+
+def _older(
+    paths: Iterable[Path], environ: Mapping[str, str], references: options.References
+) -> tuple[list[DatabaseConfig], tuple[Problem, ...], list[Problem]]:
+    """Load files as the API of 4.0 does; return configs, problems, and what has another meaning."""
+    import warnings
+
+    from pgmonkey.config.interpolation import LoadOptions
+    from pgmonkey.config.loader import load_path
+    from pgmonkey.config.upgrade import find_changes
+    from pgmonkey.errors import sorted_problems
+
+    configs: list[DatabaseConfig] = []
+    problems: list[Problem] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the wrapper is one of the changes
+        for path in paths:
+            loaded = load_path(str(path), LoadOptions(isolate=False, environ=environ, **references))
+            problems += loaded.problems
+            if loaded.config is not None:
+                configs.append(loaded.config)
+    return (
+        configs,
+        sorted_problems(problems),
+        [change for config in configs for change in find_changes(config)],
+    )
 
 
 def _selected(paths: Sequence[Path], option: Path | None) -> tuple[Path, set[str] | None]:

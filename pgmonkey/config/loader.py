@@ -75,10 +75,11 @@ def load_file(
     """
     options = LoadOptions(resolve, isolate, allow_sensitive_defaults, env=env)
     # The frames that raise hold none of the file's text: a traceback may show locals.
-    return config_or_raise(_load_path(os.fspath(path), options), isolate=isolate)
+    return config_or_raise(load_path(os.fspath(path), options), isolate=isolate)
 
 
-def _load_path(path: str, options: LoadOptions) -> LoadResult:
+def load_path(path: str, options: LoadOptions) -> LoadResult:
+    """Load one database, or find its problems; see `load_file`."""
     content, file = read_file(path, isolate=options.isolate)
     if isinstance(content, Problem):
         return LoadResult(problems=(content,))

@@ -402,3 +402,70 @@ def test_the_service_refuses_files_that_others_can_change(tmp_path: Path, canary
     done = run("serve", tmp_path, "--listen", "127.0.0.1:0", canary=canary)
     assert done.code == 1
     assert f"{path} can be changed by everybody (mode 0666)  [file.untrusted]" in done.err
+
+
+OLDER = """\
+postgresql:
+  connection_type: pool
+  connection_settings:
+    user: yes
+    password: 0123
+    host: db
+    port: 5432
+    dbname: shop
+    autocommit: true
+    gssencmode: disable
+  sync_settings: {search_path: "app, public", jit: off}
+timeout: 3
+"""
+
+
+def test_a_file_of_4_0_may_mean_something_else(tmp_path: Path, canary: Canary) -> None:
+    """What 4.0 dropped, read as a number or ignored is a warning with a place, and no value."""
+    path = tmp_path / "My Config.yml"
+    path.write_text(OLDER)
+    done = invoke("check", "--from-4.0", path, canary=canary)
+    assert (done.code, done.err) == (0, "")
+    lines = [line for line in done.out.splitlines() if not line.startswith("  hint: ")]
+    assert [line.removeprefix(f"{path}:") for line in lines] == [
+        f"{where}  [warning.upgrade]"
+        for where in (
+            "2:3: postgresql: this wrapper is deprecated",
+            "4:11: postgresql.connection_settings.user: pgmonkey 4.0 read true or false",
+            "5:15: postgresql.connection_settings.password: pgmonkey 4.0 read a number",
+            "9:17: postgresql.connection_settings.autocommit: pools of pgmonkey 4.0 ignored it",
+            "10:17: postgresql.connection_settings.gssencmode: pgmonkey 4.0 ignored it",
+            "11:32: postgresql.sync_settings.search_path: pgmonkey 4.0 set one schema of this name",
+            "12:10: timeout: pgmonkey 4.0 dropped it beside postgresql:",
+        )
+    ]
+    assert "0123" not in done.out
+
+
+def test_a_file_of_4_0_that_means_the_same(tmp_path: Path, canary: Canary) -> None:
+    """Nothing is printed; one with a problem has it, one that is missing is named."""
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("connection_settings: {host: db, port: '5432', user: a, autocommit: 'true'}\n")
+    bad.write_text("connection_settings: {hosst: db, port: 5432}\n")
+    done = invoke("check", "--from-4.0", good, canary=canary)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    done = invoke("check", "--from-4.0", good, bad, "-o", "json", canary=canary)
+    assert done.code == 1
+    answer = json.loads(done.out)
+    assert (answer["directory"], answer["databases"]) == (None, 2)
+    assert [one["code"] for one in answer["problems"]] == ["config.unknown_key"]
+    done = invoke("check", "--from-4.0", tmp_path / "no.yaml", canary=canary)
+    assert (done.code, done.err) == (1, f"{tmp_path / 'no.yaml'}: No such file or directory\n")
+    done = invoke("check", "--from-4.0", canary=canary)
+    assert done.code == 2
+
+
+def test_a_file_of_4_0_with_references(tmp_path: Path, canary: Canary) -> None:
+    """They are resolved; with `--static` they may be missing."""
+    path = tmp_path / "a.yaml"
+    path.write_text("connection_settings: {host: db, user: a, password: '${NO_SUCH}'}\n")
+    done = invoke("check", "--from-4.0", path, canary=canary)
+    assert done.code == 1
+    assert "NO_SUCH" in done.out
+    done = invoke("check", "--from-4.0", "--static", path, canary=canary)
+    assert (done.code, done.out) == (0, "")

@@ -111,5 +111,6 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "warning.variable": "a value is `$NAME`, without the braces of a reference",
         "warning.password": "a password starts or ends with what is probably not a part of it",
         "warning.cut": "PostgreSQL cuts the value",
+        "warning.upgrade": "a value means something else than in pgmonkey 4.0 (`check --from-4.0`)",
     }
 )

@@ -23,6 +23,7 @@ from pgmonkey.config.secret_files import (
     MOUNT_THE_DIRECTORY,
     UNLINKED,
 )
+from pgmonkey.config.upgrade import find_changes
 from pgmonkey.config.warnings import find_warnings
 from pgmonkey.errors import ConfigError, Problem, Reason
 from pgmonkey.pool.failures import HINTS, ConnectFailure, classify, configure_left
@@ -299,3 +300,5 @@ def _warned() -> Iterator[Problem]:
         Path("password").write_text("tea\n\n")
         configs = DirectoryLoader("registry.d", environ={}).scan().configs
         yield from find_warnings(configs.values())
+        path.write_text(_FILE.replace("${ORDERS_PASSWORD}", "0123"))
+        yield from find_changes(load_file("registry.d/orders.yaml"))
