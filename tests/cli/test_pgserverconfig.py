@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import yaml
 
 from tests.cli.page import shown
-from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
+from tests.kit import Canary, RegistryDirectory, TemporaryDatabase, eventually
 from tests.kit.command import invoke
 from tests.kit.ports import free_port
 from tests.kit.secure_server import AUTHORITY, SecureServer
+from tests.kit.server import PostgresServer
 
 NAMES = ("server", "what", "needed", "found", "status", "reason")
 
@@ -220,6 +222,83 @@ def test_an_audit_of_a_server_with_tls(
     titles, *rows = done.out.splitlines()
     assert titles.split() == [name.upper() for name in NAMES]
     assert len(rows) == 5
+
+
+_HBA = """\
+local all postgres trust
+host all postgres all trust
+{lines}
+"""
+#: Lines of pg_hba.conf, and whether they let a client with TLS and a password in.
+_LINES = {
+    "host all all 127.0.0.0/8 scram-sha-256": "ok",
+    "host all all 127.0.0.1 255.255.255.255 md5": "ok",
+    "hostnossl all all all reject\nhostssl all all 127.0.0.1/32 scram-sha-256": "ok",
+    "hostssl all all all reject\nhost all all all scram-sha-256": "mismatch",
+    "host all all ::1/128 scram-sha-256": "mismatch",
+    "host all all 10.0.0.0/8,127.0.0.1/32 scram-sha-256": "cannot tell",
+    'host "{name}" "{user}" 127.0.0.1/32 scram-sha-256': "ok",
+    "host sameuser all all reject\nhost all all all trust": "mismatch",
+    "host other,{name} +{user} all password": "ok",
+    "host all +pg_monitor all reject\nhost all all all scram-sha-256": "ok",
+    "host replication all all reject\nhost all all samehost scram-sha-256": "ok",
+    "hostssl all all all scram-sha-256 clientcert=verify-ca": "mismatch",
+    "hostssl all all all cert": "mismatch",
+    "host all all all scram-sha-257": "cannot tell",
+    "hostgssenc all all all scram-sha-256": "mismatch",
+}
+
+
+@pytest.mark.tls
+@pytest.mark.slow
+def test_an_audit_foretells_a_login(
+    secure: SecureServer, orders: TemporaryDatabase, tmp_path: Path, canary: Canary
+) -> None:
+    """It judges the file as it is on the disk; the server agrees as soon as it reads it."""
+    server = orders.server
+    server.execute(f"ALTER ROLE {orders.user} SUPERUSER")
+    secure.trust(AUTHORITY)
+    server.execute("ALTER SYSTEM SET ssl_ca_file = 'clients.crt'")
+    _reload(server)
+    path = _write(
+        tmp_path / "orders.yaml",
+        connection_settings=orders.parameters(sslmode="require", connect_timeout=5),
+    )
+    hba = server.data_directory / "pg_hba.conf"
+    before = hba.read_text()
+    foretold, happened = {}, {}
+    try:
+        for lines in _LINES:
+            text = lines.format(name=orders.name, user=orders.user)
+            hba.write_text(_HBA.format(lines=text))
+            _, found = _audit("--filepath", path, canary=canary)
+            foretold[lines] = found["pg_hba.conf"]["status"]
+            if foretold[lines] != "cannot tell":
+                _reload(server)
+                happened[lines] = "ok" if _logs_in(orders) else "mismatch"
+                hba.write_text(before)
+                _reload(server)
+    finally:
+        hba.write_text(before)
+        server.execute("ALTER SYSTEM RESET ssl_ca_file")
+        _reload(server)
+    assert foretold == _LINES
+    assert happened == {lines: status for lines, status in _LINES.items() if lines in happened}
+
+
+def _reload(server: PostgresServer) -> None:
+    """Let the server read its files, and wait until it has."""
+    (before,) = server.execute("SELECT pg_conf_load_time()")
+    server.reload()
+    eventually(lambda: server.execute("SELECT pg_conf_load_time()") != [before], 10)
+
+
+def _logs_in(database: TemporaryDatabase) -> bool:
+    try:
+        database.connect(sslmode="require").close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 @pytest.mark.tls

@@ -131,6 +131,14 @@ def test_settings_of_tls_are_needed_where_tls_is(connection: dict, expected: lis
     assert [setting.name for setting in one.settings[1:]] == expected
 
 
+def test_without_a_host_it_is_the_local_socket(tmp_path: Path):
+    """As libpq has it; without a name of user and database, all of them."""
+    path = tmp_path / "shop.yaml"
+    path.write_text("connection_settings: {sslmode: require}\n")
+    found = clients_of(load_file(path, isolate=False), 1)
+    assert lines(found) == ["local all all peer"]
+
+
 def test_what_is_not_known_is_said(clients):
     """PgBouncer has files of its own, and a service hides the host."""
     assert "PgBouncer" in clients({}, pooler="pgbouncer")
