@@ -23,8 +23,8 @@ from pathlib import Path
 PATIENCE = 30.0  # seconds for any command
 PASSWORD = "smoke-Test1"
 CORE = {
-    "check", "init", "list", "show", "schema", "pgconfig create", "pgconfig generate-code",
-    "pgserverconfig",
+    "budget", "check", "diff", "export", "init", "list", "show", "schema",
+    "pgconfig create", "pgconfig generate-code", "pgserverconfig",
 }  # fmt: skip
 
 FILE = """\
@@ -131,6 +131,9 @@ def core(commands: Commands, path: Path) -> None:
     assert "properties" in json.loads(commands.run("schema"))
     commands.run("init", "invoices", "--dir", commands.directory / "new.d")
     commands.run("pgconfig create", "--type", "pg", "--filepath", "new.yaml")
+    commands.run("budget", path, "--offline", output="events, orders")
+    commands.run("diff", path, "--against", path)
+    commands.run("export", "pgbouncer", path, output="orders = ")
     commands.run("pgserverconfig", path, "--client", "10.0.0.0/8", output="scram-sha-256")
     for library in ("pgmonkey", "pgmonkey-4.0", "psycopg"):
         program = commands.run(
