@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pgmonkey.config.budget import Fleet
     from pgmonkey.config.models import ConnectionType
-    from pgmonkey.config.server_audit import Facts, Rule, Verdict
+    from pgmonkey.config.server_audit import Facts, Failure, Rule, Verdict
     from pgmonkey.config.server_needs import Client, Needs
     from pgmonkey.config.settings import DatabaseConfig
 
@@ -157,7 +157,7 @@ def _audited(
     addresses: Sequence[str],
 ) -> dict[str, _Audited]:
     """Connect to each server as each of its clients, and compare."""
-    from pgmonkey.config.server_audit import audit
+    from pgmonkey.config.server_audit import Failure, audit
 
     named = {config.name: config for config in configs}
     wanted = [(one.server, client) for one in needed for client in one.clients]
@@ -165,15 +165,14 @@ def _audited(
         partial(_look, several={name for name in named if _has_several(name, wanted)}, named=named),
         [client for _, client in wanted],
     )
-    facts: dict[str, dict[str, Facts | str]] = {}
+    facts: dict[str, dict[str, Facts | Failure]] = {}
     for (server, client), found in zip(wanted, looked, strict=True):
         facts.setdefault(server, {})[client.name] = found
     return {
-        one.server: _Audited(
-            audit(one, facts[one.server], fleet, addresses),
-            any(isinstance(found, str) for found in facts[one.server].values()),
+        server: _Audited(
+            verdicts, any(isinstance(found, Failure) for found in facts[server].values())
         )
-        for one in needed
+        for server, verdicts in audit(needed, facts, fleet, addresses).items()
     }
 
 
@@ -183,12 +182,12 @@ def _has_several(name: str, wanted: Sequence[tuple[str, Client]]) -> bool:
 
 def _look(
     client: Client, *, several: Collection[str], named: Mapping[str, DatabaseConfig]
-) -> Facts | str:
+) -> Facts | Failure:
     """Connect to one server as one client, and look; return why that cannot be done."""
     import psycopg
 
     from pgmonkey.config.overrides import Overrides
-    from pgmonkey.config.redaction import scrub
+    from pgmonkey.config.server_audit import Failure
     from pgmonkey.errors import Problem
     from pgmonkey.pool.failures import classify
 
@@ -200,12 +199,14 @@ def _look(
         config = config.overridden(Overrides(place, {}))
     connection = connected(config)
     if isinstance(connection, Problem):
-        return f"{connection.message} [{connection.code.rpartition('.')[2]}]"
+        reason = connection.code.removeprefix("probe.")
+        return Failure(reason, f"{connection.message} [{reason}]")
     try:
         connection.autocommit = True  # a refused question leaves no transaction behind
         return _facts(connection, config)
     except psycopg.Error as error:
-        return scrub(str(classify(error, config).error(config.name)), config.secrets)
+        failed = classify(error, config).error(config.name)
+        return Failure(failed.reason, str(failed))
     finally:
         connection.close()
 

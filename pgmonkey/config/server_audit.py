@@ -6,10 +6,10 @@ Where they do not tell, the verdict says so, with the reason.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from pgmonkey.config.budget import Fleet, Limits, budget
+from pgmonkey.config.budget import Demand, Fleet, Limits, Sum, budget
 from pgmonkey.config.server_needs import SAMENET, Client, Line, Needs, Setting
 
 Status: TypeAlias = Literal["ok", "mismatch", "cannot tell"]
@@ -79,6 +79,13 @@ class Facts(NamedTuple):
     limits: Limits
 
 
+class Failure(NamedTuple):
+    """Why there is no connection: a reason of `ConnectError`, and the text."""
+
+    reason: str
+    text: str
+
+
 class Verdict(NamedTuple):
     """What is true of one need: a line of pg_hba.conf, a setting, or a limit of connections."""
 
@@ -90,32 +97,61 @@ class Verdict(NamedTuple):
 
 
 def audit(
-    needed: Needs,
-    facts: Mapping[str, Facts | str],
+    needed: Iterable[Needs],
+    facts: Mapping[str, Mapping[str, Facts | Failure]],
     fleet: Fleet,
     addresses: Sequence[str] = (),
-) -> tuple[Verdict, ...]:
-    """Compare what one server has with what it needs.
+) -> dict[str, tuple[Verdict, ...]]:
+    """Compare what servers have with what they need; return the verdicts about each server.
 
     Args:
-        needed: What it needs.
-        facts: What a connection of each client found, by the name of the database; a text says why
-            there is no connection.
+        needed: What they need.
+        facts: By server and database, what a connection of each client found, or why there is none.
         fleet: How many processes there are.
         addresses: Where clients run; without any, where the connections came from.
     """
-    found = {name: one for name, one in facts.items() if isinstance(one, Facts)}
-    why = next((one for one in facts.values() if isinstance(one, str)), "")
-    first = next(iter(found.values()), None)
-    verdicts: dict[Verdict, None] = {}
+    needed = tuple(needed)
+    sums = _sums(needed, facts, fleet)
+    return {
+        one.server: tuple(dict.fromkeys(_of_server(one, facts[one.server], sums, addresses)))
+        for one in needed
+    }
+
+
+def _sums(
+    needed: Iterable[Needs], facts: Mapping[str, Mapping[str, Facts | Failure]], fleet: Fleet
+) -> tuple[Sum, ...]:
+    """Count the connections to each server, which the files may know under several names."""
+    demands: list[Demand] = []
+    limits: dict[str, Limits] = {}
+    for one in needed:
+        for client in one.clients:
+            # One of several hosts: each is counted, and has limits of its own.
+            name = f"{client.name} at {one.server}"
+            demands += (demand._replace(name=name) for demand in client.demands)
+            found = facts[one.server][client.name]
+            if isinstance(found, Facts):
+                limits[name] = found.limits
+    return budget(demands, fleet, limits)
+
+
+def _of_server(
+    needed: Needs,
+    facts: Mapping[str, Facts | Failure],
+    sums: Iterable[Sum],
+    addresses: Sequence[str],
+) -> Iterator[Verdict]:
     for client in needed.clients:
-        verdicts |= dict.fromkeys(_lines(client, facts[client.name], addresses))
-    verdicts |= dict.fromkeys(_connections(needed, found, fleet, why))
+        yield from _lines(client, facts[client.name], addresses)
+    why = next((one.text for one in facts.values() if isinstance(one, Failure)), "")
+    for one in sums:
+        if needed.server in one.server.split(", "):
+            yield _connections(one, why)
+    first = next((one for one in facts.values() if isinstance(one, Facts)), None)
     for setting in needed.settings:
         if setting.name != "max_connections":
             shown = first.settings.get(setting.name) if first else None
-            verdicts[_setting(setting, shown, why if first is None else _HIDDEN)] = None
-    return tuple(verdicts)
+            yield _setting(setting, shown, _HIDDEN if first else why)
 
 
 _HIDDEN: Final = "pg_settings does not show it to this role"
@@ -131,29 +167,25 @@ def _setting(setting: Setting, shown: str | None, why: str) -> Verdict:
     return Verdict(setting.name, needed, shown or "none", status, "" if good else setting.why)
 
 
-def _connections(
-    needed: Needs, found: Mapping[str, Facts], fleet: Fleet, why: str
-) -> Iterator[Verdict]:
-    """Judge the limits of the server, and those of its roles and databases."""
-    limits = {name: one.limits for name, one in found.items()}
-    if not limits:
-        yield Verdict("max_connections", str(needed.open), "", "cannot tell", why)
-        return
-    for one in budget(
-        [demand for client in needed.clients for demand in client.demands], fleet, limits
-    ):
-        whose = f"CONNECTION LIMIT of {one.scope} {one.name}" if one.name else "max_connections"
-        reason = "less those that are reserved" if one.scope == "server" else ""
-        yield Verdict(
-            whose, str(one.rotating), str(one.limit), "mismatch" if one.over else "ok", reason
-        )
+def _connections(one: Sum, why: str) -> Verdict:
+    """Judge a limit of the server, or of one of its roles or databases."""
+    what = f"CONNECTION LIMIT of {one.scope} {one.name}" if one.name else "max_connections"
+    if one.limit is None:
+        return Verdict(what, str(one.rotating), "", "cannot tell", why)
+    reason = "" if one.name else "less those that are reserved"
+    if ", " in one.server:
+        reason += f"; {one.server} are one server"
+    status: Status = "mismatch" if one.over else "ok"
+    return Verdict(what, str(one.rotating), str(one.limit), status, reason.removeprefix("; "))
 
 
-def _lines(client: Client, facts: Facts | str, addresses: Sequence[str]) -> Iterator[Verdict]:
+def _lines(client: Client, facts: Facts | Failure, addresses: Sequence[str]) -> Iterator[Verdict]:
     """Judge the lines of pg_hba.conf that a client needs."""
-    if isinstance(facts, str):
+    if isinstance(facts, Failure):
+        # Where the server says that no line lets it in, that is what was asked.
+        status: Status = "mismatch" if facts.reason == "hba" else "cannot tell"
         for line in client.lines(addresses or (SAMENET,)):
-            yield Verdict("pg_hba.conf", str(line), "", "cannot tell", facts)
+            yield Verdict("pg_hba.conf", str(line), "", status, facts.text)
         return
     came_from = [str(ipaddress.ip_network(facts.came_from))] if facts.came_from else [SAMENET]
     if not addresses and not client.is_local and facts.came_from:

@@ -276,6 +276,9 @@ def test_an_audit_foretells_a_login(
             if foretold[lines] != "cannot tell":
                 _reload(server)
                 happened[lines] = "ok" if _logs_in(orders) else "mismatch"
+                if lines == "host all all ::1/128 scram-sha-256":
+                    code, refused = _audit("--filepath", path, canary=canary)
+                    assert (code, refused["pg_hba.conf"]["status"]) == (1, "mismatch")
                 hba.write_text(before)
                 _reload(server)
     finally:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pgmonkey.config.budget import Fleet, Limits
+from pgmonkey.config.budget import Demand, Fleet, Limits
 from pgmonkey.config.loader import load_file
-from pgmonkey.config.server_audit import Facts, Rule, audit
-from pgmonkey.config.server_needs import Client, clients_of, needs
+from pgmonkey.config.server_audit import Facts, Failure, Rule, Verdict, audit
+from pgmonkey.config.server_needs import Client, Needs, clients_of, needs
 
 AFTER = {"host": "db.example", "dbname": "shop", "user": "app", "password": "x"}
 
@@ -170,10 +170,16 @@ def facts(rules, came_from="10.0.0.9", **more) -> Facts:
     return Facts(**(given | more))
 
 
-def judged(client: Client, found: Facts | str, *addresses: str):
+def audited(needed: Needs, found: Facts | Failure, *addresses: str) -> tuple[Verdict, ...]:
+    """Return the verdicts about one server with one client."""
+    facts = {needed.server: {needed.clients[0].name: found}}
+    return audit([needed], facts, Fleet(), addresses)[needed.server]
+
+
+def judged(client: Client, found: Facts | Failure, *addresses: str):
     """Return what an audit says of pg_hba.conf."""
     (one,) = needs([client], Fleet(), addresses or ("samenet",))
-    verdicts = audit(one, {client.name: found}, Fleet(), addresses)
+    verdicts = audited(one, found, *addresses)
     return [(one.status, one.reason) for one in verdicts if one.what == "pg_hba.conf"]
 
 
@@ -277,10 +283,37 @@ def test_a_local_socket_is_judged_by_local_lines():
 def test_limits_are_those_of_budget(limits: Limits, expected: list, clients):
     """Of the server, its roles and its databases."""
     (one,) = needs(clients({}, connection_type="pool"), Fleet())
-    verdicts = audit(one, {"shop": facts([rule()], limits=limits)}, Fleet())
+    verdicts = audited(one, facts([rule()], limits=limits))
     assert [
         verdict[:4] for verdict in verdicts if "onnection" in verdict.what or "CONN" in verdict.what
     ] == expected
+
+
+def test_two_names_of_one_server_are_counted_together():
+    """As in `budget`; each of several hosts of one database has limits of its own."""
+    demand = Demand("a", "", max_size=60)
+    clients = [
+        CLIENT._replace(
+            name=name, host=host, demands=(demand._replace(name=name, server=f"{host}:5432"),)
+        )
+        for name, host in (("a", "db"), ("b", "10.0.0.1"), ("a", "standby"))
+    ]
+    needed = needs(clients, Fleet())
+    here, there = facts([rule()]), facts([rule()], limits=LIMITS._replace(identity="2"))
+    verdicts = audit(
+        needed,
+        {"db:5432": {"a": here}, "10.0.0.1:5432": {"b": here}, "standby:5432": {"a": there}},
+        Fleet(),
+    )
+    found = {server: some[1] for server, some in verdicts.items()}
+    assert [found[f"{host}:5432"].needed for host in ("db", "10.0.0.1", "standby")] == [
+        "122",
+        "122",
+        "61",
+    ]
+    assert found["db:5432"].status == "mismatch"
+    assert found["db:5432"].reason.endswith("10.0.0.1:5432, db:5432 are one server")
+    assert found["standby:5432"].status == "ok"
 
 
 def test_settings_of_tls_are_compared(clients):
@@ -288,7 +321,7 @@ def test_settings_of_tls_are_compared(clients):
     connection = {"sslmode": "require", "sslcert": "app.crt", "sslkey": "app.key"}
     (one,) = needs(clients(connection), Fleet())
     shown = {"ssl": "off", "ssl_cert_file": "/etc/db.pem", "ssl_ca_file": ""}
-    verdicts = audit(one, {"shop": facts([rule()], settings=shown)}, Fleet())
+    verdicts = audited(one, facts([rule()], settings=shown))
     assert {
         verdict.what: verdict.status for verdict in verdicts if verdict.what.startswith("ssl")
     } == {
@@ -302,8 +335,14 @@ def test_settings_of_tls_are_compared(clients):
 def test_without_a_connection_nothing_is_judged(clients):
     """Each verdict has the reason why there is none."""
     (one,) = needs(clients({"sslmode": "require"}), Fleet())
-    verdicts = audit(one, {"shop": "cannot connect to shop: refused"}, Fleet())
+    verdicts = audited(one, Failure("refused", "cannot connect to shop: refused"))
     assert {(verdict.status, verdict.reason) for verdict in verdicts} == {
         ("cannot tell", "cannot connect to shop: refused")
     }
     assert [verdict.what for verdict in verdicts][:2] == ["pg_hba.conf", "max_connections"]
+
+
+def test_a_refusal_of_the_server_is_a_mismatch():
+    """It says itself that no line lets the client in."""
+    refused = Failure("hba", "no pg_hba.conf entry for host")
+    assert judged(CLIENT, refused) == [("mismatch", "no pg_hba.conf entry for host")]
