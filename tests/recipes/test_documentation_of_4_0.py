@@ -12,7 +12,9 @@ from textwrap import dedent, indent
 from typing import NamedTuple
 
 import pytest
+import yaml
 
+from pgmonkey import load_config
 from pgmonkey.cli.app import app
 from tests.docs.snippets import ROOT
 from tests.kit import Canary, TemporaryDatabase
@@ -536,3 +538,58 @@ def test_each_program_does_what_it_did(
         assert program.errors in err if program.errors else err == "", (title, err)
         for expected in program.output:
             assert expected in out, (title, out)
+
+
+SAMPLES = {
+    "Full YAML Configuration": TEMPLATE.format(
+        user="postgres", password="password", host="localhost", port=5432, name="mydatabase"
+    ),
+    "Inline Syntax": REFERENCES,
+    "Password-Based Authentication": """\
+connection_type: 'normal'
+connection_settings:
+  user: 'your_user'
+  password: 'your_password'
+  host: 'localhost'
+  dbname: 'your_database'
+""",
+    "Certificate-Based Authentication": """\
+connection_type: 'normal'
+connection_settings:
+  user: 'your_user'
+  password: 'your_password'
+  host: 'localhost'
+  dbname: 'your_database'
+  sslmode: 'verify-full'
+  sslcert: '/path/to/client.crt'
+  sslkey: '/path/to/client.key'
+  sslrootcert: '/path/to/ca.crt'
+""",
+    "Structured Syntax: from_env": """\
+connection_settings:
+  password:
+    from_env: PGMONKEY_DB_PASSWORD
+""",
+    "Structured Syntax: from_file": """\
+connection_settings:
+  password:
+    from_file: /var/run/secrets/db/password
+""",
+}
+
+
+@pytest.mark.parametrize("title", SAMPLES)
+def test_a_sample_is_read_as_it_was(title: str, tmp_path: Path) -> None:
+    """`load_config` gives the values and types that 4.0 gave."""
+    path = tmp_path / "config.yaml"
+    path.write_text(SAMPLES[title], encoding="utf-8")
+    assert load_config(path) == yaml.safe_load(SAMPLES[title])
+
+
+@pytest.mark.parametrize("title", ["Full YAML Configuration", "Password-Based Authentication"])
+def test_a_sample_means_what_it_did(title: str, tmp_path: Path, canary: Canary) -> None:
+    """`check --from-4.0` finds nothing in it."""
+    path = tmp_path / "config.yaml"
+    path.write_text(SAMPLES[title], encoding="utf-8")
+    done = invoke("check", "--from-4.0", path, canary=canary)
+    assert (done.code, done.out, done.err) == (0, "", "")
