@@ -16,6 +16,8 @@ from pgmonkey.cli import (
     init,
     options,
     pgconfig,
+    pgexport,
+    pgimport,
     pgserverconfig,
     psql,
     reload,
@@ -43,7 +45,7 @@ def app(env_file: Path | None) -> None:
 
 for _module in (
     *(budget, check, demo, diff, export, init, list_, pgconfig),
-    *(pgserverconfig, psql, reload, schema, serve, show, status, test),
+    *(pgexport, pgimport, pgserverconfig, psql, reload, schema, serve, show, status, test),
 ):
     app.add_command(_module.command)
 

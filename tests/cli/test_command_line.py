@@ -179,7 +179,7 @@ def test_each_option_is_documented(name: str) -> None:
             "-h --help",
             page.partition("\n## Options\n")[2].partition("\n## ")[0],
         )
-    written = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", introduction + section))
+    written = set(re.findall(r"(?<![\w-])--?[a-z](?:[\w.-]*\w)?", introduction + section))
     assert options_of(COMMANDS[name]) <= written
 
 

@@ -158,6 +158,12 @@ def extras(commands: Commands, path: Path) -> None:
     assert ended == (0, "orders_app\n"), f"a program with an open registry: {done}"
     print("ok  a program ends while its registry is open", flush=True)
     commands.run("check", path, "--online")
+    table = commands.directory / "items.csv"
+    table.write_text("id,name\n1,tea\n2,\n")
+    of_items = ("--dir", path, "--table", "items")
+    commands.run("pgimport", "orders", *of_items, "--import_file", table, output="2 rows imported")
+    exported = commands.run("pgexport", "orders", *of_items, "--export_file", "-")
+    assert exported == table.read_text(), exported
     commands.run("test", "orders", "events", "--dir", path, output="round trip")
     commands.run("pgserverconfig", path, "--audit", output="max_connections")
     programs = (

@@ -1,0 +1,94 @@
+"""The options that `pgimport` and `pgexport` share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from pgmonkey.cli import options
+from pgmonkey.cli.registry_files import scan
+
+#: The settings of a format that options may give; the last two are those of imports.
+_SETTINGS: Final = (
+    *("delimiter", "quotechar", "encoding", "null_text", "has_headers"),
+    *("auto_create_table", "enforce_lowercase"),
+)
+
+
+def database_and_table(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command its `config` and `table`, of a registry or of a single file."""
+
+    @click.argument("name", required=False, shell_complete=options.declared)
+    @click.option("--table", "text", metavar="TABLE", required=True, help="table or schema.table.")
+    @click.option(
+        "--connconfig",
+        metavar="FILE",
+        type=options.PATH,
+        help="The config file of the database, in place of NAME.",
+    )
+    @options.directory_beside_names
+    @options.resolve_env
+    @options.references
+    @functools.wraps(command)
+    def with_config(
+        name: str | None,
+        text: str,
+        connconfig: Path | None,
+        directory: Path,
+        resolve_env: bool,
+        references: options.References,
+        **values: Any,
+    ) -> Any:
+        from pgmonkey.cli.csv_tables import Table
+
+        if (name is None) == (connconfig is None):
+            raise click.UsageError("give the NAME of a database, or the config file: --connconfig")
+        if connconfig is not None:
+            from pgmonkey.config.loader import load_file
+
+            config = load_file(connconfig, resolve=resolve_env, isolate=False, **references)
+            # As in 4.0; the files of a registry have a search path that counts.
+            table = Table.named(text, "public")
+        else:
+            assert name is not None
+            found = scan(directory, references, [name])
+            found.raise_for_problems()
+            config = found.configs[name]
+            table = Table.named(text, None)
+        return command(config=config, table=table, text=text, connconfig=connconfig, **values)
+
+    return with_config
+
+
+def csv_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a format; it gets those that are given as `given`."""
+
+    @click.option("--delimiter", metavar="C", help=r"What separates fields.  [default: ,]")
+    @click.option(
+        "--quotechar", metavar="C", help='What stands around a field, or none.  [default: "]'
+    )
+    @click.option("--encoding", metavar="NAME", help="The encoding of the file.  [default: utf-8]")
+    @click.option("--null-text", metavar="TEXT", help="What stands for NULL.  [default: nothing]")
+    @click.option(
+        "--headers/--no-headers",
+        "has_headers",
+        default=None,
+        help="Whether the first row has the names of the columns.  [default: it has]",
+    )
+    @click.option(
+        "--settings",
+        metavar="FILE",
+        type=options.PATH,
+        help="A YAML file with these settings.  [default: that beside the CSV file, if there is one]",
+    )
+    @functools.wraps(command)
+    def with_format(settings: Path | None, **values: Any) -> Any:
+        names = [name for name in _SETTINGS if name in values]
+        given = {name: value for name in names if (value := values.pop(name)) is not None}
+        return command(settings=settings, given=given, **values)
+
+    return with_format

@@ -1,0 +1,362 @@
+"""Read a CSV file as the server gets it: UTF-8, in blocks that end where a line ends.
+
+The server splits the text into rows and fields. What is done here is what it would not notice: a
+quote in the middle of a field, which it drops; a line that ends the data early for PostgreSQL up to
+17. And what it cannot know: which line of the file a row of it is.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, Self
+
+from pgmonkey.cli.csv_format import STANDARD, CsvError, CsvFormat
+
+OTHER_ENCODING: Final = "if the file has another encoding, name it: --encoding cp1252, for instance"
+_BLOCK: Final = 256 * 1024  # bytes
+#: Of the first row, and of what is empty before it.
+_LONGEST_ROW: Final = 2**20  # bytes
+# The longer ones first: that of UTF-32 starts with that of UTF-16.
+_MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+#: Encodings whose files are UTF-8, too, after a mark.
+_UTF_8: Final = ("utf-8", "utf-8-sig", "ascii")
+#: An empty line after another one, by the end of lines: a pattern with an alternative is much slower.
+_EMPTY_LINE: Final = {b"\n": re.compile(rb"\n\r?\n"), b"\r": re.compile(rb"\r\r")}
+#: The end of the first line, which more is known of: a line feed may follow a carriage return.
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r(?=.)", re.DOTALL)
+#: A line of this alone ends the data, for PostgreSQL up to 17.
+_END_OF_DATA: Final = b"\\."
+
+
+def encoding_of_mark(start: bytes) -> str | None:
+    """Return the encoding that a byte order mark at the start of a file tells, if there is one.
+
+    Example:
+        >>> encoding_of_mark("é".encode("utf-8-sig"))
+        'utf-8'
+    """
+    return next((name for mark, name in _MARKS if start.startswith(mark)), None)
+
+
+class CsvSource:
+    """Read a CSV file once, from its start to its end, with memory for one block and one line.
+
+    Args:
+        path: The file; `-` for standard input.
+        form: How it is written.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, form: CsvFormat) -> None:
+        self.name = "standard input" if path == STANDARD else str(path)
+        self._path = path
+        self._form = form
+        self._file: BinaryIO = sys.stdin.buffer if path == STANDARD else path.open("rb")
+        about = os.fstat(self._file.fileno())
+        #: Whether it can be read a second time.
+        self.regular = stat.S_ISREG(about.st_mode) and path != STANDARD
+        #: Its bytes; `None` if that is not known.
+        self.size = about.st_size if self.regular else None
+        #: How many bytes of it were read.
+        self.read = 0
+        self._quote = form.quote.encode()
+        self._delimiter = form.delimiter.encode()
+        # Edges of a field, and the other one of a doubled quote: elsewhere is no quote.
+        edges = re.escape(self._delimiter + self._quote + b"\r\n")
+        self._misplaced = re.compile(
+            b"%(quote)s(?:(?P<opening>(?<![%(edges)s]%(quote)s)(?<!\\A%(quote)s))"
+            b"|(?P<closing>(?![%(edges)s]|\\Z)))"
+            % {b"quote": re.escape(self._quote), b"edges": edges}
+        )
+        self._eol = b"\n"
+        #: How many lines of the file are behind.
+        self._lines = self._lines_before_data = 0
+        self._inside = False
+        self._opened = 0  # the line of the quote that is open
+        self._pieces: Iterator[bytes] = self._in_whole_lines()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._path != STANDARD:
+            self._file.close()
+
+    def header(self) -> list[str]:
+        """Read the first row, without the empty ones before it, and return its fields."""
+        _, row = self._first_row(b"\r\n" + self._delimiter)
+        if not row:
+            raise CsvError(f"{self.name}: there is no row in it")
+        self._lines_before_data = self._lines
+        return self._fields(row)
+
+    def width(self) -> int:
+        """Return how many fields the first row has that is not empty; all rows stay to be read."""
+        before, row = self._first_row(b"\r\n")
+        self._lines = 0
+        self._push(before + row)
+        return len(self._fields(row)) or 1
+
+    def data(self, columns: int) -> Iterator[tuple[bytes, int]]:
+        """Yield what is left, with the number of rows that end in each part.
+
+        Lines without anything are left out, except in a file of one column: there they are NULL.
+
+        Args:
+            columns: How many there are.
+
+        Raises:
+            CsvError: a quote is where none may be, or the last one is missing.
+        """
+        for piece in self._pieces:
+            outside, inside = self._outside(piece)
+            ends = self._count(outside)
+            mended = self._mended(piece, outside, columns)
+            if inside and self._quote in piece:
+                self._opened = self._lines + self._count(piece[: piece.rindex(self._quote)]) + 1
+            self._lines += self._count(piece)
+            self._inside = inside
+            yield mended, ends
+        if self._inside:
+            raise self.error(self._opened, "a quote is opened here and never closed")
+
+    def place(self, number: int, columns: int) -> tuple[int, int | None]:
+        """Return the line where the row starts that the server means with a number, and its number.
+
+        A file is read again for that. A pipe cannot be: there it is the line of the server, which
+        differs where fields have line breaks, or empty lines were left out.
+
+        Args:
+            number: A line as the server counts them.
+            columns: How many there are.
+        """
+        if not self.regular:
+            return self._lines_before_data + number, None
+        with CsvSource(self._path, self._form) as again:
+            if self._form.has_headers:
+                again.header()
+            return again.find(number, columns)
+
+    def find(self, number: int, columns: int) -> tuple[int, int]:
+        """Read on to a row, as `place` does; return the line that it starts at, and its number.
+
+        The server counts one for a row and one for each line break in it; of one kind alone, and in
+        the first row of another one.
+        """
+        counted = row = 0
+        embedded = b"\r"
+        line = first = self._lines + 1
+        record: list[bytes] = []
+        for piece in self._pieces:
+            for text in self._split(piece):
+                line += 1
+                if not record and self._is_blank(text, columns):
+                    continue
+                if not record:
+                    first, row = line - 1, row + 1
+                record.append(text)
+                self._inside ^= text.count(self._quote) % 2 == 1
+                if self._inside:
+                    continue
+                counted += 1 + b"".join(record).rstrip(b"\r\n").count(embedded)
+                if counted >= number:
+                    return first, row
+                if row == 1:
+                    embedded = b"\r" if text.endswith((b"\r\n", b"\r")) else b"\n"
+                record.clear()
+        return first, row
+
+    def error(self, line: int, message: str) -> CsvError:
+        """Return the error of a line."""
+        return CsvError(f"{self.name}:{line}: {message}")
+
+    def _first_row(self, empty: bytes) -> tuple[bytes, bytes]:
+        """Read the first row; return the lines before it that have these characters alone, and it."""
+        before: list[bytes] = []
+        row: list[bytes] = []
+        inside = False
+        for piece in self._pieces:
+            texts = self._split(piece)
+            for number, text in enumerate(texts):
+                if not row and not text.strip(empty):
+                    before.append(text)
+                    self._lines += 1
+                    continue
+                row.append(text)
+                inside ^= text.count(self._quote) % 2 == 1
+                if not inside:
+                    self._push(b"".join(texts[number + 1 :]))
+                    found = b"".join(row)
+                    self._outside(found)
+                    self._lines += self._count(found)
+                    return b"".join(before), found
+            if sum(map(len, row)) > _LONGEST_ROW or sum(map(len, before)) > _LONGEST_ROW:
+                break
+        if row:
+            raise self.error(self._lines + 1, "a quote is opened in this row and never closed")
+        return b"".join(before), b""
+
+    def _push(self, text: bytes) -> None:
+        """Put text before what is left."""
+        if text:
+            self._pieces = itertools.chain((text,), self._pieces)
+
+    def _fields(self, row: bytes) -> list[str]:
+        try:
+            text = row.decode()
+        except UnicodeDecodeError:
+            message = f"the file is not UTF-8\n  hint: {OTHER_ENCODING}"
+            raise self.error(self._lines, message) from None
+        reader = csv.reader(
+            io.StringIO(text, newline=""),
+            delimiter=self._form.delimiter,
+            quotechar=self._form.quote,
+            quoting=csv.QUOTE_MINIMAL if self._form.quotes else csv.QUOTE_NONE,
+        )
+        try:
+            return next(reader, [])
+        except csv.Error as error:
+            raise self.error(self._lines, str(error)) from None
+
+    def _outside(self, piece: bytes) -> tuple[bytes, bool]:
+        """Return a part without what is quoted, and whether it ends within quotes.
+
+        A quote stands for what was there.
+
+        Raises:
+            CsvError: one of them is in the middle of a field.
+        """
+        quote = self._quote
+        parts = piece.split(quote)
+        inside = self._inside ^ (len(parts) % 2 == 0)
+        outside = quote * self._inside + quote.join(parts[self._inside :: 2]) + quote * inside
+        wrong = self._misplaced.search(outside)
+        if wrong is not None:
+            number = outside.count(quote, 0, wrong.start())
+            behind = 2 * number + (not self._inside) + (wrong.lastgroup == "closing")
+            before = parts[:behind]
+            line = self._lines + 1 + self._count(quote.join(before))
+            shown = self._form.quotechar
+            raise self.error(
+                line,
+                f"a {shown} in the middle of a field\n  hint: put {shown} around the whole field and"
+                f" double those in it; or give --quotechar none, if {shown} means nothing in this file",
+            )
+        return outside, inside
+
+    def _mended(self, piece: bytes, outside: bytes, columns: int) -> bytes:
+        """Return a part as the server gets it."""
+        blank = columns > 1 and (
+            outside.startswith((self._eol, b"\r\n"))
+            or _EMPTY_LINE[self._eol].search(outside) is not None
+        )
+        ends = b"\\" in outside and _END_OF_DATA in outside  # the first is much faster
+        if not blank and not ends:
+            return piece
+        kept = []
+        inside = self._inside
+        for line in self._split(piece):
+            if not inside:
+                if self._is_blank(line, columns):
+                    continue
+                if line.rstrip(b"\r\n") == _END_OF_DATA:
+                    quoted = self._quote + _END_OF_DATA + self._quote
+                    line = line.replace(_END_OF_DATA, quoted)  # noqa: PLW2901 - the same line
+            kept.append(line)
+            inside ^= line.count(self._quote) % 2 == 1
+        return b"".join(kept)
+
+    def _is_blank(self, line: bytes, columns: int) -> bool:
+        return columns > 1 and line in ((b"\r",) if self._eol == b"\r" else (b"\n", b"\r\n"))
+
+    def _count(self, text: bytes) -> int:
+        return text.count(self._eol)
+
+    def _split(self, piece: bytes) -> list[bytes]:
+        """Return the lines of a part, with their ends."""
+        *lines, rest = piece.split(self._eol)
+        return [*(line + self._eol for line in lines), *([rest] if rest else ())]
+
+    # From the bytes of the file to whole lines in UTF-8
+
+    def _in_whole_lines(self) -> Iterator[bytes]:
+        blocks = self._decoded()
+        start = b""
+        for block in blocks:
+            start += block
+            found = _LINE_END.search(b"".join(start.split(self._quote)[::2]))
+            if found is not None or len(start) > _LONGEST_ROW:
+                break
+        else:  # it is one line
+            found = re.search(rb"[\r\n]", start)
+        self._eol = b"\r" if found is not None and found.group() == b"\r" else b"\n"
+        kept: list[bytes] = []
+        for block in itertools.chain((start,), blocks):
+            end = block.rfind(self._eol) + 1
+            if end:
+                yield b"".join([*kept, block[:end]])
+                kept.clear()
+            kept.append(block[end:])
+        if rest := b"".join(kept):
+            yield rest
+
+    def _blocks(self) -> Iterator[bytes]:
+        while block := self._file.read(_BLOCK):
+            self.read += len(block)
+            yield block
+
+    def _decoded(self) -> Iterator[bytes]:
+        blocks = self._blocks()
+        start = next(blocks, b"")
+        marked = encoding_of_mark(start)
+        encoding = codecs.lookup(self._form.encoding or marked or "utf-8").name
+        if encoding in _UTF_8:
+            yield start.removeprefix(codecs.BOM_UTF8)
+            yield from blocks
+            return
+        if encoding in ("utf-16", "utf-32"):
+            right = marked is not None and marked.startswith(encoding)
+            encoding = marked if right and marked else f"{encoding}-le"
+        decoder = codecs.getincrementaldecoder(encoding)()
+        text = self._text(decoder, start, encoding, 1).removeprefix("\ufeff")
+        lines = 1 + text.count("\n")
+        yield text.encode("utf-8", "surrogatepass")
+        for block in blocks:
+            text = self._text(decoder, block, encoding, lines)
+            lines += text.count("\n")
+            yield text.encode("utf-8", "surrogatepass")
+        yield self._text(decoder, b"", encoding, lines, final=True).encode()
+
+    def _text(
+        self,
+        decoder: codecs.IncrementalDecoder,
+        block: bytes,
+        encoding: str,
+        line: int,
+        *,
+        final: bool = False,
+    ) -> str:
+        try:
+            return decoder.decode(block, final)
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start].decode(encoding, "replace")
+            wrong = error.object[error.start : error.end].hex(" ")
+            message = f"the file is not {encoding}: it has the bytes {wrong}"
+        raise self.error(line + before.count("\n"), message)

@@ -1,0 +1,50 @@
+"""`pgmonkey pgexport`: a table or a view into a CSV file, which is there when it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgmonkey.cli import options
+from pgmonkey.cli.copying import csv_options, database_and_table
+from pgmonkey.cli.output import Answer
+
+if TYPE_CHECKING:
+    from pgmonkey.cli.csv_tables import Table
+    from pgmonkey.config.settings import DatabaseConfig
+
+
+@click.command("pgexport")
+@database_and_table
+@click.option(
+    *("--export_file", "--export-file", "path"),
+    metavar="FILE",
+    type=options.PATH,
+    help="The CSV file; - for standard output.  [default: TABLE.csv]",
+)
+@csv_options
+def command(
+    path: Path | None,
+    config: DatabaseConfig,
+    table: Table,
+    text: str,
+    connconfig: Path | None,
+    settings: Path | None,
+    given: Mapping[str, Any],
+) -> Answer:
+    """Export a table or a view to a CSV file.
+
+    The file is replaced when the new one is whole; after a failure the old one is as it was.
+    """
+    from pgmonkey.cli.csv_export import export_csv
+    from pgmonkey.cli.csv_format import STANDARD, chosen_format, rows
+
+    path = path or Path(f"{text}.csv")
+    form = chosen_format(path, settings, given, connconfig)
+    number = export_csv(config, table, path, form)
+    if path == STANDARD:
+        return Answer(note=f"{rows(number)} exported from {table}")
+    return Answer(f"{rows(number)} exported from {table} to {path}")

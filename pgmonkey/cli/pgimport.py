@@ -1,0 +1,70 @@
+"""`pgmonkey pgimport`: a CSV file into a table, all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgmonkey.cli import options
+from pgmonkey.cli.copying import csv_options, database_and_table
+from pgmonkey.cli.output import Answer
+
+if TYPE_CHECKING:
+    from pgmonkey.cli.csv_tables import Table
+    from pgmonkey.config.settings import DatabaseConfig
+
+
+@click.command("pgimport")
+@click.option(
+    *("--import_file", "--import-file", "path"),
+    metavar="FILE",
+    type=options.PATH,
+    required=True,
+    help="The CSV file; - for standard input.",
+)
+@database_and_table
+@click.option(
+    "--columns",
+    metavar="NAME,...",
+    help="The columns of the table, in the order of the file; the header is then left out.",
+)
+@click.option(
+    "--create-table/--no-create-table",
+    "auto_create_table",
+    default=None,
+    help="Whether a table that is missing is created, of text alone.  [default: it is]",
+)
+@click.option(
+    "--lowercase/--no-lowercase",
+    "enforce_lowercase",
+    default=None,
+    help="Whether `First Name` in a header is the column first_name.  [default: it is]",
+)
+@csv_options
+def command(
+    path: Path,
+    config: DatabaseConfig,
+    table: Table,
+    text: str,
+    connconfig: Path | None,
+    columns: str | None,
+    settings: Path | None,
+    given: Mapping[str, Any],
+) -> Answer:
+    """Import a CSV file into a table.
+
+    All rows are imported, or none: a row that the server refuses is named with its line and column.
+    A table that is missing is created from the header, all columns of type text.
+    """
+    from pgmonkey.cli.csv_format import chosen_format, rows
+    from pgmonkey.cli.csv_import import import_csv
+
+    form = chosen_format(path, settings, given, connconfig)
+    del text
+    named = None if columns is None else [one.strip() for one in columns.split(",")]
+    done = import_csv(config, path, table, form, named)
+    created = f", created with the columns {', '.join(done.created)}" if done.created else ""
+    return Answer(f"{rows(done.rows)} imported into {table}{created}")
