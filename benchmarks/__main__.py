@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import (
     checkout,
+    csv_files,
     database_down,
     django_requests,
     frameworks,
@@ -45,6 +46,7 @@ BENCHMARKS = {
     "starting": starting.run,
     "scrape": scrape.run,
     "instructions": instructions.run,
+    "copy": csv_files.run,
     "rotation": rotation.run,
     "timeouts": timeouts.run,
     "database_down": database_down.run,
