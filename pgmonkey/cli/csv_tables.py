@@ -72,7 +72,7 @@ def copying(config: DatabaseConfig) -> Iterator[psycopg.Connection[Any]]:
     from pgmonkey.pool._sync.connecting import connect
     from pgmonkey.pool.failures import ConnectFailure, classify
 
-    connection = connect(config, "normal")
+    connection = connect(config, config.connection_type)
     if isinstance(connection, ConnectFailure):
         raise connection.error(config.name)
     ended = False

@@ -172,3 +172,13 @@ def _read(path: Path) -> str | tuple[bytes, int]:
     except CsvError as error:
         return str(error)
     return b"".join(part for part, _ in parts), sum(ends for _, ends in parts)
+
+
+def test_no_line_ends_the_data_of_older_servers(tmp_path: Path) -> None:
+    r"""A line of `\.` alone is sent in quotes, wherever it is but within quotes."""
+    path = tmp_path / "ends.csv"
+    path.write_bytes(b'a\r\n\\.\r\n"x\n\\.\ny"\r\n\\.b\r\n\\.')
+    with CsvSource(path, CsvFormat()) as source:
+        assert source.header() == ["a"]
+        sent = b"".join(part for part, _ in source.data(1))
+    assert sent == b'"\\."\r\n"x\n\\.\ny"\r\n\\.b\r\n"\\."'

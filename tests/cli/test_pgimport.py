@@ -117,7 +117,8 @@ def test_a_registry_names_the_database(
     """With NAME and --dir; the search path of the file decides about the schema."""
     with database.connect(autocommit=True) as conn:
         conn.execute("CREATE SCHEMA sales")
-    registry_dir.declare("orders", database, sync_settings={"search_path": "sales, public"})
+    settings = {"search_path": "sales, public"}
+    registry_dir.declare("orders", database, "async_pool", async_settings=settings)
     (tmp_path / "new.csv").write_text("a\n1\n")
     done = invoke(
         *("pgimport", "orders", "--dir", registry_dir, "--table", "t"),
