@@ -111,6 +111,7 @@ class Step(NamedTuple):
 
 
 ONLY_A_PROGRAM = "two lines of prose, and a program with `PGConnectionManager`"
+EVERY_RUN_WORKS = "the first run wrote the file of settings, and nothing was imported or exported"
 COMMANDS = [
     Step("", 2, "Commands:", "`pgmonkey` and `pgmonkey pgconfig` alone"),
     Step("--help", has="pgconfig"),
@@ -184,9 +185,19 @@ COMMANDS = [
     ),
     Step("pgserverconfig --filepath no.yaml", 1, "No such file", "a missing file was a traceback"),
     # Importing and Exporting Data
-    Step("pgexport --table public.my_table --connconfig config.yaml --export_file output.csv"),
-    Step("pgexport --table public.my_table --connconfig config.yaml", has="public.my_table.csv"),
-    Step("pgimport --table public.my_table --connconfig config.yaml --import_file data.csv"),
+    Step(
+        "pgexport --table public.my_table --connconfig config.yaml --export_file output.csv",
+        differs=EVERY_RUN_WORKS,
+    ),
+    Step(
+        "pgexport --table public.my_table --connconfig config.yaml",
+        has="public.my_table.csv",
+        differs="an export of `public.items` was the file `public.csv`",
+    ),
+    Step(
+        "pgimport --table public.my_table --connconfig config.yaml --import_file data.csv",
+        differs=EVERY_RUN_WORKS,
+    ),
 ]
 
 
