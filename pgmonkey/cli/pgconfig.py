@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -52,14 +51,12 @@ def create(path: Path, kind: str) -> Answer:
 @options.config_file
 @options.connection_type
 @options.resolve_env
-@options.allow_sensitive_defaults
-@options.env_file
+@options.references
 def test(
     path: Path,
     connection_type: ConnectionType | None,
     resolve_env: bool,
-    allow_sensitive_defaults: bool,
-    env: Mapping[str, str] | None,
+    references: options.References,
 ) -> Answer:
     """Connect as a config file says, and report the result.
 
@@ -70,16 +67,9 @@ def test(
 
     # A failure is this command's answer; the same as an event beside it is noise.
     logging.getLogger("pgmonkey").addHandler(_SILENT)
-    config = load_file(
-        path,
-        resolve=resolve_env,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        isolate=False,
-        env=env,
-    )
+    config = load_file(path, resolve=resolve_env, isolate=False, **references)
     wanted = connection_type or config.connection_type
-    given = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
-    lines = _connect(path, wanted, given, env)
+    lines = _connect(path, wanted, references, resolve=resolve_env)
     if wanted.endswith("pool"):
         pool = config.pool(wanted)
         lines["pool"] = f"opened; {pool.min_size} to {pool.max_size} connections"
@@ -87,7 +77,7 @@ def test(
 
 
 def _connect(
-    path: Path, wanted: ConnectionType, given: dict[str, bool], env: Mapping[str, str] | None
+    path: Path, wanted: ConnectionType, references: options.References, *, resolve: bool
 ) -> dict[str, str]:
     """Connect once, then through a pool if one is wanted; return what the server says."""
     import asyncio
@@ -95,6 +85,9 @@ def _connect(
     from psycopg.rows import tuple_row
 
     from pgmonkey.registry.manager import PGConnectionManager
+
+    env, defaults = references["env"], references["allow_sensitive_defaults"]
+    given = {"resolve_env": resolve, "allow_sensitive_defaults": defaults}
 
     def sync() -> dict[str, str]:
         began = time.monotonic()
