@@ -9,6 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -327,26 +328,29 @@ def test_generated_programs_run_as_they_are(
     assert str(version) in ended.out
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("connection_type", ["pool", "async_pool"])
-def test_a_generated_program_ends_by_itself(
-    connection_type: str, library: str, tmp_path: Path, config: Path, canary: Canary
-) -> None:
-    """As a process with every warning an error, it ends with code 0 and without a warning."""
-    made = invoke(
-        "pgconfig", "generate-code", "--connconfig", config, "--connection-type", connection_type,
-        "--library", library, canary=canary,
-    )  # fmt: skip
-    program = tmp_path / "program.py"
-    program.write_text(made.out, encoding="utf-8")
+def test_generated_programs_of_pools_end(tmp_path: Path, config: Path, canary: Canary) -> None:
+    """Every warning is an error, and a process that has run them ends with code 0 and no warning."""
+    programs = []
+    for connection_type, library in product(["pool", "async_pool"], LIBRARIES):
+        made = invoke(
+            "pgconfig", "generate-code", "--connconfig", config, "--library", library,
+            "--connection-type", connection_type, canary=canary,
+        )  # fmt: skip
+        programs.append(tmp_path / f"{connection_type} of {library}.py")
+        programs[-1].write_text(made.out, encoding="utf-8")
+    one_by_one = (
+        "import runpy, sys\n"
+        "for path in sys.argv[1:]:\n"
+        "    runpy.run_path(path, run_name='__main__')\n"
+    )
     ended = run(
         canary=canary, cwd=tmp_path,
-        program=[sys.executable, "-X", "dev", "-W", "error", str(program)],
+        program=[sys.executable, "-X", "dev", "-W", "error", "-c", one_by_one, *map(str, programs)],
     )  # fmt: skip
     # asyncio's debug mode says that a loaded machine was slow: that is no warning.
     err = re.sub(r"^Executing <.*> took \S+ seconds\n", "", ended.err, flags=re.MULTILINE)
     assert (ended.code, err) == (0, "")
-    assert ended.out.startswith("('PostgreSQL ")
+    assert ended.out.count("('PostgreSQL ") == len(programs)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
