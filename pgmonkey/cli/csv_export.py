@@ -88,9 +88,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     new = target if special else target.with_name(f".{target.name}.{token_hex(4)}")
     try:
         with new.open("wb" if special else "xb") as file:
-            yield file
             if mode is not None and not special:
-                new.chmod(stat.S_IMODE(mode))
+                new.chmod(stat.S_IMODE(mode))  # before anybody can read what the old one hid
+            yield file
         if not special:
             new.replace(target)
     except BaseException as error:

@@ -16,7 +16,8 @@ from pgmonkey.errors import ConfigError, PgmonkeyError, Problem, count, did_you_
 STANDARD: Final = Path("-")
 #: A delimiter that is hard to type, by the names that people write.
 _NAMED: Final = {r"\t": "\t", "tab": "\t"}
-#: The quote character of a file without quotes: one that text has not, and no two differ in.
+#: The server must be told some quote character. For a file without quotes it is this one, which
+#: text does not have; `CsvSource` refuses a file that does.
 _NO_QUOTE: Final = "\x01"
 
 
@@ -62,7 +63,7 @@ class CsvFormat:
         for name, value in (("delimiter", self.delimiter), ("quotechar", self.quote)):
             if len(value) != 1 or not value.isascii() or value in "\r\n\0":
                 found[name] = "expected one ASCII character"
-        if self.delimiter == self.quotechar:
+        if self.delimiter == self.quote:
             found["quotechar"] = "it is the delimiter, too"
         if set(self.null_text) & {self.delimiter, self.quotechar, "\r", "\n"}:
             found["null_text"] = "it has the delimiter, the quote or a line break in it"

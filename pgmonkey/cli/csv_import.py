@@ -186,7 +186,8 @@ def _move(connection: psycopg.Connection[Any], into: _Target, table: Table) -> N
                 )
     columns = _listed(into.named())
     connection.execute(
-        sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}").format(
+        # As COPY does it: an identity column takes the values of the file.
+        sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}").format(
             table.identifier, columns, columns, into.table.identifier
         )
     )
@@ -205,7 +206,7 @@ def new_columns(header: Sequence[str], form: CsvFormat) -> list[str | None]:
         >>> new_columns(["First Name", "e-mail"], CsvFormat())
         ['first_name', 'e_mail']
     """
-    _refuse_another_delimiter(header)
+    _refuse_another_delimiter(header, form)
     names = [_column(name, form) for name in header]
     _refuse_twins(names)
     return names
@@ -221,7 +222,7 @@ def matched(header: Sequence[str], existing: Sequence[str], form: CsvFormat) -> 
     names = [name if name in existing else _column(name, form) for name in header]
     unknown = [name for name in names if name is not None and name not in existing]
     if unknown:
-        _refuse_another_delimiter(header)
+        _refuse_another_delimiter(header, form)
         raise CsvError(
             f"the table has no column {', '.join(unknown)}; it has {', '.join(existing)}"
             "\n  hint: is the first row a header? If not: --no-headers"
@@ -238,12 +239,13 @@ def _column(name: str, form: CsvFormat) -> str | None:
     return name.encode()[:_LONGEST_NAME].decode(errors="ignore")  # as the server does
 
 
-def _refuse_another_delimiter(header: Sequence[str]) -> None:
-    if len(header) == 1 and (other := set(header[0]) & set(_OTHER_DELIMITERS)):
+def _refuse_another_delimiter(header: Sequence[str], form: CsvFormat) -> None:
+    others = set(_OTHER_DELIMITERS) - {form.delimiter}
+    if len(header) == 1 and (other := set(header[0]) & others):
         shown = "tab" if other == {"\t"} else min(other)
         raise CsvError(
             f"the header is one column, and has the character {shown!r} in it"
-            f"\n  hint: --delimiter '{shown}' if that separates columns"
+            f"\n  hint: --delimiter '{shown}' if that separates columns, --columns NAME if it does not"
         )
 
 

@@ -91,6 +91,8 @@ class CsvSource:
         self._inside = False
         self._opened = 0  # the line of the quote that is open
         self._pieces: Iterator[bytes] = self._in_whole_lines()
+        if not form.quotes:
+            self._pieces = self._without_quotes(self._pieces)
 
     def __enter__(self) -> Self:
         return self
@@ -288,6 +290,19 @@ class CsvSource:
 
     def _count(self, text: bytes) -> int:
         return text.count(self._eol)
+
+    def _without_quotes(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Refuse the character that the server is told as the quote of a file that has none."""
+        for piece in pieces:
+            if self._quote in piece:
+                line = self._lines + self._count(piece[: piece.index(self._quote)]) + 1
+                character = f"U+{ord(self._quote):04X}"
+                raise self.error(
+                    line,
+                    f"there is the control character {character}, which is not possible with"
+                    " --quotechar none",
+                )
+            yield piece
 
     def _split(self, piece: bytes) -> list[bytes]:
         """Return the lines of a part, with their ends."""

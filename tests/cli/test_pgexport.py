@@ -233,8 +233,12 @@ def test_a_full_disk_is_named(exported: Export) -> None:
 
 @pytest.mark.parametrize("how", ["interrupt", "terminate"])
 def test_an_export_that_ends_early_leaves_no_file(how: str, exported: Export) -> None:
-    """Ctrl-C is code 130; a connection that is lost is code 4, with the server's reason."""
+    """Ctrl-C is code 130; a connection that is lost is code 4, with the server's reason.
+
+    The file that is being written has the mode of the old one from the start.
+    """
     exported.csv.write_text("old")
+    exported.csv.chmod(0o600)
     exported.execute(
         "CREATE VIEW v AS SELECT n, pg_sleep(0.01)::text FROM generate_series(1, 10000) n"
     )
@@ -244,7 +248,8 @@ def test_an_export_that_ends_early_leaves_no_file(how: str, exported: Export) ->
     )  # fmt: skip
     try:
         eventually(exported.copies, 30)
-        assert len(exported.files()) == 3
+        (new,) = exported.directory.glob(".out.csv.*")
+        assert stat.S_IMODE(new.stat().st_mode) == 0o600
         if how == "interrupt":
             process.send_signal(signal.SIGINT)
         else:

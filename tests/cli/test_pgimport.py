@@ -231,6 +231,16 @@ def test_a_table_is_not_created_where_that_is_not_wanted(imported: Import) -> No
     failed(imported("a;b\n1;2\n"), None, "has the character ';' in it", "--delimiter ';'")
 
 
+def test_one_column_may_have_any_name(imported: Import) -> None:
+    """A quoted delimiter is part of the name; for another separator, `--columns` gives the name."""
+    assert imported('"price, net"\n1\n').code == 0
+    assert imported.execute("SELECT price__net FROM t") == [("1",)]
+    imported.execute("DROP TABLE t")
+    failed(imported("net;gross\n1\n"), None, "--delimiter ';'", "--columns NAME if it does not")
+    assert imported("net;gross\n1\n", "--columns", "net").code == 0
+    assert imported.execute("SELECT net FROM t") == [("1",)]
+
+
 def test_columns_without_a_name_must_be_empty(imported: Import) -> None:
     """As spreadsheets write them; a value in one of them is not thrown away."""
     text = 'a,,b,\n1,,2,\n3,"",4,\n'
@@ -243,6 +253,14 @@ def test_columns_without_a_name_must_be_empty(imported: Import) -> None:
     failed(imported("a,,b,\n1,,2,\n\nx,,4,\n"), 4, "row 2, column a: invalid input syntax")
     failed(imported("a,\n9,\n"), None, "violates check constraint", "(9, null)")
     assert len(imported.rows()) == 4
+
+
+def test_a_column_that_is_always_generated_takes_the_values_of_the_file(imported: Import) -> None:
+    """An identity column of the header is filled, also beside a column without a name."""
+    imported.create("id int GENERATED ALWAYS AS IDENTITY, name text")
+    assert imported("id,name\n7,tea\n").code == 0
+    assert imported("id,name,\n8,milk,\n").code == 0
+    assert imported.rows() == [(7, "tea"), (8, "milk")]
 
 
 def test_an_empty_file_is_refused(imported: Import) -> None:
@@ -325,6 +343,9 @@ def test_a_quote_in_the_middle_of_a_field_is_refused(imported: Import) -> None:
     assert imported.rows() == []
     assert imported('a,b\na 5" disk,"x"\n', "--quotechar", "none").code == 0
     assert imported.rows() == [('a 5" disk', '"x"')]
+    refused = imported("a,b\n1,2\n3,\x01\n", "--quotechar", "none")
+    failed(refused, 3, "the control character U+0001, which is not possible with --quotechar none")
+    assert "hint" not in refused.err
 
 
 def test_a_line_that_ends_the_data_of_older_servers_is_a_value(imported: Import) -> None:
