@@ -67,13 +67,9 @@ def _row(database: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _server(connection: Mapping[str, str]) -> str:
     """Return the servers as `host:port`, as the file names them."""
+    from pgmonkey.config.settings import host_and_port
+
     hosts = connection.get("host") or connection.get("hostaddr") or ""
     if not hosts:
         return f"service {connection['service']}" if "service" in connection else ""
-    ports = connection.get("port", "").split(",")
-    several = hosts.split(",")
-    if len(ports) != len(several):
-        ports = ports[:1] * len(several)
-    return ",".join(
-        f"{host}:{port}" if port else host for host, port in zip(several, ports, strict=True)
-    )
+    return host_and_port(hosts, connection.get("port", ""))

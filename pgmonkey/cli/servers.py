@@ -122,14 +122,16 @@ class Server(NamedTuple):
 
     def lines(self) -> dict[str, str]:
         """Return it for people."""
+        from pgmonkey.config.settings import host_and_port
+
         on_socket = self.host.startswith("/")
-        address = self.host if on_socket else f"{self.host}:{self.port}"
+        place = self.host if on_socket else host_and_port(self.host, str(self.port))
         tls = "none: a local socket" if on_socket else "none: the connection is not encrypted"
         if self.encrypted:
             tls = f"{self.tls_version}, {self.tls_cipher}" if self.tls_version else "yes"
         transactions = "read-only" if self.read_only else "read-write"
         return {
-            "server": f"PostgreSQL {self.version} at {address}",
+            "server": f"PostgreSQL {self.version} at {place}",
             "database": self.database,
             "user": self.user if self.role == self.user else f"{self.user}, acting as {self.role}",
             "tls": tls,

@@ -124,14 +124,20 @@ def _sums(
     """Count the connections to each server, which the files may know under several names."""
     demands: list[Demand] = []
     limits: dict[str, Limits] = {}
+    counted: set[tuple[str, str]] = set()
     for one in needed:
         for client in one.clients:
             # One of several hosts: each is counted, and has limits of its own.
             name = f"{client.name} at {one.server}"
-            demands += (demand._replace(name=name) for demand in client.demands)
+            more = [demand._replace(name=name) for demand in client.demands]
             found = facts[one.server][client.name]
             if isinstance(found, Facts):
                 limits[name] = found.limits
+                if (client.name, found.limits.identity) in counted:
+                    # Two of its hosts are one server, which its pools connect to once.
+                    more = [demand._replace(pools=0) for demand in more]
+                counted.add((client.name, found.limits.identity))
+            demands += more
     return budget(demands, fleet, limits)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgmonkey.config.budget import Demand, Fleet, demand_of, of_process
+from pgmonkey.config.settings import host_and_port
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
@@ -76,7 +77,8 @@ class Client(NamedTuple):
         database: Its name on the server; `None` if that is made on demand.
         user: Who logs in; `None` as there.
         tls: Whether its connections are encrypted; `None` if either is accepted.
-        verifies: The name that the server's certificate must have; `None` if that is not checked.
+        checks: Whether it checks who signed the server's certificate.
+        verifies: The name that the certificate must have; `None` if that is not checked.
         has_password: Whether the file has one, or says what makes it.
         has_certificate: Whether it shows a certificate.
         require_auth: What it accepts, as libpq has it.
@@ -90,6 +92,7 @@ class Client(NamedTuple):
     database: str | None = None
     user: str | None = None
     tls: bool | None = None
+    checks: bool = False
     verifies: str | None = None
     has_password: bool = False
     has_certificate: bool = False
@@ -99,7 +102,7 @@ class Client(NamedTuple):
     @property
     def server(self) -> str:
         """The name of the server, as `budget` has it."""
-        return f"{self.host or 'local socket'}:{self.port}"
+        return host_and_port(self.host or "local socket", self.port)
 
     @property
     def is_local(self) -> bool:
@@ -227,6 +230,7 @@ def _client(portable: Portable, demands: tuple[Demand, ...], place: Client) -> C
         database=settings.get("dbname"),
         user=settings.get("user"),
         tls=tls,
+        checks=bool(tls and (sslmode.startswith("verify-") or settings.get("sslrootcert"))),
         verifies=place.host if tls and sslmode == "verify-full" else None,
         has_password="password" in portable.hidden or bool(settings.get("passfile")),
         has_certificate=has_files and tls is not False,
@@ -272,8 +276,11 @@ def _settings(there: Sequence[Client], most: int) -> Iterator[Setting]:
         names = ", ".join(dict.fromkeys(one.name for one in with_tls))
         verified = dict.fromkeys(one.verifies for one in with_tls if one.verifies)
         named = f"for {', '.join(verified)}, " if verified else ""
+        signed = "signed by who is in sslrootcert"
+        if not any(one.checks for one in with_tls):
+            signed = "any certificate: no client checks it"
         yield Setting("ssl", "on", f"sslmode of {names}")
-        yield Setting("ssl_cert_file", "'server.crt'", f"{named}signed by who is in sslrootcert")
+        yield Setting("ssl_cert_file", "'server.crt'", f"{named}{signed}")
         yield Setting("ssl_key_file", "'server.key'", "readable by PostgreSQL alone")
     if names := ", ".join(dict.fromkeys(one.name for one in there if one.has_certificate)):
         yield Setting("ssl_ca_file", "'ca.crt'", f"who signed the client certificate of {names}")

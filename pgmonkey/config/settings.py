@@ -66,6 +66,24 @@ class Portable(NamedTuple):
 _NONE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
 
+def host_and_port(hosts: str, ports: str) -> str:
+    """Return the address of one or of several hosts for people; one of IPv6 is in brackets.
+
+    Example:
+        >>> host_and_port("a,b", "5432"), host_and_port("::1,/tmp", "5432,5433"), host_and_port("db", "")
+        ('a:5432,b:5432', '[::1]:5432,/tmp:5433', 'db')
+    """
+    several, each = hosts.split(","), ports.split(",")
+    if len(each) != len(several):
+        each = each[:1] * len(several)
+    named = (
+        f"[{host}]" if ":" in host and host[0] not in "/@" else host for host in several
+    )  # a path may have a colon, too
+    return ",".join(
+        f"{host}:{port}" if port else host for host, port in zip(named, each, strict=True)
+    )
+
+
 @dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class DatabaseConfig(DatabaseFile):
     """Hold the validated, immutable settings of one database.
@@ -167,7 +185,7 @@ class DatabaseConfig(DatabaseFile):
         host = connection.get("host") or connection.get("hostaddr")
         if not host and (service := connection.get("service")):
             return f"service {service}"
-        return f"{host or 'localhost'}:{connection.get('port') or 5432}"
+        return host_and_port(f"{host or 'localhost'}", f"{connection.get('port') or 5432}")
 
     @property
     def place(self) -> tuple[str, ...]:

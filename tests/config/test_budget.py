@@ -52,6 +52,15 @@ def test_a_fleet_multiplies():
     assert (one.limit, one.left, one.over) == (None, None, False)
 
 
+def test_each_of_several_hosts_is_named_with_its_port(tmp_path):
+    """An address of IPv6 is in brackets."""
+    (tmp_path / "orders.yaml").write_text(
+        "connection_settings: {host: 'db,::1', port: '5432,5433', dbname: a, user: a}\n"
+    )
+    config = load_file(tmp_path / "orders.yaml")
+    assert demand_of(config, 1).server == "db:5432,[::1]:5433"
+
+
 def test_servers_are_counted_apart_unless_they_are_one():
     """Two names of one server are one; PgBouncer at the same address is another."""
     demands = [

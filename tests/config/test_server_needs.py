@@ -131,6 +131,30 @@ def test_settings_of_tls_are_needed_where_tls_is(connection: dict, expected: lis
     assert [setting.name for setting in one.settings[1:]] == expected
 
 
+@pytest.mark.parametrize(
+    "connection, why",
+    [
+        ({"sslmode": "require"}, "any certificate: no client checks it"),
+        ({"sslmode": "require", "sslrootcert": "ca.crt"}, "signed by who is in sslrootcert"),
+        ({"sslmode": "verify-ca", "sslrootcert": "ca.crt"}, "signed by who is in sslrootcert"),
+        (
+            {"sslmode": "verify-full", "sslrootcert": "ca.crt"},
+            "for db.example, signed by who is in sslrootcert",
+        ),
+    ],
+)
+def test_the_certificate_must_be_one_that_clients_accept(connection: dict, why: str, clients):
+    """`require` alone accepts any certificate; with an authority in the file libpq checks it."""
+    (one,) = needs(clients(connection), Fleet())
+    assert [setting.why for setting in one.settings if setting.name == "ssl_cert_file"] == [why]
+
+
+def test_an_address_of_ipv6_is_in_brackets(clients):
+    """Else its port would look like a part of it."""
+    (one,) = needs(clients({"host": "2001:db8::1", "port": 5433}), Fleet())
+    assert one.server == "[2001:db8::1]:5433"
+
+
 def test_without_a_host_it_is_the_local_socket(tmp_path: Path):
     """As libpq has it; without a name of user and database, all of them."""
     path = tmp_path / "shop.yaml"
@@ -314,6 +338,22 @@ def test_two_names_of_one_server_are_counted_together():
     assert found["db:5432"].status == "mismatch"
     assert found["db:5432"].reason.endswith("10.0.0.1:5432, db:5432 are one server")
     assert found["standby:5432"].status == "ok"
+
+
+def test_several_hosts_that_are_one_server_are_counted_once():
+    """A database behind two proxies of one primary opens its pool once."""
+    demand = Demand("a", "", max_size=60)
+    clients = [
+        CLIENT._replace(name="a", host=host, demands=(demand._replace(server=f"{host}:5432"),))
+        for host in ("proxy1", "proxy2")
+    ]
+    needed = needs(clients, Fleet())
+    facts_of = {f"{host}:5432": {"a": facts([rule()])} for host in ("proxy1", "proxy2")}
+    found = {server: some[1] for server, some in audit(needed, facts_of, Fleet()).items()}
+    assert {server: (one.needed, one.status) for server, one in found.items()} == {
+        "proxy1:5432": ("61", "ok"),
+        "proxy2:5432": ("61", "ok"),
+    }
 
 
 def test_settings_of_tls_are_compared(clients):
