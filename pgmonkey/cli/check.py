@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from pgmonkey.cli import options
 from pgmonkey.cli.output import Answer, ExitCode, as_json, tell
+from pgmonkey.cli.registry_files import of_files_alone
 from pgmonkey.cli.servers import connected, side_by_side
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from pgmonkey.config.trust import Trust
     from pgmonkey.errors import Problem
 
-#: Codes of problems that depend on this machine. --static leaves them out.
-_OF_THIS_MACHINE: Final = ("reference.unset", "secret.", "file.")
 _SUFFIXES: Final = (".yaml", ".yml")
 
 
@@ -96,7 +95,7 @@ def command(
         databases, configs, changes = len(scan.present), [*scan.configs.values()], []
         problems = scan.all_problems()
     if static:
-        problems = tuple(one for one in problems if not one.code.startswith(_OF_THIS_MACHINE))
+        problems = of_files_alone(problems)
     if online:
         problems = sorted_problems((*problems, *_unreachable(configs)))
     warnings = sorted_problems([*find_warnings(configs), *changes])

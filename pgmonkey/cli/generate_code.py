@@ -14,9 +14,11 @@ import click
 from pgmonkey.cli import options
 from pgmonkey.cli.new_files import template
 from pgmonkey.cli.output import Answer, ExitCode
+from pgmonkey.cli.registry_files import of_files_alone
 
 if TYPE_CHECKING:
     from pgmonkey.config.models import ConnectionType
+    from pgmonkey.errors import Problem
 
 _PROGRAMS: Final = {"pgmonkey": "registry", "pgmonkey-4.0": "manager", "psycopg": "driver"}
 
@@ -53,14 +55,20 @@ def command(
             note=f"{path}: connection_type is a reference: resolve it with --resolve-env, or name"
             " the type with --connection-type",
         )
-    if library == "pgmonkey" and not (
-        NAME.fullmatch(path.stem) and path.suffix in (".yaml", ".yml")
-    ):
-        return Answer(
-            code=ExitCode.PROBLEM,
-            note=f"{path}: in a registry a file is called NAME.yaml, and its name matches"
-            f" {NAME.pattern}: rename it, or use --library pgmonkey-4.0",
-        )
+    if library == "pgmonkey":
+        if not (NAME.fullmatch(path.stem) and path.suffix in (".yaml", ".yml")):
+            return Answer(
+                code=ExitCode.PROBLEM,
+                note=f"{path}: in a registry a file is called NAME.yaml, and its name matches"
+                f" {NAME.pattern}: rename it, or use --library pgmonkey-4.0",
+            )
+        if problems := _of_registry(path, allow_sensitive_defaults=allow_sensitive_defaults):
+            lines = "\n".join(map(str, problems))
+            return Answer(
+                code=ExitCode.PROBLEM,
+                note=f"{lines}\na registry does not take this file: mend it, or use"
+                " --library pgmonkey-4.0",
+            )
     pooled = "_pool" if library == "psycopg" and wanted.endswith("pool") else ""
     waits = "_async" if wanted.startswith("async") else ""
     program = template(f"programs/{_PROGRAMS[library]}{pooled}{waits}.py")
@@ -80,6 +88,19 @@ def command(
         r"^(?P<name>[A-Z_]+): Final = (\w+|\".*?\")", given, program, flags=re.MULTILINE
     )
     return Answer(program.rstrip("\n"))
+
+
+def _of_registry(path: Path, *, allow_sensitive_defaults: bool) -> tuple[Problem, ...]:
+    """Return what a registry would not take; secrets may be missing where a program is made."""
+    from pgmonkey.config.directory import DirectoryLoader
+
+    loader = DirectoryLoader(
+        path.parent,
+        names=[path.stem],
+        environ={},
+        allow_sensitive_defaults=allow_sensitive_defaults,
+    )
+    return of_files_alone(loader.scan().all_problems())
 
 
 def _declared(path: Path, *, resolve: bool) -> ConnectionType | None:

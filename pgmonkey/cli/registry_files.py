@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pgmonkey.cli.options import References
     from pgmonkey.config.directory import Scan
+    from pgmonkey.errors import Problem
+
+#: Codes of problems that depend on this machine: its variables, secret files and TLS files.
+_OF_THIS_MACHINE: Final = ("reference.unset", "secret.", "file.")
+
+
+def of_files_alone(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Return the problems that files have on every machine."""
+    return tuple(one for one in problems if not one.code.startswith(_OF_THIS_MACHINE))
 
 
 def scan(

@@ -380,7 +380,8 @@ def test_a_generated_program_is_of_the_type_that_a_reference_gives(
     """With `--resolve-env` the type is resolved, though no secret is there; without, it is asked for."""
     path = tmp_path / "config.yaml"
     path.write_text(
-        "connection_type: ${CT:-normal}\nconnection_settings: {host: db, password: '${UNSET_PW}'}\n"
+        "connection_type: ${CT:-normal}\nconnection_settings:"
+        " {host: db, dbname: a, user: a, password: '${UNSET_PW}'}\n"
     )
     generate = ("pgconfig", "generate-code", "--library", "pgmonkey-4.0", "--connconfig", path)
     made = invoke(*generate, "--resolve-env", canary=canary)
@@ -437,6 +438,30 @@ def test_a_file_that_cannot_be_in_a_registry(tmp_path: Path, canary: Canary) -> 
     assert "--library pgmonkey-4.0" in made.err
     generate = ("pgconfig", "generate-code", "--connconfig", path, "--library", "pgmonkey-4.0")
     assert f"CONFIG: Final = {str(path)!r}\n" in invoke(*generate, canary=canary).out
+
+
+@pytest.mark.filterwarnings("ignore:.* the postgresql. wrapper is deprecated")
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("postgresql:\n  connection_settings: {host: db, dbname: a, user: a}\n", "the old layout"),
+        ("connection_settings: {host: db}\n", "dbname is required"),
+    ],
+)
+def test_a_program_with_a_registry_is_for_a_file_that_it_takes(
+    text: str, says: str, tmp_path: Path, canary: Canary
+) -> None:
+    """What only the API of 4.0 takes is a problem when the program is made, not when it runs."""
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    generate = ("pgconfig", "generate-code", "--connconfig", path)
+    made = invoke(*generate, canary=canary)
+    assert (made.code, made.out) == (1, "")
+    assert f"{path}:1:1: " in made.err
+    assert says in made.err
+    assert "--library pgmonkey-4.0" in made.err
+    made = invoke(*generate, "--library", "pgmonkey-4.0", canary=canary)
+    assert (made.code, made.err) == (0, "")
 
 
 def test_generate_code_for_a_broken_file(tmp_path: Path, canary: Canary) -> None:
