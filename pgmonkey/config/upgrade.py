@@ -43,9 +43,8 @@ def find_changes(config: DatabaseConfig) -> Iterator[Problem]:
     except (ValueError, yaml.YAMLError):
         return  # 4.0 could not read it: some text looks like a date that there is not
     wrapper = ("postgresql",) if isinstance(tree.get("postgresql"), dict) else ()
-    found = list(
-        _changes(*((tree["postgresql"], before["postgresql"]) if wrapper else (tree, before)))
-    )
+    inside = (tree["postgresql"], before["postgresql"]) if wrapper else (tree, before)
+    found = [*_changes(*inside), *_switches(*inside, config)]
     changes = [((*wrapper, *path), message, hint) for path, message, hint in found]
     if wrapper:
         changes += [
@@ -87,13 +86,28 @@ def _changes(
             if name == "search_path" and section in _SESSION and "," in str(value):
                 message = "pgmonkey 4.0 set one schema of this name"
                 yield (section, name), message, "it is a list of schemas now"
-    pooled = any(tree.get(section) for section in _POOLS)
-    pooled = pooled or str(tree.get("connection_type", "")).endswith("pool")
-    if (
-        pooled
-        and isinstance(connection, dict)
-        and connection.get("autocommit") not in (None, "false")
-    ):
+
+
+def _switches(
+    tree: Mapping[str, Any], before: Mapping[str, Any], config: DatabaseConfig
+) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Yield path, message and hint of each switch that is another way now."""
+    is_pool = config.connection_type in ("pool", "async_pool")
+    written = (tree.get(_CONNECTION) or {}).get("autocommit") is not None
+    has_pool = is_pool or any(tree.get(section) for section in _POOLS)
+    if config.autocommit and written and has_pool:
         message = "pools of pgmonkey 4.0 ignored it"
         hint = "each statement of a pool commits by itself now: remove it, unless that is meant"
         yield (_CONNECTION, "autocommit"), message, hint
+    switches = (
+        ((_CONNECTION, "autocommit"), config.autocommit or is_pool),
+        (("pool_settings", "check_on_checkout"), config.pool_settings.check_on_checkout),
+        (
+            ("async_pool_settings", "check_on_checkout"),
+            config.async_pool_settings.check_on_checkout,
+        ),
+    )
+    for (section, name), is_on in switches:
+        if not is_on and (before.get(section) or {}).get(name):
+            message = "pgmonkey 4.0 took any text for on"
+            yield (section, name), message, "it is off now, as it is written"

@@ -447,7 +447,12 @@ def test_a_file_of_4_0_that_means_the_same(tmp_path: Path, canary: Canary) -> No
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text("connection_settings: {host: db, port: '5432', user: a, autocommit: 'true'}\n")
     bad.write_text("connection_settings: {hosst: db, port: 5432}\n")
-    done = invoke("check", "--from-4.0", good, canary=canary)
+    pool = tmp_path / "pool.yaml"
+    pool.write_text(
+        "connection_type: pool\nconnection_settings: {host: db, user: a}\n"
+        "pool_settings: {kwargs: {autocommit: true}}\n"
+    )
+    done = invoke("check", "--from-4.0", good, pool, canary=canary)
     assert (done.code, done.out, done.err) == (0, "", "")
     done = invoke("check", "--from-4.0", good, bad, "-o", "json", canary=canary)
     assert done.code == 1
@@ -458,6 +463,28 @@ def test_a_file_of_4_0_that_means_the_same(tmp_path: Path, canary: Canary) -> No
     assert (done.code, done.err) == (1, f"{tmp_path / 'no.yaml'}: No such file or directory\n")
     done = invoke("check", "--from-4.0", canary=canary)
     assert done.code == 2
+
+
+@pytest.mark.parametrize("off", ["'false'", "'no'", "'${SWITCH}'", "{from_env: SWITCH}"])
+def test_a_switch_of_4_0_in_quotes_was_on(off: str, tmp_path: Path, canary: Canary) -> None:
+    """4.0 took any text for on, also `false` in quotes or of a variable; a bare `no` was off."""
+    path = tmp_path / "a.yaml"
+    text = (
+        "connection_settings: {host: db, user: a, autocommit: OFF}\n"
+        "pool_settings:\n  check_on_checkout: OFF\n"
+    )
+    path.write_text(text.replace("OFF", off))
+    done = invoke("check", "--from-4.0", path, canary=canary, env={"SWITCH": "off"})
+    assert (done.code, done.err) == (0, "")
+    on = "pgmonkey 4.0 took any text for on  [warning.upgrade]"
+    assert [line for line in done.out.splitlines() if "hint" not in line] == [
+        f"{path}:1:54: connection_settings.autocommit: {on}",
+        f"{path}:3:22: pool_settings.check_on_checkout: {on}",
+    ]
+    assert "hint: it is off now, as it is written" in done.out
+    path.write_text(text.replace("OFF", "no"))
+    done = invoke("check", "--from-4.0", path, canary=canary)
+    assert (done.code, done.out) == (0, "")
 
 
 def test_a_file_of_4_0_with_references(tmp_path: Path, canary: Canary) -> None:
