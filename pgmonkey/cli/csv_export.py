@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pgmonkey.config.settings import DatabaseConfig
 
-#: How long to wait at a time: a Ctrl-C that comes just before a wait does not end it.
+#: The longest wait at a time: one that a Ctrl-C comes just before is not interrupted.
 _GLANCE: Final = 100  # milliseconds
 #: How long a server may take to hear that nothing more is wanted.
 _CANCEL: Final = 2.0  # seconds
@@ -177,7 +177,7 @@ def copied(
             _write(pgconn.get_copy_data, receive, write, progress)
             answer = result()
         assert answer is not None
-        with suppress(psycopg.Error):  # after the server's last words the connection is lost
+        with suppress(psycopg.Error):  # the server may have closed the connection after an error
             while result() is not None:
                 pass
         if answer.status == ExecStatus.COMMAND_OK:
@@ -186,9 +186,9 @@ def copied(
         parts = [text.decode() for field in words if (text := answer.error_field(field))]
         raise psycopg.OperationalError("; ".join(parts) or answer.error_message.decode())
     except BaseException:
-        if pgconn.status == ConnStatus.OK:  # no statement can end the transaction in a COPY
+        if pgconn.status == ConnStatus.OK:  # a ROLLBACK is not possible in the middle of a COPY
             if pgconn.transaction_status == TransactionStatus.ACTIVE:
-                with suppress(psycopg.Error):  # by itself the server would notice rows later
+                with suppress(psycopg.Error):  # else the server goes on until its buffers are full
                     connection.cancel_safe(timeout=_CANCEL)
             connection.close()
         raise

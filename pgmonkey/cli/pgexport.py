@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgmonkey.cli import options
-from pgmonkey.cli.copying import csv_options, database_and_table
+from pgmonkey.cli.csv_options import csv_options, database_and_table
 from pgmonkey.cli.output import Answer
 
 if TYPE_CHECKING:
-    from pgmonkey.cli.csv_tables import Table
-    from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.cli.csv_options import Place
 
 
 @click.command("pgexport")
@@ -28,10 +27,7 @@ if TYPE_CHECKING:
 @csv_options
 def command(
     path: Path | None,
-    config: DatabaseConfig,
-    table: Table,
-    text: str,
-    connconfig: Path | None,
+    place: Place,
     settings: Path | None,
     given: Mapping[str, Any],
 ) -> Answer:
@@ -42,9 +38,9 @@ def command(
     from pgmonkey.cli.csv_export import export_csv
     from pgmonkey.cli.csv_format import STANDARD, chosen_format, rows
 
-    path = path or Path(f"{text}.csv")
-    form = chosen_format(path, settings, given, connconfig)
-    number = export_csv(config, table, path, form)
+    path = path or Path(f"{place.text}.csv")
+    form = chosen_format(path, settings, given, place.connconfig)
+    number = export_csv(place.config, place.table, path, form)
     if path == STANDARD:
-        return Answer(note=f"{rows(number)} exported from {table}")
-    return Answer(f"{rows(number)} exported from {table} to {path}")
+        return Answer(note=f"{rows(number)} exported from {place.table}")
+    return Answer(f"{rows(number)} exported from {place.table} to {path}")

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgmonkey.cli import options
-from pgmonkey.cli.copying import csv_options, database_and_table
+from pgmonkey.cli.csv_options import csv_options, database_and_table
 from pgmonkey.cli.output import Answer
 
 if TYPE_CHECKING:
-    from pgmonkey.cli.csv_tables import Table
-    from pgmonkey.config.settings import DatabaseConfig
+    from pgmonkey.cli.csv_options import Place
 
 
 @click.command("pgimport")
@@ -46,10 +45,7 @@ if TYPE_CHECKING:
 @csv_options
 def command(
     path: Path,
-    config: DatabaseConfig,
-    table: Table,
-    text: str,
-    connconfig: Path | None,
+    place: Place,
     columns: str | None,
     settings: Path | None,
     given: Mapping[str, Any],
@@ -62,9 +58,8 @@ def command(
     from pgmonkey.cli.csv_format import chosen_format, rows
     from pgmonkey.cli.csv_import import import_csv
 
-    form = chosen_format(path, settings, given, connconfig)
-    del text
+    form = chosen_format(path, settings, given, place.connconfig)
     named = None if columns is None else [one.strip() for one in columns.split(",")]
-    done = import_csv(config, path, table, form, named)
+    done = import_csv(place.config, path, place.table, form, named)
     created = f", created with the columns {', '.join(done.created)}" if done.created else ""
-    return Answer(f"{rows(done.rows)} imported into {table}{created}")
+    return Answer(f"{rows(done.rows)} imported into {place.table}{created}")

@@ -282,7 +282,7 @@ def _answer(
 
 def _text(one: Needs) -> Iterator[str]:
     """Yield the lines for the files of one server."""
-    yield f"# {one.server}, for {', '.join(dict.fromkeys(one.names))}"
+    yield f"# {one.server}, for {', '.join(one.names)}"
     yield ""
     yield "# pg_hba.conf"
     yield from table([("# TYPE", "DATABASE", "USER", "ADDRESS", "METHOD", ""), *one.lines]).split(
@@ -296,7 +296,7 @@ def _text(one: Needs) -> Iterator[str]:
 def _as_dict(one: Needs, audited: Mapping[str, _Audited] | None) -> dict[str, Any]:
     return {
         "server": one.server,
-        "databases": list(dict.fromkeys(one.names)),
+        "databases": list(one.names),
         "connections": one.open,
         "pg_hba": [{**line._asdict(), "line": str(line)} for line in one.lines],
         "settings": [setting._asdict() for setting in one.settings],

@@ -177,8 +177,8 @@ class Needs(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The databases of the files."""
-        return tuple(one.name for one in self.clients)
+        """The databases of the files, each of them once."""
+        return tuple(dict.fromkeys(one.name for one in self.clients))
 
 
 def clients_of(

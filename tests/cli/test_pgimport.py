@@ -14,7 +14,7 @@ import yaml
 
 from tests.cli.page import shown
 from tests.kit import Canary, RegistryDirectory, TemporaryDatabase
-from tests.kit.command import Finished, command, environment, invoke, run
+from tests.kit.command import Finished, command, environment, invoke, measured, run
 from tests.kit.eventually import eventually
 
 
@@ -575,18 +575,6 @@ def test_a_trigger_that_refuses_a_row_is_named_with_it(imported: Import) -> None
     failed(imported("a\n1\n2\n"), 3, "row 2: not two")
 
 
-# What `getrusage` says begins with the memory of the parent.
-_MEASURED = """\
-import re, sys
-from pathlib import Path
-from pgmonkey.cli.app import app
-from pgmonkey.cli.output import run
-code = run(app, sys.argv[1:])
-print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
-sys.exit(code)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the system counts it there")
 def test_memory_does_not_grow_with_the_file(imported: Import, tmp_path: Path) -> None:
@@ -605,8 +593,7 @@ def test_memory_does_not_grow_with_the_file(imported: Import, tmp_path: Path) ->
         ("pgexport", "--export_file", out),
     ):
         more = ("--table", "t", "--connconfig", imported.config)
-        program = [sys.executable, "-c", _MEASURED, *map(str, (*arguments, *more))]
-        done = run(program=program, canary=imported.canary)
+        done = run(program=measured(*arguments, *more), canary=imported.canary)
         assert done.code == 0, done
         peaks.append(int(done.out.split()[-1]))
     small, *large = peaks

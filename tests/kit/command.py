@@ -31,6 +31,26 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-W", "error", "-m", "pgmonkey", *map(str, arguments)]
 
 
+#: Runs a command, then prints its largest memory so far, in bytes.
+_MEASURED = """\
+import re, resource, sys
+from pathlib import Path
+from pgmonkey.cli.app import app
+from pgmonkey.cli.output import run
+code = run(app, sys.argv[1:])
+if sys.platform == "linux":  # what getrusage says begins with the memory of the parent
+    print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def measured(*arguments: object) -> list[str]:
+    """Return a program that runs a command, and ends its output with its largest memory in bytes."""
+    return [sys.executable, "-c", _MEASURED, *map(str, arguments)]
+
+
 def environment(**more: str) -> dict[str, str]:
     """Return a small environment: none of the caller's PG* variables, no colours."""
     kept = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")

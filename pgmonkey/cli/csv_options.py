@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from pgmonkey.cli import options
 from pgmonkey.cli.registry_files import scan
+
+if TYPE_CHECKING:
+    from pgmonkey.cli.csv_tables import Table
+    from pgmonkey.config.settings import DatabaseConfig
 
 #: The settings of a format that options may give; the last two are those of imports.
 _SETTINGS: Final = (
@@ -19,8 +23,24 @@ _SETTINGS: Final = (
 )
 
 
+class Place(NamedTuple):
+    """Say which table of which database is meant.
+
+    Args:
+        config: The database, of a registry or of a single file.
+        table: The table.
+        text: The table as the user has written it.
+        connconfig: The single file, if it is one.
+    """
+
+    config: DatabaseConfig
+    table: Table
+    text: str
+    connconfig: Path | None
+
+
 def database_and_table(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command its `config` and `table`, of a registry or of a single file."""
+    """Give a command its `place`, from a name or a config file, and a table."""
 
     @click.argument("name", required=False, shell_complete=options.declared)
     @click.option("--table", "text", metavar="TABLE", required=True, help="table or schema.table.")
@@ -34,7 +54,7 @@ def database_and_table(command: Callable[..., Any]) -> Callable[..., Any]:
     @options.resolve_env
     @options.references
     @functools.wraps(command)
-    def with_config(
+    def with_place(
         name: str | None,
         text: str,
         connconfig: Path | None,
@@ -51,7 +71,7 @@ def database_and_table(command: Callable[..., Any]) -> Callable[..., Any]:
             from pgmonkey.config.loader import load_file
 
             config = load_file(connconfig, resolve=resolve_env, isolate=False, **references)
-            # As in 4.0; the files of a registry have a search path that counts.
+            # As in 4.0. In a registry the search path of the file decides.
             table = Table.named(text, "public")
         else:
             assert name is not None
@@ -59,9 +79,9 @@ def database_and_table(command: Callable[..., Any]) -> Callable[..., Any]:
             found.raise_for_problems()
             config = found.configs[name]
             table = Table.named(text, None)
-        return command(config=config, table=table, text=text, connconfig=connconfig, **values)
+        return command(place=Place(config, table, text, connconfig), **values)
 
-    return with_config
+    return with_place
 
 
 def csv_options(command: Callable[..., Any]) -> Callable[..., Any]:
