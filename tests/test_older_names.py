@@ -35,7 +35,7 @@ GONE = {
 
 @pytest.mark.parametrize("module", MOVED)
 def test_a_name_that_moved(module: str) -> None:
-    """It is the one of `pgmonkey`, and the warning names the line that imports it."""
+    """The name is that of `pgmonkey`, and the warning names the line that imports it."""
     name = MOVED[module]
     program = f"from {module} import {name}\nimport pgmonkey\nassert {name} is pgmonkey.{name}\n"
     done = subprocess.run(
@@ -48,7 +48,7 @@ def test_a_name_that_moved(module: str) -> None:
 
 
 def test_a_module_that_moved_is_an_attribute_of_its_parents() -> None:
-    """As after `import pgmonkey.common.utils.redaction`."""
+    """A program reaches the module by its dotted name after `import pgmonkey.common...`."""
     importlib.import_module("pgmonkey.common.utils.redaction")
     inside: Any = pgmonkey
     with pytest.warns(DeprecationWarning, match="import redact_config from pgmonkey"):
@@ -57,14 +57,14 @@ def test_a_module_that_moved_is_an_attribute_of_its_parents() -> None:
 
 @pytest.mark.parametrize("module", GONE)
 def test_a_name_that_is_gone(module: str) -> None:
-    """The error of its import says what to use."""
+    """The error of the import says what to use."""
     name, says = GONE[module]
     with pytest.raises(ImportError, match=says):
         exec(f"from {module} import {name}")
 
 
 def test_what_was_never_there() -> None:
-    """It fails as everywhere."""
+    """A module or a name that 4.0 did not have raises the usual error."""
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("pgmonkey.common.utils.nothing")
     module = importlib.import_module("pgmonkey.common.utils.redaction")
@@ -72,7 +72,7 @@ def test_what_was_never_there() -> None:
 
 
 def test_nobody_pays_for_it() -> None:
-    """`import pgmonkey` loads none of it."""
+    """`import pgmonkey` loads no module of older names."""
     program = "import sys\nfrom pgmonkey import *\nprint('pgmonkey.common' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -110,7 +110,7 @@ def said_of(owner: Any, name: str) -> str:
 def test_attributes_of_a_connection_of_4_0(
     manager: PGConnectionManager, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """Each works, or its error says in one sentence what to write."""
+    """Each attribute works, or its error says in one sentence what to write."""
     handle: Database = manager.get_database_connection_from_dict(
         settings(database, connection_type)
     )
@@ -136,7 +136,7 @@ def test_attributes_of_a_connection_of_4_0(
 async def test_attributes_of_an_async_connection_of_4_0(
     database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """The same with `await`."""
+    """Each attribute of an async one works, or its error says what to write."""
     async with PGConnectionManager() as manager:
         config = settings(database, connection_type)
         handle: Any = await manager.get_database_connection_from_dict(config)

@@ -65,7 +65,7 @@ EXPORT = "pgexport --table public.items --export_file items.csv"
 
 
 def test_settings_that_4_0_has_written_are_read(shell: Shell) -> None:
-    """It guessed ASCII from the first rows; later ones may be UTF-8."""
+    """An import reads UTF-8 where 4.0 has guessed ASCII from the first rows."""
     (shell.directory / "items.yaml").write_text(SETTINGS)
     (shell.directory / "items.csv").write_text("Item Name;price\nthé;1\n")
     assert shell(IMPORT).code == 0
@@ -80,7 +80,7 @@ def test_settings_that_4_0_has_written_are_read(shell: Shell) -> None:
 
 
 def test_an_ascii_file_of_settings_says_why_an_export_is_refused(shell: Shell) -> None:
-    """The hint names the option, and where it counts nothing is written into the old file."""
+    """An export names the option that helps when ASCII lacks a character."""
     (shell.directory / "items.csv").write_text("a\né\n")
     assert shell(IMPORT).code == 0
     done = shell(f"{EXPORT} --encoding ascii")
@@ -89,7 +89,7 @@ def test_an_ascii_file_of_settings_says_why_an_export_is_refused(shell: Shell) -
 
 
 def test_a_file_of_one_column_keeps_what_stands_behind_a_comma(shell: Shell) -> None:
-    """4.0 looked at five lines, and cut the others at a comma: now they are refused, or kept."""
+    """An import refuses a comma that 4.0 cut a row at, or keeps it with another delimiter."""
     rows = ["note", *["plain"] * 6, "plain, tail"]
     (shell.directory / "items.csv").write_text("\n".join(rows) + "\n")
     done = shell(IMPORT)
@@ -100,7 +100,7 @@ def test_a_file_of_one_column_keeps_what_stands_behind_a_comma(shell: Shell) -> 
 
 
 def test_typed_columns_may_be_empty(shell: Shell) -> None:
-    """4.0 sent empty text for an empty field, which is no number and no date."""
+    """An empty field is NULL; 4.0 sent empty text, which is no number and no date."""
     shell.database.execute("CREATE TABLE items (id int, made date, name text)")
     shell.database.execute(f'ALTER TABLE items OWNER TO "{shell.database.user}"')
     (shell.directory / "items.csv").write_text('id,made,name\n,,""\n')
@@ -111,7 +111,7 @@ def test_typed_columns_may_be_empty(shell: Shell) -> None:
 
 
 def test_a_config_file_with_references(shell: Shell) -> None:
-    """4.0 could not resolve them for these commands; a missing file had code 0."""
+    """Both commands resolve references, which 4.0 could not; a missing file is code 1."""
     path = shell.directory / "config.yaml"
     content = yaml.safe_load(path.read_text())
     content["connection_settings"]["password"] = "${ITEMS_PASSWORD}"
@@ -130,7 +130,7 @@ def test_a_config_file_with_references(shell: Shell) -> None:
 
 
 def test_a_default_for_a_password_is_allowed_on_request(shell: Shell) -> None:
-    """With the option of all commands."""
+    """`--allow-sensitive-defaults` allows a default for a password."""
     path = shell.directory / "config.yaml"
     password = "${ITEMS_PASSWORD:-" + shell.database.password + "}"
     content = yaml.safe_load(path.read_text())
@@ -142,7 +142,7 @@ def test_a_default_for_a_password_is_allowed_on_request(shell: Shell) -> None:
 
 
 def test_two_tables_of_a_schema_have_files_of_their_own(shell: Shell) -> None:
-    """Without --export_file, 4.0 wrote both to public.csv."""
+    """An export names its file after schema and table; 4.0 wrote both to public.csv."""
     for name in ("items", "orders"):
         shell.database.execute(f"CREATE TABLE {name} AS SELECT '{name}' AS name")
         shell.database.execute(f'ALTER TABLE {name} OWNER TO "{shell.database.user}"')
@@ -162,7 +162,7 @@ class Terminal(io.StringIO):
 def test_progress_is_shown_on_a_terminal(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Rows and bytes of both, with a bar where the size is known; the line is cleared at the end."""
+    """Both commands show rows and bytes, an import with a bar, and clear the line at the end."""
     path = shell.directory / "items.csv"
     path.write_text("a,b\n" + "1,2\n" * 100_000)
     config = load_file(shell.directory / "config.yaml")
@@ -180,7 +180,7 @@ def test_progress_is_shown_on_a_terminal(
 
 
 def test_progress_is_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written, however long it takes."""
+    """Progress writes nothing to a pipe, however long a copy takes."""
     monkeypatch.setattr("pgmonkey.cli.progress._EVERY", 0)
     monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
     with Progress(100) as progress:

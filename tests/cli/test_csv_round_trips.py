@@ -78,7 +78,7 @@ def test_a_table_comes_back_as_it_was(
     config: DatabaseConfig,
     tmp_path: Path,
 ) -> None:
-    """All text, NULL beside empty text, in every format; a file in its place loses nothing."""
+    """An import brings back every text and NULL that an export wrote, in every format."""
     columns = [f"c{number}" for number in range(len(rows[0]))]
     connection.execute("DROP TABLE IF EXISTS before, after")
     connection.execute(
@@ -119,7 +119,7 @@ def test_a_wrong_row_is_named_wherever_it_is(
     config: DatabaseConfig,
     tmp_path: Path,
 ) -> None:
-    """Whatever line breaks and empty lines come before it: line, row and column are right."""
+    """The error has the right line, row and column, whatever line breaks come before it."""
     bad %= len(rows)
     text = f"a,b,n{eol}"
     row_starts = []
@@ -155,7 +155,7 @@ def _quoted(field: str, *, always: bool) -> str:
 def test_a_file_is_read_the_same_in_blocks_of_any_size(
     text: str, size: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """What is sent, and what is refused at which line, does not depend on where a block ends."""
+    """The size of a block changes neither what is sent nor which line is refused."""
     path = tmp_path_factory.getbasetemp() / "blocks.csv"
     path.write_text(text, newline="")
     with pytest.MonkeyPatch.context() as patch:
@@ -175,7 +175,7 @@ def _read(path: Path) -> str | tuple[bytes, int]:
 
 
 def test_no_line_ends_the_data_of_older_servers(tmp_path: Path) -> None:
-    r"""A line of `\.` alone is sent in quotes, wherever it is but within quotes."""
+    r"""A line of `\.` alone is sent in quotes, unless it is inside of a quoted field."""
     path = tmp_path / "ends.csv"
     path.write_bytes(b'a\r\n\\.\r\n"x\n\\.\ny"\r\n\\.b\r\n\\.')
     with CsvSource(path, CsvFormat()) as source:

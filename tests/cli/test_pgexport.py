@@ -74,7 +74,7 @@ TEXT = 'id,name\n1,"tea, ""green"""\n2,\n3,""\n'
 
 
 def test_the_command_of_4_0_exports_at_the_first_run(exported: Export) -> None:
-    """The settings file is not needed, and not written; NULL is not empty text."""
+    """The command of 4.0 writes the CSV file at once, and no settings file beside it."""
     done = exported()
     assert (done.code, done.err) == (0, "")
     assert done.out == "3 rows exported from public.t to out.csv\n"
@@ -83,7 +83,7 @@ def test_the_command_of_4_0_exports_at_the_first_run(exported: Export) -> None:
 
 
 def test_the_page_shows_what_it_prints(exported: Export) -> None:
-    """The number of rows, the table and the file."""
+    """The page shows the output of an export: the number of rows, the table and the file."""
     exported.execute("CREATE TABLE items AS SELECT * FROM t LIMIT 2")
     assert [exported(table="items", file="items.csv").out] == shown("pgmonkey pgexport")
 
@@ -91,7 +91,7 @@ def test_the_page_shows_what_it_prints(exported: Export) -> None:
 def test_a_registry_names_the_database(
     registry_dir: RegistryDirectory, exported: Export, canary: Canary, tmp_path: Path
 ) -> None:
-    """With NAME and --dir; the file is called like the table where it has no name."""
+    """NAME and --dir choose the database; without a name, the file is called like the table."""
     registry_dir.declare("orders", exported.database, "async_pool")
     done = invoke(
         *("pgexport", "orders", "--dir", registry_dir, "--table", "public.t"),
@@ -105,7 +105,7 @@ def test_a_registry_names_the_database(
 def test_the_rows_of_the_application_do_not_matter(
     registry_dir: RegistryDirectory, exported: Export, canary: Canary, tmp_path: Path
 ) -> None:
-    """Whatever `row_factory` makes of rows elsewhere, and with `read_only` and `autocommit`."""
+    """Both commands work with any `row_factory`, `read_only` and `autocommit` of the file."""
     settings = {"row_factory": "dict_row", "read_only": True, "autocommit": True}
     registry_dir.declare("orders", exported.database, connection=settings)
     arguments = ("orders", "--dir", registry_dir, "--table", "t")
@@ -117,7 +117,7 @@ def test_the_rows_of_the_application_do_not_matter(
 
 
 def test_what_a_select_can_read_is_exported(exported: Export) -> None:
-    """Views, partitioned tables, names of any kind; generated columns are not part of the data."""
+    """An export takes views, partitioned tables and odd names, and leaves out generated columns."""
     exported.execute("CREATE VIEW v AS SELECT id FROM t")
     assert exported(table="v").code == 0
     assert exported.csv.read_text() == "id\n1\n2\n3\n"
@@ -132,7 +132,7 @@ def test_what_a_select_can_read_is_exported(exported: Export) -> None:
 
 
 def test_options_and_settings(exported: Export) -> None:
-    """They are those of an import; an option counts before the file beside the CSV."""
+    """An export takes the settings of an import; an option counts before the file of settings."""
     exported.csv.with_suffix(".yaml").write_text("delimiter: \\t\nencoding: utf-16\nquotechar: '+'")
     assert exported().code == 0
     assert exported.csv.read_bytes() == TEXT.replace(",", "\t").replace(
@@ -145,7 +145,7 @@ def test_options_and_settings(exported: Export) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-7", "cp1252", "gb18030"])
 def test_encodings(encoding: str, exported: Export) -> None:
-    """Those of Python, whether PostgreSQL knows them or not."""
+    """An export writes every encoding of Python, also those that PostgreSQL does not know."""
     exported.execute("TRUNCATE t")
     exported.execute("INSERT INTO t SELECT n, 'café' FROM generate_series(1, 9999) AS n")
     assert exported("--encoding", encoding).code == 0
@@ -154,7 +154,7 @@ def test_encodings(encoding: str, exported: Export) -> None:
 
 
 def test_an_encoding_with_states_ends_as_it_must(exported: Export) -> None:
-    """What the encoder keeps until the end is written, too."""
+    """An export also writes what an encoder keeps until the end."""
     exported.execute("TRUNCATE t")
     exported.execute("INSERT INTO t VALUES (1, '日本')")
     for encoding in ("iso2022_jp", "utf-7"):
@@ -163,7 +163,7 @@ def test_an_encoding_with_states_ends_as_it_must(exported: Export) -> None:
 
 
 def test_a_character_that_the_encoding_has_not_is_refused(exported: Export) -> None:
-    """With its line; nothing is replaced, and the old file stays."""
+    """The error names the line of the character, and the old file stays."""
     exported.csv.write_text("old")
     exported.execute("UPDATE t SET name = '→' WHERE id = 3")
     done = exported("--encoding", "cp1252")
@@ -173,7 +173,7 @@ def test_a_character_that_the_encoding_has_not_is_refused(exported: Export) -> N
 
 
 def test_a_failure_leaves_the_old_file(exported: Export) -> None:
-    """A table that is missing, a server's error after thousands of rows: its own words are shown."""
+    """The old file stays, and the error is the server's own, also after thousands of rows."""
     exported.csv.write_text("old")
     done = exported(table="nowhere")
     assert (done.code, done.err) == (1, "there is no table public.nowhere with columns\n")
@@ -190,7 +190,7 @@ def test_a_failure_leaves_the_old_file(exported: Export) -> None:
 
 
 def test_the_new_file_takes_the_place_of_the_old_one(exported: Export) -> None:
-    """It has the mode of the old one, and is where a link leads to; a new one follows the umask."""
+    """The new file gets the mode and the link of the old one; a first one follows the umask."""
     exported.csv.write_text("old")
     exported.csv.chmod(0o640)
     (exported.directory / "link.csv").symlink_to("out.csv")
@@ -208,7 +208,7 @@ def test_the_new_file_takes_the_place_of_the_old_one(exported: Export) -> None:
 
 
 def test_standard_output_has_the_rows_alone(exported: Export) -> None:
-    """The number of rows is on standard error; a reader may go at any time."""
+    """Standard error has the number of rows, and a reader may close the pipe at any time."""
     done = run(*exported.arguments(file="-"), canary=exported.canary)
     assert (done.code, done.out) == (0, TEXT)
     assert done.err == "3 rows exported from public.t\n"
@@ -222,7 +222,7 @@ def test_standard_output_has_the_rows_alone(exported: Export) -> None:
 
 
 def test_a_full_disk_is_named(exported: Export) -> None:
-    """With the file, and without a half of it."""
+    """The error names the file and the reason."""
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
     exported.execute("INSERT INTO t SELECT n, 'tea' FROM generate_series(1, 100000) AS n")

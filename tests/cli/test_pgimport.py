@@ -87,7 +87,7 @@ CREATED = "2 rows imported into public.t, created with the columns first_name, e
 
 
 def test_the_command_of_4_0_imports_at_the_first_run(imported: Import) -> None:
-    """The table is made of the header, of text alone; the settings file is not needed."""
+    """The command of 4.0 creates the table from the header and imports all rows at once."""
     done = imported('First Name,e-mail,Total\nAnn,ann@x,1\n Bob ,"b,""b""\nb",\n')
     assert (done.code, done.out, done.err) == (0, CREATED, "")
     assert imported.rows() == [("Ann", "ann@x", "1"), (" Bob ", 'b,"b"\nb', None)]
@@ -102,7 +102,7 @@ def test_the_command_of_4_0_imports_at_the_first_run(imported: Import) -> None:
 
 
 def test_the_page_shows_what_it_prints(imported: Import) -> None:
-    """What was imported, and a row that is refused."""
+    """The page shows the output of an import, and the error of a row that is refused."""
     created, refused = shown("pgmonkey pgimport")
     imported.csv = imported.csv.with_name("items.csv")
     assert imported("id,item,price\n1,tea,\n2,milk,3\n", table="items").out == created
@@ -114,7 +114,7 @@ def test_the_page_shows_what_it_prints(imported: Import) -> None:
 def test_a_registry_names_the_database(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary, tmp_path: Path
 ) -> None:
-    """With NAME and --dir; the search path of the file decides about the schema."""
+    """NAME and --dir choose the database, and its search path decides about the schema."""
     with database.connect(autocommit=True) as conn:
         conn.execute("CREATE SCHEMA sales")
     settings = {"search_path": "sales, public"}
@@ -149,7 +149,7 @@ def test_wrong_usage_is_code_2(
     canary: Canary,
     tmp_path: Path,
 ) -> None:
-    """Nothing is connected to, and nothing is read."""
+    """A wrong option is found before anything is connected to or read."""
     settings = {"host": "127.0.0.1", "port": 1, "dbname": "orders", "user": "app"}
     registry_dir.write("orders", {"connection_settings": settings})
     done = invoke(
@@ -161,7 +161,7 @@ def test_wrong_usage_is_code_2(
 
 
 def test_failures_have_the_codes_of_all_commands(imported: Import, canary: Canary) -> None:
-    """A file that is missing is 1, a database that cannot be reached is 4."""
+    """A missing file is code 1, and a database that cannot be reached is code 4."""
     done = imported.again()
     assert (done.code, done.err) == (1, "t.csv: No such file or directory\n")
     text = imported.config.read_text().replace("password: ", "password: wrong")
@@ -176,7 +176,7 @@ def test_failures_have_the_codes_of_all_commands(imported: Import, canary: Canar
 
 
 def test_a_table_gets_the_columns_that_the_header_has(imported: Import) -> None:
-    """In any order; the others get their default. Names may differ in case, or be quoted."""
+    """The header may have any order, and columns that it leaves out get their default."""
     imported.create("id serial, \"Größe\" int, made date DEFAULT '2026-01-01', total numeric")
     assert imported('TOTAL,"Größe"\n1.5,2\n,3\n').code == 0
     rows = imported.execute('SELECT id, "Größe", made::text, total::text FROM t')
@@ -184,7 +184,7 @@ def test_a_table_gets_the_columns_that_the_header_has(imported: Import) -> None:
 
 
 def test_a_header_that_does_not_fit_is_refused(imported: Import) -> None:
-    """Columns that the table does not have, several for one column."""
+    """An import refuses a column that the table does not have, and two names for one column."""
     imported.create("id int, total int")
     failed(
         imported("id,totl,x\n1,2,3\n"), None, "no column totl, x; it has id, total", "--no-headers"
@@ -194,7 +194,7 @@ def test_a_header_that_does_not_fit_is_refused(imported: Import) -> None:
 
 
 def test_headers_of_any_kind_make_columns(imported: Import) -> None:
-    """Digits first, and the names as they are with --no-lowercase; twins are refused."""
+    """A name may start with a digit; --no-lowercase keeps the names; equal ones are refused."""
     assert imported("2024,select\n1,2\n").code == 0
     assert imported.execute('SELECT "2024", "select" FROM t') == [("1", "2")]
     imported.execute("DROP TABLE t")
@@ -209,7 +209,7 @@ def test_headers_of_any_kind_make_columns(imported: Import) -> None:
 
 
 def test_a_file_without_a_header(imported: Import) -> None:
-    """Its columns are those of the table, or those that are named; a new table numbers them."""
+    """The fields go to the columns of the table or of --columns; a new table numbers them."""
     assert imported("1,2\n3,4\n", "--no-headers").code == 0
     assert imported.execute("SELECT column_1, column_2 FROM t") == [("1", "2"), ("3", "4")]
     imported.execute("DROP TABLE t")
@@ -222,7 +222,7 @@ def test_a_file_without_a_header(imported: Import) -> None:
 
 
 def test_a_table_is_not_created_where_that_is_not_wanted(imported: Import) -> None:
-    """With --no-create-table, or when one column is probably several."""
+    """--no-create-table, or a header with another delimiter, creates no table."""
     failed(imported("a\n1\n", "--no-create-table"), None, "there is no table public.t")
     failed(imported("a;b\n1;2\n"), None, "has the character ';' in it", "--delimiter ';'")
     failed(imported("a\tb\n1\t2\n"), None, "has the character 'tab' in it", "--delimiter 'tab'")
@@ -242,7 +242,7 @@ def test_one_column_may_have_any_name(imported: Import) -> None:
 
 
 def test_columns_without_a_name_must_be_empty(imported: Import) -> None:
-    """As spreadsheets write them; a value in one of them is not thrown away."""
+    """An import leaves out a column without a name, and refuses one that has a value."""
     text = 'a,,b,\n1,,2,\n3,"",4,\n'
     assert imported(text).out == "2 rows imported into public.t, created with the columns a, b\n"
     assert imported(text).out == "2 rows imported into public.t\n"
@@ -264,7 +264,7 @@ def test_a_column_that_is_always_generated_takes_the_values_of_the_file(imported
 
 
 def test_an_empty_file_is_refused(imported: Import) -> None:
-    """Nothing at all is no header; a header alone is no row."""
+    """A file without a header is refused; a header without rows imports no row."""
     failed(imported(""), None, "t.csv: there is no row in it")
     failed(imported("\n\n,,\n"), None, "t.csv: there is no row in it")
     assert imported("a,b\n").out == "0 rows imported into public.t, created with the columns a, b\n"
@@ -274,7 +274,7 @@ def test_an_empty_file_is_refused(imported: Import) -> None:
 
 
 def test_a_row_that_is_refused_is_named_and_all_is_undone(imported: Import) -> None:
-    """File, line, row and column; a table that was to be created is not."""
+    """The error has file, line, row and column, and no row and no new table stays."""
     imported.create("id int, total int")
     done = imported('id,total\n1,2\n"2\n",3\n\n3,x\n4,5\n')
     failed(done, 6, 'row 3, column total: invalid input syntax for type integer: "x"')
@@ -286,7 +286,7 @@ def test_a_row_that_is_refused_is_named_and_all_is_undone(imported: Import) -> N
 
 
 def test_a_long_value_is_quoted_in_part(imported: Import) -> None:
-    """The message of the server has the whole value."""
+    """The error cuts the message of the server, which has the whole value."""
     imported.create("a int")
     done = imported(f"a\n{'x' * 100_000}\n")
     failed(done, 2, "row 1, column a: invalid input syntax")
@@ -294,7 +294,7 @@ def test_a_long_value_is_quoted_in_part(imported: Import) -> None:
 
 
 def test_a_row_that_a_constraint_refuses_is_named(imported: Import) -> None:
-    """Rows are checked in groups: the line is still that of the row."""
+    """The error has the line of the row, although the server checks rows in groups."""
     imported.create("id int PRIMARY KEY, total int NOT NULL CHECK (total > 0)")
     failed(imported("id,total\n1,1\n2,2\n1,3\n4,4\n"), 4, "row 3", "Key (id)=(1) already exists")
     failed(imported("id,total\n1,1\n2,\n"), 3, "row 2, column total: null value in column")
@@ -305,7 +305,7 @@ def test_a_row_that_a_constraint_refuses_is_named(imported: Import) -> None:
 @pytest.mark.parametrize("eol", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("embedded", ["\n", "\r\n", "\r"])
 def test_lines_are_those_of_an_editor(eol: str, embedded: str, imported: Import) -> None:
-    """Line breaks in fields, empty lines and long headers do not lead to another line."""
+    """Line breaks in fields, empty lines and every kind of line end count as in an editor."""
     imported.create("a text, b int")
     lines = [
         "",
@@ -328,7 +328,7 @@ def test_lines_are_those_of_an_editor(eol: str, embedded: str, imported: Import)
 
 
 def test_a_quote_in_the_middle_of_a_field_is_refused(imported: Import) -> None:
-    """The server would drop it, and take the next line for a part of the field."""
+    """The server would drop the quote, and take the next line for a part of the field."""
     imported.create("a text, b text")
     for text in ('a 5" disk,x', '"a"b,x', 'a, "x"', '"a" ,x', 'x,a"', '"a""b"c,x', 'x""y,z'):
         failed(
@@ -349,14 +349,14 @@ def test_a_quote_in_the_middle_of_a_field_is_refused(imported: Import) -> None:
 
 
 def test_a_line_that_ends_the_data_of_older_servers_is_a_value(imported: Import) -> None:
-    r"""A line of `\.` alone: PostgreSQL up to 17 would leave out all that follows."""
+    r"""A line of `\.` alone is a value: PostgreSQL up to 17 would leave out all that follows."""
     imported.create("a text")
     assert imported('a\n1\n\\.\n"x\n\\.\ny"\n2\n').out == "4 rows imported into public.t\n"
     assert imported.rows() == [("1",), ("\\.",), ("x\n\\.\ny",), ("2",)]
 
 
 def test_empty_lines_are_left_out_where_there_are_several_columns(imported: Import) -> None:
-    """In a file of one column they are NULL, as they are in what the server exports."""
+    """An empty line is no row; in a file of one column it is NULL, as the server exports it."""
     assert imported('\n\na,b\n\n1,2\n\n\n"3\n\n",4\n\n').out.startswith("2 rows")
     assert imported.rows() == [("1", "2"), ("3\n\n", "4")]
     imported.execute("DROP TABLE t")
@@ -368,7 +368,7 @@ def test_empty_lines_are_left_out_where_there_are_several_columns(imported: Impo
 
 
 def test_the_limits_of_the_application_do_not_end_an_import(imported: Import) -> None:
-    """`statement_timeout` is for its statements."""
+    """Neither command is ended by the `statement_timeout` of the file."""
     content = yaml.safe_load(imported.config.read_text())
     content["sync_settings"] = {"statement_timeout": "20ms"}
     imported.config.write_text(yaml.safe_dump(content))
@@ -414,7 +414,7 @@ def test_the_limits_of_the_application_do_not_end_an_import(imported: Import) ->
     ],
 )
 def test_encodings(encoding: str, given: str | None, imported: Import) -> None:
-    """A byte order mark tells the encoding by itself; with ASCII UTF-8 is meant."""
+    """A byte order mark tells the encoding, an option names it, and `ascii` reads UTF-8."""
     text = {
         "shift_jis": "日本",
         "iso2022_jp": "日本",
@@ -429,7 +429,7 @@ def test_encodings(encoding: str, given: str | None, imported: Import) -> None:
 
 
 def test_a_file_in_another_encoding_is_refused(imported: Import) -> None:
-    """With the line, wherever the wrong byte is; nothing is replaced."""
+    """The error has the line of the first wrong byte, and no character is replaced."""
     failed(
         imported("a,b\n1,2\n3,café\n".encode("cp1252")),
         3,
@@ -448,7 +448,7 @@ def test_a_file_in_another_encoding_is_refused(imported: Import) -> None:
 
 @pytest.mark.parametrize("delimiter", [";", "|", "\t", r"\t", "tab", ":"])
 def test_delimiters(delimiter: str, imported: Import) -> None:
-    """One character, or what people write for a tab."""
+    """A delimiter is one character, or a name that people write for a tab."""
     one = {r"\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
     text = 'a,b\n1,"2,,"\n'.replace(",", one)
     assert imported(text, "--delimiter", delimiter).code == 0
@@ -456,14 +456,14 @@ def test_delimiters(delimiter: str, imported: Import) -> None:
 
 
 def test_quotes_and_nulls(imported: Import) -> None:
-    """Another quote character, and another text for NULL; then nothing at all is empty text."""
+    """Another text for NULL makes an empty field empty text; another quote is possible, too."""
     text = "a,b\n'x,''y',\n,'n/a'\nn/a,\n"
     assert imported(text, "--quotechar", "'", "--null-text", "n/a").code == 0
     assert imported.rows() == [("x,'y", ""), ("", "n/a"), (None, "")]
 
 
 def test_settings_in_a_file_beside_the_csv(imported: Import) -> None:
-    """They are those of 4.0; an option counts before them."""
+    """An import reads the settings of 4.0, and an option counts before them."""
     settings = imported.csv.with_suffix(".yaml")
     settings.write_text(
         "auto_create_table: True\ndelimiter: ;\nencoding: iso-8859-1\nenforce_lowercase: false\n"
@@ -494,14 +494,14 @@ def test_settings_in_a_file_beside_the_csv(imported: Import) -> None:
     ],
 )
 def test_settings_with_a_mistake_are_refused(text: str, words: str, imported: Import) -> None:
-    """With line, column and a suggestion; nothing is imported with a guess."""
+    """The problem has line, column and a suggestion, and nothing is imported."""
     imported.csv.with_suffix(".yaml").write_text(text)
     failed(imported("a,b\n1,2\n"), None, words)
     assert imported.execute("SELECT to_regclass('public.t')") == [(None,)]
 
 
 def test_the_config_file_is_not_taken_for_settings(imported: Import) -> None:
-    """Also where it is called like the CSV file; another file is left out with a line."""
+    """An import never takes the config file for settings, and says which file it leaves out."""
     beside = imported.csv.with_suffix(".yaml")
     imported.config.rename(beside)
     imported.config = beside
@@ -517,7 +517,7 @@ def test_the_config_file_is_not_taken_for_settings(imported: Import) -> None:
 
 
 def test_standard_input_is_read_once(imported: Import) -> None:
-    """`-` streams; a row that is refused is named by the line as the server counts."""
+    """`-` reads a pipe; an error has the line as the server counts it."""
     imported.create("a int, b int")
     arguments = ("pgimport", "--table", "t", "--connconfig", imported.config, "--import_file", "-")
     for text, code, words in (
@@ -535,7 +535,7 @@ def test_standard_input_is_read_once(imported: Import) -> None:
 
 
 def test_an_interrupted_import_leaves_nothing(imported: Import) -> None:
-    """Ctrl-C while a pipe has nothing to read: code 130, no row and no table."""
+    """Ctrl-C ends an import that waits for a pipe with code 130, without a row or a table."""
     pipe = imported.csv.with_name("pipe.csv")
     os.mkfifo(pipe)
     process = subprocess.Popen(
@@ -556,7 +556,7 @@ def test_an_interrupted_import_leaves_nothing(imported: Import) -> None:
 
 
 def test_a_connection_that_is_lost_is_code_4(imported: Import) -> None:
-    """The reason is the server's."""
+    """The error has the reason of the server."""
     imported.create("a text")
     function = "CREATE FUNCTION quit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM"
     imported.execute(f"{function} pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$")
@@ -567,7 +567,7 @@ def test_a_connection_that_is_lost_is_code_4(imported: Import) -> None:
 
 
 def test_a_trigger_that_refuses_a_row_is_named_with_it(imported: Import) -> None:
-    """Its own words about lines come first in what the server says."""
+    """The error has the line of the row and the words of the trigger."""
     imported.create("a text")
     function = "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
     imported.execute(f"{function} IF NEW.a = '2' THEN RAISE 'not two'; END IF; RETURN NEW; END $$")
@@ -578,7 +578,7 @@ def test_a_trigger_that_refuses_a_row_is_named_with_it(imported: Import) -> None
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the system counts it there")
 def test_memory_does_not_grow_with_the_file(imported: Import, tmp_path: Path) -> None:
-    """32 MB are imported and exported with little more memory than a small file needs."""
+    """Both commands need little more memory for 32 MB than for a small file."""
     line = f'{"x" * 60},"{"y, " * 20}"\n'
     with imported.csv.open("w") as file:
         file.write("a,b\n")

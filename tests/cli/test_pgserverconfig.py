@@ -41,7 +41,7 @@ def _audit(*arguments: object, canary: Canary) -> tuple[int, dict[str, dict[str,
 
 
 def test_the_lines_can_be_pasted(tmp_path: Path, canary: Canary) -> None:
-    """All that is no line of a file is a comment or on standard error; the page shows the same."""
+    """Everything else is a comment or on standard error, and the page shows the same."""
     path = _write(
         tmp_path / "orders.yaml",
         connection_type="pool",
@@ -65,7 +65,7 @@ def test_the_lines_can_be_pasted(tmp_path: Path, canary: Canary) -> None:
 
 
 def test_a_program_may_use_all_pools_of_a_file(tmp_path: Path, canary: Canary) -> None:
-    """As 4.0 chooses the type in the call: the type of the file and each pool with a section count."""
+    """The type of the file and each pool with a section count, as a call chooses the type."""
     path = _write(
         tmp_path / "config.yaml",
         connection_settings={"host": "db", "dbname": "a", "user": "a"},
@@ -86,7 +86,7 @@ def test_a_program_may_use_all_pools_of_a_file(tmp_path: Path, canary: Canary) -
 def test_a_registry_is_answered_server_by_server(
     registry_dir: RegistryDirectory, canary: Canary
 ) -> None:
-    """Databases of one server count together; one whose server has other files is left out."""
+    """Databases of one server count together, and one behind PgBouncer is left out with a note."""
     for name, settings in {
         "orders": {"connection_type": "pool"},
         "events": {"connection_type": "async_pool"},
@@ -106,7 +106,7 @@ def test_a_registry_is_answered_server_by_server(
 
 
 def test_references_are_resolved_when_asked(tmp_path: Path, canary: Canary) -> None:
-    """A reference is never an address: it is resolved, or a problem that names the option."""
+    """A reference is resolved, or a problem that names the option, and never an address."""
     path = _write(
         tmp_path / "config.yaml",
         connection_settings={"host": "${SHOP_HOST:-::1}", "dbname": "a", "user": "a"},
@@ -127,14 +127,14 @@ def test_references_are_resolved_when_asked(tmp_path: Path, canary: Canary) -> N
     ],
 )
 def test_usage(arguments: list[str], says: str, canary: Canary) -> None:
-    """What cannot be meant is exit code 2."""
+    """Options that exclude each other, and an address with host bits, are exit code 2."""
     done = invoke("pgserverconfig", *arguments, canary=canary)
     assert done.code == 2
     assert says in done.err
 
 
 def test_a_missing_file_is_exit_code_1(tmp_path: Path, canary: Canary) -> None:
-    """It is named."""
+    """The error names the file."""
     done = invoke("pgserverconfig", "--filepath", tmp_path / "no.yaml", "--audit", canary=canary)
     assert (done.code, done.err) == (1, f"{tmp_path / 'no.yaml'}: No such file or directory\n")
 
@@ -142,7 +142,7 @@ def test_a_missing_file_is_exit_code_1(tmp_path: Path, canary: Canary) -> None:
 def test_an_audit_without_the_privilege(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """The limits are compared; of pg_hba.conf nothing can be told, for the reason of the server."""
+    """An audit compares the limits, and gives the server's reason why it cannot see the lines."""
     registry_dir.declare("orders", database, "async_pool")
     code, found = _audit(registry_dir, canary=canary)
     assert code == 0
@@ -171,7 +171,7 @@ def test_an_audit_with_a_granted_privilege(
 def test_an_audit_finds_too_few_connections(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """The limit of the role counts, too: exit code 1."""
+    """A limit of the role that is too small is a mismatch, and exit code 1."""
     registry_dir.declare("orders", database, pool_settings={"max_size": 20})
     database.connection_limit(10)
     code, found = _audit("--dir", registry_dir, canary=canary)
@@ -181,7 +181,7 @@ def test_an_audit_finds_too_few_connections(
 
 
 def test_an_audit_of_a_server_that_does_not_answer(tmp_path: Path, canary: Canary) -> None:
-    """Nothing can be told, each row has the reason, and the exit code is 4."""
+    """Each row says why nothing can be told, and the exit code is 4."""
     port = free_port()
     settings = {"host": "127.0.0.1", "port": port, "dbname": "a", "user": "a"}
     path = _write(tmp_path / "a.yaml", connection_settings=settings)
@@ -195,7 +195,7 @@ def test_an_audit_of_a_server_that_does_not_answer(tmp_path: Path, canary: Canar
 def test_an_audit_of_a_server_with_tls(
     secure: SecureServer, orders: TemporaryDatabase, tmp_path: Path, canary: Canary
 ) -> None:
-    """A superuser sees all: the line that lets the client in, the settings, and what does not match."""
+    """An audit of a superuser names the line that lets the client in, and judges each setting."""
     orders.server.execute(f"ALTER ROLE {orders.user} SUPERUSER")
     trusted = tmp_path / "ca.crt"
     trusted.write_text(AUTHORITY.pem)
@@ -254,7 +254,7 @@ _LINES = {
 def test_an_audit_foretells_a_login(
     secure: SecureServer, orders: TemporaryDatabase, tmp_path: Path, canary: Canary
 ) -> None:
-    """It judges the file as it is on the disk; the server agrees as soon as it reads it."""
+    """An audit judges the file on the disk, and the server agrees when it has read it."""
     server = orders.server
     server.execute(f"ALTER ROLE {orders.user} SUPERUSER")
     secure.trust(AUTHORITY)
@@ -323,7 +323,7 @@ def test_an_audit_sees_a_certificate_that_nobody_checks(
 def test_each_of_several_hosts_is_audited(
     tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """Also the one that a client would not choose; one that is away is exit code 4."""
+    """An audit connects to each host of a file; one that does not answer is exit code 4."""
     settings = database.parameters(
         host=f"{database.host},{database.host}", port=f"{free_port()},{database.port}"
     )

@@ -80,12 +80,12 @@ def lines(found: tuple[Client, ...], *addresses: str) -> list[str]:
     ids=str,
 )  # fmt: skip
 def test_a_file_needs_these_lines(connection: dict, expected: list[str], clients):
-    """By TLS mode, client certificate, kind of host, and what the client accepts."""
+    """TLS mode, certificate, kind of host and `require_auth` decide about each field of a line."""
     assert lines(clients(connection)) == expected
 
 
 def test_the_address_of_a_line_is_that_of_the_clients(clients):
-    """Networks are as given, IPv6 too; only those of the server's own machine are known."""
+    """A line has the networks that are given, except for a client on the server's own machine."""
     given = ("10.0.0.0/8", "fd00::/8")
     assert lines(clients({"host": "192.0.2.7"}), *given) == [
         "host shop app 10.0.0.0/8 scram-sha-256",
@@ -95,7 +95,7 @@ def test_the_address_of_a_line_is_that_of_the_clients(clients):
 
 
 def test_each_host_carries_all(clients):
-    """Every one of several hosts needs the lines, and room for all connections."""
+    """Each of several hosts needs the lines, and room for all connections."""
     found = clients({"host": "a,b", "port": "5432,5433"}, connection_type="pool")
     assert [(one.server, one.open) for one in needs(found, Fleet(2, 3))] == [
         ("a:5432", 66),
@@ -104,7 +104,7 @@ def test_each_host_carries_all(clients):
 
 
 def test_pools_are_added_up(clients):
-    """What a program uses of one file counts together; no answer lowers PostgreSQL's own default."""
+    """All pools of one file count together, and `max_connections` is never below 100."""
     pools = {"pool_settings": {"max_size": 20}, "async_pool_settings": {"max_size": 5}}
     (few,) = needs(clients({}, ("pool", "async_pool"), **pools), Fleet())
     (setting,) = few.settings
@@ -126,7 +126,7 @@ def test_pools_are_added_up(clients):
     ],
 )
 def test_settings_of_tls_are_needed_where_tls_is(connection: dict, expected: list[str], clients):
-    """Where a client insists on it; an authority for clients only if one shows a certificate."""
+    """A client that insists on TLS needs the settings; one with a certificate an authority."""
     (one,) = needs(clients(connection), Fleet())
     assert [setting.name for setting in one.settings[1:]] == expected
 
@@ -150,13 +150,13 @@ def test_the_certificate_must_be_one_that_clients_accept(connection: dict, why: 
 
 
 def test_an_address_of_ipv6_is_in_brackets(clients):
-    """Else its port would look like a part of it."""
+    """Brackets tell the address from its port."""
     (one,) = needs(clients({"host": "2001:db8::1", "port": 5433}), Fleet())
     assert one.server == "[2001:db8::1]:5433"
 
 
 def test_without_a_host_it_is_the_local_socket(tmp_path: Path):
-    """As libpq has it; without a name of user and database, all of them."""
+    """A file without host, user and database needs a line for the socket, for all names."""
     path = tmp_path / "shop.yaml"
     path.write_text("connection_settings: {sslmode: require}\n")
     found = clients_of(load_file(path, isolate=False), 1)
@@ -164,7 +164,7 @@ def test_without_a_host_it_is_the_local_socket(tmp_path: Path):
 
 
 def test_what_is_not_known_is_said(clients):
-    """PgBouncer has files of its own, and a service hides the host."""
+    """A file with PgBouncer or a service has a reason in place of needs."""
     assert "PgBouncer" in clients({}, pooler="pgbouncer")
     assert "service" in clients({"host": None, "service": "shop"})
 
@@ -241,13 +241,13 @@ CLIENT = Client("shop", "db", "5432", database="shop", user="app", has_password=
     ],
 )
 def test_the_first_line_that_matches_decides(rules, status: str, says: str):
-    """As PostgreSQL reads the file; what needs more than the view shows is not guessed."""
+    """An audit judges by the first rule that matches, and does not guess what a view hides."""
     ((found, reason),) = judged(CLIENT, facts(rules))
     assert (found, says in reason) == (status, True), reason
 
 
 def test_the_clients_of_a_network_must_all_be_let_in():
-    """A line that covers a part of the network decides nothing."""
+    """A rule for a part of the network cannot be judged; one for all of it is enough."""
     half = [rule(address=("10.0.0.0", "255.128.0.0"))]
     assert judged(CLIENT, facts(half), "10.0.0.0/9") == [("ok", "")]
     ((status, reason),) = judged(CLIENT, facts(half), "10.0.0.0/8")
@@ -268,14 +268,14 @@ def test_the_clients_of_a_network_must_all_be_let_in():
     ],
 )
 def test_a_client_may_accept_less(accepts: str, method: str, status: str):
-    """With `require_auth` libpq refuses what the server would be content with."""
+    """A method that `require_auth` of the client refuses is a mismatch."""
     client = CLIENT._replace(require_auth=accepts)
     ((found, _),) = judged(client, facts([rule(method=method)]))
     assert found == status
 
 
 def test_a_connection_says_what_the_file_leaves_open():
-    """Whether `prefer` ended with TLS, and who logged in with what was made on demand."""
+    """A connection tells whether `prefer` ended with TLS, and which user logged in."""
     rules = [rule("hostssl"), rule(method="reject")]
     assert judged(CLIENT, facts(rules, encrypted=True)) == [("ok", "")]
     made = CLIENT._replace(user=None, database=None)
@@ -283,7 +283,7 @@ def test_a_connection_says_what_the_file_leaves_open():
 
 
 def test_a_local_socket_is_judged_by_local_lines():
-    """An address is not looked at; `peer` depends on the account of the process."""
+    """A client of a socket matches no rule for addresses, and `peer` cannot be judged."""
     client = CLIENT._replace(host="/tmp")
     found = facts([rule(), rule("local", ("", ""), "peer")], "", server_address="")
     ((status, reason),) = judged(client, found)
@@ -305,7 +305,7 @@ def test_a_local_socket_is_judged_by_local_lines():
     ],
 )
 def test_limits_are_those_of_budget(limits: Limits, expected: list, clients):
-    """Of the server, its roles and its databases."""
+    """An audit compares the limits of the server, its roles and its databases."""
     (one,) = needs(clients({}, connection_type="pool"), Fleet())
     verdicts = audited(one, facts([rule()], limits=limits))
     assert [
@@ -314,7 +314,7 @@ def test_limits_are_those_of_budget(limits: Limits, expected: list, clients):
 
 
 def test_two_names_of_one_server_are_counted_together():
-    """As in `budget`; each of several hosts of one database has limits of its own."""
+    """The pools of all names of a server count together, and a standby is counted apart."""
     demand = Demand("a", "", max_size=60)
     clients = [
         CLIENT._replace(
@@ -357,7 +357,7 @@ def test_several_hosts_that_are_one_server_are_counted_once():
 
 
 def test_settings_of_tls_are_compared(clients):
-    """Any file will do for a certificate; one that a role may not see is not judged."""
+    """Any certificate file is right, none is a mismatch, and a hidden setting is not judged."""
     connection = {"sslmode": "require", "sslcert": "app.crt", "sslkey": "app.key"}
     (one,) = needs(clients(connection), Fleet())
     shown = {"ssl": "off", "ssl_cert_file": "/etc/db.pem", "ssl_ca_file": ""}
@@ -373,7 +373,7 @@ def test_settings_of_tls_are_compared(clients):
 
 
 def test_without_a_connection_nothing_is_judged(clients):
-    """Each verdict has the reason why there is none."""
+    """Each verdict is `cannot tell`, with the reason why there is no connection."""
     (one,) = needs(clients({"sslmode": "require"}), Fleet())
     verdicts = audited(one, Failure("refused", "cannot connect to shop: refused"))
     assert {(verdict.status, verdict.reason) for verdict in verdicts} == {
@@ -383,6 +383,6 @@ def test_without_a_connection_nothing_is_judged(clients):
 
 
 def test_a_refusal_of_the_server_is_a_mismatch():
-    """It says itself that no line lets the client in."""
+    """A server that says it has no line for the client has answered the question."""
     refused = Failure("hba", "no pg_hba.conf entry for host")
     assert judged(CLIENT, refused) == [("mismatch", "no pg_hba.conf entry for host")]
