@@ -217,21 +217,27 @@ def _line(line: Line, client: Client, facts: Facts) -> Verdict:
             return Verdict("pg_hba.conf", needed, "", "cannot tell", reason)
     for rule in facts.rules:
         matches = _matches(rule, line, client, facts)
-        found = f"{rule.place}: {rule}"
         if matches is False:
             continue
+        found = f"{rule.place}: {rule}"
         if matches is not True:
             return Verdict("pg_hba.conf", needed, found, "cannot tell", matches)
-        accepted = client.accepts(rule.method)
-        if "clientcert=verify-" in " ".join(rule.options) and not client.has_certificate:
-            reason = "it asks for a client certificate, and the file has no sslcert"
-            return Verdict("pg_hba.conf", needed, found, "mismatch", reason)
-        if accepted is None:
-            reason = f"{rule.method} depends on more than the file says"
-            return Verdict("pg_hba.conf", needed, found, "cannot tell", reason)
-        reason = "" if accepted else f"the client cannot log in by {rule.method}"
-        return Verdict("pg_hba.conf", needed, found, "ok" if accepted else "mismatch", reason)
+        return Verdict("pg_hba.conf", needed, found, *_login(rule, client))
     return Verdict("pg_hba.conf", needed, "", "mismatch", "no line lets this client in")
+
+
+def _login(rule: Rule, client: Client) -> tuple[Status, str]:
+    """Tell whether a client can log in by the rule that matches it, and why."""
+    if "clientcert=verify-" in " ".join(rule.options) and not client.has_certificate:
+        return "mismatch", "it asks for a client certificate, and the file has no sslcert"
+    accepted = client.accepts(rule.method)
+    if accepted is None:
+        return "cannot tell", f"{rule.method} depends on more than the file says"
+    if not accepted:
+        return "mismatch", f"the client cannot log in by {rule.method}"
+    if rule.method == "cert" or "clientcert=verify-full" in rule.options:
+        return "ok", "if the certificate is that of the user"
+    return "ok", ""
 
 
 def _matches(rule: Rule, line: Line, client: Client, facts: Facts) -> bool | str:

@@ -274,6 +274,16 @@ def test_a_client_may_accept_less(accepts: str, method: str, status: str):
     assert found == status
 
 
+@pytest.mark.parametrize(
+    "method, options", [("cert", ()), ("scram-sha-256", ("clientcert=verify-full",))]
+)
+def test_the_name_in_a_certificate_is_not_judged(method: str, options: tuple[str, ...]):
+    """A line that wants the user's name in the certificate is right, and the reason says so."""
+    client = CLIENT._replace(has_certificate=True, tls=True)
+    found = facts([rule("hostssl", IPV4, method, *options)], encrypted=True)
+    assert judged(client, found) == [("ok", "if the certificate is that of the user")]
+
+
 def test_a_connection_says_what_the_file_leaves_open():
     """A connection tells whether `prefer` ended with TLS, and which user logged in."""
     rules = [rule("hostssl"), rule(method="reject")]

@@ -187,15 +187,17 @@ COMMANDS = [
     # Importing and Exporting Data
     Step(
         "pgexport --table public.my_table --connconfig config.yaml --export_file output.csv",
+        has="1 row exported from public.my_table to output.csv",
         differs=EVERY_RUN_WORKS,
     ),
     Step(
         "pgexport --table public.my_table --connconfig config.yaml",
-        has="public.my_table.csv",
+        has="1 row exported from public.my_table to public.my_table.csv",
         differs="an export of `public.items` was the file `public.csv`",
     ),
     Step(
         "pgimport --table public.my_table --connconfig config.yaml --import_file data.csv",
+        has="1 row imported into public.my_table",
         differs=EVERY_RUN_WORKS,
     ),
 ]
@@ -213,6 +215,7 @@ def test_a_command_does_what_it_did(
     assert step.differs in PAGE
     database.execute("CREATE TABLE public.my_table (id text, name text)")
     database.execute(f"ALTER TABLE public.my_table OWNER TO {database.user}")
+    database.execute("INSERT INTO public.my_table VALUES ('1', 'John')")
     (directory / "data.csv").write_text("id,name\n1,Alice\n")
     done = invoke(*step.command.split(), canary=canary, cwd=directory, env=env)
     assert done.code == step.code, done.err
@@ -316,9 +319,15 @@ PROGRAMS = {
                 async with conn.cursor() as cur:
                     await cur.execute('UPDATE my_table SET name = %s WHERE id = %s', ('Doe', '1'))
                 await conn.commit()
+            other = await manager.get_database_connection('config.yaml', 'async')
+            async with other as conn:
+                async with conn.cursor() as cur:
+                    await cur.execute("SELECT name FROM my_table WHERE id = '1'")
+                    print(await cur.fetchone())
             """,
             "async_pool",
         ),
+        ("('Doe',)",),
     ),
     "Manual rollback on error": Program(
         in_main(
