@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import os
 import select
+import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
 
 from pgmonkey.cli.csv_format import STANDARD, CsvError, CsvFormat
 from pgmonkey.cli.csv_tables import COLUMNS, Table, copying
@@ -48,7 +49,12 @@ def export_csv(config: DatabaseConfig, table: Table, path: Path, form: CsvFormat
 
     if not form.quotes:
         raise CsvError("an export needs a quote character, for values with a delimiter in them")
-    with copying(config) as connection, new_file(path) as file, Progress() as progress:
+    with (
+        _ended_by_sigterm(),
+        copying(config) as connection,
+        new_file(path) as file,
+        Progress() as progress,
+    ):
         with connection.cursor(row_factory=tuple_row) as cursor:
             found = cursor.execute(COLUMNS, [table.identifier.as_string(connection)]).fetchall()
         if not found:
@@ -66,6 +72,20 @@ def export_csv(config: DatabaseConfig, table: Table, path: Path, form: CsvFormat
         number = copied(connection, statement, encoded.write, progress)
         encoded.write(b"", final=True)
         return number
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """End a block with an exception when the process is to end, so that it leaves nothing behind."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -231,9 +231,18 @@ def test_a_full_disk_is_named(exported: Export) -> None:
     assert done.err == "/dev/full: No space left on device\n"
 
 
-@pytest.mark.parametrize("how", ["interrupt", "terminate"])
-def test_an_export_that_ends_early_leaves_no_file(how: str, exported: Export) -> None:
-    """Ctrl-C is code 130; a connection that is lost is code 4, with the server's reason.
+@pytest.mark.parametrize(
+    "how, code, says",
+    [
+        (signal.SIGINT, 130, "interrupted\n"),
+        (signal.SIGTERM, 143, ""),
+        (None, 4, "terminating connection"),
+    ],
+)
+def test_an_export_that_ends_early_leaves_no_file(
+    how: signal.Signals | None, code: int, says: str, exported: Export
+) -> None:
+    """Ctrl-C, SIGTERM and a connection that is lost leave the old file, and no statement running.
 
     The file that is being written has the mode of the old one from the start.
     """
@@ -250,15 +259,15 @@ def test_an_export_that_ends_early_leaves_no_file(how: str, exported: Export) ->
         eventually(exported.copies, 30)
         (new,) = exported.directory.glob(".out.csv.*")
         assert stat.S_IMODE(new.stat().st_mode) == 0o600
-        if how == "interrupt":
-            process.send_signal(signal.SIGINT)
+        if how is not None:
+            process.send_signal(how)
         else:
             exported.database.terminate_backends()
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert (process.returncode, out) == (130 if how == "interrupt" else 4, "")
+    assert (process.returncode, out) == (code, "")
     eventually(lambda: not exported.database.backends(), 30)  # the server has heard of it
-    assert err == "interrupted\n" if how == "interrupt" else "terminating connection" in err, err
+    assert err == says if how is not None else says in err, err
     assert exported.csv.read_text() == "old"
     assert exported.files() == ["config.yaml", "out.csv"]
