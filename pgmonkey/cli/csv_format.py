@@ -128,6 +128,9 @@ def _of_file(path: Path, *, named: bool) -> CsvFormat:
             [Problem(str(path), error.code, str(error), line, column, error.key, error.hint)]
         ) from None
     keys = document.value if isinstance(document.value, dict) else {}
+    if named and document.value is not None and not keys:
+        message = "expected a mapping of settings"
+        raise ConfigError([Problem(str(path), "config.shape", message, 1, 1)])
     if not named and not any(key in _KNOWN for key in keys):
         tell(f"{path} is left out: it has no setting of a CSV file")
         return CsvFormat()

@@ -500,6 +500,13 @@ def test_settings_with_a_mistake_are_refused(text: str, words: str, imported: Im
     assert imported.execute("SELECT to_regclass('public.t')") == [(None,)]
 
 
+def test_a_file_of_settings_that_is_named_must_have_some(imported: Import) -> None:
+    """An import refuses a list where settings should be, and does not take the defaults."""
+    imported.csv.with_name("other.yaml").write_text("- delimiter: ;\n")
+    refused = imported("a;b\n1;2\n", "--settings", "other.yaml")
+    failed(refused, None, "other.yaml:1:1: expected a mapping of settings  [config.shape]")
+
+
 def test_the_config_file_is_not_taken_for_settings(imported: Import) -> None:
     """An import never takes the config file for settings, and says which file it leaves out."""
     beside = imported.csv.with_suffix(".yaml")
