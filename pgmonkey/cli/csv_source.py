@@ -342,13 +342,18 @@ class CsvSource:
         start = next(blocks, b"")
         marked = encoding_of_mark(start)
         encoding = codecs.lookup(self._form.encoding or marked or "utf-8").name
+        name = "utf-8" if encoding in _UTF_8 else encoding
+        if marked is not None and marked not in (name, f"{name}-le", f"{name}-be"):
+            message = (
+                f"the file begins with the byte order mark of {marked}, and the encoding is {name}"
+            )
+            raise self.error(1, message)
         if encoding in _UTF_8:
             yield start.removeprefix(codecs.BOM_UTF8)
             yield from blocks
             return
         if encoding in ("utf-16", "utf-32"):
-            right = marked is not None and marked.startswith(encoding)
-            encoding = marked if right and marked else f"{encoding}-le"
+            encoding = marked or f"{encoding}-le"
         decoder = codecs.getincrementaldecoder(encoding)()
         text = self._text(decoder, start, encoding, 1).removeprefix("\ufeff")
         lines = 1 + text.count("\n")

@@ -446,6 +446,26 @@ def test_a_file_in_another_encoding_is_refused(imported: Import) -> None:
     failed(imported(b"a,b\n1,2\n3,\x00\n"), 3, "row 2", "invalid byte sequence")
 
 
+@pytest.mark.parametrize(
+    "mark, given",
+    [
+        ("utf-8-sig", "cp1252"),
+        ("utf-8-sig", "utf-16"),
+        ("utf-16", "latin1"),
+        ("utf-16", "utf-8"),
+        ("utf-16", "utf-16-be"),
+        ("utf-32", "utf-16"),
+    ],
+)
+def test_an_encoding_that_the_mark_contradicts_is_refused(
+    mark: str, given: str, imported: Import
+) -> None:
+    """An import does not read a byte order mark as characters of another encoding."""
+    done = imported("a,b\n1,2\n".encode(mark), "--encoding", given)
+    failed(done, 1, "the file begins with the byte order mark of utf-", "and the encoding is ")
+    assert imported.execute("SELECT to_regclass('public.t')") == [(None,)]
+
+
 @pytest.mark.parametrize("delimiter", [";", "|", "\t", r"\t", "tab", ":"])
 def test_delimiters(delimiter: str, imported: Import) -> None:
     """A delimiter is one character, or a name that people write for a tab."""
