@@ -17,6 +17,7 @@ from pgmonkey.config.libpq import SETTING_NAME
 from pgmonkey.config.models import (
     INHERITED,
     KWARGS,
+    OWN,
     POOL_SECTIONS,
     PSYCOPG_KEYS,
     SECTIONS,
@@ -131,6 +132,7 @@ def schema() -> Schema:
         "description": inspect.getdoc(DatabaseFile),  # pydantic has it from 2.13 on
         "type": "object",
         "properties": properties,
+        "patternProperties": {f"^{OWN}": {"description": "Your own: pgmonkey ignores it."}},
         "additionalProperties": False,
         "definitions": {
             "interpolation": {

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from pgmonkey.config.connection_url import Url, take_url
 from pgmonkey.config.interpolation import HOW_TO_RESOLVE, LoadOptions, Resolution, has_reference
-from pgmonkey.config.models import POOL_SECTIONS, SECTIONS, DatabaseFile, validate
+from pgmonkey.config.models import OWN, POOL_SECTIONS, SECTIONS, DatabaseFile, validate
 from pgmonkey.config.named_files import NamedFiles
 from pgmonkey.config.on_demand import PASSWORD, USER, Command, OnDemand
 from pgmonkey.config.pool_kwargs import lift_kwargs
@@ -178,7 +178,7 @@ def build_config(
     """
     # Absolute: the files are read again later, and the working directory may be another one then.
     directory = os.path.abspath(os.path.dirname(positions.path))
-    lifted = lift_kwargs(tree)
+    lifted = lift_kwargs({key: one for key, one in tree.items() if not key.startswith(OWN)})
 
     def look(snapshot: Snapshot) -> tuple[Resolution, Url, NamedFiles, dict[str, Any]]:
         resolution = Resolution(options, snapshot, directory)

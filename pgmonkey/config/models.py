@@ -466,6 +466,8 @@ def _is_section(hint: Any) -> bool:
 
 #: Every key at the top of a file.
 KEYS: Final = tuple(_hints(DatabaseFile))
+#: What the keys at the top begin with that are the user's own, and ignored.
+OWN: Final = "x-"
 #: Those whose values are mappings.
 SECTIONS: Final = frozenset(key for key in KEYS if _is_section(_hints(DatabaseFile)[key]))
 POOL_KEYS: Final = tuple(_hints(PoolSettings))

@@ -147,3 +147,42 @@ def test_the_revision_is_read_by_the_public_hash(tmp_path):
         path.write_text(yaml.safe_dump(with_key("revision", revision)))
         hashes.add(load_file(path).public_hash)
     assert len(hashes) == 2
+
+
+def test_keys_that_begin_with_x_are_the_users_own(tmp_path, canary):
+    """They may hold what other places refer to; nothing in them is read, checked, or a change."""
+    path = tmp_path / "orders.yaml"
+    text = """
+x-server: &server
+  host: {host}
+  dbname: orders
+x-secret: &secret {{from_file: password}}
+x-owner: ${{NOT_SET}}
+x-missing: {{from_file: missing}}
+connection_settings:
+  <<: *server
+  user: app
+  password: *secret
+"""
+    (tmp_path / "password").write_text(canary.secret(), encoding="utf-8")
+    path.write_text(text.format(host="db"), encoding="utf-8")
+    config = load_file(path)
+    shown = config.redacted()
+    assert shown["connection_settings"]["host"] == "db"
+    assert not [key for key in shown if key.startswith("x-")]
+    path.write_text(text.format(host="db") + "x-note: new\n", encoding="utf-8")
+    assert load_file(path).digest == config.digest
+    path.write_text(text.format(host="db-2"), encoding="utf-8")
+    assert load_file(path).digest != config.digest
+
+
+def test_defaults_may_have_keys_of_their_own(tmp_path):
+    """In a section, such a key is unknown as any other."""
+    (tmp_path / "_defaults.yaml").write_text("x-team: shop\n", encoding="utf-8")
+    (tmp_path / "orders.yaml").write_text(yaml.safe_dump(BASE), encoding="utf-8")
+    with Registry(tmp_path, watch=False, metrics=None) as registry:
+        assert list(registry) == ["orders"]
+    broken = {**BASE, "pool_settings": {"x-max": 3}}
+    (tmp_path / "orders.yaml").write_text(yaml.safe_dump(broken), encoding="utf-8")
+    with pytest.raises(ConfigError, match='unknown key "x-max"'):
+        load_file(tmp_path / "orders.yaml")
