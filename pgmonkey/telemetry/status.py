@@ -50,17 +50,52 @@ def database_state(
 
 
 class CheckoutStatus(NamedTuple):
-    """Describe one checkout in progress: who holds it, for how long, and the line that began it."""
+    """Describe one checkout in progress.
+
+    Attributes:
+        holder: The thread or task that holds the connection.
+        seconds: For how long.
+        place: The line of code that borrowed it.
+        stack: The calls that led to that line, innermost first; empty without `leak_stack`.
+    """
 
     holder: str
     seconds: float
     place: str
-    #: The calls that led to that line, innermost first; empty without `leak_stack`.
     stack: tuple[str, ...] = ()
 
 
 class PoolStatus(NamedTuple):
-    """Describe the pools of one handle, in all event loops together."""
+    """Describe the pools of one handle, in all event loops together.
+
+    Attributes:
+        database: The name of the database.
+        connection_type: The type of the handle.
+        version: The version of the configuration that new connections get.
+        opened: Whether a pool is open in this process.
+        idle: Connections that wait for a client.
+        used: Connections that a client has, of the current version.
+        retired: Connections that a client has, of an older version.
+        waiting: Clients that wait for a connection.
+        min_size: As configured, for all event loops together.
+        max_size: As configured, for all event loops together.
+        longest_checkout: Seconds of the oldest checkout in progress; 0 if there is none.
+        requests: Checkouts so far.
+        queued: Checkouts that had to wait.
+        errors: Checkouts that failed, by reason.
+        waits: How long checkouts waited.
+        uses: How long clients had a connection.
+        connects: How long connects took.
+        connect_attempts: Connects that were tried.
+        connect_failures: Connects that failed, by reason.
+        evicted: Connections that the pool closed itself, by reason.
+        leaks: Checkouts that lasted longer than `leak_detection`.
+        last_failure: What the last connect answered, if it failed; else `None`.
+        last_failure_reason: Its reason, as in `ConnectError`.
+        last_failure_hint: What to do about it.
+        checkouts: The checkouts in progress.
+        listeners: Blocks of `listen()` that are entered. Each has a connection of its own.
+    """
 
     database: str
     connection_type: str
@@ -87,12 +122,16 @@ class PoolStatus(NamedTuple):
     last_failure_reason: Reason | None
     last_failure_hint: str | None
     checkouts: tuple[CheckoutStatus, ...]
-    #: How many blocks of `listen()` are entered. Each has a connection of its own.
     listeners: int = 0
 
 
 class ProbeStatus(NamedTuple):
-    """Describe the last background probe: whether it connected, and its duration in seconds."""
+    """Describe the last background probe.
+
+    Attributes:
+        up: Whether it connected.
+        seconds: How long it took.
+    """
 
     up: bool
     seconds: float
@@ -129,8 +168,31 @@ class Change:
 class DatabaseStatus:
     """Describe one database: its files, what runs, and why they differ, if they do.
 
-    `state` is `None` if the file was removed: then only the counters of the database are left.
-    `last_error`, its reason and its hint say why the last probe or connect failed, if it did.
+    Attributes:
+        name: The name.
+        connection_type: The type that the file declares; `None` if it never had a valid one.
+        description: The text of the file.
+        required: Whether the service needs it to be ready.
+        state: `ready`, `idle`, `stale`, `down` or `failed`; `None` if the file was removed: then only
+            the counters are left.
+        version: The version that runs; 0 if there never was one.
+        stale: Whether the files differ from what runs.
+        reached: Whether a connect has worked in this process.
+        reason: Why the probe of the new configuration failed, as in `ConnectError`; `None` if it did not.
+        last_error: What the last probe or connect answered, if it failed.
+        last_error_reason: The reason of that.
+        last_error_hint: What to do about that.
+        problems: What is wrong with its files.
+        outcomes: How many reloads were `applied`, `rejected` or `removed`.
+        last_reload: The outcome of the last one; `None` if there was none.
+        last_reload_at: When that was, in Unix time.
+        secret_modified: When the newest secret file was written, in Unix time.
+        config_hash: A number that is equal in all processes that run the same configuration. Secrets
+            are not part of it, `revision` is.
+        pools: The pools of its handles.
+        probe: The last background probe; `None` without `probe_interval`.
+        history: The last changes, oldest first.
+        overridden: The keys that `override` has replaced for now, and `rollback`.
     """
 
     name: str
@@ -155,9 +217,7 @@ class DatabaseStatus:
     probe: ProbeStatus | None = None
     #: Returns `config`; a scrape of a thousand databases does not call it.
     redacted: Callable[[], Mapping[str, object]] = field(default=dict, repr=False, compare=False)
-    #: The last changes, oldest first.
     history: tuple[Change, ...] = ()
-    #: The keys that `override` has replaced for now, and `rollback`.
     overridden: tuple[str, ...] = ()
 
     @property
@@ -167,7 +227,20 @@ class DatabaseStatus:
 
 
 class RegistryStatus(NamedTuple):
-    """Describe a registry; reading it waits for no database."""
+    """Describe a registry.
+
+    Attributes:
+        path: Its directory.
+        databases: Its databases, by name.
+        problems: What is wrong with the directory itself.
+        watched: Whether the files should be watched. In a child process: from its first checkout.
+        watching: Whether they are.
+        polling: Whether it reads the files twice a second, because file events do not arrive.
+        watcher_errors: How often file events stopped.
+        last_reload_successful: Whether everything that the files say is applied.
+        last_reload_success_at: When that was so last, in Unix time.
+        reload_durations: How long reloads took.
+    """
 
     path: str
     databases: tuple[DatabaseStatus, ...]

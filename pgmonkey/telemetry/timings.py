@@ -13,7 +13,13 @@ BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Hold what was measured so far: count, sum, and how many fell into each bucket."""
+    """Hold the durations of one kind that were measured so far.
+
+    Attributes:
+        count: How many.
+        sum: Their sum, in seconds.
+        buckets: How many fell into each bucket of the histogram; the last one has no upper bound.
+    """
 
     count: int
     sum: float
