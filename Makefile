@@ -102,7 +102,8 @@ layers: $(VENV)/.dev ## the import contracts of pyproject.toml
 
 .PHONY: docs
 docs: $(VENV)/.dev ## the documentation as a site, every warning an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@SITE_NAME="pgmonkey $$($(BIN)/python -c 'from pgmonkey.version import __version__; print(__version__)')" \
+	 $(BIN)/zensical build --strict --clean
 
 .PHONY: docs-reference
 docs-reference: $(VENV)/.dev ## write the generated pages of the documentation again
@@ -134,5 +135,5 @@ sqlalchemy-suite: $(VENV)/.dev ## SQLAlchemy's own tests of its PostgreSQL diale
 
 .PHONY: clean
 clean: ## remove what the other targets made
-	@rm -rf .venv .venvs build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
+	@rm -rf .venv .venvs build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .cache .hypothesis .coverage htmlcov
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
