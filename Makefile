@@ -44,7 +44,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.pip
 	@touch $@ $(VENV)/.demo
 
 .PHONY: run
-run: $(VENV)/.demo ## the demonstration: a real PostgreSQL, three databases, a rotating password
+run: $(VENV)/.demo ## the demonstration: a real PostgreSQL, three databases that change under load
 	@$(BIN)/pgmonkey demo $(ARGS)
 
 .PHONY: setup

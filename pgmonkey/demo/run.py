@@ -1,19 +1,17 @@
-"""The demonstration: a real PostgreSQL, three databases under load, passwords that rotate."""
+"""The demonstration: a real PostgreSQL, and three databases that change under load."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import secrets
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from contextlib import closing
 
 import prometheus_client
-import psycopg
 
 from pgmonkey.demo.server import EmbeddedServer
-from pgmonkey.demo.workload import TABLES, Workload
+from pgmonkey.demo.shop import Shop
+from pgmonkey.demo.story import Story
+from pgmonkey.demo.workload import Workload
 from pgmonkey.registry.registry import Registry
 from pgmonkey.service.runner import (
     Service,
@@ -27,108 +25,47 @@ from pgmonkey.version import __version__
 
 
 def run_demo(
-    directory: str | os.PathLike[str],
-    listener: Listener,
-    *,
-    rotate_every: float,
-    duration: float | None,
+    listener: Listener, *, pause: float | None, rotate_every: float, duration: float | None
 ) -> None:
     """Run the demonstration until SIGINT or SIGTERM. It leaves no process and no file behind.
 
     Args:
-        directory: The registry's directory; it declares `orders`, `events` and `reports`.
         listener: The listening socket of the service.
-        rotate_every: Seconds between two rotations; the databases take turns.
+        pause: Seconds before each step of the story; `None`: without the story.
+        rotate_every: Seconds between two rotations after the story; the databases take turns.
         duration: Seconds after which it ends by itself; `None`: never.
 
     Raises:
         EmbeddedServerError: PostgreSQL does not start.
-        RegistryConfigError: The directory or a file has problems.
-        UnknownDatabaseError: One of the three databases is not declared.
     """
     noted = note_signals()
     print(f"pgmonkey {__version__}: starting PostgreSQL ...", flush=True)
-    with listener, EmbeddedServer() as server:
-        # In the server's directory: its guard removes the secrets, too, even after a SIGKILL.
-        roles = Roles(server, server.directory / "secrets")
-        roles.create()
+    with listener, EmbeddedServer() as server, closing(Shop(server)) as shop:
+        shop.create()
         if noted:
             raise KeyboardInterrupt
         os.environ["PGMONKEY_DEMO_HOST"] = server.host
         os.environ["PGMONKEY_DEMO_PORT"] = str(server.port)
-        os.environ["PGMONKEY_DEMO_SECRETS"] = os.fspath(roles.directory)
+        os.environ["PGMONKEY_DEMO_SECRETS"] = os.fspath(shop.secrets)
         metrics = collector_registry()
-        # Started by root, the secrets are in a directory of the server's account.
-        registry = Registry(directory, metrics=metrics, probe_interval=15.0, trust="off")
+        # Started by root, the files are in a directory of the server's account.
+        registry = Registry(shop.registry, metrics=metrics, probe_interval=15.0, trust="off")
         workload = asyncio.run(
-            _run(registry, listener, metrics, roles, rotate_every, duration, noted)
+            _run(registry, listener, metrics, shop, pause, rotate_every, duration, noted)
         )
     print(
-        f"stopped after {workload.total('ok'):,} transactions, {workload.total('error'):,} errors;"
-        " PostgreSQL and the secrets are gone",
+        f"stopped after {workload.total('ok'):,} transactions, {workload.total('error'):,} failed;"
+        " PostgreSQL and all files of the demonstration are gone",
         flush=True,
     )
-
-
-class Roles:
-    """The database roles of the demonstration, and the secret files with their passwords.
-
-    Args:
-        server: Where the roles are.
-        directory: Where the files are, a directory for each database.
-    """
-
-    def __init__(self, server: EmbeddedServer, directory: Path) -> None:
-        self.server = server
-        self.directory = directory
-
-    def create(self) -> None:
-        """Create a role, a database and its table for each name."""
-        for name, table in TABLES.items():
-            user, password = f"{name}_app", secrets.token_urlsafe(24)
-            self.server.create_role(user, password)
-            self.server.create_database(name, owner=user)
-            with self.server.connect(name) as conn:
-                conn.execute(f"SET ROLE {user}")
-                conn.execute(table)
-            write_secret(self.directory / name, {"username": user, "password": password})
-
-    def rotate(self, name: str) -> None:
-        """Give a role a new password: first on the server, then in the files."""
-        user, password = f"{name}_app", secrets.token_urlsafe(24)
-        self.server.set_password(user, password)
-        write_secret(self.directory / name, {"username": user, "password": password})
-
-
-def write_secret(directory: Path, payload: Mapping[str, str]) -> None:
-    """Write files that only their owner may read, as the kubelet writes a mounted secret.
-
-    The visible names are links through `..data` to a directory with a new name. One rename
-    replaces `..data`, so a reader sees all of the old secret or all of the new one.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    data, temporary = directory / "..data", directory / "..data_tmp"
-    old = data.resolve() if data.is_symlink() else None
-    new = directory / f"..{secrets.token_hex(8)}"
-    new.mkdir()
-    for key, value in payload.items():
-        path = new / key
-        path.touch(mode=0o600)
-        path.write_text(value, encoding="utf-8")
-    temporary.symlink_to(new.name)
-    temporary.rename(data)
-    for key in payload:
-        if not (directory / key).is_symlink():
-            (directory / key).symlink_to(Path("..data", key))
-    if old is not None:
-        shutil.rmtree(old)
 
 
 async def _run(
     registry: Registry,
     listener: Listener,
     metrics: prometheus_client.CollectorRegistry,
-    roles: Roles,
+    shop: Shop,
+    pause: float | None,
     rotate_every: float,
     duration: float | None,
     noted: list[int],
@@ -146,55 +83,57 @@ async def _run(
         on_signals(service, stop, noted)
         if duration is not None:
             asyncio.get_running_loop().call_later(duration, stop)
-        print(_welcome(registry, service, roles), flush=True)
+        print(_welcome(service, shop), flush=True)
         serving = asyncio.create_task(service.run())
         workload.start()
-        rotating = asyncio.create_task(_rotate(roles, workload, rotate_every))
+        telling = asyncio.create_task(
+            _tell(Story(registry, workload, shop), shop, pause, rotate_every)
+        )
         try:
             done, _ = await asyncio.wait(
-                {serving, rotating, asyncio.ensure_future(ended.wait())},
+                {serving, telling, asyncio.ensure_future(ended.wait())},
                 return_when=asyncio.FIRST_COMPLETED,
             )
             for task in done:
                 task.result()
         finally:
-            rotating.cancel()
+            telling.cancel()
             await workload.stop()
             service.stop()
             await serving
     return workload
 
 
-async def _rotate(roles: Roles, workload: Workload, every: float) -> None:
-    while True:
-        for name in TABLES:
-            await asyncio.sleep(every)
-            ok, failed = workload.total("ok"), workload.total("error")
-            print(
-                f"-- {ok:,} transactions, {failed:,} errors; now {name} gets a new password",
-                flush=True,
-            )
-            try:
-                await asyncio.to_thread(roles.rotate, name)
-            except psycopg.Error as error:  # the user may have killed the server to see an outage
-                print(f"-- {name} keeps its password: {error}", flush=True)
+async def _tell(story: Story, shop: Shop, pause: float | None, rotate_every: float) -> None:
+    if pause is not None:
+        print(f"Five things happen to orders now, one every {pause:g} seconds.", flush=True)
+        await story.tell(pause)
+    print(_your_turn(shop, rotate_every), flush=True)
+    await story.rotate_forever(rotate_every)
 
 
-def _welcome(registry: Registry, service: Service, roles: Roles) -> str:
-    with roles.server.connect() as conn:
+def _welcome(service: Service, shop: Shop) -> str:
+    (server,) = shop.servers
+    with server.connect() as conn:
         version = conn.info.parameter_status("server_version")
-    orders = registry.path / "orders.yaml"
-    metrics = f"curl -s {service.url}/metrics | grep"
     return f"""
-PostgreSQL {version} listens on port {roles.server.port}; {", ".join(registry.names)} of {registry.path} are in use.
+PostgreSQL {version} listens on {server.host}:{server.port}. Threads and tasks write to three databases.
+Everything here is a copy that Ctrl-C removes:
 
-look   {metrics} demo_transactions
-       {metrics} config_version
-try    edit {orders}: another max_size takes effect when you save
-       edit it badly: the event names file, line and key; the last good one goes on
-       echo wrong > {roles.directory}/orders/password && kill -HUP {os.getpid()}
-         the server rejects it, so the old connections stay; the next rotation mends it
-stop   Ctrl-C
+files    {shop.registry}
+secrets  {shop.secrets}
+page     {service.page_url}/
+metrics  curl -s {service.url}/metrics | grep demo_transactions
+"""
 
-The status page: {service.page_url}/
+
+def _your_turn(shop: Shop, rotate_every: float) -> str:
+    return f"""
+Your turn, while a password is rotated every {rotate_every:g} seconds:
+
+- Edit {shop.registry / "orders.yaml"}: another max_size takes effect when you save.
+- Edit it badly: the event names file, line and key; the last good one goes on.
+- echo wrong > {shop.secrets / "orders" / "password"}
+  The server rejects it, so the old connections stay; the next rotation mends it.
+- Ctrl-C stops everything.
 """

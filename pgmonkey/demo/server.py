@@ -144,6 +144,26 @@ class EmbeddedServer:
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)  # left if the guard was never started
 
+    def kill(self) -> None:
+        """Kill the main process without warning. Data and port stay for `start_again`."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def start_again(self) -> None:
+        """Start a server that was killed or stopped, on its port, and wait until it has recovered.
+
+        Raises:
+            EmbeddedServerError: It did not start; the message has the end of its log.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while log := self._launch():
+            # The backends of a killed server need a moment to notice.
+            if "still in use" not in log or time.monotonic() > deadline:
+                raise EmbeddedServerError(f"PostgreSQL did not start again:\n{log[-2000:]}")
+            time.sleep(_PAUSE)
+
     def connect(self, dbname: str = "postgres") -> psycopg.Connection[tuple[Any, ...]]:
         """Connect as superuser, in autocommit mode, through the unix socket."""
         return psycopg.connect(

@@ -81,6 +81,11 @@ class Workload(Collector):
         with self._lock:
             return sum(n for (_, ended), n in self._counts.items() if ended == outcome)
 
+    def done(self, name: str) -> int:
+        """Return the number of transactions of one database that committed."""
+        with self._lock:
+            return self._counts[name, "ok"]
+
     def collect(self) -> Iterator[Metric]:
         """Yield the counts."""
         family = CounterMetricFamily(

@@ -38,7 +38,14 @@ def secrets(tmp_path: Path) -> Path:
 def test_nothing_is_printed_without_problems(output: str, secrets: Path, canary: Canary) -> None:
     """The repository's own registry is good: exit code 0, and not a byte of output."""
     environment = {"PGMONKEY_DEMO_SECRETS": str(secrets)}
-    done = invoke("check", _ROOT / "registry.d", "-o", output, canary=canary, env=environment)
+    done = invoke(
+        "check",
+        _ROOT / "pgmonkey" / "demo" / "registry.d",
+        "-o",
+        output,
+        canary=canary,
+        env=environment,
+    )
     assert (done.code, done.out, done.err) == (0, "", "")
 
 

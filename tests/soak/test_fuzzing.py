@@ -125,7 +125,9 @@ def test_mutated_files_are_configs_or_problems() -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # shown if it fails
     chance = random.Random(seed)
-    good = [path.read_bytes() for path in (_ROOT / "registry.d").glob("*.yaml")]
+    good = [
+        path.read_bytes() for path in (_ROOT / "pgmonkey" / "demo" / "registry.d").glob("*.yaml")
+    ]
     bad = [path.read_bytes() for path in (_ROOT / "tests/configs").glob("*.bad.yaml")]
     seeds = good * 10 + bad
     cost(_HEAD)
