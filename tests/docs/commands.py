@@ -17,7 +17,7 @@ KNOWN = frozenset(
     "alembic apt-get awk brew cat cd celery chmod chown cp curl diff docker docker-compose echo env"
     " eval exec export fastapi find flask git grep gunicorn head helm install jq kill kubectl less ln ls"
     " mkdir mv openssl pgbench pgbouncer pip pipx printf promtool psql python python3 rm sed set sleep"
-    " source systemctl tail tee test touch true uv uvicorn watch".split()
+    " source systemctl tail tee test touch true uv uvicorn uvx watch .".split()
 )
 _OPERATORS = {"|", "||", "&&", ";", "&"}
 _REDIRECTION = re.compile(r"^\d*(<|>|>>|<<)(&\d)?$")
@@ -66,7 +66,7 @@ def complaint(words: list[str]) -> str | None:
         return _pgmonkey(arguments)
     if program == "make":
         return _make(arguments)
-    if program in ("pip", "uv", "pipx"):
+    if program in ("pip", "pipx", "uv", "uvx"):
         return _extras(arguments)
     if program in KNOWN or "/" in program or program.startswith("$"):
         return None

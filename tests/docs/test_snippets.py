@@ -94,6 +94,10 @@ def prepare(
         content = _A_URL.encode() if path.name == "uri" else contents.get(path.suffix, b"value\n")
         path.write_bytes(content)
         path.chmod(0o600)
+    for found in re.findall(r"\.\./(secrets/[\w./-]+)", text):  # beside the registry
+        path = directory / found
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("value\n")
     return _SECRET_PATH.sub(lambda found: f"{directory}/mounts{found[0]}", text)
 
 
@@ -275,6 +279,7 @@ def test_the_parser_finds_fences_and_their_directives():
         ("shell", "crul -s localhost", "'crul' is no program that the documentation uses"),
         ("shell", "pip install 'pgmonkey[demo]'", None),
         ("shell", "pip install 'pgmonkey[web]'", "pgmonkey has no extra web"),
+        ("shell", "uvx --from 'pgmonkey[web]' pgmonkey demo", "pgmonkey has no extra web"),
         ("shell", "pgmonkey serve registry.d --listen 127.0.0.1:9749", None),
         ("shell", "pgmonkey sevre", "pgmonkey has no command 'sevre'"),
         ("shell", "pgmonkey serve \\\n  --lisen x", "pgmonkey serve has no option --lisen"),
