@@ -39,7 +39,7 @@ from pgmonkey.version import __version__
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @options.env_file_of_all
 def app(env_file: Path | None) -> None:
-    """Every PostgreSQL database of an application, declared in files, reloaded without losing a query."""
+    """PostgreSQL databases by name, from YAML files; passwords, hosts and pool sizes reload without dropping a query."""
     del env_file  # commands look it up: see `options.env_file`
 
 
