@@ -34,8 +34,8 @@ _BAD = ROOT / "tests" / "configs"
 _BEGINNING = """\
 # Problems
 
-A problem has a stable code: programs and alerts may rely on it. The message beside it is for people, and may
-change. This page is made from the catalogue of codes and from the files that test them (`make docs-reference`).
+A problem has a stable code: programs and alerts may rely on it. The message is for people, and may change. Search this page for
+the code that you see.
 
 In text a problem is one line and, where there is something to do, a hint:
 
@@ -45,9 +45,8 @@ file:line:column: key: message  [code]
 ```
 
 As JSON (`pgmonkey check -o json`) it has the fields `path`, `line`, `column`, `key`, `code`, `message`, `hint` and
-`database`. The position is that of the value, or of the key where the key is wrong. The value of a sensitive key, and a
-value from outside of the file, is never shown; of the latter, the variable or the file that it comes from is named. What
-looks like a secret, or is one, is not quoted from another place of the file either.
+`database`. The position is that of the value, or of a wrong key. A problem never shows the value of a sensitive key, nor a
+value from outside of the file: it names the variable or the file instead. It does not quote text that looks like a secret.
 """
 _TITLES = {
     "registry": "The registry",

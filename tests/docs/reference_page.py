@@ -10,10 +10,9 @@ from pgmonkey.config.json_schema import libpq, schema
 from pgmonkey.config.models import SECTIONS
 
 _INTRODUCTION = """\
-# Reference of keys
+# Every key
 
-Made from the models that check the files (`make docs-reference`), so it is complete. [Configuration](configuration.md)
-explains how the keys work together.
+This page has every key of a database file. [Configuration](configuration.md) explains how the keys work together.
 
 Every value may be a [reference](configuration.md#references): `${NAME}` and its forms inside of text, or
 `{from_env: NAME}`, `{from_file: PATH}` and `{from_file: PATH, json_key: NAME}`. `password` and `user` may be
