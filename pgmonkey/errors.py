@@ -188,9 +188,9 @@ class NestedCheckoutError(PgmonkeyError):
 class LeftOpenError(PgmonkeyError, psycopg.ProgrammingError):
     """Report a block that ended while something was open on its connection.
 
-    What was not committed is rolled back, and the connection is closed. That is so inside a
-    pipeline, a COPY, a `stream()` or `notifies()` that still has a reader, a statement that another
-    thread or task runs, and a two-phase transaction that was not prepared.
+    What was not committed is rolled back, and the connection is closed. Open can be: a pipeline, a
+    COPY, a `stream()` or `notifies()` that still has a reader, a statement that another thread or
+    task runs, a two-phase transaction that was not prepared.
     """
 
 
@@ -211,8 +211,8 @@ class ConnectError(PgmonkeyError, psycopg.OperationalError):
         reason: One of `auth`, `refused`, `timeout`, `dns`, `tls`, `too_many_connections`,
             `hba`, `no_database`, `setting`, `configure`, `credentials`, `other`.
         hint: What to do about it, in one line.
-        rejected: The first problem of the files of this database, with file, line and key, if they
-            are rejected: what they say now is not in use.
+        rejected: If the files of this database are rejected: their first problem, with file, line
+            and key. The last good configuration is in use.
 
     Example:
         >>> error = ConnectError("Connection refused", database="orders", reason="refused",

@@ -24,7 +24,7 @@ _TITLES: Final = ("SERVER", "LIMIT OF", "OPEN", "ROTATING", "ALLOWED", "LEFT", "
 @click.command("budget")
 @options.directory
 @options.fleet
-@click.option("--offline", is_flag=True, help="Connect to nothing, and know no limit.")
+@click.option("--offline", is_flag=True, help="Do not connect; the limits are then unknown.")
 @options.output
 @options.references
 def command(
@@ -36,8 +36,8 @@ def command(
 ) -> Answer:
     """Count the connections that a fleet can open.
 
-    They are compared with what each server, role and database allows. Exit code 1: it is too
-    little. 4: some server could not be asked.
+    It compares them with the limits of each server, role and database. Exit code 1: a limit is
+    too low. 4: a server cannot be reached.
     """
     from pgmonkey.config.budget import budget, demand_of
 

@@ -42,7 +42,7 @@ _SUFFIXES: Final = (".yaml", ".yml")
     "--from-4.0",
     "older",
     is_flag=True,
-    help="FILEs are of pgmonkey 4.0: also say what they mean otherwise now.",
+    help="The files are of pgmonkey 4.0: also warn where their meaning has changed.",
 )
 @click.option("--online", is_flag=True, help="Also connect to each database once.")
 @options.trust(default="off")
@@ -59,8 +59,8 @@ def command(
 ) -> Answer:
     """Check the files of a registry.
 
-    FILE is one of a registry's files; its directory's _defaults.yaml counts as well. Without
-    --online it connects to nothing. Exit code 1: there are problems.
+    FILE is a file of a registry; the _defaults.yaml beside it counts, too. Without --online it
+    connects to nothing. Exit code 1: there are problems.
     """
     if static and online:
         raise click.BadParameter("it cannot be combined with --static", param_hint="--online")

@@ -31,9 +31,9 @@ class CsvFormat:
 
     Args:
         delimiter: What separates fields: one ASCII character.
-        quotechar: What stands around a field, doubled within it: one ASCII character, or `none`.
+        quotechar: The mark around a field, doubled within it: one ASCII character, or `none`.
         encoding: As Python names it; `None` is UTF-8, or what a byte order mark says.
-        null_text: What stands for NULL, without quotes.
+        null_text: The text for NULL, without quotes.
         has_headers: Whether the first row has the names of the columns.
         auto_create_table: Whether an import creates the table.
         enforce_lowercase: Whether an import makes lower case and underscores of the header.

@@ -89,15 +89,15 @@ def csv_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option("--delimiter", metavar="C", help=r"What separates fields.  [default: ,]")
     @click.option(
-        "--quotechar", metavar="C", help='What stands around a field, or none.  [default: "]'
+        "--quotechar", metavar="C", help='The mark around a field, or none.  [default: "]'
     )
     @click.option("--encoding", metavar="NAME", help="The encoding of the file.  [default: utf-8]")
-    @click.option("--null-text", metavar="TEXT", help="What stands for NULL.  [default: nothing]")
+    @click.option("--null-text", metavar="TEXT", help="The text for NULL.  [default: nothing]")
     @click.option(
         "--headers/--no-headers",
         "has_headers",
         default=None,
-        help="Whether the first row has the names of the columns.  [default: it has]",
+        help="Whether the first row has the names of the columns.  [default: yes]",
     )
     @click.option(
         "--settings",

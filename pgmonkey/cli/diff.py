@@ -51,8 +51,8 @@ def command(
 ) -> Answer:
     """Show what a reload would change.
 
-    It compares what a running service uses with the files, or other files with them. Secrets are
-    masked. Exit code 1: the files of some database would be rejected.
+    It compares the files with what a running service uses, or with other files. Secrets are
+    masked. Exit code 1: a reload would reject the files of a database.
     """
     _check_usage(against, revision)
     from pgmonkey.config.diff import of_registry

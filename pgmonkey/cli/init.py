@@ -34,8 +34,8 @@ _LEAF: Final = re.compile(r"( *)(\w+): *[^# ]")
 def command(name: str, directory: Path, secrets: Path | None) -> Answer:
     """Write the file of a new database, to fill in.
 
-    Its user and password are read from files of their own, which are made empty, for their owner
-    alone. What is there already is left as it is. Exit code 1: the database has a file.
+    It also makes empty files for the user and the password, which only their owner can read.
+    Existing files stay as they are. Exit code 1: the database has a file already.
     """
     from pgmonkey.config.directory import NAME
 

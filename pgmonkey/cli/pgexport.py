@@ -33,7 +33,7 @@ def command(
 ) -> Answer:
     """Export a table or a view to a CSV file.
 
-    The file is replaced when the new one is whole; after a failure the old one is as it was.
+    An existing file is replaced when the new one is complete. After a failure it is unchanged.
     """
     from pgmonkey.cli.csv_export import export_csv
     from pgmonkey.cli.csv_format import STANDARD, chosen_format, rows

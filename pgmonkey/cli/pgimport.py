@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     "--create-table/--no-create-table",
     "auto_create_table",
     default=None,
-    help="Whether a table that is missing is created, of text alone.  [default: it is]",
+    help="Whether to create a missing table, with columns of type text.  [default: create it]",
 )
 @click.option(
     "--lowercase/--no-lowercase",
     "enforce_lowercase",
     default=None,
-    help="Whether `First Name` in a header is the column first_name.  [default: it is]",
+    help="Whether `First Name` in a header is the column first_name.  [default: yes]",
 )
 @csv_options
 def command(
@@ -52,8 +52,8 @@ def command(
 ) -> Answer:
     """Import a CSV file into a table.
 
-    All rows are imported, or none: a row that the server refuses is named with its line and column.
-    A table that is missing is created from the header, all columns of type text.
+    It imports all rows, or none: the error names the line and the column of a bad row. A missing
+    table is created from the header, with columns of type text.
     """
     from pgmonkey.cli.csv_format import chosen_format, rows
     from pgmonkey.cli.csv_import import import_csv

@@ -57,7 +57,7 @@ def _networks(_: click.Context, __: click.Parameter, given: Sequence[str]) -> tu
     *("--filepath", "--connconfig", "path"),
     metavar="FILE",
     type=options.PATH,
-    help="A config file of its own, in place of a registry.",
+    help="One config file, instead of a registry.",
 )
 @click.option("--audit", is_flag=True, help="Connect, and compare with what the servers have.")
 @click.option(
@@ -89,10 +89,10 @@ def command(
     references: options.References,
     output: str,
 ) -> Answer:
-    """Print what servers need for their clients.
+    """Print the settings that servers need for their clients.
 
-    Lines of pg_hba.conf and postgresql.conf, for a registry or for one config file. With --audit
-    they are compared with what each server has. Exit code 1: something does not match. 4: a server
+    They are lines of pg_hba.conf and postgresql.conf, for a registry or for one config file. --audit
+    compares them with what each server has. Exit code 1: something does not match. 4: a server
     cannot be reached.
     """
     from pgmonkey.config.server_needs import SAMENET, clients_of, needs

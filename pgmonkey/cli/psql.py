@@ -32,8 +32,8 @@ def command(
 ) -> Answer:
     """Run psql, connected as an application would be.
 
-    What stands after -- are arguments of psql, and the exit code is that of psql. The password is
-    in none of its arguments and variables, and in no file that has a name.
+    Arguments after -- go to psql, and the exit code is that of psql. The password is in no
+    argument, in no variable and in no named file.
     """
     program = shutil.which("psql")
     if program is None:

@@ -11,7 +11,7 @@ from pgmonkey.cli.output import Answer, as_json
 def command() -> Answer:
     """Print a JSON Schema of a database file, for editors.
 
-    It is of draft 7.
+    The schema is of draft 7.
     """
     from pgmonkey.config.json_schema import schema
 

@@ -49,8 +49,8 @@ def _names(
     "hosts",
     metavar="NAME",
     multiple=True,
-    help="A further name or address that requests may be for; repeat it for more. localhost and"
-    " the address that a request arrived at are always allowed.",
+    help="Another name or address that the Host of a request may have; may be repeated. localhost"
+    " and the address that the request was sent to are always allowed.",
 )
 @click.option(
     "--reload-token-file",

@@ -114,7 +114,7 @@ class Place(NamedTuple):
 def untrusted_absence(believed: Place, seen: Place, look: Look | None) -> str | None:
     """Return the code of the problem if a directory does not tell that files were removed.
 
-    A volume that was unmounted leaves an empty directory, or what lies under it.
+    A volume that was unmounted leaves an empty directory, or the one under it.
     """
     complete = believed.names <= seen.names and believed.has_defaults <= seen.has_defaults
     if look is None or complete:

@@ -32,15 +32,15 @@ _TIMEOUT: Final = "10s"
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Credentials:
-    """Hold what a resolver returns if the password has a user, or a time when it expires.
+    """Hold a password that a resolver returns with its user, or with the time when it expires.
 
     Args:
         password: The password or token.
         user: The user that it belongs to; `None` for the one of the file. When a later call returns
             another one, all connections are replaced.
-        expires_at: Until when new connections may use them, in unix seconds; `None`: for the
-            `refresh` of the file. For the lease of a user, say an earlier time than its end:
-            connections are replaced from that time on.
+        expires_at: Until when new connections may use them, in Unix time; `None`: for the `refresh`
+            of the file. For the lease of a user, give a time before its end: connections are
+            replaced from then on.
 
     Example:
         >>> print(Credentials("tea", user="app-7", expires_at=1893456000.0))

@@ -35,7 +35,7 @@ _REFERENCES: Final = frozenset(
 #: A secret of fewer characters is masked only where it is a whole word.
 SHORT: Final = 4
 
-# The password of `scheme://user:password@host`. It may hold an "@" itself, hence the greedy match
+# The password of `scheme://user:password@host`. It may hold an "@" itself, so the match is greedy
 # up to the last one before the path; a "/", "?" or "#" inside is caught when no "@" follows without.
 _URL_PASSWORD: Final = re.compile(r"(?<=://)([^\s:/@?#]*):([^\s/?#]+|[^\s?#]+|[^\s@]+)@")
 _URL_PARAMETER: Final = re.compile(r"(?<=[?&])([\w.\-]++)(=)[^&\s#]+")

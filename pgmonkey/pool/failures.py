@@ -51,7 +51,7 @@ HINTS: Final[Mapping[Reason, str]] = {
     "hba": "the server's pg_hba.conf does not allow this user, database and address",
     "no_database": "check dbname, and the role's CONNECT privilege",
     "setting": "the server refused a session setting: check sync_settings, async_settings, options",
-    "configure": "mend the function, or what it needs: it must leave the connection idle",
+    "configure": "correct the function, or what it needs: it must leave the connection idle",
     "credentials": "run the command, or call the resolver, as the account of this program",
     "other": "is this the port of a PostgreSQL server? If so, see its log",
 }

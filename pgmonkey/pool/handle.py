@@ -346,11 +346,10 @@ class Database(ABC):
         """Borrow a connection until `putconn`; `await` it on an async handle.
 
         For code that cannot be a `with` block: a fixture, a library that takes psycopg_pool's
-        methods, a client that holds a connection for long. Nothing is committed for you. Like
-        every checkout it shows in the status, in errors and as a leak. A connection that is
-        dropped without `putconn` is closed, and the event `checkout.abandoned` names the function
-        that borrowed it. `close()` closes it and gives it back at once; then another one takes its
-        place, so it costs a connect.
+        methods, a client that holds a connection for long. Commit by yourself. Status, errors and
+        `leak_detection` name it like every checkout. If the program drops it without `putconn`, it
+        is closed, and the event `checkout.abandoned` names the function that borrowed it. Its
+        `close()` gives it back, too, and costs a connect.
 
         Args:
             timeout: Seconds to wait for the connection; default: the configured `timeout`.
@@ -369,9 +368,8 @@ class Database(ABC):
     def putconn(self, connection: Connection[Any] | AsyncConnection[Any]) -> Awaitable[None]:
         """Give back a connection of `getconn`; `await` it on an async handle.
 
-        What was not committed is rolled back. A connection that is broken or closed is replaced,
-        and one that was changed is set back, as after a block. In a child process that was forked
-        meanwhile it does nothing. `close()` of the connection gives it back, too.
+        What was not committed is rolled back. A broken or closed connection is replaced, and changed
+        settings are set back, as after a block. In a forked child process it does nothing.
 
         Args:
             connection: The connection. Do not use it afterwards: another client may have it.
@@ -393,8 +391,8 @@ class Database(ABC):
     def is_retired(self, connection: Connection[Any] | AsyncConnection[Any]) -> bool:
         """Tell whether a borrowed connection is of an older version of the configuration.
 
-        A client that holds one for long asks now and then: if it is, the client gives it back and
-        borrows another one. It costs a microsecond and asks no server.
+        A client that holds a connection for long calls this now and then. If it is true, the client
+        gives the connection back and borrows another one. It costs a microsecond, and no round trip.
 
         Args:
             connection: What `getconn` or a block of this handle has given.

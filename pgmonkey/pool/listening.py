@@ -22,8 +22,8 @@ _LONGEST_CHANNEL: Final = 63
 class Gap:
     """Tell the reader of a listener that notifications may be missing before this point.
 
-    It comes when the listener listens again. The reader looks now at what it may have missed; the
-    server notifies it of every later commit. It may come although nothing was missed.
+    It comes when the listener listens again. The reader then looks at what it may have missed; no
+    later commit is missed. It may come although nothing was missed.
 
     Args:
         seconds: How long, at most, no notification could come: since the last sign of life of the
@@ -106,8 +106,8 @@ class Listener(ABC):
     def notifies(self, *, timeout: float | None = None, stop_after: int | None = None) -> Notes:
         """Iterate for a time, or up to a number, as psycopg's `Connection.notifies`.
 
-        What comes later is for the next iteration. While the server does not answer, the connect
-        that is under way may end later than the timeout, by `connect_timeout` at most.
+        Later notifications are for the next iteration. While the server does not answer, it may end
+        up to `connect_timeout` later than the timeout.
 
         Args:
             timeout: Seconds; default: no end.

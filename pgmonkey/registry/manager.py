@@ -257,11 +257,10 @@ class PGConnectionManager:
         allow_sensitive_defaults: bool = False,
         **settings: Any,
     ) -> Override:
-        """Let a handle lead somewhere else for a block, or roll back all that is done in it.
+        """Let a handle lead somewhere else for a block, or roll back everything done in it.
 
-        As `Registry.override`. It is for the handle that calls with these arguments return, before,
-        in and after the block. It connects to nothing, and in the block the calls do not either if
-        `rollback` is true.
+        It works as `Registry.override`, for the handle that calls with these arguments return. It
+        does not connect; nor do the calls in the block, if `rollback` is true.
 
         Args:
             config: The path or the dictionary that the application gives.

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 Handle: TypeAlias = SyncDatabase | AsyncDatabase
 
-#: What stands for every database where functions are given by name.
+#: The name that means every database, where functions are given by name.
 EVERY: Final = "*"
 
 #: Seconds before a failed probe is tried again: the first pause, and the longest ones. They grow

@@ -49,9 +49,9 @@ _DRAINING: Final = 0.02
 class Registry:
     """Give access by name to every PostgreSQL database that a directory declares.
 
-    Make one for the whole application. It reads and checks every file, and connects to nothing
-    before the first checkout. Then it watches the directory and the secret files, and moves a
-    changed database to its new settings without a failed query. It costs one thread, and two
+    Make one for the whole application. It reads and checks every file, and does not connect
+    before the first checkout. It watches the directory and the secret files. When they change, it
+    moves the database to its new settings without a failed query. It costs one thread, and two
     more for each sync database in use.
 
     Args:
@@ -60,10 +60,10 @@ class Registry:
         strict: Raise if any file has a problem. If false, serve the good databases; `get` of a
             bad one raises its problems.
         allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
-        watch: Watch the files; if false, only `reload` reads them again.
+        watch: Watch the files. If false, only `reload` reads them again.
         rescan_interval: Seconds after which the files are read again even without a file event.
         removal_delay: Seconds for which the file of a database, a secret file or `_defaults.yaml`
-            must be missing until that is believed; an explicit `reload` believes it at once.
+            must be missing before it counts as removed. For `reload` it counts at once.
         metrics: The `prometheus_client` registry that gets the metrics, or `None`.
         histograms: Export waits, uses, connects and reloads as histograms with 9 buckets; else as
             summaries with count and sum only.
@@ -72,12 +72,12 @@ class Registry:
             it counts even if no pool is open. Default: no probes.
         trust: What to do if other accounts can change a file of a database, its secrets or its
             TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
-        env: The variables for `${NAME}` and `from_env`, instead of those of the environment. The
-            registry looks at them again with the files: a change counts at the next reload.
-            A program of `from_command` gets them over those of the environment.
-        max_connections: Server connections that this process may have at a time over all
-            databases, probes and retired connections included; default: no limit. A checkout that
-            needs one more waits for it, up to its `timeout`.
+        env: The variables for `${NAME}` and `from_env`, instead of those of the environment. A
+            change of the mapping counts at the next reload. A program of `from_command` gets them
+            in addition to the environment.
+        max_connections: How many server connections this process may have at a time, for all
+            databases together, probes and retired connections included; default: no limit. A
+            checkout that needs one more waits for it, up to its `timeout`.
         configure: Functions that are called with each new connection, by the name of the database;
             "*" for every database: see the method `configure`.
         resolvers: The functions behind `{from_resolver: name, key: ...}`, by name. Each gets the key
@@ -87,8 +87,8 @@ class Registry:
     Raises:
         RegistryConfigError: the directory or a file has problems, or the databases keep more
             connections open (`min_size`) than `max_connections`.
-        PgmonkeyError: the thread that watches the files cannot be started, or threads were replaced
-            in a way that cannot work.
+        PgmonkeyError: the thread that watches the files cannot be started, or gevent or eventlet has
+            replaced threads in a way that does not work.
         ValueError: `probe_interval` is not more than 0, or `removal_delay` is less than 0.
 
     Example:
@@ -246,17 +246,17 @@ class Registry:
     def configure(self, name: str, function: Configure) -> None:
         """Call a function with each new connection of a database, before a block gets it.
 
-        Use it for settings of a connection that a file cannot hold: the adapters of types, JSON
-        codecs, `register_vector`. It is called again after each reload, restart and fork. Every
-        block begins with what it set, and gets no slower. The function of "*" is called before
-        that of the database.
+        Use it for settings that a file cannot hold: the adapters of types, JSON codecs,
+        `register_vector`. It costs time at each connect (also after a reload, a restart or a
+        fork), but none in a block. Every block begins with its settings. The function of "*" is
+        called before that of the database.
 
         An async type awaits the result of the function if it is awaitable. The function must
-        leave the connection idle: without an open transaction. If it does not, or raises, or does
-        not end within `connect_timeout`, the connect fails with the reason `configure`.
+        leave no transaction open. If it does, or raises, or takes longer than `connect_timeout`,
+        the connect fails with the reason `configure`.
 
-        Call this before the first checkout. A later call replaces the connections that are open:
-        each is closed when its block ends.
+        Call this before the first checkout. A later call replaces open connections: each one is
+        closed when its block ends.
 
         Args:
             name: The name of the database; "*" for every database, also of later files.
@@ -290,8 +290,8 @@ class Registry:
         Use it where a pool does not fit: a migration without `statement_timeout`, creating the
         database of a test, a tool that runs for hours. It returns a psycopg connection of your own:
         close it, or use it as a context manager, which commits and closes as psycopg's does. Until
-        then, or until it is dropped, it counts in `max_connections`. Functions of `configure` are
-        not called, no reload replaces it, and nothing reports how long it lives.
+        it is closed or dropped, it counts in `max_connections`. Functions of `configure` are not
+        called, no reload replaces it, and `leak_detection` does not report it.
 
         Args:
             name: The name of a declared database, of any type; its `sync_settings` count.
@@ -336,15 +336,16 @@ class Registry:
         return await self._record(name).aconnect(given)
 
     def override(self, name: str, /, *, rollback: bool = False, **settings: Any) -> Override:
-        """Let a database lead to another place for a block, or roll back all that is done in it.
+        """Let a database lead to another place for a block, or roll back everything done in it.
 
         Use it in tests. It holds for every handle of the database, in every thread and event loop,
-        also for one that a module got when it was imported. Enter it with `with` or `async with`; it gives
-        the handle. Entering and leaving connect to nothing: they close the connections that are
-        idle, and the next block connects.
+        even if a module got its handle earlier. Enter it with `with` or `async with`; it gives
+        the handle. Entering and leaving do not connect: they close idle connections, and the next
+        block connects.
 
         With `rollback=True` all blocks of a handle, one after the other, are savepoints of one
-        transaction, which is rolled back at the end: the recipe "Tests" says what differs.
+        transaction, which is rolled back at the end. The guide "Tests" shows what differs from a
+        real commit.
 
         Args:
             name: The name of a declared database, of any type.
@@ -415,7 +416,7 @@ class Registry:
         """Read the files now, apply the differences, and return a report.
 
         Works from any thread. It returns when every open pool has replaced its idle connections.
-        An event loop that does not turn replaces them later, at the latest at its next checkout.
+        A blocked event loop replaces them later, at the latest at its next checkout.
 
         Example:
             >>> registry.reload().rejected
@@ -435,7 +436,7 @@ class Registry:
     def wait_drained(self, timeout: float = 30.0) -> bool:
         """Wait until no connection of an older configuration is left, in any thread or loop.
 
-        Call it before an old password or host is taken away. It blocks; in async code, use
+        Call it before you revoke an old password or stop an old host. It blocks; in async code, use
         `await asyncio.to_thread(registry.wait_drained, 10)`.
 
         Args:
@@ -443,7 +444,7 @@ class Registry:
 
         Returns:
             False if an older connection is still checked out (`status()` names the holders), or
-            if an event loop that has older connections did not run meanwhile.
+            if an event loop with older connections was blocked for that time.
 
         Example:
             >>> registry.wait_drained(10)
@@ -462,11 +463,10 @@ class Registry:
     def subscribe(self, function: Callable[[Change], object]) -> Callable[[], object]:
         """Call a function with every change of a database: applied, rejected or removed.
 
-        Use it to warm a cache, to count, or to alert. The thread that made the change calls the
-        function; it may be the registry's own, so the function should return soon. No lock is
-        held: the function may use the registry. The changes of one database come in their order,
-        one after the other. An exception stops no change: it becomes the event
-        `subscriber.failed`. The function stays subscribed in child processes.
+        Use it to warm a cache, to count, or to alert. The function may use the registry. It should
+        return soon, because it may run in the thread that watches the files. The changes of one
+        database come one after the other, in their order. An exception becomes the event
+        `subscriber.failed`, and stops no change. Child processes inherit the subscription.
 
         Args:
             function: No coroutine function. It is called with a `Change`, a plain value.
@@ -581,7 +581,7 @@ class Registry:
         greenlets.check()  # a server may have replaced threads after it has forked
         try:
             self._maintenance.ensure_running()
-        except PgmonkeyError as error:  # the connection can be made all the same
+        except PgmonkeyError as error:  # the connection can still be made
             directories = sorted(self._reloader.directories)
             events.emit("watch.degraded", mode="none", directories=directories, reason=str(error))
         if self._exported:

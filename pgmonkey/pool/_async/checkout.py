@@ -228,8 +228,8 @@ async def _end(checkout: AsyncCheckout, connection: AsyncPooledConnection, *, fa
             if not connection.closed:
                 await connection.rollback()
         elif connection.broken or not connection.closed:
-            # A connection that broke unnoticed must not pass for a commit; one that the block
-            # itself has closed has nothing to commit.
+            # If the connection broke unnoticed, this raises: the block is not committed. If the
+            # block itself has closed it, there is nothing to commit.
             await connection.commit()
             if status == IN_ERROR:  # the server has rolled back instead
                 checkout.stage |= ROLLED_BACK

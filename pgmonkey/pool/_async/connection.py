@@ -308,7 +308,7 @@ class AsyncPooledConnection(AsyncWatchedConnection):
         return await self.ask(b"", seconds) is not None and not self.pgconn.transaction_status
 
     async def roll_back(self, seconds: float) -> bool:
-        """Roll back the transaction of somebody who has no right to it any more; false if in vain.
+        """Roll back a transaction that was left open on it; false if that failed.
 
         Args:
             seconds: How long to wait for the answer.

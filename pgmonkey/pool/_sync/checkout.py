@@ -224,8 +224,8 @@ def _end(checkout: SyncCheckout, connection: SyncPooledConnection, *, failed: bo
             if not connection.closed:
                 connection.rollback()
         elif connection.broken or not connection.closed:
-            # A connection that broke unnoticed must not pass for a commit; one that the block
-            # itself has closed has nothing to commit.
+            # If the connection broke unnoticed, this raises: the block is not committed. If the
+            # block itself has closed it, there is nothing to commit.
             connection.commit()
             if status == IN_ERROR:  # the server has rolled back instead
                 checkout.stage |= ROLLED_BACK

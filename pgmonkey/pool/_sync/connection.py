@@ -309,7 +309,7 @@ class SyncPooledConnection(SyncWatchedConnection):
         return self.ask(b"", seconds) is not None and not self.pgconn.transaction_status
 
     def roll_back(self, seconds: float) -> bool:
-        """Roll back the transaction of somebody who has no right to it any more; false if in vain.
+        """Roll back a transaction that was left open on it; false if that failed.
 
         Args:
             seconds: How long to wait for the answer.
