@@ -225,7 +225,7 @@ def test_strict_counts_the_defaults_for_every_database(directory):
 
 
 def test_a_registry_warns_once_for_each_file(directory, secret, events):
-    """The library serves the database all the same."""
+    """The library still serves the database."""
     secret.chmod(0o666)
     with Registry(directory, watch=False, metrics=None) as registry:
         registry.reload()

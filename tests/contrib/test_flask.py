@@ -151,7 +151,7 @@ def test_a_request_that_raises_is_rolled_back(
 def test_an_exception_that_a_test_client_propagates_rolls_back(
     app: Flask, registry: Registry, database: TemporaryDatabase
 ) -> None:
-    """`TESTING` lets exceptions reach the test; connections come back all the same."""
+    """`TESTING` lets exceptions reach the test; connections still come back."""
     app.testing = True
 
     @app.post("/fails")

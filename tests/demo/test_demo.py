@@ -141,7 +141,7 @@ def test_passwords_rotate_and_no_transaction_fails(demo: Callable[..., Demo]) ->
 def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo]) -> None:
     """An edited file is applied, a misspelt one is rejected, and no transaction fails.
 
-    The typo stays over two rotations, which are applied all the same.
+    The typo stays over two rotations, which are still applied.
     """
     running = demo("--rotate-every", "0.5")
     running.wait_until_at_work()

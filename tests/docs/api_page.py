@@ -36,7 +36,7 @@ The page is made from the docstrings.
 
 #: Longer signatures have a line for each argument.
 _WIDTH: Final = 84
-#: What stands for a name of a type that is not public.
+#: Public names for types that are not public.
 _TYPES: Final = {
     "Borrowed": "Block",
     "BorrowedByHand": "Connection",

@@ -52,7 +52,7 @@ class Snippet:
 
     @property
     def rest(self) -> str:
-        """What stands after the directive's first word."""
+        """The text after the directive's first word."""
         return self.directive.partition(" ")[2].strip()
 
     @property

@@ -25,7 +25,7 @@ T = TypeVar("T")
 _PATIENCE = 20.0
 #: Seconds for which a fork waits at most for threads that are ending.
 _ENDING = 0.3
-#: Threads that are not Python's own and for which a fork has waited in vain: they stay. Each worker of
+#: Threads that are not Python's own and for which a fork has waited too long: they stay. Each worker of
 #: pytest-xdist has one.
 _staying: set[int] = set()
 

@@ -226,7 +226,7 @@ def test_a_task_that_is_cancelled_just_as_it_gets_its_connection_is_cancelled(
 
 
 def test_a_busy_pool_ends_in_a_timeout_that_names_the_task(registry: Registry) -> None:
-    """The error of a task that waited in vain has the numbers and the task that holds longest."""
+    """The error of a task that timed out has the numbers and the task that holds longest."""
 
     async def main() -> None:
         async with registry:

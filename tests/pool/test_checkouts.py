@@ -288,7 +288,7 @@ def test_the_wrong_side_is_refused_and_told_the_right_one(registry: Registry) ->
 
 
 def test_a_busy_pool_ends_in_a_timeout_that_says_who_holds_it(registry: Registry) -> None:
-    """The error of a checkout that waited in vain has the pool's numbers and the oldest holder."""
+    """The error of a checkout that timed out has the pool's numbers and the oldest holder."""
     handle = registry.get("orders")
     with ExitStack() as stack:
         for _ in range(4):

@@ -30,7 +30,7 @@ def test_a_client_that_waits_for_a_connection_to_close_does_not_poll(
     proxy: ChaosProxy,
     connection_type: str,
 ) -> None:
-    """The network swallows the farewell of the only connection: the process sleeps all the same."""
+    """The network swallows the farewell of the only connection: the process still sleeps."""
     sizes = {"min_size": 0, "max_size": 1}
     registry_dir.declare("audit", database, connection={"port": proxy.port}, pool_settings=sizes)
     registry_dir.declare(

@@ -297,10 +297,10 @@ async def listens(connection: Any) -> None:
 
 
 FAILURES: dict[str, tuple[Body, str, str]] = {
-    "raises": (raises, "raised ZeroDivisionError: no codec (test_configure.py:", "mend"),
-    "a statement fails": (asks_for_nothing, 'UndefinedTable: relation "no_such_table"', "mend"),
+    "raises": (raises, "raised ZeroDivisionError: no codec (test_configure.py:", "correct"),
+    "a statement fails": (asks_for_nothing, 'UndefinedTable: relation "no_such_table"', "correct"),
     "leaves a transaction open": (leaves_open, "left a transaction open", "commit()"),
-    "closes it": (closes, "closed the connection", "mend"),
+    "closes it": (closes, "closed the connection", "correct"),
     "listens": (listens, "left the connection listening", "handle.listen"),
 }
 

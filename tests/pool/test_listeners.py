@@ -293,7 +293,7 @@ def both_sides(
 def test_a_silent_network_is_found(
     registry_dir: RegistryDirectory, proxy: ChaosProxy, database: TemporaryDatabase
 ) -> None:
-    """A quiet server is asked for a sign of life. If it gives one, all is well; else it is a gap."""
+    """A quiet server is asked for a sign of life. If it gives none, it is a gap."""
     with both_sides(registry_dir, database, proxy, **QUIET) as clients, ExitStack() as stack:
         readers = [stack.enter_context(reading(client)) for client in clients]
         asked = proxy.round_trips

@@ -50,7 +50,7 @@ async def all_held(handle: Any) -> AsyncIterator[None]:
 async def test_thousands_of_tasks_that_time_out_together_are_all_in_time(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, connection_type: str
 ) -> None:
-    """4,000 tasks wait in vain: the last one has its error, with all it says, soon after its deadline."""
+    """4,000 tasks time out: the last one has its whole error soon after its deadline."""
     timeout, tasks = 2.0, 4000
     late: list[float] = []
     texts: list[str] = []

@@ -151,7 +151,7 @@ with registry:
 def test_a_registry_that_gets_no_thread_works_without_or_says_so(
     registry_dir: RegistryDirectory, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """No thread can be started: a registry is made all the same, or a PgmonkeyError has the reason."""
+    """No thread can be started: a registry is still made, or a PgmonkeyError has the reason."""
     registry_dir.declare("orders", database)
     with Program(NO_WATCHER, registry_dir, canary=canary) as program:
         assert program.code() == 0, program.text

@@ -229,7 +229,7 @@ class Program(NamedTuple):
     """A program, and what becomes of it.
 
     Args:
-        text: As the documentation has it; what stands by itself there is put into a `main`.
+        text: As the documentation has it; statements outside of a function are put into a `main`.
         output: What its output has.
         errors: What its standard error has, of warnings and errors.
         differs: What the upgrade page says of it.

@@ -1,4 +1,4 @@
-"""Rejected files: a rotated secret arrives all the same, and errors say what is rejected."""
+"""Rejected files: a rotated secret still arrives, and errors say what is rejected."""
 
 from __future__ import annotations
 

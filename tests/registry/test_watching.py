@@ -322,7 +322,7 @@ def test_without_file_events_the_directory_is_polled_and_the_event_says_so(
         assert len(events.named("watch.degraded")) == 1, "it is reported once"
         assert registry.status().watcher_errors > 0
         assert (numbers.get_sample_value("pgmonkey_watcher_errors_total") or 0) > 0
-        assert numbers.get_sample_value("pgmonkey_watcher_up") == 1, "changes are seen all the same"
+        assert numbers.get_sample_value("pgmonkey_watcher_up") == 1, "changes are still seen"
         assert numbers.of("config_version") == 3
 
 

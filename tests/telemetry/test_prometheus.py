@@ -197,7 +197,7 @@ def test_a_login_that_was_wrong_from_the_start_is_seen(
     exposed: int,
     tmp_path: Path,
 ) -> None:
-    """A counter that was never seen at 0 has no increase; the rules see its first value all the same."""
+    """A counter that was never seen at 0 has no increase; the rules still see its first value."""
     registry_dir.declare("orders", database, connection={"password": "wrong"})
     failures = f'pgmonkey_pool_connect_failures_total{ORDERS[:-1]}, reason="auth"}}'
     with (
