@@ -593,7 +593,7 @@ class DirectoryLoader:
                 hint = "it is another directory than before: is its volume mounted?"
         else:
             files = count(gone + (believed.has_defaults and not seen.has_defaults), "file")
-            message = f"the directory is on another device, without {files} of before"
+            message = f"the directory is on another device, without {files} that it had"
             hint = "is its volume mounted? to accept the directory, reload explicitly (SIGHUP)"
         return self._problem(code, message, hint)
 

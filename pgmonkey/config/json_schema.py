@@ -117,7 +117,7 @@ def schema() -> Schema:
     connection["user"]["anyOf"].append({"$ref": "#/definitions/from_resolver"})
     kwargs = {
         "title": "settings of psycopg",
-        "description": "Of pgmonkey 4.0: write its keys under connection_settings.",
+        "description": "For files of pgmonkey 4.0: write its keys under connection_settings.",
         "type": ["object", "null"],
         "properties": {key: connection[key] for key in PSYCOPG_KEYS},
         "additionalProperties": False,

@@ -209,13 +209,13 @@ def _psycopg_fields() -> dict[str, Any]:
         ],
         "read_only": Annotated[
             Flag,
-            Key("Whether each transaction only reads; by default as the server says.", "true"),
+            Key("Whether each transaction only reads; by default the server decides.", "true"),
         ],
         "deferrable": Annotated[
             Flag,
             Key(
                 "Whether a transaction that is serializable and read-only waits until it cannot "
-                "fail; by default as the server says.",
+                "fail; by default the server decides.",
                 "true",
             ),
         ],
@@ -304,7 +304,11 @@ class PoolSettings:
     max_size: Annotated[
         int,
         Integer(1, 1000),
-        Key("How many connections the pool opens at most; min_size if larger.", "10", "resize"),
+        Key(
+            "How many connections the pool opens at most; default: 10, or min_size if it is larger.",
+            "10",
+            "resize",
+        ),
     ] = 10
     timeout: Annotated[
         Seconds,
@@ -313,7 +317,9 @@ class PoolSettings:
     check_on_checkout: Annotated[
         Flag,
         Key(
-            "Whether each checkout pings the server; by default as the database.", "true", "nothing"
+            "Whether each checkout pings the server; default: that of the database.",
+            "true",
+            "nothing",
         ),
     ] = False
     max_waiting: Annotated[
@@ -331,7 +337,7 @@ class PoolSettings:
     reconnect_timeout: Annotated[
         SecondsOrZero,
         Key(
-            "Of pgmonkey 4.0, without effect: connects are tried at least once a second.",
+            "No effect; for files of pgmonkey 4.0. Connects are tried at least once a second.",
             "5s",
             "nothing",
         ),
@@ -428,8 +434,8 @@ class DatabaseFile:
     max_connections: Annotated[
         Annotated[int, Integer(1, 1_000_000)] | None,
         Key(
-            "How many connections this process may have to the server (host and port), of all "
-            "databases, when this one opens another. Best written in _defaults.yaml.",
+            "How many connections this process may have to the server (host and port), for all "
+            "databases together. Write it in _defaults.yaml.",
             "80",
             "nothing",
         ),

@@ -104,7 +104,7 @@ def _to_setting(value: Any) -> str | Secret:
 def _to_setting_name(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(SETTING_NAME, value):
         return value
-    raise invalid("config.setting_name", "this is no name of a session setting")
+    raise invalid("config.setting_name", "this is not a name of a session setting")
 
 
 def one_of(choices: tuple[str, ...]) -> BeforeValidator:

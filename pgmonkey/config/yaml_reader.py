@@ -396,7 +396,7 @@ def parse(content: bytes, path: str) -> tuple[YamlDocument | None, tuple[Problem
         return document, ()
     message = "expected a mapping with connection_settings"
     if document.value is None:
-        hint = "remove the file if the database is to go"
+        hint = "to remove the database, remove the file"
         return None, (Problem(path, "config.empty", f"the file is empty; {message}", hint=hint),)
     position = document.position(()) or Position(1, 1)
     if isinstance(document.value, list):

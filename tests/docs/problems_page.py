@@ -240,7 +240,7 @@ def _shown() -> Iterator[Problem]:
         yield Problem("registry.d/orders.yaml", f"secret.{word}", secret, **where, hint=hint)
         named = f"the file that sslkey names {message}"
         yield Problem("registry.d/orders.yaml", f"file.{word}", named, 7, 11, hint=hint)
-    message = "the directory is on another device, without 2 files of before"
+    message = "the directory is on another device, without 2 files that it had"
     hint = "is its volume mounted? to accept the directory, reload explicitly (SIGHUP)"
     yield Problem("registry.d", "registry.replaced", message, hint=hint)
     message = "the file is not trusted: /etc/shop can be changed by everybody (mode 0777)"

@@ -52,6 +52,12 @@ def _lines(whole: Mapping[str, Any]) -> Iterator[str]:
         if key == "connection_settings":
             yield libpq()
             yield ""
+            yield (
+                "Where the meaning is only the name, the"
+                " [documentation of libpq](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS)"
+                " explains the parameter."
+            )
+            yield ""
         if key == "async_pool_settings":
             yield "The keys of [pool_settings](#pool_settings)."
             yield ""
