@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, Final
 
 import pgmonkey
+from pgmonkey import errors
 from pgmonkey.pool.handle import Block, Database
 from pgmonkey.registry.override import Override
 from pgmonkey.telemetry.status import (
@@ -92,11 +93,11 @@ def _functions(module: str, *names: str) -> list[Entry]:
 def _errors() -> Iterator[type]:
     """Yield the public errors, each after what it derives from."""
     found = [getattr(pgmonkey, name) for name in pgmonkey.__all__]
-    errors = [one for one in found if isinstance(one, type) and issubclass(one, Exception)]
+    public = [one for one in found if isinstance(one, type) and issubclass(one, Exception)]
 
     def below(parent: type) -> Iterator[type]:
         yield parent
-        for one in errors:
+        for one in public:
             if parent in one.__bases__:
                 yield from below(one)
 
@@ -163,6 +164,9 @@ def page() -> str:
     lines = [_INTRODUCTION]
     for chapter, entries in found.items():
         lines += [f"## {chapter}", ""]
+        if chapter == "Errors":
+            _, tree = (errors.__doc__ or "").split("\n\n", 1)
+            lines += ["What to catch:", "", "```text", tree.strip(), "```", ""]
         for entry in entries:
             lines += _entry(entry)
     return _linked("\n".join(lines).rstrip() + "\n", anchors)

@@ -38,6 +38,14 @@ def test_an_error_has_what_it_derives_from_and_its_fields():
     assert "- `reason` (`str`): One of `auth`," in chapter
 
 
+def test_the_tree_of_errors_has_each_of_them():
+    """The chapter on errors begins with all of them, and what each one reports."""
+    tree = PAGE.partition("## Errors\n")[2].partition("\n### ")[0]
+
+    for error in api_page._errors():
+        assert f"{error.__name__} " in tree or f"{error.__name__}\n" in tree
+
+
 def test_an_argument_without_an_explanation_is_refused():
     """A public function whose docstring lacks an argument fails the page, with both names."""
 
