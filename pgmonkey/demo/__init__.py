@@ -1,1 +1,1 @@
-"""The demonstration of `make run`."""
+"""The demonstration: `pgmonkey demo`, `make run`."""
