@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_string
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import pgmonkey
 
@@ -111,17 +115,39 @@ def test_importing_starts_nothing():
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built from this tree."""
-    directory = tmp_path_factory.mktemp("wheel")
-    done = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", directory, ROOT],
+    directory = tmp_path_factory.mktemp("built")
+    done = subprocess.run(  # without --wheel, it is built from the source distribution
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, ROOT],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = directory.iterdir()
+    (path,) = directory.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         yield path, archive
+
+
+@pytest.fixture(scope="module")
+def source(wheel):
+    """The names of the files in the source distribution that the wheel was built from."""
+    (path,) = wheel[0].parent.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+def test_the_source_distribution_has_all_that_is_committed(source):
+    """It can be built and tested as a clone can: tests, documentation, Makefile, what CI runs."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    listed = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    committed = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+
+    assert committed - source == set()
+    assert {name for name in source - committed if not name.endswith("PKG-INFO")} == set()
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
@@ -150,6 +176,9 @@ def test_the_wheel_says_what_it_needs(wheel):
     assert path.name == f"pgmonkey-{pgmonkey.__version__}-py3-none-any.whl"
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
+    assert [url.partition(",")[0] for url in metadata.get_all("Project-URL")] == [
+        *("Documentation", "Repository", "Issues", "Changelog"),
+    ]
     assert set(metadata.get_all("Provides-Extra")) == {"serve", "demo", "test"}
     entry_points = archive.read(f"{info}/entry_points.txt").decode()
     assert "pgmonkey = pgmonkey.cli.app:main" in entry_points
@@ -174,3 +203,33 @@ def test_the_core_does_not_need_the_extras(wheel):
         "typing-extensions",
         "watchfiles",
     ]
+
+
+def requirements(name, found):
+    """Return the names of a distribution and of all that it needs here, without extras."""
+    if name not in found:
+        found.add(name)
+        for line in importlib.metadata.requires(name) or ():
+            need = Requirement(line)
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                requirements(canonicalize_name(need.name), found)
+    return found
+
+
+def size(files):
+    """Return the bytes of files, with what Python compiles them to."""
+    return sum(path.stat().st_size for path in map(Path, files) if path.is_file())
+
+
+def test_an_installation_is_small():
+    """What `pip install pgmonkey` brings beside psycopg and its pool has at most 30 MB."""
+    theirs = requirements("psycopg", requirements("psycopg-pool", {"psycopg-binary"}))
+    brought = requirements("pgmonkey", set()) - theirs - {"pgmonkey"}
+    assert "pydantic-core" in brought
+    total = sum(
+        size(file.locate() for file in importlib.metadata.files(name) or ()) for name in brought
+    )
+    source = [path for path in (ROOT / "pgmonkey").rglob("*") if "__pycache__" not in path.parts]
+    total += size(source) + 1.5 * size(path for path in source if path.suffix == ".py")
+
+    assert total < 30e6

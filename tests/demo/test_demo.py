@@ -162,7 +162,7 @@ def test_an_edited_file_is_applied_under_load(demo: Callable[..., Demo]) -> None
 
 def test_a_wrong_secret_is_mended_by_the_next_rotation(demo: Callable[..., Demo]) -> None:
     """A wrong secret is noticed at once and rejected; the next rotation replaces it."""
-    running = demo("--rotate-every", "6")
+    running = demo("--rotate-every", "4")
     running.wait_until_at_work()
     (running.secrets / "orders" / "password").write_text("wrong")  # in place, as a shell does it
     eventually(lambda: running.samples("pgmonkey_config_stale")["orders"] == 1.0)
