@@ -133,10 +133,10 @@ def not_its_turn(database: str, waited: float, blocks: list[Any]) -> CheckoutTim
         for one in blocks
     )
     return CheckoutTimeout(
-        f"not its turn within {waited:.2f} s: all blocks share one connection in"
+        f"no turn within {waited:.2f} s: all blocks share one connection in"
         f" override(rollback=True){holders}",
         database=database,
-        hint="end that block before another thread or task begins one and is waited for",
+        hint="end that block before you wait for another thread or task that begins one",
     )
 
 

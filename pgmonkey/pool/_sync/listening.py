@@ -407,8 +407,8 @@ class SyncListener(Listener):
         """Connect and listen once, after the pause that the last failure demands.
 
         Returns:
-            The connection, or why there is none; `None` at the end of the iteration, or if it was
-            not its turn within the seconds.
+            The connection, or why there is none; `None` at the end of the iteration, or if its
+            turn did not come in this time.
         """
         connector, deadline = group.connector, monotonic() + seconds
         if group.connecting.locked():

@@ -686,7 +686,7 @@ def test_clients_take_turns(
             assert "side.py" in shown.place
         assert waits.result(10) == 1
         text = str(caught.value)
-        assert "not its turn within 0.05 s" in text
+        assert "no turn within 0.05 s" in text
         assert "side.py" in text
         assert shown.holder in text
         assert len(seen(client)) == 8
