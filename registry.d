@@ -1,0 +1,1 @@
+pgmonkey/demo/registry.d
