@@ -35,7 +35,7 @@ def _names(
     "address",
     metavar="HOST:PORT",
     default="127.0.0.1:9749",
-    help="The address to answer at; port 0: any free one.",
+    help="The address to listen on; port 0: any free one.",
 )
 @click.option(
     "--admin-listen",
@@ -68,7 +68,7 @@ def _names(
 @options.duration(
     "--grace",
     default="1s",
-    help="The time from the 503 of /readyz to the end of answering.",
+    help="How long /readyz answers 503 before the service stops.",
 )
 @click.option(
     "--names",
@@ -171,9 +171,12 @@ def command(
 
 
 def _listen(address: str, option: str) -> Listener:
-    from pgmonkey.service.server import listen
+    from pgmonkey.service.server import ServiceError, listen
 
     try:
         return listen(address)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint=option) from None
+    except ServiceError as error:
+        hint = f"{option} names another address or port; port 0 takes any free one"
+        raise ServiceError(f"{error}\n  hint: {hint}") from None

@@ -291,7 +291,11 @@ def test_a_port_that_is_taken_is_said(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run("serve", registry_dir, "--listen", address, canary=canary)
-    assert (done.code, done.err) == (1, f"cannot listen on {address}: Address already in use\n")
+    assert done.code == 1
+    assert done.err == (
+        f"cannot listen on {address}: Address already in use\n"
+        "  hint: --listen names another address or port; port 0 takes any free one\n"
+    )
 
 
 @pytest.mark.parametrize("way", ["argument", "variable", "default"])
