@@ -254,6 +254,7 @@ def recent() -> tuple[Event, ...]:
     """Return the last 500 events of this process, oldest first, whatever the level of the logs is.
 
     Example:
+        >>> from pgmonkey.events import recent
         >>> "registry.loaded" in {event.name for event in recent()}
         True
     """

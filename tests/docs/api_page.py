@@ -13,6 +13,7 @@ import pgmonkey
 from pgmonkey import errors
 from pgmonkey.pool.handle import Block, Database
 from pgmonkey.registry.override import Override
+from pgmonkey.telemetry.events import Event
 from pgmonkey.telemetry.status import (
     CheckoutStatus,
     DatabaseStatus,
@@ -131,6 +132,7 @@ def chapters() -> Mapping[str, list[Entry]]:
             *map(_of, (RegistryStatus, DatabaseStatus, PoolStatus, CheckoutStatus, ProbeStatus)),
             _of(Durations),
         ],
+        "Events": [*_functions("pgmonkey.events", "recent", "dropped"), _of(Event)],
         "The API of 4.0": [
             _of(pgmonkey.PGConnectionManager, called=True),
             Entry("load_config", pgmonkey.load_config),

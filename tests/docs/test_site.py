@@ -72,7 +72,12 @@ def test_the_navigation_has_every_page_once():
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
 def test_what_belongs_to_an_item_of_a_list_stays_in_it(page):
     """Code in a list is indented by four: with less, the site would count from 1 again after it."""
-    text = re.sub(r"^( *)(```+).*?^\1\2$", r"\1\2", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    text = re.sub(
+        r"^( *)(```+).*?^\1\2$",
+        r"\1\2",
+        page.read_text(encoding="utf-8"),
+        flags=re.MULTILINE | re.DOTALL,
+    )
 
     assert re.findall(r"^(?:    )* {1,3}(?:```|[-*] |\d+\. ).*", text, re.MULTILINE) == []
 
