@@ -87,12 +87,14 @@ def database_and_table(command: Callable[..., Any]) -> Callable[..., Any]:
 def csv_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a format; it gets those that are given as `given`."""
 
-    @click.option("--delimiter", metavar="C", help=r"What separates fields.  [default: ,]")
     @click.option(
-        "--quotechar", metavar="C", help='The mark around a field, or none.  [default: "]'
+        "--delimiter", metavar="C", help="The character between two fields.  [default: ,]"
+    )
+    @click.option(
+        "--quotechar", metavar="C", help='The quote around a field, or none.  [default: "]'
     )
     @click.option("--encoding", metavar="NAME", help="The encoding of the file.  [default: utf-8]")
-    @click.option("--null-text", metavar="TEXT", help="The text for NULL.  [default: nothing]")
+    @click.option("--null-text", metavar="TEXT", help="The text that means NULL.  [default: empty]")
     @click.option(
         "--headers/--no-headers",
         "has_headers",
@@ -103,7 +105,7 @@ def csv_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--settings",
         metavar="FILE",
         type=options.PATH,
-        help="A YAML file with these settings.  [default: that beside the CSV file, if there is one]",
+        help="A YAML file with these settings.  [default: the one beside the CSV file, if any]",
     )
     @functools.wraps(command)
     def with_format(settings: Path | None, **values: Any) -> Any:

@@ -36,7 +36,7 @@ _OF_A_HOOK: Final = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR"})
 @click.option(
     "--revision",
     metavar="REV",
-    help="Compare with the files as they are in a revision of git.",
+    help="Compare with the files of this revision of git.",
 )
 @options.service
 @options.output

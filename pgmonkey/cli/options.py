@@ -208,7 +208,7 @@ log_level: Final = click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
-    help="The lowest level that is written.",
+    help="The lowest level that is logged.",
 )
 
 # Of `pgconfig`
@@ -223,7 +223,7 @@ config_file: Final = click.option(
 connection_type: Final = click.option(
     "--connection-type",
     type=click.Choice(["normal", "pool", "async", "async_pool"]),
-    help="Another connection type than the file says.",
+    help="Another connection type than that of the file.",
 )
 resolve_env: Final = click.option(
     "--resolve-env", is_flag=True, help="Resolve ${NAME}, from_env and from_file in the file."

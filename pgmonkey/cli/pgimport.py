@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 @click.option(
     "--columns",
     metavar="NAME,...",
-    help="The columns of the table, in the order of the file; the header is then left out.",
+    help="The columns of the table, in the order of the file; the header is then ignored.",
 )
 @click.option(
     "--create-table/--no-create-table",
     "auto_create_table",
     default=None,
-    help="Whether to create a missing table, with columns of type text.  [default: create it]",
+    help="Whether to create a missing table, with columns of type text.  [default: yes]",
 )
 @click.option(
     "--lowercase/--no-lowercase",

@@ -71,7 +71,8 @@ def _networks(_: click.Context, __: click.Parameter, given: Sequence[str]) -> tu
     *("--connection-type", "kinds"),
     type=click.Choice(["normal", "pool", "async", "async_pool"]),
     multiple=True,
-    help="What a program uses of FILE.  [default: its type, and the pools that it has sections for]",
+    help="A type with which programs use FILE; may be repeated.  [default: the type in FILE, and each"
+    " pool that has a section there]",
 )
 @options.fleet
 @options.resolve_env

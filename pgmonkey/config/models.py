@@ -412,7 +412,8 @@ class DatabaseFile:
         Key("Whether the service is ready only once it reached this database.", "false", "nothing"),
     ] = True
     leak_detection: Annotated[
-        SecondsOrOff, Key("After how long a checkout is reported as leaked.", "30s", "nothing")
+        SecondsOrOff,
+        Key("After how long a checkout is reported as leaked; by default never.", "30s", "nothing"),
     ] = None
     leak_stack: Annotated[
         Flag,
@@ -435,7 +436,7 @@ class DatabaseFile:
         Annotated[int, Integer(1, 1_000_000)] | None,
         Key(
             "How many connections this process may have to the server (host and port), for all "
-            "databases together. Write it in _defaults.yaml.",
+            "databases together; by default any number. Write it in _defaults.yaml.",
             "80",
             "nothing",
         ),

@@ -276,7 +276,7 @@ def _settings(there: Sequence[Client], most: int) -> Iterator[Setting]:
         names = ", ".join(dict.fromkeys(one.name for one in with_tls))
         verified = dict.fromkeys(one.verifies for one in with_tls if one.verifies)
         named = f"for {', '.join(verified)}, " if verified else ""
-        signed = "signed by who is in sslrootcert"
+        signed = "signed by an authority in sslrootcert"
         if not any(one.checks for one in with_tls):
             signed = "any certificate: no client checks it"
         yield Setting("ssl", "on", f"sslmode of {names}")

@@ -83,7 +83,7 @@ def create_engine(database: Database, **options: Any) -> sqlalchemy.Engine:
             the file.
 
     Raises:
-        TypeError: the handle is async, or an option belongs into the file.
+        TypeError: the handle is async, or an option belongs in the file.
 
     Example:
         >>> from sqlalchemy import text
@@ -109,7 +109,7 @@ def create_async_engine(database: Database, **options: Any) -> sqlalchemy_asynci
         options: As `sqlalchemy.ext.asyncio.create_async_engine` takes them.
 
     Raises:
-        TypeError: the handle is a sync one, or an option belongs into the file.
+        TypeError: the handle is a sync one, or an option belongs in the file.
 
     Example:
         >>> import asyncio

@@ -1,8 +1,8 @@
 """When a pool asks whether its server is full, and how many connections it gives up then.
 
-Processes cannot queue together for the connections of a server, and the one that has none cannot
-tell the others. So the others look by themselves, and give one up while it is full. If its place is
-taken, they are refused a new one: somebody needs it, and they give up more.
+Processes do not know of each other, so they cannot wait in one queue for the connections of a server.
+Instead each pool asks the server, and gives one connection up while the server is full. If another
+process takes the place, the pool is refused a new connection: then it gives up more.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def explain_timeout(
         hint = "raise max_connections, or lower max_size, min_size or max_idle of who holds them"
     elif failure is not None:
         why = ""
-        hint = f"{failure.hint}; it is tried again all the time"
+        hint = f"{failure.hint}; pgmonkey keeps trying"
     elif not (numbers.idle + used + retired + numbers.closing):
         why = "\n  the first connection is still being made"
         hint = "the server is slow to answer: raise `timeout`, or look at the network"

@@ -59,7 +59,7 @@ def test_the_lines_can_be_pasted(tmp_path: Path, canary: Canary) -> None:
         "hostssl  orders    orders_app  samenet  scram-sha-256",
         "max_connections = 100         # these clients open up to 11, and 3 are kept for superusers",
         "ssl = on                      # sslmode of orders",
-        "ssl_cert_file = 'server.crt'  # for db.example.com, signed by who is in sslrootcert",
+        "ssl_cert_file = 'server.crt'  # for db.example.com, signed by an authority in sslrootcert",
         "ssl_key_file = 'server.key'   # readable by PostgreSQL alone",
     ]
 

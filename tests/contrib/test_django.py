@@ -500,7 +500,7 @@ def test_a_check_says_where_a_connection_setting_belongs(project, canary, settin
 
     assert problem.id == "pgmonkey.E002"
     assert problem.msg == f'DATABASES["default"]["{setting}"] has no effect here.'
-    assert problem.hint == f"Remove it. It belongs into orders.yaml of the registry, as `{key}`."
+    assert problem.hint == f"Remove it. It belongs in orders.yaml of the registry, as `{key}`."
     with pytest.raises(ImproperlyConfigured, match=f"as `{key}`"):
         pid()
 

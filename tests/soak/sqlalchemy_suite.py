@@ -43,12 +43,12 @@ _OWN: Final = {
     "module",
     "strategy",
 }
-#: What belongs into the file of a database.
+#: What belongs in the file of a database.
 _OF_THE_FILE: Final = ("pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_use_lifo")
 
 #: Tests that cannot apply to an engine on a handle, with the reason.
 _NOT_APPLICABLE: Final = {
-    "test_client_encoding": "client_encoding belongs into the file, and create_engine refuses it",
+    "test_client_encoding": "client_encoding belongs in the file, and create_engine refuses it",
 }
 #: This module, which is `__main__` in one of its processes.
 _THIS: Final = "tests.soak.sqlalchemy_suite"

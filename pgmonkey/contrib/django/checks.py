@@ -1,4 +1,4 @@
-"""The system checks of Django: settings that belong into a file, and files with problems."""
+"""The system checks of Django: settings that belong in a file, and files with problems."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def misplaced(alias: str, settings: Mapping[str, Any]) -> list[CheckMessage]:
 def _error(where: str, name: str, key: str) -> CheckMessage:
     return Error(
         f"{where} has no effect here.",
-        hint=f"Remove it. It belongs into {name}.yaml of the registry, as `{key}`.",
+        hint=f"Remove it. It belongs in {name}.yaml of the registry, as `{key}`.",
         id="pgmonkey.E002",
     )
 
