@@ -39,13 +39,13 @@ __all__ = ["Connection", "lifespan"]
 def Connection(name: str) -> Any:  # noqa: N802 - it stands where FastAPI's `Depends` does, and is read as one
     """Give an endpoint, or a dependency of it, a connection for the time that it runs.
 
-    It stands in `Annotated`, whose first type says which connection it is. What the endpoint did
-    is committed when it returns, before the response is sent; if that fails, the response is a
-    500. It is rolled back when the endpoint raises, `HTTPException` included. Everything in one
-    request that asks for the same database gets the same connection, and with it one transaction.
+    Write it in `Annotated`, behind the type of the connection. What the endpoint did is committed
+    when it returns, before the response is sent; if the commit fails, the response is a 500. It is
+    rolled back when the endpoint raises, `HTTPException` included. Everything in one request that
+    asks for the same database gets the same connection, and with it one transaction.
 
-    It costs a checkout for each request. A request that waits for a `psycopg.Connection` has a
-    thread of its own meanwhile, which is none of those that run endpoints.
+    It costs a checkout for each request. A request waits for a `psycopg.Connection` in a thread
+    of its own, so it takes none of the threads that run endpoints.
 
     A dependency with `yield` that takes a connection needs `Depends(..., scope="function")`, too.
     An endpoint that is a generator runs while its response is sent: it opens a block of its own.

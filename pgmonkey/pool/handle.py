@@ -349,7 +349,7 @@ class Database(ABC):
         methods, a client that holds a connection for long. Commit by yourself. Status, errors and
         `leak_detection` name it like every checkout. If the program drops it without `putconn`, it
         is closed, and the event `checkout.abandoned` names the function that borrowed it. Its
-        `close()` gives it back, too, and costs a connect.
+        `close()` gives it back, too, but then the next checkout has to connect.
 
         Args:
             timeout: Seconds to wait for the connection; default: the configured `timeout`.

@@ -54,16 +54,19 @@ class Registry:
     moves the database to its new settings without a failed query. It costs one thread, and two
     more for each sync database in use.
 
+    `registry["orders"]` is `registry.get("orders")`. `"orders" in registry`, `len(registry)` and
+    iteration go over the names. `with registry:` or `async with registry:` closes it at the end.
+
     Args:
         path: The directory. A relative path starts at the working directory of this call.
         names: Read, watch and count only these databases; default: all.
         strict: Raise if any file has a problem. If false, serve the good databases; `get` of a
             bad one raises its problems.
-        allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
+        allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and other secrets.
         watch: Watch the files. If false, only `reload` reads them again.
         rescan_interval: Seconds after which the files are read again even without a file event.
         removal_delay: Seconds for which the file of a database, a secret file or `_defaults.yaml`
-            must be missing before it counts as removed. For `reload` it counts at once.
+            must be missing before it counts as removed. A call of `reload` does not wait.
         metrics: The `prometheus_client` registry that gets the metrics, or `None`.
         histograms: Export waits, uses, connects and reloads as histograms with 9 buckets; else as
             summaries with count and sum only.

@@ -36,6 +36,14 @@ The page is made from the docstrings.
 [Reload](reload.md) what happens when a file changes.
 """
 
+#: What a chapter begins with.
+_BEFORE: Final = {
+    "Frameworks": "[Django](recipes/django.md) has engines, `pgmonkey.contrib.django` and `pgmonkey.contrib.django.postgis`, and no"
+    " function to call but one. The recipes of [FastAPI and Starlette](recipes/fastapi.md), [Flask](recipes/flask.md) and"
+    " [SQLAlchemy](recipes/sqlalchemy.md) show the rest at work.",
+    "Fixtures of pytest": "pytest finds them by itself. [Tests](recipes/testing.md#fixtures-for-pytest) has the setting"
+    " `pgmonkey_registry`, which names the registry, and examples.",
+}
 #: Longer signatures have a line for each argument.
 _WIDTH: Final = 84
 #: Public names for types that are not public.
@@ -166,6 +174,8 @@ def page() -> str:
     lines = [_INTRODUCTION]
     for chapter, entries in found.items():
         lines += [f"## {chapter}", ""]
+        if chapter in _BEFORE:
+            lines += [_BEFORE[chapter], ""]
         if chapter == "Errors":
             _, tree = (errors.__doc__ or "").split("\n\n", 1)
             lines += ["What to catch:", "", "```text", tree.strip(), "```", ""]
