@@ -238,7 +238,7 @@ class RegistryStatus(NamedTuple):
         polling: Whether it reads the files twice a second, because file events do not arrive.
         watcher_errors: How often file events stopped.
         last_reload_successful: Whether everything that the files say is applied.
-        last_reload_success_at: When that was last true, in Unix time.
+        last_reload_success_at: When the files were read of which that was last true, in Unix time.
         reload_durations: How long reloads took.
     """
 
