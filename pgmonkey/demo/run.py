@@ -132,7 +132,7 @@ def _your_turn(shop: Shop, rotate_every: float) -> str:
 Your turn, while a password is rotated every {rotate_every:g} seconds:
 
 - Edit {shop.registry / "orders.yaml"}: another max_size takes effect when you save.
-- Edit it badly: the event names file, line and key; the last good one goes on.
+- Make a mistake in it: the event names file, line and key; the old settings stay in use.
 - echo wrong > {shop.secrets / "orders" / "password"}
   The server rejects it, so the old connections stay; the next rotation mends it.
 - Ctrl-C stops everything.

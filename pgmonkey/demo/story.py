@@ -73,8 +73,8 @@ class Story:
         async with self._until_one_more("applied"):
             await asyncio.to_thread(self._shop.rotate, "orders")
         return (
-            "New connections with the new password replaced the old ones,"
-            f" which ended their work first. Version {self._orders.version} runs."
+            "New connections use the new password; the old ones were closed when their blocks"
+            f" had ended. Version {self._orders.version} runs."
         )
 
     async def _mistype(self) -> str:
@@ -82,7 +82,10 @@ class Story:
             self._shop.edit("orders", "max_size:", "max_sise:")
         self._shop.edit("orders", "max_sise:", "max_size:")
         await self._until(lambda: not self._orders.stale)
-        return "The file was rejected, with line and hint; the last good one went on. It is mended."
+        return (
+            "The file was rejected, with its line and a hint, and the old settings stayed in use."
+            " The typo is corrected now."
+        )
 
     async def _spoil(self) -> str:
         async with self._until_one_more("rejected"):
@@ -90,8 +93,8 @@ class Story:
         async with self._until_one_more("applied"):
             await asyncio.to_thread(self._shop.rotate, "orders")
         return (
-            "One connection tried it, and the server refused. The old connections stayed,"
-            " and another rotation has mended the secret."
+            "One connection tried it, and the server refused. The old connections stayed."
+            " Another rotation has corrected the secret."
         )
 
     async def _move(self) -> str:
@@ -111,8 +114,8 @@ class Story:
         done = self._workload.done("orders")
         await self._until(lambda: self._workload.done("orders") > done)
         return (
-            "A transaction that the server was working on is lost, whatever the client does. The"
-            " others waited (timeout: 5s), and orders is served again."
+            "A transaction that was in progress is lost, as with any client. The others waited"
+            " (timeout: 5s), and orders is served again."
         )
 
     @property
