@@ -43,7 +43,7 @@ class _Rule(NamedTuple):
 #: What to do about a failed connect, in one line.
 HINTS: Final[Mapping[Reason, str]] = {
     "auth": "check the user and the password, or the files that they come from",
-    "refused": "is the server running, and are host and port right?",
+    "refused": "check host and port, and whether the server is running",
     "timeout": "nothing answered in connect_timeout: check host, port and firewall",
     "dns": "check host, and whether this machine can resolve it",
     "tls": "check sslmode and the certificate files",

@@ -59,7 +59,7 @@ def test_the_error_of_a_pool_that_cannot_grow_has_holder_and_reason(
     assert "\n  held for " in str(caught.value)
     assert "\n  the last connect failed: " in str(caught.value)
     assert "[refused]" in str(caught.value)
-    assert "is the server running" in str(caught.value)
+    assert "whether the server is running" in str(caught.value)
     assert caught.value.reason == "refused"
 
 

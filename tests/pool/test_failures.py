@@ -372,7 +372,7 @@ def test_the_text_is_without_what_psycopg_and_libpq_add() -> None:
     assert classify(psycopg.OperationalError(said), config()) == ConnectFailure(
         "refused",
         'connection to server at "db", port 1 failed: Connection refused',
-        hint="is the server running, and are host and port right?",
+        hint="check host and port, and whether the server is running",
     )
     assert classify(TimeoutError(), config()).text == "TimeoutError"
     assert classify(psycopg.errors.ConnectionTimeout("x"), config()).reason == "timeout"
