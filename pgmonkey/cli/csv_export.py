@@ -1,4 +1,4 @@
-"""Export a table or a view to a CSV file, which is there when it is whole."""
+"""Export a table or a view to a CSV file, which appears when it is complete."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from pgmonkey.config.settings import DatabaseConfig
 
-#: The longest wait at a time: one that a Ctrl-C comes just before is not interrupted.
+#: How long one wait takes at most: a Ctrl-C that comes just before a wait does not end that wait.
 _GLANCE: Final = 100  # milliseconds
-#: How long a server may take to hear that nothing more is wanted.
+#: How long a request to cancel the COPY may take.
 _CANCEL: Final = 2.0  # seconds
 
 
@@ -59,7 +59,7 @@ def export_csv(config: DatabaseConfig, table: Table, path: Path, form: CsvFormat
             found = cursor.execute(COLUMNS, [table.identifier.as_string(connection)]).fetchall()
         if not found:
             raise CsvError(f"there is no table {table} with columns")
-        # A view and a partitioned table cannot be copied, the rows of a query can.
+        # COPY takes no view and no partitioned table, but a query on them.
         statement = sql.SQL(
             "COPY (SELECT {} FROM {}) TO STDOUT WITH"
             " (FORMAT csv, HEADER {}, DELIMITER {}, QUOTE {}, NULL {}, ENCODING 'UTF8')"
@@ -90,10 +90,10 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Give a block a file to write, which takes the place of another one when the block ends.
+    """Give a block a file to write, which replaces an existing one when the block ends.
 
-    After an exception there is nothing of it. What is no regular file, such as a pipe, is written
-    to directly; so is standard output.
+    After an exception nothing of it is left. A pipe, another file that is not regular, and standard
+    output are written directly.
 
     Raises:
         OSError: it cannot be written; the error has its name.

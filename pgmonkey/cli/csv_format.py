@@ -14,10 +14,10 @@ from pgmonkey.errors import ConfigError, PgmonkeyError, Problem, count, did_you_
 
 #: Stands for standard input and standard output.
 STANDARD: Final = Path("-")
-#: A delimiter that is hard to type, by the names that people write.
+#: What people write for a delimiter that is hard to type.
 _NAMED: Final = {r"\t": "\t", "tab": "\t"}
-#: The server must be told some quote character. For a file without quotes it is this one, which
-#: text does not have; `CsvSource` refuses a file that does.
+#: The quote character that the server gets for a file without quotes. `CsvSource` refuses a file that
+#: contains it.
 _NO_QUOTE: Final = "\x01"
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from pgmonkey.config.settings import DatabaseConfig
 
 _LONGEST_NAME: Final = 63  # bytes of an identifier
-#: Where rows wait that have columns without a name.
+#: A temporary table for rows that have columns without a name.
 _STAGED: Final = Table("pg_temp", "pgmonkey_import")
-#: What other programs separate fields with: a single column that has one is probably several.
+#: Delimiters of other programs. A header of one column that contains one is probably several columns.
 _OTHER_DELIMITERS: Final = ",;\t|"
 
 
@@ -77,7 +77,7 @@ def import_csv(
 
 
 class _Target(NamedTuple):
-    """Say where the fields of a row go, one after the other; `None`: that column has no name."""
+    """Hold the column for each field of a row, in their order; `None` for one without a name."""
 
     table: Table
     columns: Sequence[str | None]
@@ -166,7 +166,7 @@ def _target(
 
 
 def _move(connection: psycopg.Connection[Any], into: _Target, table: Table) -> None:
-    """Move the rows to their table, if the columns without a name are empty in all of them."""
+    """Move the rows to their table; an error if a column without a name has a value."""
     from psycopg import sql
     from psycopg.rows import scalar_row
 
@@ -269,9 +269,9 @@ def _place(error: psycopg.Error, source: CsvSource, into: _Target) -> str | None
 
 
 def place_in(context: str, table: str, columns: Sequence[str]) -> tuple[int, str] | None:
-    """Return the number of a line, and the column if one is named, of what a server says.
+    """Return the line, and the column if there is one, that the context of a server's error names.
 
-    Its words are in the language of the server.
+    The words around them are in the language of the server.
 
     Example:
         >>> place_in('COPY orders, line 3, column total: "x"', "orders", ["id", "total"])

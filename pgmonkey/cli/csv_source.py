@@ -23,9 +23,9 @@ from pgmonkey.cli.csv_format import STANDARD, CsvError, CsvFormat
 
 OTHER_ENCODING: Final = "if the file has another encoding, name it: --encoding cp1252, for instance"
 _BLOCK: Final = 256 * 1024  # bytes
-#: Of the first row, and of what is empty before it.
+#: The most for the first row, and for the empty lines before it.
 _LONGEST_ROW: Final = 2**20  # bytes
-# The longer ones first: that of UTF-32 starts with that of UTF-16.
+# UTF-32 before UTF-16: its mark starts with that of UTF-16.
 _MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -33,18 +33,18 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-#: Encodings whose files are UTF-8, too, after a mark.
+#: Encodings whose files may be read as UTF-8, once a byte order mark is removed.
 _UTF_8: Final = ("utf-8", "utf-8-sig", "ascii")
-#: An empty line after another one, by the end of lines: a pattern with an alternative is much slower.
+#: An empty line after another line, for each end of line: one pattern for both is much slower.
 _EMPTY_LINE: Final = {b"\n": re.compile(rb"\n\r?\n"), b"\r": re.compile(rb"\r\r")}
-#: The end of the first line, which more is known of: a line feed may follow a carriage return.
+#: The end of the first line. A carriage return counts only if the next byte is there: it may be a line feed.
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r(?=.)", re.DOTALL)
-#: A line of this alone ends the data, for PostgreSQL up to 17.
+#: PostgreSQL up to 17 takes a line with nothing else for the end of the data.
 _END_OF_DATA: Final = b"\\."
 
 
 def encoding_of_mark(start: bytes) -> str | None:
-    """Return the encoding that a byte order mark at the start of a file tells, if there is one.
+    """Return the encoding of the byte order mark at the start of a file, if there is one.
 
     Example:
         >>> encoding_of_mark("é".encode("utf-8-sig"))
@@ -72,13 +72,13 @@ class CsvSource:
         about = os.fstat(self._file.fileno())
         #: Whether it can be read a second time.
         self.regular = stat.S_ISREG(about.st_mode) and path != STANDARD
-        #: Its bytes; `None` if that is not known.
+        #: Its size in bytes; `None` if that is not known.
         self.size = about.st_size if self.regular else None
         #: How many bytes of it were read.
         self.read = 0
         self._quote = form.quote.encode()
         self._delimiter = form.delimiter.encode()
-        # Edges of a field, and the other one of a doubled quote: elsewhere is no quote.
+        # A quote may stand at the edge of a field, or beside another quote, and nowhere else.
         edges = re.escape(self._delimiter + self._quote + b"\r\n")
         self._misplaced = re.compile(
             b"%(quote)s(?:(?P<opening>(?<![%(edges)s]%(quote)s)(?<!\\A%(quote)s))"
@@ -86,7 +86,7 @@ class CsvSource:
             % {b"quote": re.escape(self._quote), b"edges": edges}
         )
         self._eol = b"\n"
-        #: How many lines of the file are behind.
+        #: How many lines of the file were read.
         self._lines = self._lines_before_data = 0
         self._inside = False
         self._opened = 0  # the line of the quote that is open
@@ -110,16 +110,16 @@ class CsvSource:
         return self._fields(row)
 
     def width(self) -> int:
-        """Return how many fields the first row has that is not empty; all rows stay to be read."""
+        """Return the number of fields of the first row that is not empty, and leave the row to be read."""
         before, row = self._first_row(b"\r\n")
         self._lines = 0
         self._push(before + row)
         return len(self._fields(row)) or 1
 
     def data(self, columns: int) -> Iterator[tuple[bytes, int]]:
-        """Yield what is left, with the number of rows that end in each part.
+        """Yield the rest of the file in parts, each with the number of rows that end in it.
 
-        Lines without anything are left out, except in a file of one column: there they are NULL.
+        Empty lines are skipped, except in a file of one column: there they are NULL.
 
         Args:
             columns: How many there are.
@@ -140,14 +140,14 @@ class CsvSource:
             raise self.error(self._opened, "a quote is opened here and never closed")
 
     def place(self, number: int, columns: int) -> tuple[int, int | None]:
-        """Return the line where the row starts that the server means with a number, and its number.
+        """Return the line where a row starts, and the number of the row, from a line of the server.
 
-        A file is read again for that. A pipe cannot be: there it is the line of the server, which
-        differs where fields have line breaks, or empty lines were left out.
+        This reads the file again. A pipe cannot be read again: then it returns the server's line,
+        which is another one if fields have line breaks, or if empty lines were skipped.
 
         Args:
             number: A line as the server counts them.
-            columns: How many there are.
+            columns: How many columns there are.
         """
         if not self.regular:
             return self._lines_before_data + number, None
@@ -157,10 +157,11 @@ class CsvSource:
             return again.find(number, columns)
 
     def find(self, number: int, columns: int) -> tuple[int, int]:
-        """Read on to a row, as `place` does; return the line that it starts at, and its number.
+        """Read on to the row that `place` asks for; return the line where it starts, and its number.
 
-        The server counts one for a row and one for each line break in it; of one kind alone, and in
-        the first row of another one.
+        The server counts each row, and line breaks in fields, but only those of one kind: carriage
+        returns in the first row; later carriage returns if the first row ended with one, else line
+        feeds.
         """
         counted = row = 0
         embedded = b"\r"
@@ -190,7 +191,7 @@ class CsvSource:
         return CsvError(f"{self.name}:{line}: {message}")
 
     def _first_row(self, empty: bytes) -> tuple[bytes, bytes]:
-        """Read the first row; return the lines before it that have these characters alone, and it."""
+        """Return the lines before the first row, which have only these characters, and the row."""
         before: list[bytes] = []
         row: list[bytes] = []
         inside = False
@@ -216,7 +217,7 @@ class CsvSource:
         return b"".join(before), b""
 
     def _push(self, text: bytes) -> None:
-        """Put text before what is left."""
+        """Put text in front of the rest of the file."""
         if text:
             self._pieces = itertools.chain((text,), self._pieces)
 
@@ -238,12 +239,12 @@ class CsvSource:
             raise self.error(self._lines, str(error)) from None
 
     def _outside(self, piece: bytes) -> tuple[bytes, bool]:
-        """Return a part without what is quoted, and whether it ends within quotes.
+        """Return a part without its quoted texts, and whether it ends inside quotes.
 
-        A quote stands for what was there.
+        The quotes stay.
 
         Raises:
-            CsvError: one of them is in the middle of a field.
+            CsvError: a quote is in the middle of a field.
         """
         quote = self._quote
         parts = piece.split(quote)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from pgmonkey.config.settings import DatabaseConfig
 
-#: The limits of an application for its statements would end a copy in the middle.
+#: Without these limits, which an application sets for its statements: they would end a long copy.
 _NO_LIMITS: Final = (
     "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN"
     " ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
 )
 _LONGEST_MESSAGE: Final = 1000  # characters: it may quote a whole field
-#: The columns of a table that have values of their own.
+#: The columns of a table that are not generated.
 COLUMNS: Final = (
     "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s)"
     " AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum"

@@ -248,5 +248,5 @@ def _settled(modified: int, now: int) -> bool:
 
 
 def _digest(values: Iterable[str | None]) -> bytes:
-    # Of a list, no two look the same; and it encodes: what is no character is an escape in it.
+    # The repr of a list: two different lists never look the same, and it can always be encoded.
     return keyed_digest(repr([*values]).encode())

@@ -84,7 +84,7 @@ KEPT: Final = 500
 #: Fields that are too large to keep; the page shows the configuration elsewhere.
 _NOT_KEPT: Final = ("config",)
 
-#: How many places in the code are remembered from which an event has come that comes once from each.
+#: How many places in the code are remembered, for events that are emitted once for each place.
 _MOST_PLACES: Final = 1000
 _places: Final[dict[object, object]] = {}
 

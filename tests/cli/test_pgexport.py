@@ -1,4 +1,4 @@
-"""`pgmonkey pgexport`: a table or a view into a CSV file, which is there when it is whole."""
+"""`pgmonkey pgexport`: a table or a view into a CSV file, which is there when it is complete."""
 
 from __future__ import annotations
 

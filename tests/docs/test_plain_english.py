@@ -15,7 +15,7 @@ AVOIDED = re.compile(
     r"\b(?:what came of|(?:is|are|was|were|be) said\b(?! to)|whoever|shall|anew|be it)\b"
     r"|\b(?:hence|whence|thence|thereby|whereto|upon|lest|ought|whilst|all the same)\b"
     r"|\bwhat (?:stands|lies)\b|\b(?:but every other|the bigger half|nobody but|(?:never|not) pass(?:es)? for)\b"
-    r"|\b(?:the occasion|all is well|where they lie)\b"
+    r"|\b(?:the occasion|all is well|where they lie|belongs? into|the latter two|when it is whole)\b"
     r"|(?<![\"'`/])\bnobody\b(?![\"@])",
     re.IGNORECASE,
 )
