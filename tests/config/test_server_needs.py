@@ -135,11 +135,14 @@ def test_settings_of_tls_are_needed_where_tls_is(connection: dict, expected: lis
     "connection, why",
     [
         ({"sslmode": "require"}, "any certificate: no client checks it"),
-        ({"sslmode": "require", "sslrootcert": "ca.crt"}, "signed by who is in sslrootcert"),
-        ({"sslmode": "verify-ca", "sslrootcert": "ca.crt"}, "signed by who is in sslrootcert"),
+        ({"sslmode": "require", "sslrootcert": "ca.crt"}, "signed by an authority in sslrootcert"),
+        (
+            {"sslmode": "verify-ca", "sslrootcert": "ca.crt"},
+            "signed by an authority in sslrootcert",
+        ),
         (
             {"sslmode": "verify-full", "sslrootcert": "ca.crt"},
-            "for db.example, signed by who is in sslrootcert",
+            "for db.example, signed by an authority in sslrootcert",
         ),
     ],
 )
