@@ -240,6 +240,7 @@ class RegistryStatus(NamedTuple):
         last_reload_successful: Whether everything that the files say is applied.
         last_reload_success_at: When the files were read of which that was last true, in Unix time.
         reload_durations: How long reloads took.
+        only: The only databases whose files it reads, as `names` says; `None`: all.
     """
 
     path: str
@@ -252,7 +253,6 @@ class RegistryStatus(NamedTuple):
     last_reload_successful: bool
     last_reload_success_at: float | None
     reload_durations: Durations
-    #: The only databases whose files it reads; `None`: all.
     only: tuple[str, ...] | None
 
     def _repr_html_(self) -> str:
