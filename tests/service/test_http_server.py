@@ -388,4 +388,4 @@ def test_the_page_has_the_limits() -> None:
     assert f"| {read} for each {server._PIECE // 1024} KiB |" in page
     assert f"| a connection without a request | {idle}," in page
     assert f"| connections | {server._MAX_CONNECTIONS:,} for each" in page
-    assert f"have {finish.removesuffix(' s')} seconds to finish" in page
+    assert f"the requests in progress {finish.removesuffix(' s')} seconds to finish" in page
