@@ -465,7 +465,8 @@ print(redact_config(cfg))
 """,
         ("'password': '***REDACTED***'",),
         errors="DeprecationWarning: import redact_config from pgmonkey",
-        differs="`from pgmonkey.common.utils.redaction import redact_config` | works, with a",
+        differs="`redact_config`, `load_config` and `EnvInterpolationError` of `pgmonkey.common.utils`;"
+        " `pgmonkey.managers.pgconnection_manager` | work, with a `DeprecationWarning`",
     ),
     "Error Handling": Program(
         """
