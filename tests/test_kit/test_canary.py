@@ -102,10 +102,9 @@ def test_cause(canary):
 
 def test_local_variable(canary):
     """d"""
-    from pathlib import Path
-    from pgmonkey.demo.run import write_secret
-    with pytest.raises(FileNotFoundError):
-        write_secret(Path("volume"), {"no/such/directory": canary.secret()})
+    from pgmonkey.demo.server import EmbeddedServer, EmbeddedServerError
+    with pytest.raises(EmbeddedServerError, match="not started"):
+        EmbeddedServer().create_role("orders", canary.secret())
 
 def test_passed_clean(canary):
     """d"""
@@ -132,7 +131,7 @@ def test_every_sink_is_watched(pytester, kit):
         "an event",
         "the default Prometheus registry",
         "an expected exception (ValueError)",
-        "local 'payload' of run.py:write_secret",
+        "local 'password' of server.py:create_role",
     ):
         result.stdout.fnmatch_lines(f"*{sink.replace('[', '[[]')}*")
 
