@@ -1,14 +1,13 @@
 """Where pgmonkey 4.0 had names that are in `pgmonkey` now, or that are gone.
 
-Its modules below `pgmonkey.common` and `pgmonkey.managers` are made here: the import system finds them
-in `sys.modules` once their parent is imported.
+Its modules below `pgmonkey.common` and `pgmonkey.managers` are made when that parent is imported: the
+import system finds them in `sys.modules` then.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
@@ -45,14 +44,14 @@ class _Moved(ModuleType):
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
-def _make() -> None:
-    import_module("pgmonkey.managers")
+def make_modules(parent: str) -> None:
+    """Make the modules that 4.0 had below the module `parent`, which calls this at its import."""
     for place in ("common.utils", *_HERE_NOW, *_GONE):
         full = f"pgmonkey.{place}"
-        if full not in sys.modules:
+        if full.startswith(f"{parent}.") and full not in sys.modules:
             module = sys.modules[full] = _Moved(full, "It was a module of pgmonkey 4.0.")
-            parent, _, name = full.rpartition(".")
-            setattr(sys.modules[parent], name, module)
+            above, _, name = full.rpartition(".")
+            setattr(sys.modules[above], name, module)
 
 
-_make()
+make_modules(__name__)

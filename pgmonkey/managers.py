@@ -1,3 +1,5 @@
 """Where pgmonkey 4.0 had its managers: see `pgmonkey.common`."""
 
-import pgmonkey.common as _  # noqa: F401 - makes the modules below this one
+from pgmonkey.common import make_modules
+
+make_modules(__name__)

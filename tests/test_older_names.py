@@ -71,6 +71,40 @@ def test_what_was_never_there() -> None:
     assert not hasattr(module, "nothing")
 
 
+#: Imports two modules of 4.0 in two threads at once, as if each time were the first.
+_AT_ONCE = """
+import importlib, sys, threading
+import pgmonkey
+sys.setswitchinterval(1e-6)
+def load(name):
+    barrier.wait()
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        errors.append(error)
+errors = []
+for _ in range(150):
+    for name in [name for name in sys.modules if name.startswith(("pgmonkey.common", "pgmonkey.man"))]:
+        del sys.modules[name]
+    barrier = threading.Barrier(2)
+    names = ("pgmonkey.managers.pgconnection_manager", "pgmonkey.common.utils.redaction")
+    threads = [threading.Thread(target=load, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print(errors)
+"""
+
+
+def test_two_threads_may_import_older_names_at_once() -> None:
+    """Neither thread waits for the other, and neither gets a package that is half made."""
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_ONCE], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_nobody_pays_for_it() -> None:
     """`import pgmonkey` loads no module of older names."""
     program = "import sys\nfrom pgmonkey import *\nprint('pgmonkey.common' in sys.modules)"
