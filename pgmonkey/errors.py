@@ -188,9 +188,9 @@ class NestedCheckoutError(PgmonkeyError):
 class LeftOpenError(PgmonkeyError, psycopg.ProgrammingError):
     """Report a block that ended while something was open on its connection.
 
-    What was not committed is rolled back, and the connection is closed. Open can be: a pipeline, a
-    COPY, a `stream()` or `notifies()` that still has a reader, a statement that another thread or
-    task runs, a two-phase transaction that was not prepared.
+    It can be a pipeline, a COPY, a `stream()` or `notifies()` that still has a reader, a statement
+    that another thread or task runs, or a two-phase transaction that was not prepared. What was not
+    committed is rolled back, and the connection is closed.
     """
 
 

@@ -241,7 +241,7 @@ class CsvSource:
     def _outside(self, piece: bytes) -> tuple[bytes, bool]:
         """Return a part without its quoted texts, and whether it ends inside quotes.
 
-        The quotes stay.
+        One quote takes the place of each quoted text.
 
         Raises:
             CsvError: a quote is in the middle of a field.

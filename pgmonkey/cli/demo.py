@@ -49,7 +49,7 @@ def command(
     """Run a demonstration on a real PostgreSQL.
 
     Three databases under load. A password is rotated, a file gets a typo, a secret a wrong
-    password; a database moves to another server, and that is killed. Each step shows how many
+    password; a database moves to another server, and that server is killed. Each step shows how many
     transactions failed. It works on a copy of its files; Ctrl-C stops everything and leaves
     nothing behind.
     """

@@ -77,7 +77,7 @@ def read_env_file(path: str | os.PathLike[str]) -> Mapping[str, str]:
         path: The file: lines `NAME=value`, with or without quotes, `export` and comments.
 
     Raises:
-        ConfigError: The file cannot be read, or a line cannot.
+        ConfigError: The file, or a line of it, cannot be read.
 
     Example:
         >>> sorted(read_env_file(".env"))

@@ -156,7 +156,7 @@ def in_password(text: str) -> Mistake | None:
         hint = "name its member with json_key, or write the password alone"
         return Mistake(code, "is a JSON document", hint)
     if _TEMPLATE.fullmatch(text.strip()):
-        hint = "it is used as it is: what should replace it did not run"
+        hint = "it is used as written: no program has filled in the template"
         return Mistake(code, "has the marks of a template", hint)
     if found := _at_an_end(text):
         return Mistake(code, found, "remove it, unless it is a part of the password")

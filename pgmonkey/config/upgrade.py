@@ -81,7 +81,7 @@ def _changes(
                 kind = "another value"
                 if isinstance(old, (int, float)):
                     kind = "true or false" if isinstance(old, bool) else "a number"
-                hint = "it has no quotes, and is used as it is written now"
+                hint = "now it is the text as written, as if it had quotes"
                 yield (section, name), f"pgmonkey 4.0 read {kind}", hint
             if name == "search_path" and section in _SESSION and "," in str(value):
                 message = "pgmonkey 4.0 set one schema of this name"

@@ -39,7 +39,7 @@ __all__ = ["Connection", "lifespan"]
 def Connection(name: str) -> Any:  # noqa: N802 - it stands where FastAPI's `Depends` does, and is read as one
     """Give an endpoint, or a dependency of it, a connection for the time that it runs.
 
-    Write it in `Annotated`, behind the type of the connection. What the endpoint did is committed
+    Write it in `Annotated`, after the type of the connection. What the endpoint did is committed
     when it returns, before the response is sent; if the commit fails, the response is a 500. It is
     rolled back when the endpoint raises, `HTTPException` included. Everything in one request that
     asks for the same database gets the same connection, and with it one transaction.

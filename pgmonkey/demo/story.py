@@ -22,7 +22,7 @@ _DOWN: Final = 1.5  # seconds without a server
 
 
 class Story:
-    """Change the databases while the workload uses them, and say what comes of it.
+    """Change the databases while the workload uses them, and print what happens.
 
     Args:
         registry: It has the files of the shop.

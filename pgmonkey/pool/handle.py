@@ -346,10 +346,11 @@ class Database(ABC):
         """Borrow a connection until `putconn`; `await` it on an async handle.
 
         For code that cannot be a `with` block: a fixture, a library that takes psycopg_pool's
-        methods, a client that holds a connection for long. Commit by yourself. Status, errors and
-        `leak_detection` name it like every checkout. If the program drops it without `putconn`, it
-        is closed, and the event `checkout.abandoned` names the function that borrowed it. Its
-        `close()` gives it back, too, but then the next checkout has to connect.
+        methods, a client that holds a connection for long. Call `commit()` before you give it back.
+        Status, errors and `leak_detection` name it like every checkout. If the program drops it
+        without `putconn`, it is closed, and the event `checkout.abandoned` names the function that
+        borrowed it. Its `close()` gives it back, too; a new connection takes its place, which costs a
+        connect.
 
         Args:
             timeout: Seconds to wait for the connection; default: the configured `timeout`.
@@ -424,17 +425,17 @@ class Database(ABC):
     def with_own_pool(self, context: AdaptContext | None = None) -> Self:
         """Return a copy of this handle that has a pool of its own.
 
-        For a part of the application, or a library, that wants other connections than the rest, such
-        as with type adapters of its own. The copy is used as this handle is; no block of either gets
-        a connection of the other. Its pool has up to `max_size` connections, beside those of this
-        handle. It closes with this handle, alone with `close()` of the copy, and when no one refers to
-        the copy any more: make it once, and keep it. Reloads and overrides reach it, `max_connections`
+        Use it for a part of the application, or a library, that needs connections of its own, for
+        example with other type adapters. Use the copy like this handle; no block of either gets a
+        connection of the other. Its pool has up to `max_size` connections, beside those of this handle.
+        The pool closes with this handle, with `close()` of the copy, and when nothing refers to the
+        copy any more: make it once, and keep it. Reloads and overrides reach it, `max_connections`
         limits it, and the status of this handle and the metrics include it. The `status` of the copy
         has its own connections, with the counters of all.
 
         Args:
-            context: What the adapters of its connections begin with: a `psycopg.adapt.AdaptersMap`, or
-                whatever has one; default: psycopg's.
+            context: The adapters that its connections begin with: a `psycopg.adapt.AdaptersMap`, or
+                an object that has one, such as a connection; default: those of psycopg.
 
         Example:
             >>> from psycopg import adapters

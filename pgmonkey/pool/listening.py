@@ -22,8 +22,8 @@ _LONGEST_CHANNEL: Final = 63
 class Gap:
     """Tell the reader of a listener that notifications may be missing before this point.
 
-    It comes when the listener listens again. The reader then looks at what it may have missed; no
-    later commit is missed. It may come although nothing was missed.
+    It comes when the listener listens again, so no later commit is missed. Look then at what may
+    have been missed before. It may come although nothing was missed.
 
     Args:
         seconds: How long, at most, no notification could come: since the last sign of life of the

@@ -72,7 +72,7 @@ def explain_timeout(
     used, retired = len(numbers.held), len(numbers.retired)
     if limit is not None:
         why = f"\n  {limit}"
-        hint = "raise max_connections, or lower max_size, min_size or max_idle of who holds them"
+        hint = "raise max_connections, or lower max_size, min_size or max_idle of the databases that hold them"
     elif failure is not None:
         why = ""
         hint = f"{failure.hint}; pgmonkey keeps trying"

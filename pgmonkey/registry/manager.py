@@ -109,10 +109,10 @@ class PGConnectionManager:
                 call.
             connection_type: `normal`, `pool`, `async` or `async_pool`; default: the type that the
                 file declares, or `normal`.
-            force_reload: Connect again, with what the file says now, the handle that this path
-                returned last. If that fails, the old connections keep serving.
+            force_reload: Replace the connections of the handle that this path returned last, with
+                the present content of the file. If the new ones fail, the old ones keep serving.
             resolve_env: Resolve `${NAME}`, `from_env` and `from_file`.
-            allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and the like.
+            allow_sensitive_defaults: Accept `${NAME:-default}` for passwords and other secrets.
 
         Raises:
             ConfigError: the file has problems.

@@ -21,7 +21,7 @@ class Override:
     """Override a database from entering `with` or `async with` to leaving it.
 
     What `Registry.override` and `PGConnectionManager.override` return. It gives the handle. It may
-    be entered again when it was left.
+    be entered again after it was left.
 
     Args:
         name: The name of the database.

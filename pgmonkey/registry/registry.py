@@ -76,8 +76,8 @@ class Registry:
         trust: What to do if other accounts can change a file of a database, its secrets or its
             TLS files: `strict` reports a problem, `warn` emits an event, `off` does not check.
         env: The variables for `${NAME}` and `from_env`, instead of those of the environment. A
-            change of the mapping counts at the next reload. A program of `from_command` gets them
-            in addition to the environment.
+            change of the mapping counts at the next reload. A program of `from_command` gets the
+            environment, too; there these variables win.
         max_connections: How many server connections this process may have at a time, for all
             databases together, probes and retired connections included; default: no limit. A
             checkout that needs one more waits for it, up to its `timeout`.

@@ -104,7 +104,7 @@ _REGISTRIES: Final[tuple[Row[RegistryStatus], ...]] = (
         "Whether everything that the files say is applied.",
         lambda r: r.last_reload_successful, workers="min"),
     Row("pgmonkey_config_last_reload_success_timestamp_seconds", "gauge",
-        "When the files were read that were last applied as a whole.",
+        "When the registry last read files that it then applied completely.",
         lambda r: r.last_reload_success_at or 0.0, workers="min"),
     Row("pgmonkey_reload_duration_seconds", "histogram", "Time from noticing a change to applying it.",
         lambda r: r.reload_durations),

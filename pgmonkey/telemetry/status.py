@@ -89,7 +89,7 @@ class PoolStatus(NamedTuple):
         connect_attempts: Connects that were tried.
         connect_failures: Connects that failed, by reason.
         evicted: Connections that the pool closed itself, by reason.
-        leaks: Checkouts that lasted longer than `leak_detection`.
+        leaks: Checkouts that lasted longer than `leak_detection`, or were abandoned.
         last_failure: What the last connect answered, if it failed; else `None`.
         last_failure_reason: Its reason, as in `ConnectError`.
         last_failure_hint: What to do about it.
@@ -238,7 +238,8 @@ class RegistryStatus(NamedTuple):
         polling: Whether it reads the files twice a second, because file events do not arrive.
         watcher_errors: How often file events stopped.
         last_reload_successful: Whether everything that the files say is applied.
-        last_reload_success_at: When the files were read of which that was last true, in Unix time.
+        last_reload_success_at: When the registry last read files that it then applied completely, in
+            Unix time.
         reload_durations: How long reloads took.
         only: The only databases whose files it reads, as `names` says; `None`: all.
     """

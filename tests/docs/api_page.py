@@ -38,8 +38,8 @@ The page is made from the docstrings.
 
 #: What a chapter begins with.
 _BEFORE: Final = {
-    "Frameworks": "[Django](recipes/django.md) has engines, `pgmonkey.contrib.django` and `pgmonkey.contrib.django.postgis`, and no"
-    " function to call but one. The recipes of [FastAPI and Starlette](recipes/fastapi.md), [Flask](recipes/flask.md) and"
+    "Frameworks": "[Django](recipes/django.md) has engines, `pgmonkey.contrib.django` and `pgmonkey.contrib.django.postgis`, and"
+    " one function to call. The guides to [FastAPI and Starlette](recipes/fastapi.md), [Flask](recipes/flask.md) and"
     " [SQLAlchemy](recipes/sqlalchemy.md) show the rest at work.",
     "Fixtures of pytest": "pytest finds them by itself. [Tests](recipes/testing.md#fixtures-for-pytest) has the setting"
     " `pgmonkey_registry`, which names the registry, and examples.",

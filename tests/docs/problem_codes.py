@@ -91,7 +91,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         "file.no_certificate": "a file that should hold certificates holds none",
         "file.shared": "a private key or password file is open to others, so libpq will not use it",
         "file.unlinked": "a database file, secret file or TLS file was replaced or deleted where it is mounted from",
-        "file.untrusted": "other accounts can change a file, or what leads to it",
+        "file.untrusted": "other accounts can change a file, or a directory or link on the way to it",
         # The server, asked by a reload, `pgmonkey check --online` or `pgmonkey test`
         "probe.auth": "the server refused the login",
         "probe.hba": "no line of the server's pg_hba.conf accepts the connection",
@@ -109,7 +109,7 @@ CODES: Final[Mapping[str, str]] = MappingProxyType(
         # Accepted, and probably not what was meant
         "warning.byte_order_mark": "a file starts with a byte order mark, which is ignored",
         "warning.variable": "a value is `$NAME`, without the braces of a reference",
-        "warning.password": "a password starts or ends with what is probably not a part of it",
+        "warning.password": "a password starts or ends with characters that are probably not a part of it",
         "warning.cut": "PostgreSQL cuts the value",
         "warning.upgrade": "a value means something else than in pgmonkey 4.0 (`check --from-4.0`)",
     }

@@ -60,7 +60,7 @@ _TITLES = {
 }
 _NOTES = {
     "warning": (
-        "No problems: what `pgmonkey check` reports about files that it accepts, with the exit code 0.",
+        "These are not problems: `pgmonkey check` accepts the files, and its exit code is 0.",
         "",
     ),
 }

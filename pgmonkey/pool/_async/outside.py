@@ -99,7 +99,7 @@ async def _connect(
             return ConnectFailure(
                 "too_many_connections",
                 limits.explain(place, place.server) or refusal,
-                hint="raise max_connections, or lower max_size, min_size or max_idle of who holds them",
+                hint="raise max_connections, or lower max_size, min_size or max_idle of the databases that hold them",
             )
         await sleep(_LOOK)
     connected = False
