@@ -47,8 +47,13 @@ def command(
     resolves references anyway.
     """
     from pgmonkey.config.directory import NAME
+    from pgmonkey.config.legacy import load_config
+    from pgmonkey.config.models import NOT_TO_CONNECT
 
-    wanted = connection_type or _declared(path, resolve=resolve_env or library == "pgmonkey")
+    content = load_config(path)
+    wanted = connection_type or _declared(
+        content, path, resolve=resolve_env or library == "pgmonkey"
+    )
     if wanted is None:
         return Answer(
             code=ExitCode.PROBLEM,
@@ -69,6 +74,14 @@ def command(
                 note=f"{lines}\na registry does not take this file: mend it, or use"
                 " --library pgmonkey-4.0",
             )
+    connection = content.get("connection_settings") or ()
+    names = [key for key in sorted(NOT_TO_CONNECT) if key in connection]
+    if library == "psycopg" and names:
+        return Answer(
+            code=ExitCode.PROBLEM,
+            note=f"{path}: psycopg.connect does not take {', '.join(names)}: remove them, or use"
+            " --library pgmonkey",
+        )
     pooled = "_pool" if library == "psycopg" and wanted.endswith("pool") else ""
     waits = "_async" if wanted.startswith("async") else ""
     program = template(f"programs/{_PROGRAMS[library]}{pooled}{waits}.py")
@@ -103,14 +116,14 @@ def _of_registry(path: Path, *, allow_sensitive_defaults: bool) -> tuple[Problem
     return of_files_alone(loader.scan().all_problems())
 
 
-def _declared(path: Path, *, resolve: bool) -> ConnectionType | None:
+def _declared(content: dict[str, Any], path: Path, *, resolve: bool) -> ConnectionType | None:
     """Return the type that a file declares; `None` if that is a reference."""
     from pgmonkey.config.interpolation import LoadOptions
-    from pgmonkey.config.legacy import load_config, load_dict
+    from pgmonkey.config.legacy import load_dict
     from pgmonkey.config.loader import config_or_raise
     from pgmonkey.config.models import CONNECTION_TYPES
 
-    declared: Any = load_config(path).get("connection_type", "normal")
+    declared: Any = content.get("connection_type", "normal")
     if resolve:
         # Only the type: the secrets may be missing where a program is made.
         only = {"connection_type": declared, "connection_settings": {}}

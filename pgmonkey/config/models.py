@@ -261,6 +261,8 @@ def _psycopg_fields() -> dict[str, Any]:
 KWARGS: Final = "kwargs"
 #: The keys of `connection_settings` that are settings of psycopg.
 PSYCOPG_KEYS: Final = tuple(_psycopg_fields())
+#: Those that `psycopg.connect` does not take: they are set on a connection.
+NOT_TO_CONNECT: Final = frozenset(PSYCOPG_KEYS) - {"autocommit", "prepare_threshold"}
 
 
 def _connection_section() -> Any:

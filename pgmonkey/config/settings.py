@@ -21,6 +21,7 @@ from pgmonkey.config.libpq import (
 from pgmonkey.config.models import (
     KEYS,
     MAPPINGS,
+    NOT_TO_CONNECT,
     POOL_KEYS,
     POOL_SECTIONS,
     PSYCOPG_KEYS,
@@ -170,7 +171,7 @@ class DatabaseConfig(DatabaseFile):
     def psycopg_settings(self) -> dict[str, Any]:
         """The settings of psycopg that `psycopg.connect` does not take: they are set afterwards."""
         connection = self.connection_settings
-        return {key: connection[key] for key in _NOT_TO_CONNECT if key in connection}
+        return {key: connection[key] for key in NOT_TO_CONNECT if key in connection}
 
     @property
     def account(self) -> bytes:
@@ -246,7 +247,7 @@ class DatabaseConfig(DatabaseFile):
         if self._isolate and "service" not in connection:
             kwargs.update(isolation())
         kwargs.update(
-            (key, _clear(value)) for key, value in connection.items() if key not in _NOT_TO_CONNECT
+            (key, _clear(value)) for key, value in connection.items() if key not in NOT_TO_CONNECT
         )
         kwargs.update(self._defaults())
         side = connection_type in ("normal", "pool")
@@ -446,8 +447,6 @@ class DatabaseConfig(DatabaseFile):
         return "\0".join(parts)
 
 
-#: Settings of psycopg that are set on a connection.
-_NOT_TO_CONNECT: Final = frozenset(PSYCOPG_KEYS) - {"autocommit", "prepare_threshold"}
 _TOP: Final = [key for key in KEYS if key not in SECTIONS]
 _connect: Final = attrgetter(*(key for key in _TOP if effect_of(key) != "nothing"))
 _rest: Final = attrgetter(*(key for key in _TOP if effect_of(key) == "nothing"))

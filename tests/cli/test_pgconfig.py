@@ -199,11 +199,25 @@ def test_problems_of_the_file_are_exit_code_1(tmp_path: Path, canary: Canary) ->
     assert done.err.endswith("2 problems in 1 file\n")
 
 
-@pytest.mark.parametrize("command", ["test", "generate-code"])
-def test_a_missing_file_is_exit_code_1(command: str, tmp_path: Path, canary: Canary) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["test"],
+        ["generate-code"],
+        *(
+            ["generate-code", "--connection-type", "pool", "--library", library]
+            for library in LIBRARIES
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_missing_file_is_exit_code_1(
+    arguments: list[str], tmp_path: Path, canary: Canary
+) -> None:
     """A file that is not there is named, with code 1."""
-    done = invoke("pgconfig", command, "--connconfig", tmp_path / "no.yaml", canary=canary)
-    assert (done.code, done.err) == (1, f"{tmp_path / 'no.yaml'}: No such file or directory\n")
+    done = invoke("pgconfig", *arguments, "--connconfig", tmp_path / "no.yaml", canary=canary)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"{tmp_path / 'no.yaml'}: No such file or directory\n"
 
 
 def _with_references(path: Path, database: TemporaryDatabase) -> dict[str, str]:
@@ -415,18 +429,54 @@ def test_generated_code_names_no_value(
         assert database.name not in made.out
 
 
-def test_generated_psycopg_pool_applies_session_settings(
-    tmp_path: Path, config: Path, database: TemporaryDatabase, canary: Canary
+@pytest.mark.parametrize("connection_type", TYPES)
+def test_generated_psycopg_programs_apply_session_settings(
+    connection_type: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
-    """The session settings of the file are in force in a generated psycopg program."""
-    env = _with_references(config, database)
+    """The session settings of the file are in force in a generated psycopg program, lists too."""
+    session = {"statement_timeout": "7s", "search_path": ["shop", "public"]}
+    path = _write(tmp_path / "config.yaml", database, sync_settings=session, async_settings=session)
     made = invoke(
-        "pgconfig", "generate-code", "--connconfig", config, "--connection-type", "pool",
-        "--library", "psycopg", "--resolve-env", canary=canary,
+        "pgconfig", "generate-code", "--connconfig", path, "--connection-type", connection_type,
+        "--library", "psycopg", canary=canary,
     )  # fmt: skip
-    program = made.out.replace("SELECT version()", "SHOW statement_timeout")
-    done = execute(program, tmp_path / "program.py", canary=canary, env=env)
-    assert done.out == "('7s',)\n"
+    program = made.out.replace(
+        "version()", "current_setting('statement_timeout'), current_setting('search_path')"
+    )
+    done = execute(program, tmp_path / "program.py", canary=canary, env={})
+    assert done.out == "('7s', 'shop, public')\n"
+
+
+@pytest.mark.parametrize("connection_type", ["pool", "async_pool"])
+def test_generated_psycopg_pools_take_the_kwargs_of_4_0(
+    connection_type: str, tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """`kwargs` of a pool section are given to psycopg beside the connection settings."""
+    pool = {"kwargs": {"prepare_threshold": 0}}  # each statement is prepared at once
+    path = _write(tmp_path / "config.yaml", database, pool_settings=pool, async_pool_settings=pool)
+    made = invoke(
+        "pgconfig", "generate-code", "--connconfig", path, "--connection-type", connection_type,
+        "--library", "psycopg", canary=canary,
+    )  # fmt: skip
+    prepared = "SELECT count(*) > 0 FROM pg_prepared_statements"
+    program = made.out.replace("SELECT version()", prepared)
+    done = execute(program, tmp_path / "program.py", canary=canary, env={})
+    assert done.out == "(True,)\n"
+
+
+def test_a_program_with_psycopg_is_for_a_file_that_it_takes(
+    tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """What `psycopg.connect` does not take is a problem when the program is made, not when it runs."""
+    more = {"read_only": True, "row_factory": "dict_row"}
+    path = _write(tmp_path / "config.yaml", database, connection=more)
+    generate = ("pgconfig", "generate-code", "--connconfig", path, "--library")
+    made = invoke(*generate, "psycopg", canary=canary)
+    assert (made.code, made.out) == (1, "")
+    assert "psycopg.connect does not take read_only, row_factory" in made.err
+    assert "--library pgmonkey" in made.err
+    for library in ("pgmonkey", "pgmonkey-4.0"):
+        assert invoke(*generate, library, canary=canary).code == 0
 
 
 def test_a_file_that_cannot_be_in_a_registry(tmp_path: Path, canary: Canary) -> None:

@@ -13,7 +13,8 @@ ALLOW_SENSITIVE_DEFAULTS: Final = False
 
 def apply_session_settings(conn: psycopg.Connection[Any], settings: dict[str, Any]) -> None:
     for name, value in settings.items():
-        conn.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
+        text = ", ".join(value) if isinstance(value, list) else str(value)
+        conn.execute("SELECT set_config(%s, %s, false)", [name, text])
     conn.commit()  # a rollback would undo them
 
 

@@ -16,7 +16,8 @@ async def apply_session_settings(
     conn: psycopg.AsyncConnection[Any], settings: dict[str, Any]
 ) -> None:
     for name, value in settings.items():
-        await conn.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
+        text = ", ".join(value) if isinstance(value, list) else str(value)
+        await conn.execute("SELECT set_config(%s, %s, false)", [name, text])
     await conn.commit()  # a rollback would undo them
 
 

@@ -17,14 +17,16 @@ def make_pool(config: dict[str, Any]) -> ConnectionPool:
     settings = {"min_size": 1, **(config.get("pool_settings") or {})}
     settings.setdefault("max_size", max(10, settings["min_size"]))
     check = settings.pop("check_on_checkout", config.get("check_on_checkout", False))
+    kwargs = {**config["connection_settings"], **(settings.pop("kwargs", None) or {})}
 
     def apply_session_settings(conn: psycopg.Connection[Any]) -> None:
         for name, value in session.items():
-            conn.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+            conn.execute("SELECT set_config(%s, %s, false)", [name, text])
         conn.commit()  # a rollback would undo them
 
     return ConnectionPool(
-        kwargs=dict(config["connection_settings"]),
+        kwargs=kwargs,
         configure=apply_session_settings,
         check=ConnectionPool.check_connection if check else None,
         open=False,

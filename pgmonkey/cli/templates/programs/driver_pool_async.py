@@ -18,14 +18,16 @@ def make_pool(config: dict[str, Any]) -> AsyncConnectionPool:
     settings = {"min_size": 1, **(config.get("async_pool_settings") or {})}
     settings.setdefault("max_size", max(10, settings["min_size"]))
     check = settings.pop("check_on_checkout", config.get("check_on_checkout", False))
+    kwargs = {**config["connection_settings"], **(settings.pop("kwargs", None) or {})}
 
     async def apply_session_settings(conn: psycopg.AsyncConnection[Any]) -> None:
         for name, value in session.items():
-            await conn.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+            await conn.execute("SELECT set_config(%s, %s, false)", [name, text])
         await conn.commit()  # a rollback would undo them
 
     return AsyncConnectionPool(
-        kwargs=dict(config["connection_settings"]),
+        kwargs=kwargs,
         configure=apply_session_settings,
         check=AsyncConnectionPool.check_connection if check else None,
         open=False,
