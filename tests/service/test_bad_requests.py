@@ -293,6 +293,7 @@ def test_http2_is_answered_and_refused_alike(serve: Serve, orders: TemporaryData
 def test_connections_are_bounded(service: Serving) -> None:
     """Of 1,200 silent clients 1,024 are kept, for 5 s; the others are closed at once."""
     assert service.get("/healthz").status == 200
+    before = files(service)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
     try:
@@ -301,6 +302,8 @@ def test_connections_are_bounded(service: Serving) -> None:
                 stack.enter_context(connect(service.url))
             assert files(service) < 1080
             eventually(lambda: answers(service), 20)
+        # The next test's clients must not be among those that are too many.
+        eventually(lambda: files(service) <= before + 3, 20)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
