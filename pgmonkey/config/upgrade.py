@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from pgmonkey.config.models import KEYS
+from pgmonkey.config.models import KEYS, KWARGS
 from pgmonkey.config.yaml_reader import parse
 from pgmonkey.errors import Problem
 
@@ -44,7 +44,7 @@ def find_changes(config: DatabaseConfig) -> Iterator[Problem]:
         return  # 4.0 could not read it: some text looks like a date that there is not
     wrapper = ("postgresql",) if isinstance(tree.get("postgresql"), dict) else ()
     inside = (tree["postgresql"], before["postgresql"]) if wrapper else (tree, before)
-    found = [*_changes(*inside), *_switches(*inside, config)]
+    found = [*_changes(*inside), *_switches(*inside, config), *_kwargs(inside[0], config)]
     changes = [((*wrapper, *path), message, hint) for path, message, hint in found]
     if wrapper:
         changes += [
@@ -111,3 +111,15 @@ def _switches(
         if not is_on and (before.get(section) or {}).get(name):
             message = "pgmonkey 4.0 took any text for on"
             yield (section, name), message, "it is off now, as it is written"
+
+
+def _kwargs(
+    tree: Mapping[str, Any], config: DatabaseConfig
+) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Yield path, message and hint of what was given to a pool that is not of the file's type."""
+    for section, kind in zip(_POOLS, ("pool", "async_pool"), strict=True):
+        given = (tree.get(section) or {}).get(KWARGS)
+        if given and kind != config.connection_type:
+            for name in given:
+                message = "pgmonkey 4.0 gave it to this pool alone"
+                yield (section, KWARGS, name), message, "it holds for all types now"
