@@ -513,25 +513,6 @@ def test_kwargs_of_one_pool_of_4_0_hold_for_all_types(tmp_path: Path, canary: Ca
     assert invoke("check", "--from-4.0", path, canary=canary).out == ""
 
 
-def test_kwargs_of_one_pool_of_4_0_hold_for_all_types(tmp_path: Path, canary: Canary) -> None:
-    """That is a warning where the type of the file is another one: its blocks were transactions."""
-    path = tmp_path / "a.yaml"
-    text = (
-        "connection_type: TYPE\nconnection_settings: {host: db, user: a}\n"
-        "pool_settings: {kwargs: {autocommit: true}}\n"
-    )
-    for kind in ("normal", "async", "async_pool"):
-        path.write_text(text.replace("TYPE", kind))
-        done = invoke("check", "--from-4.0", path, canary=canary)
-        assert (done.code, done.err) == (0, "")
-        assert done.out == (
-            f"{path}:3:38: pool_settings.kwargs.autocommit: pgmonkey 4.0 gave it to this pool alone"
-            "  [warning.upgrade]\n  hint: it holds for all types now\n"
-        )
-    path.write_text(text.replace("TYPE", "pool"))
-    assert invoke("check", "--from-4.0", path, canary=canary).out == ""
-
-
 def test_a_file_of_4_0_with_references(tmp_path: Path, canary: Canary) -> None:
     """They are resolved; with `--static` they may be missing."""
     path = tmp_path / "a.yaml"
