@@ -43,8 +43,8 @@ def command(
 ) -> Answer:
     """Print a program that connects as a config file says.
 
-    The program holds no secret, only the path of the file. With pgmonkey it uses a registry, which
-    resolves references anyway.
+    The program holds no secret, only the path of the file. With --library pgmonkey it uses a
+    registry, which always resolves references.
     """
     from pgmonkey.config.directory import NAME
     from pgmonkey.config.legacy import load_config

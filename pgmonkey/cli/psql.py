@@ -33,7 +33,7 @@ def command(
     """Run psql, connected as an application would be.
 
     Arguments after -- go to psql, and the exit code is that of psql. The password is in no
-    argument, in no variable and in no named file.
+    argument, in no environment variable and in no named file.
     """
     program = shutil.which("psql")
     if program is None:

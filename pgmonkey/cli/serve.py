@@ -77,7 +77,7 @@ def _names(
     callback=_names,
     envvar="PGMONKEY_NAMES",
     show_envvar=True,
-    help="Serve only these databases; their other files are not read.  [default: all]",
+    help="Serve only these databases; the other files are not read.  [default: all]",
 )
 @options.duration(
     "--probe-interval",
