@@ -37,7 +37,7 @@ def command(
     """Count the connections that a fleet can open.
 
     It compares them with the limits of each server, role and database. Exit code 1: a limit is
-    too low. 4: a server cannot be reached.
+    too low. 4: a server cannot be reached, or refuses.
     """
     from pgmonkey.config.budget import budget, demand_of
 
