@@ -117,7 +117,7 @@ def test_nobody_pays_for_it() -> None:
 # ---- connections
 
 ON_A_HANDLE = ["commit", "rollback", "config", "pool", "test_connection"]
-IN_A_BLOCK = ["config", "connection_type", "disconnect", "pool", "test_connection"]
+IN_A_BLOCK = ["config", "connection", "connection_type", "disconnect", "pool", "test_connection"]
 
 
 @pytest.fixture
