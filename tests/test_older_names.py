@@ -117,7 +117,7 @@ def test_nobody_pays_for_it() -> None:
 # ---- connections
 
 ON_A_HANDLE = ["commit", "rollback", "config", "pool", "test_connection"]
-IN_A_BLOCK = ["config", "connection", "connection_type", "disconnect", "pool", "test_connection"]
+IN_A_BLOCK = ["config", "connection_type", "disconnect", "pool", "test_connection"]
 
 
 @pytest.fixture
@@ -156,6 +156,7 @@ def test_attributes_of_a_connection_of_4_0(
     with handle as conn:
         for name in IN_A_BLOCK:
             assert said_of(conn, name).startswith(f"a connection has no {name}; ")
+        assert conn.connection is conn
         conn.execute("SELECT 1")
         conn.commit()
         conn.rollback()
@@ -181,6 +182,7 @@ async def test_attributes_of_an_async_connection_of_4_0(
         async with handle as conn:
             for name in IN_A_BLOCK:
                 assert said_of(conn, name).startswith(f"a connection has no {name}; ")
+            assert conn.connection is conn
             await conn.commit()
             await conn.rollback()
         with pytest.warns(DeprecationWarning, match="close"):

@@ -60,7 +60,6 @@ _OF_A_HANDLE: Final[Mapping[str, str]] = {
 #: What the connection of a block had in pgmonkey 4.0, where it was the handle.
 _OF_A_BORROWED_ONE: Final[Mapping[str, str]] = {
     "config": _IN_THE_FILE,
-    "connection": "it is the connection of psycopg itself: write conn alone",
     "connection_type": "the handle has it: handle.connection_type",
     "disconnect": "the end of its block gives it back, and handle.close() closes all",
     "pool": "the handle is the pool: `with handle as conn:` borrows from it",
