@@ -53,7 +53,7 @@ class Story:
             before = self._workload.total("error")
             try:
                 outcome = await step()
-            except (psycopg.Error, EmbeddedServerError, TimeoutError) as error:
+            except (psycopg.Error, EmbeddedServerError, OSError) as error:  # a timeout, too
                 outcome = f"This step did not work here: {error}."
             failed = self._workload.total("error") - before
             print(f"-> {outcome}\n   {self._count()}, {failed} of them in this step", flush=True)
@@ -66,8 +66,9 @@ class Story:
                 print(f"-- {self._count()}; {name} gets a new password", flush=True)
                 try:
                     await asyncio.to_thread(self._shop.rotate, name)
-                except psycopg.Error as error:  # the user may have killed the server
-                    print(f"-- {name} keeps its password: {error}", flush=True)
+                except (psycopg.Error, OSError) as error:
+                    # The user may have killed the server, or removed the files.
+                    print(f"-- {name} is not rotated: {error}", flush=True)
 
     async def _rotate(self) -> str:
         async with self._until_one_more("applied"):

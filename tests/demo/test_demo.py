@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -178,11 +179,21 @@ def test_it_survives_the_death_of_its_server(demo: Callable[..., Demo]) -> None:
     for process in psutil.Process(running.process.pid).children():
         if process.name() == "postgres":
             process.kill()
-    running.wait_for("keeps its password")
+    running.wait_for("is not rotated")
     eventually(lambda: running.errors > 0, 20)
     running.send(signal.SIGINT)
     assert running.code(10) == 0
     assert not running.secrets.exists()
+
+
+def test_it_survives_the_loss_of_a_secret(demo: Callable[..., Demo]) -> None:
+    """Without the directory of a secret, it says so, and goes on with the other databases."""
+    running = demo("--rotate-every", "0.5")
+    running.wait_until_at_work()
+    shutil.rmtree(running.secrets / "orders")
+    running.wait_for("orders is not rotated: .*No such file")
+    before = running.samples("pgmonkey_config_version")["events"]
+    eventually(lambda: running.samples("pgmonkey_config_version")["events"] > before, 20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
