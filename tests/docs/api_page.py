@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from typing import Any, Final
 
@@ -335,14 +335,14 @@ def _plain(annotation: str) -> str:
 def _fields(subject: Any) -> list[tuple[str, str]]:
     """Return the public fields of a record, with their types."""
     if is_dataclass(subject):
-        found = [(one.name, str(one.type), one.default is not MISSING) for one in fields(subject)]
+        found = [(one.name, str(one.type)) for one in fields(subject)]
     else:
         annotations = inspect.get_annotations(subject)
         found = [
-            (name, getattr(kind, "__forward_arg__", str(kind)), False)
+            (name, getattr(kind, "__forward_arg__", str(kind)))
             for name, kind in annotations.items()
         ]
-    return [(name, kind) for name, kind, _ in found if name != "redacted"]
+    return [(name, kind) for name, kind in found if name != "redacted"]
 
 
 def _list(
