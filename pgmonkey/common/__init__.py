@@ -1,14 +1,14 @@
 """Where pgmonkey 4.0 had names that are in `pgmonkey` now, or that are gone.
 
-Its modules below `pgmonkey.common` and `pgmonkey.managers` are made when that parent is imported: the
-import system finds them in `sys.modules` then.
+The modules below this package and below `pgmonkey.managers` are those of 4.0. Each has its file, so that
+any number of threads may import them at once.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any, Final
 
 _HERE_NOW: Final = {
@@ -29,29 +29,18 @@ _GONE: Final = {
 }
 
 
-class _Moved(ModuleType):
-    """A module of pgmonkey 4.0."""
+def older_names(module: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a module of 4.0."""
+    place = module.removeprefix("pgmonkey.")
 
-    def __getattr__(self, name: str) -> Any:
-        place = self.__name__.removeprefix("pgmonkey.")
+    def older_name(name: str) -> Any:
         if name in _HERE_NOW.get(place, ()):
-            message = f"import {name} from pgmonkey, not from {self.__name__}"
+            message = f"import {name} from pgmonkey, not from {module}"
             warnings.warn(message, DeprecationWarning, stacklevel=2)
             return getattr(sys.modules["pgmonkey"], name)
         if advice := _GONE.get(place, {}).get(name):
             # `from ... import` shows the text of no AttributeError.
-            raise ImportError(f"{name} of pgmonkey 4.0 is gone: {advice}", name=self.__name__)
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+            raise ImportError(f"{name} of pgmonkey 4.0 is gone: {advice}", name=module)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
-
-def make_modules(parent: str) -> None:
-    """Make the modules that 4.0 had below the module `parent`, which calls this at its import."""
-    for place in ("common.utils", *_HERE_NOW, *_GONE):
-        full = f"pgmonkey.{place}"
-        if full.startswith(f"{parent}.") and full not in sys.modules:
-            module = sys.modules[full] = _Moved(full, "It was a module of pgmonkey 4.0.")
-            above, _, name = full.rpartition(".")
-            setattr(sys.modules[above], name, module)
-
-
-make_modules(__name__)
+    return older_name

@@ -1,0 +1,1 @@
+"""Modules of pgmonkey 4.0: see `pgmonkey.common`."""
