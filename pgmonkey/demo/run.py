@@ -44,12 +44,19 @@ def run_demo(
         shop.create()
         if noted:
             raise KeyboardInterrupt
-        os.environ["PGMONKEY_DEMO_HOST"] = server.host
-        os.environ["PGMONKEY_DEMO_PORT"] = str(server.port)
-        os.environ["PGMONKEY_DEMO_SECRETS"] = os.fspath(shop.secrets)
+        variables = {
+            "PGMONKEY_DEMO_HOST": server.host,
+            "PGMONKEY_DEMO_PORT": str(server.port),
+            "PGMONKEY_DEMO_SECRETS": os.fspath(shop.secrets),
+        }
         metrics = collector_registry()
-        # Started by root, the files are in a directory of the server's account.
-        registry = Registry(shop.registry, metrics=metrics, probe_interval=15.0, trust="off")
+        registry = Registry(
+            shop.registry,
+            metrics=metrics,
+            probe_interval=15.0,
+            trust="off",  # started by root, the files are in a directory of the server's account
+            env=variables,
+        )
         workload = asyncio.run(
             _run(registry, listener, metrics, shop, pause, rotate_every, duration, noted)
         )
