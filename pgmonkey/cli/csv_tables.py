@@ -37,12 +37,16 @@ class Table(NamedTuple):
 
     @classmethod
     def named(cls, text: str, schema: str | None) -> Table:
-        """Return the table that a user names, `schema.table` or `table`.
+        """Return the table that a user names, `schema.table` or `table`, in its case and unquoted.
 
         Example:
             >>> Table.named("public.orders", None)
             Table(schema='public', name='orders')
         """
+        if '"' in text:
+            raise click.BadParameter(
+                "write the name without quotes: its case is kept", param_hint="--table"
+            )
         before, dot, name = text.partition(".")
         if not (name if dot else before) or (dot and not before):
             raise click.BadParameter("expected table or schema.table", param_hint="--table")

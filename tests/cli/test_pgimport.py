@@ -135,6 +135,7 @@ def test_a_registry_names_the_database(
         ((), "give the NAME of a database, or the config file"),
         (("orders", "--connconfig", "c.yaml"), "give the NAME of a database, or"),
         (("orders", "--table", ".t"), "expected table or schema.table"),
+        (("orders", "--table", '"Items"'), "write the name without quotes"),
         (("nowhere",), 'no database "nowhere" in registry.d'),
         (("orders", "--delimiter", ";;"), "expected one ASCII character"),
         (("orders", "--delimiter", '"'), "it is the delimiter, too"),
