@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
@@ -107,9 +108,11 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     special = mode is not None and not stat.S_ISREG(mode)
     new = target if special else target.with_name(f".{target.name}.{token_hex(4)}")
     try:
-        with new.open("wb" if special else "xb") as file:
+        # It never has a bit more than the old one, and in the end those that the umask took.
+        opener = partial(os.open, mode=0o666 if mode is None else stat.S_IMODE(mode))
+        with open(new, "wb" if special else "xb", opener=opener) as file:
             if mode is not None and not special:
-                new.chmod(stat.S_IMODE(mode))  # before anybody can read what the old one hid
+                new.chmod(stat.S_IMODE(mode))
             yield file
         if not special:
             new.replace(target)
