@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -162,8 +163,9 @@ def _audited(
 
     named = {config.name: config for config in configs}
     wanted = [(one.server, client) for one in needed for client in one.clients]
+    counted = Counter(client.name for _, client in wanted)
     looked = side_by_side(
-        partial(_look, several={name for name in named if _has_several(name, wanted)}, named=named),
+        partial(_look, several={name for name, times in counted.items() if times > 1}, named=named),
         [client for _, client in wanted],
     )
     facts: dict[str, dict[str, Facts | Failure]] = {}
@@ -175,10 +177,6 @@ def _audited(
         )
         for server, verdicts in audit(needed, facts, fleet, addresses).items()
     }
-
-
-def _has_several(name: str, wanted: Sequence[tuple[str, Client]]) -> bool:
-    return sum(client.name == name for _, client in wanted) > 1
 
 
 def _look(
