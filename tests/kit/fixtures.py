@@ -13,15 +13,13 @@ import pytest
 import structlog
 
 from tests.kit.canary import Canary
-from tests.kit.components import postgres_with_tls
 from tests.kit.database import TemporaryDatabase
 from tests.kit.events import CapturedEvents
-from tests.kit.eventually import eventually
 from tests.kit.leaks import LeakPlugin, session_servers_key
 from tests.kit.proxy import ChaosProxy
 from tests.kit.registry_dir import RegistryDirectory
 from tests.kit.secret_volume import SecretVolume
-from tests.kit.secure_server import AUTHORITY, SecureServer
+from tests.kit.secure_server import AUTHORITY, SecureServer, secure_server
 from tests.kit.server import PostgresServer
 
 T = TypeVar("T")
@@ -86,20 +84,10 @@ def secure(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[SecureServer]:
     """A server with TLS, for the tests of one module."""
-    with PostgresServer(binaries=postgres_with_tls()) as server:
-        pytestconfig.stash[session_servers_key].append(server)
-        secure = SecureServer(server, tmp_path_factory.mktemp("certificates"))
-        secure.present(AUTHORITY)
-        for setting, value in (
-            ("ssl_cert_file", "server.crt"),
-            ("ssl_key_file", "server.key"),
-            ("ssl", "on"),
-        ):
-            server.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
-        server.reload()
-        eventually(lambda: server.execute("SHOW ssl") == [("on",)], 5, "TLS is on")
+    with secure_server(AUTHORITY, tmp_path_factory.mktemp("tls") / "certificates") as secure:
+        pytestconfig.stash[session_servers_key].append(secure.server)
         yield secure
-        pytestconfig.stash[session_servers_key].remove(server)
+        pytestconfig.stash[session_servers_key].remove(secure.server)
 
 
 @pytest.fixture

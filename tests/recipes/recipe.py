@@ -109,6 +109,17 @@ def plain_environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT)}
 
 
+def environ(database: TemporaryDatabase) -> dict[str, str]:
+    """Return the variables that the recipes refer to, for a database that exists."""
+    return {
+        "PGUSER": database.user,
+        "PGPASSWORD": database.password,
+        "PGHOST": database.host,
+        "PGPORT": str(database.port),
+        "PGDATABASE": database.name,
+    }
+
+
 def leave_traces(database: TemporaryDatabase) -> None:
     """Make every query of the recipes write a row, so that their commits can be seen.
 

@@ -18,7 +18,7 @@ from pgmonkey import load_config
 from tests.docs.snippets import ROOT
 from tests.kit import Canary, TemporaryDatabase
 from tests.kit.command import invoke
-from tests.recipes.recipe import run
+from tests.recipes.recipe import environ, run
 
 PAGE = (ROOT / "docs" / "upgrade.md").read_text(encoding="utf-8")
 #: The full configuration of the README.
@@ -87,18 +87,6 @@ def directory(tmp_path: Path, database: TemporaryDatabase) -> Path:
         (tmp_path / name).write_text(content, encoding="utf-8")
         (tmp_path / name).chmod(0o600)
     return tmp_path
-
-
-@pytest.fixture
-def env(database: TemporaryDatabase) -> dict[str, str]:
-    """What the references of `env.yaml` refer to."""
-    return {
-        "PGUSER": database.user,
-        "PGPASSWORD": database.password,
-        "PGHOST": database.host,
-        "PGPORT": str(database.port),
-        "PGDATABASE": database.name,
-    }
 
 
 class Step(NamedTuple):
@@ -208,7 +196,6 @@ def test_a_command_does_what_it_did(
     step: Step,
     directory: Path,
     database: TemporaryDatabase,
-    env: dict[str, str],
     canary: Canary,
 ) -> None:
     """As documented, or as the upgrade page says; and what goes wrong is not exit code 0."""
@@ -217,7 +204,7 @@ def test_a_command_does_what_it_did(
     database.execute(f"ALTER TABLE public.my_table OWNER TO {database.user}")
     database.execute("INSERT INTO public.my_table VALUES ('1', 'John')")
     (directory / "data.csv").write_text("id,name\n1,Alice\n")
-    done = invoke(*step.command.split(), canary=canary, cwd=directory, env=env)
+    done = invoke(*step.command.split(), canary=canary, cwd=directory, env=environ(database))
     assert done.code == step.code, done.err
     assert step.has in done.out + done.err
     if step.command.startswith("pgconfig create") and step.code == 0:
@@ -530,7 +517,7 @@ for name in sys.argv[1:]:
 
 
 def test_each_program_does_what_it_did(
-    directory: Path, database: TemporaryDatabase, env: dict[str, str], canary: Canary
+    directory: Path, database: TemporaryDatabase, canary: Canary
 ) -> None:
     """The output that is documented; a warning or an error is on the upgrade page. The process ends."""
     database.execute("CREATE TABLE public.my_table (id text, name text)")
@@ -540,7 +527,9 @@ def test_each_program_does_what_it_did(
         (directory / f"{number}.py").write_text(program.text, encoding="utf-8")
     names = [f"{number}.py" for number in range(len(PROGRAMS))]
     program = _ALL.replace("sys.argv[1:]", repr(names))
-    ended = run(program, directory, environ=env, arguments=("-X", "dev", "-W", "default"))
+    ended = run(
+        program, directory, environ=environ(database), arguments=("-X", "dev", "-W", "default")
+    )
     output, errors = (
         [part.partition("\n")[2] for part in text.split("\f")[1:]]
         for text in ("\n".join(ended.output), ended.errors)

@@ -11,18 +11,7 @@ import pytest
 from pgmonkey import EnvInterpolationError, PGConnectionManager, load_config, redact_config
 from tests.kit import Canary, TemporaryDatabase
 from tests.kit.command import run as cli
-from tests.recipes.recipe import ENDS_WITHIN, leave_traces, recipe, run, traces
-
-
-def environ(database: TemporaryDatabase) -> dict[str, str]:
-    """Return the variables that the recipes refer to, for a database that exists."""
-    return {
-        "PGUSER": database.user,
-        "PGPASSWORD": database.password,
-        "PGHOST": database.host,
-        "PGPORT": str(database.port),
-        "PGDATABASE": database.name,
-    }
+from tests.recipes.recipe import ENDS_WITHIN, environ, leave_traces, recipe, run, traces
 
 
 def write(directory: Path, text: str) -> Path:
