@@ -70,7 +70,7 @@ class CsvFormat:
         if self.encoding is not None:
             try:
                 "".encode(self.encoding)
-            except (LookupError, UnicodeError):
+            except (LookupError, ValueError):
                 found["encoding"] = "Python knows no such encoding of text"
         return found
 

@@ -114,7 +114,9 @@ class CsvSource:
         before, row = self._first_row(b"\r\n")
         self._lines = 0
         self._push(before + row)
-        return len(self._fields(row)) or 1
+        # Not those of `csv`: it takes no field of more than 128 KiB.
+        outside, _ = self._outside(row)
+        return outside.count(self._delimiter) + 1
 
     def data(self, columns: int) -> Iterator[tuple[bytes, int]]:
         """Yield the rest of the file in parts, each with the number of rows that end in it.
@@ -213,7 +215,10 @@ class CsvSource:
             if sum(map(len, row)) > _LONGEST_ROW or sum(map(len, before)) > _LONGEST_ROW:
                 break
         if row:
-            raise self.error(self._lines + 1, "a quote is opened in this row and never closed")
+            message = "a quote is opened in this row and never closed"
+            if sum(map(len, row)) > _LONGEST_ROW:
+                message = "a quote is opened in this row and not closed within 1 MiB"
+            raise self.error(self._lines + 1, message)
         return b"".join(before), b""
 
     def _push(self, text: bytes) -> None:

@@ -222,6 +222,17 @@ def test_a_file_without_a_header(imported: Import) -> None:
     failed(imported("x\n5\n", "--columns", "a,b"), None, "the header has 1 column")
 
 
+def test_the_fields_of_the_first_row_may_be_long(imported: Import) -> None:
+    """A new table gets a column for each field; the limit for a quoted first row is named."""
+    long = "x" * 200_000
+    assert imported(f'{long},"1,\n",{long}\n', "--no-headers").code == 0
+    assert imported.execute("SELECT * FROM t") == [(long, "1,\n", long)]
+    imported.execute("DROP TABLE t")
+    lines = ("y" * 99 + "\n") * 20_000
+    refused = imported(f'"{lines}",2\n', "--no-headers")
+    failed(refused, 1, "a quote is opened in this row and not closed within 1 MiB")
+
+
 def test_a_table_is_not_created_where_that_is_not_wanted(imported: Import) -> None:
     """--no-create-table, or a header with another delimiter, creates no table."""
     failed(imported("a\n1\n", "--no-create-table"), None, "there is no table public.t")
@@ -509,6 +520,7 @@ def test_settings_in_a_file_beside_the_csv(imported: Import) -> None:
         ("delimiter: ';;'", "t.yaml:1:12: delimiter: expected one ASCII character"),
         ("quotechar: ','", "quotechar: it is the delimiter, too"),
         ("encoding: klingon", "encoding: Python knows no such encoding of text"),
+        ('encoding: "a\\0b"', "encoding: Python knows no such encoding of text"),
         ("encoding: [utf-8]", "encoding: expected text"),
         ("delimiter: ;\ndelimiter: ','", "t.yaml:2:1: "),
         ("delimiter: '", "t.yaml:"),
