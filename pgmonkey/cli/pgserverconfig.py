@@ -170,7 +170,10 @@ def _audited(
     )
     facts: dict[str, dict[str, Facts | Failure]] = {}
     for (server, client), found in zip(wanted, looked, strict=True):
-        facts.setdefault(server, {})[client.name] = found
+        there = facts.setdefault(server, {})
+        # Several addresses can have one name: then one that does not answer counts.
+        if not isinstance(there.get(client.name), Failure):
+            there[client.name] = found
     return {
         server: _Audited(
             verdicts, any(isinstance(found, Failure) for found in facts[server].values())

@@ -337,3 +337,16 @@ def test_each_of_several_hosts_is_audited(
     assert found.pop(f"{database.host}:{database.port}")["max_connections"] == "ok"
     (lost,) = found.values()
     assert lost["max_connections"] == "cannot tell"
+
+
+def test_one_name_with_an_address_that_does_not_answer(
+    tmp_path: Path, database: TemporaryDatabase, canary: Canary
+) -> None:
+    """An address that does not answer counts, although another one of the same name does."""
+    settings = database.parameters(
+        host="db.example.com,db.example.com", hostaddr=f"127.0.0.2,{database.host}"
+    )
+    path = _write(tmp_path / "orders.yaml", connection_settings=settings)
+    code, found = _audit("--filepath", path, canary=canary)
+    assert code == 4
+    assert "[refused]" in found["pg_hba.conf"]["reason"]
