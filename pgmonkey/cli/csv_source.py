@@ -227,11 +227,13 @@ class CsvSource:
             self._pieces = itertools.chain((text,), self._pieces)
 
     def _fields(self, row: bytes) -> list[str]:
+        """Return the fields of a row that was read just now."""
+        line = self._lines - self._count(row) + 1
         try:
             text = row.decode()
         except UnicodeDecodeError:
             message = f"the file is not UTF-8\n  hint: {OTHER_ENCODING}"
-            raise self.error(self._lines, message) from None
+            raise self.error(line, message) from None
         reader = csv.reader(
             io.StringIO(text, newline=""),
             delimiter=self._form.delimiter,
@@ -241,7 +243,7 @@ class CsvSource:
         try:
             return next(reader, [])
         except csv.Error as error:
-            raise self.error(self._lines, str(error)) from None
+            raise self.error(line, str(error)) from None
 
     def _outside(self, piece: bytes) -> tuple[bytes, bool]:
         """Return a part without its quoted texts, and whether it ends inside quotes.

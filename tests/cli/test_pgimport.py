@@ -450,6 +450,8 @@ def test_a_file_in_another_encoding_is_refused(imported: Import) -> None:
         "cp1252",
     )
     failed(imported("a,é\n1,2\n".encode("cp1252")), 1, "not UTF-8", "--encoding cp1252")
+    failed(imported('\na,"\né"\n'.encode("cp1252")), 2, "not UTF-8")  # where the row starts
+    failed(imported("é".encode("cp1252")), 1, "not UTF-8")
     failed(imported(b"a,b\n1,2\n3,\x81\n", "--encoding", "cp1252"), 3, "not cp1252", "bytes 81")
     odd = "a,b\n1,2\n".encode("utf-16") + b"x"
     failed(imported(odd), 3, "the file is not utf-16-le")
