@@ -252,14 +252,11 @@ _LINES = {
 @pytest.mark.tls
 @pytest.mark.slow
 def test_an_audit_foretells_a_login(
-    secure: SecureServer, orders: TemporaryDatabase, tmp_path: Path, canary: Canary
+    orders: TemporaryDatabase, tmp_path: Path, canary: Canary
 ) -> None:
     """An audit judges the file on the disk, and the server agrees when it has read it."""
     server = orders.server
     server.execute(f"ALTER ROLE {orders.user} SUPERUSER")
-    secure.trust(AUTHORITY)
-    server.execute("ALTER SYSTEM SET ssl_ca_file = 'clients.crt'")
-    _reload(server)
     path = _write(
         tmp_path / "orders.yaml",
         connection_settings=orders.parameters(sslmode="require", connect_timeout=5),
@@ -283,7 +280,6 @@ def test_an_audit_foretells_a_login(
                 _reload(server)
     finally:
         hba.write_text(before)
-        server.execute("ALTER SYSTEM RESET ssl_ca_file")
         _reload(server)
     assert foretold == _LINES
     assert happened == {lines: status for lines, status in _LINES.items() if lines in happened}
@@ -306,14 +302,21 @@ def _logs_in(database: TemporaryDatabase) -> bool:
 
 @pytest.mark.tls
 def test_an_audit_sees_a_certificate_that_nobody_checks(
-    secure: SecureServer, orders: TemporaryDatabase, tmp_path: Path, canary: Canary
+    orders: TemporaryDatabase, tmp_path: Path, canary: Canary
 ) -> None:
     """A client with a certificate, and a server without ssl_ca_file, is a mismatch."""
-    orders.server.execute(f"ALTER ROLE {orders.user} SUPERUSER")
+    server = orders.server
+    server.execute(f"ALTER ROLE {orders.user} SUPERUSER")
     certificate, key = AUTHORITY.issue(orders.user, tmp_path, name="client")
     tls = {"sslmode": "require", "sslcert": str(certificate), "sslkey": str(key)}
     path = _write(tmp_path / "orders.yaml", connection_settings=orders.parameters(**tls))
-    code, found = _audit("--filepath", path, canary=canary)
+    server.execute("ALTER SYSTEM SET ssl_ca_file = ''")
+    _reload(server)
+    try:
+        code, found = _audit("--filepath", path, canary=canary)
+    finally:
+        server.execute("ALTER SYSTEM SET ssl_ca_file = 'clients.crt'")
+        _reload(server)
     assert code == 1
     assert (found["ssl_ca_file"]["found"], found["ssl_ca_file"]["status"]) == ("none", "mismatch")
     assert found["pg_hba.conf"]["needed"].endswith("scram-sha-256 clientcert=verify-ca")
