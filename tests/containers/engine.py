@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 SPECIFICATION = json.loads(sys.argv[1])
@@ -138,10 +139,10 @@ def get(path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def until(asked: object) -> None:
+def until(asked: Callable[[], object]) -> None:
     """Wait until a callable returns something true."""
     deadline = time.monotonic() + SECONDS
-    while not asked():  # type: ignore[operator]  # a callable
+    while not asked():
         if time.monotonic() > deadline:
             raise SystemExit("it took too long")
         time.sleep(0.05)
