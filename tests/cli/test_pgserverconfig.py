@@ -22,8 +22,9 @@ NAMES = ("server", "what", "needed", "found", "status", "reason")
 
 @pytest.fixture
 def orders(secure: SecureServer, canary: Canary) -> Iterator[TemporaryDatabase]:
-    """A database of the server with TLS."""
+    """A database of the server with TLS, whose user may see all that an audit asks for."""
     database = TemporaryDatabase.create(secure.server, canary)
+    database.server.execute(f"ALTER ROLE {database.user} SUPERUSER")
     yield database
     database.drop()
 
@@ -196,7 +197,6 @@ def test_an_audit_of_a_server_with_tls(
     secure: SecureServer, orders: TemporaryDatabase, tmp_path: Path, canary: Canary
 ) -> None:
     """An audit of a superuser names the line that lets the client in, and judges each setting."""
-    orders.server.execute(f"ALTER ROLE {orders.user} SUPERUSER")
     trusted = tmp_path / "ca.crt"
     trusted.write_text(AUTHORITY.pem)
     tls = {"sslmode": "verify-full", "sslrootcert": str(trusted)}
@@ -256,7 +256,6 @@ def test_an_audit_foretells_a_login(
 ) -> None:
     """An audit judges the file on the disk, and the server agrees when it has read it."""
     server = orders.server
-    server.execute(f"ALTER ROLE {orders.user} SUPERUSER")
     path = _write(
         tmp_path / "orders.yaml",
         connection_settings=orders.parameters(sslmode="require", connect_timeout=5),
@@ -306,7 +305,6 @@ def test_an_audit_sees_a_certificate_that_nobody_checks(
 ) -> None:
     """A client with a certificate, and a server without ssl_ca_file, is a mismatch."""
     server = orders.server
-    server.execute(f"ALTER ROLE {orders.user} SUPERUSER")
     certificate, key = AUTHORITY.issue(orders.user, tmp_path, name="client")
     tls = {"sslmode": "require", "sslcert": str(certificate), "sslkey": str(key)}
     path = _write(tmp_path / "orders.yaml", connection_settings=orders.parameters(**tls))

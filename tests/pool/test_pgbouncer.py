@@ -151,7 +151,7 @@ def test_a_file_that_does_not_mention_pgbouncer_is_reported_at_once(
 def test_a_pgbouncer_without_a_free_session_is_known_too(
     start: Start, make: Make, events: CapturedEvents
 ) -> None:
-    """It accepts a login, and the first answer waits for a session: no block is said to be at fault."""
+    """Its first answer waits for a session: it is reported as a PgBouncer, not as a use after return."""
     address = start(default_pool_size=1).address
     holder = make(connection=address, pooler="pgbouncer", pool=ONE, watch=False)
     client = make(connection=address, pool=ONE)
